@@ -1,0 +1,45 @@
+"""Where a model's files are: a Hub id, a local folder, or a folder that an installed Python package carries.
+
+Knows: paths and installed packages.  Does not know: torch, transformers, the network.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+PACKAGE = "package:"
+
+
+class BaseNotFound(ValueError):
+    """A base that names a package or folder which is not there; the message says what to do."""
+
+
+def resolve_base(base: str) -> str:
+    """The base as sentence-transformers takes it: a folder's path, or a Hub id.
+
+    base: ``package:NAME/FOLDER`` (NAME as it is imported) gives the absolute path of that folder in the installed
+        package, which is found without being imported; ``~`` is expanded; everything else is returned unchanged.
+    Raises BaseNotFound where the form is wrong, the package is not installed or has no such folder.
+    """
+    if base.startswith("~"):
+        return str(Path(base).expanduser())
+    if not base.startswith(PACKAGE):
+        return base
+    name, _, folder = base.removeprefix(PACKAGE).partition("/")
+    module = name.replace("-", "_")
+    if not module.isidentifier():
+        raise BaseNotFound(f"{base!r} is not of the form package:NAME/FOLDER; for example package:my_models/minilm")
+    spec = importlib.util.find_spec(module)
+    if spec is None or not (spec.submodule_search_locations or spec.origin):
+        install = module.replace("_", "-")
+        raise BaseNotFound(f"{base!r}: the package {module} is not installed; install it: pip install {install}")
+    roots = list(spec.submodule_search_locations or [Path(str(spec.origin)).parent])
+    for root in roots:
+        path = (Path(root) / folder).resolve()
+        if path.is_dir():
+            return str(path)
+    there = sorted(p.name for root in roots for p in Path(root).iterdir() if p.is_dir() and not p.name.startswith("_"))
+    raise BaseNotFound(
+        f"{base!r}: the package {module} has no folder {folder!r}; it has: {', '.join(there) or 'no folder'}"
+    )
