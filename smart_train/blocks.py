@@ -1,0 +1,123 @@
+"""The recipe's blocks as typed dataclasses: every key, its default, and what it buys.
+
+Knows: names, types and defaults.  Does not know: YAML, torch, models (recipe.py reads and checks them).
+A field's comment is its documentation; docs/recipes.md is generated from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass
+class ModelBlock:
+    base: str = ""  # Hub id, local folder, or package:NAME/FOLDER (a model that an installed Python package carries)
+    revision: str | None = None  # Hub branch, tag or commit; pin it, or the adapter may meet other weights later
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # how the base is held in memory
+    attention: str | None = None  # sdpa, flash_attention_2, eager ...; null = what transformers chooses
+    trust_remote_code: bool = False  # run model code that lies in the base's repository
+    query_prompt: str | None = None  # put before a query (chat models: the system message); null = the base's own
+    document_prompt: str | None = None  # the same for a document
+    query_tokens: int | None = None  # longest query text; null = the base's own limit; images are never cut
+    document_tokens: int | None = None  # longest document text
+    min_pixels: int | None = None  # pixel budget of an image, lower bound
+    max_pixels: int | None = None  # pixel budget, upper bound: tokens per page and memory grow with it
+    matryoshka: list[int] = field(default_factory=list)  # pooled widths trained along with the whole one
+
+
+@dataclass
+class HybridBlock:
+    pooled: float = 1.0  # lambda of the pooled score
+    late: float = 1.0  # lambda of the late score; the best value differs between models: calibrate it
+    scaling: Literal["none", "standardised"] = "none"  # standardised: (score - mean) / std, fitted on the dev split
+    pooled_mean: float = 0.0  # the four constants are fitted, then stored with the adapter
+    pooled_std: float = 1.0
+    late_mean: float = 0.0
+    late_std: float = 1.0
+
+
+@dataclass
+class LateBlock:
+    layer: int | list[int] = -1  # 0 = embeddings, k = output of block k, -1 = last; a list = a learned softmax mix
+    norm: Literal["auto", "final", "none"] = "auto"  # for other layers than the last: the model's own final norm
+    head: Literal["none", "linear", "layernorm_linear"] = "none"  # none = the hidden states themselves
+    dim: int | None = None  # token width d; null = hidden size; with head none = the first d dimensions
+    matryoshka: list[int] = field(default_factory=list)  # narrower token widths trained along with the whole one
+    drop: list[Literal["punctuation"]] = field(default_factory=list)  # tokens left out besides padding and control
+    hybrid: HybridBlock = field(default_factory=HybridBlock)
+
+
+@dataclass
+class AdapterBlock:
+    kind: Literal["lora", "full", "frozen"] = "lora"  # lora; full = every weight; frozen = only the head
+    r: int = 32  # LoRA rank: capacity and size of the adapter
+    alpha: int = 32  # LoRA scale is alpha / r
+    dropout: float = 0.0  # on the LoRA input
+    targets: str | list[str] = "auto"  # auto = the linear layers of the language model's blocks; names; or a regex
+    layers: list[int] | None = None  # blocks (1 = first) that get LoRA; null = all; few upper ones cost less backward
+    vision: bool = False  # also adapt the vision tower
+
+
+@dataclass
+class DataBlock:
+    path: str = ""  # pydocs, a local folder or file, or a Hub dataset
+    format: Literal["auto", "pydocs", "beir", "rows"] = "auto"  # see docs/data.md
+    revision: str | None = None
+    subset: str | None = None  # Hub configuration name
+    split: str = "train"  # rows or qrels of this split are trained on
+    query: str = "query"  # rows: column of the query text
+    document: str | None = None  # rows: column of the document's text; null = positive / document / text, if there
+    image: str | None = None  # rows: column of the document's image; null = image, if there
+    id: str | None = None  # rows: column that names the document (image_filename ...); null = hash of the content
+    negatives: int = 0  # hard negatives per query; the data must have them
+    limit: int | None = None  # first pairs only
+    dev: float | int = 0.05  # share (below 1) or number of queries held out to choose by, whole files together
+    test: float | int = 0.05  # the same for the reported figures; ignored where the data has a test split
+    test_documents: int | None = None  # at most this many documents to rank; relevant ones always stay
+    length_groups: int = 4  # documents of a batch are encoded in this many groups of like length: less padding
+
+
+@dataclass
+class TermBlock:
+    weight: float = 1.0  # w of the term in the loss; 0 turns it off
+    temperature: float = 0.05  # tau; scores are cosines, so 0.02 to 0.05 is usual
+
+
+@dataclass
+class ObjectiveBlock:
+    pooled: TermBlock = field(default_factory=TermBlock)
+    late: TermBlock = field(default_factory=TermBlock)
+    hybrid: TermBlock = field(default_factory=lambda: TermBlock(weight=0.0))
+
+
+@dataclass
+class EvaluationBlock:
+    during: bool = True  # rank the dev split at every training.eval_steps
+    before: bool = True  # rank the test split with the untouched base: the table's first row
+    after: bool = True  # rank it with the trained encoder, reloaded from its folder
+    k: list[int] = field(default_factory=lambda: [1, 5, 10])  # cut-offs of nDCG, recall and MRR
+    batch_size: int = 32
+    bootstrap: int = 1000  # resamples for the 95 % intervals
+    seed: int = 0
+
+
+@dataclass
+class PublishBlock:
+    repo: str | None = None  # me/name on the Hub; null = not published
+    private: bool = True
+    license: str | None = None  # of the adapter; null = not stated
+
+
+@dataclass
+class Recipe:
+    name: str = "run"
+    output: str | None = None  # run folder; null = runs/NAME
+    model: ModelBlock = field(default_factory=ModelBlock)
+    late: LateBlock = field(default_factory=LateBlock)
+    adapter: AdapterBlock = field(default_factory=AdapterBlock)
+    data: DataBlock = field(default_factory=DataBlock)
+    objective: ObjectiveBlock = field(default_factory=ObjectiveBlock)
+    training: dict[str, Any] = field(default_factory=dict)  # transformers TrainingArguments + head_learning_rate
+    evaluation: EvaluationBlock = field(default_factory=EvaluationBlock)
+    publish: PublishBlock = field(default_factory=PublishBlock)

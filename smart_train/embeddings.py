@@ -1,0 +1,151 @@
+"""The shapes everyone shares: ragged tokens, embeddings and batches.
+
+Knows: torch.  Does not know: models, losses, data, processes.
+
+Letters in every shape comment of this project: B queries, N documents, Q query tokens, T document tokens,
+D pooled width, d token width, W ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Features = dict[str, Any]
+"""What a backbone takes for some rows: ``input_ids``, ``attention_mask``, ``pixel_values`` ..., as
+``SmartEncoder.preprocess`` makes it.  Padding exists in here and nowhere else."""
+
+
+@dataclass
+class Tokens:
+    """A ragged bag of token vectors, rows one after another: padding never reaches a score.
+
+    values:  [sum of lengths, d], L2-normalised
+    lengths: [rows], int64; every row has at least one token
+    """
+
+    values: Tensor
+    lengths: Tensor
+
+    def __post_init__(self) -> None:
+        if self.values.dim() != 2 or self.lengths.dim() != 1:
+            raise ValueError(
+                f"Tokens takes values [sum of lengths, d] and lengths [rows], got {tuple(self.values.shape)} "
+                f"and {tuple(self.lengths.shape)}"
+            )
+
+    def check(self) -> Tokens:
+        """Returns self; raises ValueError where lengths and values disagree or a row is empty (this synchronises
+        a GPU, so it is called at the borders, not in a step)."""
+        total, rows = int(self.lengths.sum()), self.values.shape[0]
+        if total != rows:
+            raise ValueError(f"the lengths add up to {total}, but there are {rows} token vectors")
+        if len(self.lengths) and int(self.lengths.min()) < 1:
+            raise ValueError(f"row {int(self.lengths.argmin())} has no token; every row needs at least one")
+        return self
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def width(self) -> int:
+        return self.values.shape[1]
+
+    def rows(self) -> Iterator[Tensor]:
+        """One [length, d] view a row."""
+        return iter(self.values.split(self.lengths.tolist()))
+
+    def select(self, rows: Sequence[int] | Tensor) -> Tokens:
+        """The given rows, in the given order (a copy)."""
+        index = torch.as_tensor(rows, dtype=torch.int64, device=self.lengths.device)
+        lengths = self.lengths[index]
+        starts = (self.lengths.cumsum(0) - self.lengths)[index]
+        before = lengths.cumsum(0) - lengths
+        within = torch.arange(int(lengths.sum()), device=index.device) - before.repeat_interleave(lengths)
+        where = starts.repeat_interleave(lengths) + within
+        return Tokens(self.values[where.to(self.values.device)], lengths)
+
+    def to(self, *args: Any, **kwargs: Any) -> Tokens:
+        """As ``Tensor.to`` for the values; the lengths keep int64 and follow to the device."""
+        values = self.values.to(*args, **kwargs)
+        return Tokens(values, self.lengths.to(values.device))
+
+    def cut(self, width: int) -> Tokens:
+        """The first ``width`` dimensions, normalised again (Matryoshka, Kusupati et al. 2022)."""
+        return Tokens(torch.nn.functional.normalize(self.values[:, :width], dim=-1), self.lengths)
+
+    @staticmethod
+    def cat(parts: Iterable[Tokens]) -> Tokens:
+        parts = list(parts)
+        return Tokens(torch.cat([p.values for p in parts]), torch.cat([p.lengths for p in parts]))
+
+
+@dataclass
+class Embeddings:
+    """What one forward gives for some rows.
+
+    pooled: [rows, D], L2-normalised
+    tokens: ragged, one row each
+    """
+
+    pooled: Tensor
+    tokens: Tokens
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def select(self, rows: Sequence[int] | Tensor) -> Embeddings:
+        index = torch.as_tensor(rows, dtype=torch.int64, device=self.pooled.device)
+        return Embeddings(self.pooled[index], self.tokens.select(index))
+
+    def to(self, *args: Any, **kwargs: Any) -> Embeddings:
+        return Embeddings(self.pooled.to(*args, **kwargs), self.tokens.to(*args, **kwargs))
+
+    def cut(self, pooled: int | None = None, tokens: int | None = None) -> Embeddings:
+        """The first dimensions of either side, normalised again; None leaves a side whole."""
+        cut = self.pooled if pooled is None else torch.nn.functional.normalize(self.pooled[:, :pooled], dim=-1)
+        return Embeddings(cut, self.tokens if tokens is None else self.tokens.cut(tokens))
+
+    @staticmethod
+    def cat(parts: Iterable[Embeddings]) -> Embeddings:
+        parts = list(parts)
+        return Embeddings(torch.cat([p.pooled for p in parts]), Tokens.cat(p.tokens for p in parts))
+
+
+@dataclass
+class Batch:
+    """One step's rows on one rank.
+
+    queries, documents: lists of Features; the rows of the chunks, one chunk after another, are the B queries and
+        the N documents.  A chunk is one backbone forward; rows of like length share one, so that little padding is
+        computed.  Documents are unique by id.
+    query_ids: [B], document_ids: [N], int64 hashes of the ids, the same on every rank
+    relevance: [B, N] bool; True where the document answers the query (of all known qrels, not of the drawn pair only)
+    positives: [P, 2] int64; the drawn (query row, document row) pairs that the loss has a term for
+    """
+
+    queries: list[Features]
+    documents: list[Features]
+    query_ids: Tensor
+    document_ids: Tensor
+    relevance: Tensor
+    positives: Tensor
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> Batch:
+        def move(chunk: Features) -> Features:
+            return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in chunk.items()}
+
+        return Batch(
+            [move(c) for c in self.queries],
+            [move(c) for c in self.documents],
+            self.query_ids.to(device),
+            self.document_ids.to(device),
+            self.relevance.to(device),
+            self.positives.to(device),
+            self.notes,
+        )
