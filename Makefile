@@ -1,0 +1,47 @@
+# make quickstart   set up, then train and evaluate the embedded example: a table, a plot, an adapter
+# make test         set up, then lint and the quick tests (what CI runs);  make test-all: the slow ones too
+# make lint | clean
+#
+# The environment is .venv, made from pyproject.toml and constraints.txt when it is missing, unfinished or outdated.
+# PYTHON=...     the Python to make it with (3.11 or newer)
+# PIP_FLAGS=...  passed on to pip, for an index or wheel folder of your own
+# ARGS=...       passed on to pytest
+
+PYTHON ?= $(shell for p in python3 python python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+PIP_FLAGS ?=
+ARGS ?=
+export PIP_FLAGS
+
+BIN := $(CURDIR)/.venv/bin
+# accelerate sets one thread where none is named, tests want one: each target says what it wants
+CORES = $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
+QUIET = TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+TESTS = env OMP_NUM_THREADS=1 $(QUIET) $(BIN)/python -m pytest
+
+.PHONY: help environment quickstart test test-all lint clean
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+environment:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer on the PATH. Install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) tools/environment.py
+
+quickstart: environment
+	PATH="$(BIN):$$PATH" $(QUIET) OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} accelerate launch recipes/quickstart.yaml
+
+test: lint
+	$(TESTS) $(ARGS)
+
+test-all: lint
+	$(TESTS) -m "" $(ARGS)
+
+lint: environment
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	@echo "kept: .venv and runs/ (remove them by hand)"

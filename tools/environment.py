@@ -1,0 +1,139 @@
+"""Makes .venv from pyproject.toml and constraints.txt, once: the first half of `make quickstart` and `make test`.
+
+Knows: venv, pip, uv and how to see an NVIDIA GPU.  Does not know: the package it installs.
+Standard library only, since it runs before anything is installed.
+
+Which build of torch: where pip, as it is configured, takes a CPU build, or a GPU is visible, or the system is not
+Linux, pip decides.  On a Linux machine without a GPU where pip would take the CUDA build (it works there, but brings
+several GB of CUDA libraries along), uv, which knows torch's own builds by name, installs the fitting one first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+STAMP = (
+    VENV / "installed.json"
+)  # what the finished install was made of; written last, so that its absence means unfinished
+SOURCES = ("pyproject.toml", "constraints.txt")
+OLDEST = (3, 11)
+
+
+def main() -> None:
+    if sys.version_info < OLDEST:
+        sys.exit(
+            f"smart-train needs Python {OLDEST[0]}.{OLDEST[1]} or newer; this is {sys.version.split()[0]} "
+            f"({sys.executable}). Name another one: make PYTHON=/path/to/python3 ..."
+        )
+    lock = os.open(ROOT, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # two `make` at once: the second waits, then finds everything done
+    wanted = fingerprint()
+    found = read_stamp()
+    if found == wanted:
+        return
+    if found is None or found["place"] != wanted["place"]:
+        create()
+    STAMP.unlink(missing_ok=True)
+    install()
+    STAMP.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+
+
+def fingerprint() -> dict[str, str]:
+    """What an install depends on: the two files' content, the folder (scripts hold its path) and the Python."""
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        digest.update((ROOT / name).read_bytes())
+    return {"sources": digest.hexdigest(), "place": f"{VENV} {os.path.realpath(sys.executable)}"}
+
+
+def read_stamp() -> dict[str, str] | None:
+    """The stamp of a finished install whose Python still runs; None where there is none."""
+    if not STAMP.exists() or subprocess.run([python(), "-c", ""], capture_output=True).returncode:
+        return None
+    return json.loads(STAMP.read_text(encoding="utf-8"))
+
+
+def create() -> None:
+    """An empty .venv: an unfinished one is thrown away, because half a package can look like a whole one to pip."""
+    say(f"making {VENV.name} with Python {sys.version.split()[0]}")
+    if VENV.is_symlink() or VENV.is_file():
+        sys.exit(f"{VENV} is a link or a file; remove it, or put a real environment's folder there")
+    if subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)]).returncode:
+        sys.exit("python -m venv failed (above); on Debian and Ubuntu it is a package of its own: python3-venv")
+
+
+def install() -> None:
+    flags = shlex.split(os.environ.get("PIP_FLAGS", ""))
+    if needs_cpu_build(flags):
+        install_fitting_torch(flags)
+    say("installing smart-train and what it needs (about 2 GB on disk without a GPU, about 8 GB with one)")
+    pip("install", "--quiet", *flags, "-c", "constraints.txt", "-e", ".[dev]")
+    subprocess.run([python(), "-c", REPORT], check=True)
+
+
+def needs_cpu_build(flags: list[str]) -> bool:
+    """True on Linux without a GPU where pip would take another build of torch than a CPU one."""
+    if sys.platform != "linux" or sees_gpu():
+        return False
+    question = ["install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet", "--report", "-"]
+    answer = pip(*question, *flags, "-c", "constraints.txt", "torch", capture=True)
+    return "+cpu" not in json.loads(answer)["install"][0]["metadata"]["version"]
+
+
+def sees_gpu() -> bool:
+    if glob.glob("/dev/nvidia[0-9]*"):
+        return True
+    tool = shutil.which("nvidia-smi")
+    return tool is not None and subprocess.run([tool, "-L"], capture_output=True).returncode == 0
+
+
+def install_fitting_torch(flags: list[str]) -> None:
+    say("no NVIDIA GPU is visible: asking uv for the build of torch that fits this machine")
+    pip("install", "--quiet", *flags, "uv")
+    command = [str(VENV / "bin" / "uv"), "pip", "install", "--quiet", "--python", python(), "--torch-backend=auto"]
+    if subprocess.run([*command, "-c", "constraints.txt", "torch"], cwd=ROOT).returncode:
+        say(
+            "uv found none (above), so pip takes the CUDA build: it works without a GPU, but is several GB larger. "
+            "To choose yourself: make PIP_FLAGS='--index-url ...' with an index that holds a CPU build"
+        )
+
+
+REPORT = """
+import torch
+print(f"[environment] torch {torch.__version__},", torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")
+"""
+
+
+def pip(*arguments: str, capture: bool = False) -> str:
+    done = subprocess.run(
+        [python(), "-m", "pip", *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE if capture else None
+    )
+    if done.returncode:
+        sys.exit(
+            f"[environment] pip failed (above): pip {shlex.join(arguments)}. "
+            "Once the cause is mended, the same make command starts over."
+        )
+    return done.stdout or ""
+
+
+def python() -> str:
+    return str(VENV / "bin" / "python")
+
+
+def say(text: str) -> None:
+    print(f"[environment] {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
