@@ -1,0 +1,167 @@
+"""LoRA through peft: where it goes, how it is added, written and read back key by key.
+
+Knows: peft and module trees.  Does not know: pooling, heads, losses.
+Every tensor of an adapter file is accounted for: a missing, an unexpected or a wrongly sized one is an error, as is
+a file of zeros.  (Adapters that load without an error and do nothing are this field's most reported fault.)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from smart_train.blocks import AdapterBlock
+from smart_train.model.layers import find_blocks, is_vision
+
+NAME = "default"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+class AdapterError(ValueError):
+    """An adapter that does not fit its base or its file, with what was expected and what was found."""
+
+
+def lora_targets(model: nn.Module, adapter: AdapterBlock) -> str:
+    """One regular expression over module names: the linear layers that get LoRA.
+
+    auto: every linear layer of the language model's blocks (of ``adapter.layers`` only, where given); a list: those
+    of them with these last names; a string: used as it is.  With ``adapter.vision`` the vision tower's are added.
+    Raises AdapterError where nothing matches.
+    """
+    if isinstance(adapter.targets, str) and adapter.targets != "auto":
+        pattern = adapter.targets
+    else:
+        wanted = None if adapter.targets == "auto" else set(adapter.targets)
+        prefix, blocks = find_blocks(model)
+        numbers = range(1, len(blocks) + 1) if adapter.layers is None else adapter.layers
+        leaves = {n for block in blocks for n in _linear_names(block) if wanted is None or n.split(".")[-1] in wanted}
+        if not leaves:
+            names = sorted({n.split(".")[-1] for block in blocks for n in _linear_names(block)})
+            raise AdapterError(f"adapter.targets {adapter.targets}: no such linear layer; the blocks have {names}")
+        index = "|".join(str(number - 1) for number in numbers)
+        inner = "|".join(re.escape(leaf) for leaf in sorted(leaves))
+        pattern = rf"(.*\.)?{re.escape(prefix)}\.({index})\.({inner})"
+    if adapter.vision:
+        towers = [n for n in _linear_names(model) if is_vision(n)]
+        if not towers:
+            raise AdapterError("adapter.vision is true, but the model has no vision tower; set it to false")
+        pattern = f"({pattern})|(.*\\.)?({'|'.join(re.escape(n) for n in towers)})"
+    if not any(re.fullmatch(pattern, name) for name, _ in model.named_modules()):
+        raise AdapterError(f"adapter.targets {pattern!r} matches no module of {type(model).__name__}")
+    return pattern
+
+
+def _linear_names(module: nn.Module) -> list[str]:
+    return [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
+
+
+def add_lora(model: nn.Module, adapter: AdapterBlock, base: str, revision: str | None) -> None:
+    """Freezes ``model`` and adds LoRA (Hu et al. 2021) in place; LoRA weights are float32 over a half-precision base.
+
+    B starts at zero, so that the vectors are the base's own until the first step.
+    """
+    config = LoraConfig(
+        r=adapter.r,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=lora_targets(model, adapter),
+        base_model_name_or_path=base,
+        revision=revision,
+        task_type="FEATURE_EXTRACTION",
+    )
+    _inject(model, config)
+
+
+def _inject(model: nn.Module, config: LoraConfig) -> None:
+    model.requires_grad_(False)
+    inject_adapter_in_model(config, model, NAME)
+    model.peft_config = {NAME: config}  # type: ignore[assignment]
+    if hasattr(model, "_hf_peft_config_loaded"):
+        model._hf_peft_config_loaded = True  # type: ignore[assignment]  # transformers then treats it as adapted
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+
+
+def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if "lora_" in name}
+
+
+def save_lora(model: Any, folder: Path, state: dict[str, Tensor] | None = None) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors as peft does, so that plain peft reads them.
+
+    state: the gathered full tensors where the model in memory is sharded; None takes the model's own.
+    Raises AdapterError, and writes nothing, where a tensor is empty.
+    """
+    tensors = get_peft_model_state_dict(model, state_dict=state, adapter_name=NAME)
+    empty = [name for name, tensor in tensors.items() if tensor.numel() == 0]
+    if empty or not tensors:
+        raise AdapterError(f"{len(empty)} of {len(tensors)} adapter tensors are empty (sharded?): {empty[:3]}")
+    prefixed = {f"base_model.model.{name}": t.detach().cpu().contiguous() for name, t in tensors.items()}
+    config = model.peft_config[NAME]
+    inference, config.inference_mode = config.inference_mode, True
+    try:
+        config.save_pretrained(str(folder))
+    finally:
+        config.inference_mode = inference
+    save_file(prefixed, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def load_lora(model: Any, folder: Path, trainable: bool = False) -> None:
+    """Adds the adapter of ``folder`` to the plain base ``model``, every key checked.
+
+    Raises AdapterError: no adapter there, keys missing or left over, another shape, or B all zero (an untrained or
+    broken file would load without an error and change nothing).
+    """
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise AdapterError(f"{folder}: no adapter there ({CONFIG} and {WEIGHTS} are needed)")
+    config = LoraConfig(**_lora_fields(json.loads((folder / CONFIG).read_text(encoding="utf8"))))
+    if NAME not in getattr(model, "peft_config", {}):
+        _inject(model, config)
+    load_lora_weights(model, folder)
+    if not trainable:
+        for parameter in lora_parameters(model).values():
+            parameter.requires_grad_(False)
+
+
+def _lora_fields(stored: dict[str, Any]) -> dict[str, Any]:
+    known = LoraConfig.__dataclass_fields__
+    return {k: v for k, v in stored.items() if k in known and k not in ("peft_type", "auto_mapping", "peft_version")}
+
+
+def load_lora_weights(model: Any, folder: Path) -> None:
+    """Copies the file's tensors into the LoRA that ``model`` has already; the same checks as ``load_lora``."""
+    stored = {n.removeprefix("base_model.model."): t for n, t in load_file(folder / WEIGHTS).items()}
+    expected = get_peft_model_state_dict(model, adapter_name=NAME)
+    missing, extra = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
+    if missing or extra:
+        raise AdapterError(
+            f"{folder / WEIGHTS}: {len(missing)} of {len(expected)} tensors are missing ({missing[:2]}) and "
+            f"{len(extra)} are not this base's ({extra[:2]}); the adapter belongs to another model or its keys were "
+            "renamed; nothing was loaded"
+        )
+    for name, tensor in stored.items():
+        if tensor.shape != expected[name].shape:
+            raise AdapterError(
+                f"{folder / WEIGHTS}: {name} is {tuple(tensor.shape)}, the base needs {tuple(expected[name].shape)}; "
+                "nothing was loaded"
+            )
+    check_moved(stored, folder / WEIGHTS)
+    result = set_peft_model_state_dict(model, stored, adapter_name=NAME)
+    if result.unexpected_keys:
+        raise AdapterError(f"{folder / WEIGHTS}: peft left out {result.unexpected_keys[:3]}")
+
+
+def check_moved(tensors: dict[str, Tensor], where: Path | str) -> None:
+    """Raises AdapterError where every LoRA B is zero: such an adapter changes no vector."""
+    bs = [t for name, t in tensors.items() if "lora_B" in name]
+    if bs and not any(bool(torch.any(t != 0)) for t in bs):
+        raise AdapterError(f"{where}: all {len(bs)} LoRA B matrices are zero, so the adapter changes nothing")
