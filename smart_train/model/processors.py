@@ -16,6 +16,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from transformers.utils import cached_file, is_torchvision_available
 log = logging.getLogger(__name__)
 
 
-WHERE = "cache_dir force_download proxies token revision local_files_only subfolder".split()
+WHERE = ["cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder"]
 
 
 class VideoRefused(ValueError):
@@ -46,11 +47,7 @@ class ImagesOnly:
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
         processor.video_settings = read_video_settings(pretrained_model_name_or_path, kwargs)
-        log.warning(
-            "torchvision is not installed: %s is loaded for images and text; videos are refused (pip install "
-            "torchvision to have them)",
-            cls.__name__,
-        )
+        report(cls.__name__)
         return processor
 
     def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> Any:
@@ -67,6 +64,15 @@ class ImagesOnly:
         if self.video_settings is not None:
             settings["video_processor"] = self.video_settings
         return settings
+
+
+@cache  # once a class and process; a run loads its base three times
+def report(name: str) -> None:
+    log.warning(
+        "torchvision is not installed: %s is loaded for images and text; videos are refused (pip install torchvision "
+        "to have them)",
+        name,
+    )
 
 
 def read_video_settings(base: Any, where: dict[str, Any]) -> dict[str, Any] | None:
