@@ -11,6 +11,27 @@ from typing import Any, Literal
 
 
 @dataclass
+class Where:
+    """Where the keys of a recipe were written, so that an error can point there.
+
+    lines: dotted key -> line in ``file`` (1 = first), or None for the command line; keys left at their default are
+        absent
+    """
+
+    file: str = "recipe"
+    lines: dict[str, int | None] = field(default_factory=dict)
+
+    def place(self, key: str) -> str:
+        """'FILE, line N' of the key, or of the nearest block around it that was written; 'command line'; FILE."""
+        parts = key.split(".") if key else []
+        for end in range(len(parts), 0, -1):
+            if (name := ".".join(parts[:end])) in self.lines:
+                line = self.lines[name]
+                return "command line" if line is None else f"{self.file}, line {line}"
+        return self.file
+
+
+@dataclass
 class ModelBlock:
     base: str = ""  # Hub id, local folder, or package:NAME/FOLDER (a model that an installed Python package carries)
     revision: str | None = None  # Hub branch, tag or commit; pin it, or the adapter may meet other weights later
@@ -45,7 +66,7 @@ class LateBlock:
     dim: int | None = None  # token width d; null = hidden size; with head none = the first d dimensions
     matryoshka: list[int] = field(default_factory=list)  # narrower token widths trained along with the whole one
     drop: list[Literal["punctuation"]] = field(default_factory=list)  # tokens left out besides padding and control
-    hybrid: HybridBlock = field(default_factory=HybridBlock)
+    hybrid: HybridBlock = field(default_factory=HybridBlock)  # how the two scores become one
 
 
 @dataclass
@@ -63,7 +84,7 @@ class AdapterBlock:
 class DataBlock:
     path: str = ""  # pydocs, a local folder or file, or a Hub dataset
     format: Literal["auto", "pydocs", "beir", "rows"] = "auto"  # see docs/data.md
-    revision: str | None = None
+    revision: str | None = None  # of a Hub dataset: branch, tag or commit; pin it, or the figures may move
     subset: str | None = None  # Hub configuration name
     split: str = "train"  # rows or qrels of this split are trained on
     query: str = "query"  # rows: column of the query text
@@ -86,9 +107,9 @@ class TermBlock:
 
 @dataclass
 class ObjectiveBlock:
-    pooled: TermBlock = field(default_factory=TermBlock)
-    late: TermBlock = field(default_factory=TermBlock)
-    hybrid: TermBlock = field(default_factory=lambda: TermBlock(weight=0.0))
+    pooled: TermBlock = field(default_factory=TermBlock)  # cross entropy of the pooled scores
+    late: TermBlock = field(default_factory=TermBlock)  # cross entropy of the late scores
+    hybrid: TermBlock = field(default_factory=lambda: TermBlock(weight=0.0))  # the two scores added before the softmax
 
 
 @dataclass
@@ -97,27 +118,30 @@ class EvaluationBlock:
     before: bool = True  # rank the test split with the untouched base: the table's first row
     after: bool = True  # rank it with the trained encoder, reloaded from its folder
     k: list[int] = field(default_factory=lambda: [1, 5, 10])  # cut-offs of nDCG, recall and MRR
-    batch_size: int = 32
+    batch_size: int = 32  # rows encoded at once; changes speed and memory, never a score
     bootstrap: int = 1000  # resamples for the 95 % intervals
-    seed: int = 0
+    seed: int = 0  # of the resampling
 
 
 @dataclass
 class PublishBlock:
     repo: str | None = None  # me/name on the Hub; null = not published
-    private: bool = True
+    private: bool = True  # a new repository is made private
     license: str | None = None  # of the adapter; null = not stated
 
 
 @dataclass
 class Recipe:
-    name: str = "run"
+    name: str = "run"  # of the run: its folder, its trackers
     output: str | None = None  # run folder; null = runs/NAME
-    model: ModelBlock = field(default_factory=ModelBlock)
-    late: LateBlock = field(default_factory=LateBlock)
-    adapter: AdapterBlock = field(default_factory=AdapterBlock)
-    data: DataBlock = field(default_factory=DataBlock)
-    objective: ObjectiveBlock = field(default_factory=ObjectiveBlock)
+    model: ModelBlock = field(default_factory=ModelBlock)  # which embedder, and how text and images enter it
+    late: LateBlock = field(default_factory=LateBlock)  # the token view: which hidden states, head, hybrid weights
+    adapter: AdapterBlock = field(default_factory=AdapterBlock)  # what is trained
+    data: DataBlock = field(default_factory=DataBlock)  # what it is trained and tested on
+    objective: ObjectiveBlock = field(default_factory=ObjectiveBlock)  # the terms of the loss
     training: dict[str, Any] = field(default_factory=dict)  # transformers TrainingArguments + head_learning_rate
-    evaluation: EvaluationBlock = field(default_factory=EvaluationBlock)
-    publish: PublishBlock = field(default_factory=PublishBlock)
+    evaluation: EvaluationBlock = field(default_factory=EvaluationBlock)  # what is measured, and when
+    publish: PublishBlock = field(default_factory=PublishBlock)  # where the adapter goes
+
+    def __post_init__(self) -> None:
+        self.where = Where()  # no field: a recipe's place is no part of its content
