@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from transformers import ProcessorMixin
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor as WholeQwen2_5_VLProcessor
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor as WholeQwen2VLProcessor
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor as WholeQwen3VLProcessor
@@ -35,17 +36,17 @@ class VideoRefused(ValueError):
     """A video was handed to a processor that was loaded without torchvision."""
 
 
-class ImagesOnly:
+class ImagesOnly(ProcessorMixin):
     """What the three classes below share; ProcessorMixin takes its parts from the signature of __init__."""
 
     video_settings: dict[str, Any] | None = None
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **kwargs: Any):
-        super().__init__(image_processor, tokenizer, None, chat_template=chat_template, **kwargs)  # type: ignore[call-arg]
+        super().__init__(image_processor, tokenizer, None, chat_template=chat_template, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor.video_settings = read_video_settings(pretrained_model_name_or_path, kwargs)
         report(cls.__name__)
         return processor
@@ -57,10 +58,10 @@ class ImagesOnly:
                 f"this {type(self).__name__} was loaded without torchvision and takes no videos; "
                 "install torchvision, or pass the video's frames as images"
             )
-        return super().__call__(images=images, text=text, **kwargs)  # type: ignore[misc]
+        return super().__call__(images=images, text=text, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        settings = super().to_dict()  # type: ignore[misc]
+        settings = super().to_dict()
         if self.video_settings is not None:
             settings["video_processor"] = self.video_settings
         return settings
