@@ -1,0 +1,343 @@
+"""SmartEncoder: any sentence-transformers model, read twice from one forward: one pooled vector and a bag of tokens.
+
+Knows: SentenceTransformer (which loads, formats, pools), layers, tokens, adapters.
+Does not know: losses, data sets, rankings, processes.
+
+An encoder is composed of a SentenceTransformer and a LateHead; saving and loading lives in model/folder.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from smart_train.bases import resolve_base
+from smart_train.blocks import AdapterBlock, LateBlock, ModelBlock
+from smart_train.embeddings import Embeddings, Features, Tokens
+from smart_train.model.adapters import add_lora
+from smart_train.model.inputs import Contents, Role, open_content, same_kind, set_pixel_budget, text_length
+from smart_train.model.layers import LateHead, find_blocks, find_final_norm, resolve_layers, text_config
+from smart_train.model.processors import images_without_torchvision
+from smart_train.model.tokens import TokenFilter
+from smart_train.objective import scores as scoring
+
+logger = logging.getLogger(__name__)
+
+
+
+class SmartEncoder(nn.Module):
+    """One forward -> Embeddings(pooled, tokens).
+
+    base: Hub id, local folder or package:NAME/FOLDER; model, late, adapter: the recipe's blocks (None = defaults; no
+    adapter = the plain base).  ``SmartEncoder("any sentence-transformers model")`` scores late and hybrid at once,
+    without training.
+    Raises ValueError where the base gives no token states, lacks a layer, or its final norm can't be found.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        *,
+        model: ModelBlock | None = None,
+        late: LateBlock | None = None,
+        adapter: AdapterBlock | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings = replace(model or ModelBlock(), base=base)
+        self.late = late or LateBlock()
+        self.adapter = adapter
+        self.st = _load_base(self.settings, device)
+        if not hasattr(self.transformer, "modality_config"):
+            raise ValueError(f"{base}: its first module is {type(self.transformer).__name__}, not a transformer")
+        # Rows of a flattened batch can't be told apart by a mask; chunks of like length save the same padding.
+        self.transformer.unpad_inputs = False
+        set_pixel_budget(self.transformer.processor, self.settings)
+        self.pooling = next((m.pooling_mode for m in self.st if hasattr(m, "pooling_mode")), None)
+        self.layers = [-1] if self.late.layer in (-1, [-1]) else self._resolve_layers()
+        self.final_norm: list[nn.Module] = []  # in a list: the norm is the backbone's, not a second registration of it
+        if any(layer != -1 for layer in self.layers) and self.late.norm != "none":
+            norm = find_final_norm(self.backbone, self._probe)
+            if norm is None and self.late.norm == "final":
+                raise ValueError(f"{base} has no final norm (it is a post-norm model); set late.norm to auto or none")
+            self.final_norm = [norm] if norm is not None else []
+        self.keep = TokenFilter(self.tokenizer, self.backbone.config, self.pooling, list(self.late.drop))
+        self.head = LateHead(self.late, self.layers, self.hidden_size).to(self.device)
+        self.cut_rows: dict[Role, int] = {"query": 0, "document": 0}  # rows at their length limit, counted
+        if adapter is not None:
+            self._adapt(adapter)
+
+    # -- what it is made of
+
+    @property
+    def transformer(self) -> Any:
+        """The sentence-transformers module around the backbone."""
+        return self.st[0]
+
+    @property
+    def backbone(self) -> Any:
+        """The transformers model."""
+        return self.transformer.model
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.st.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.st.parameters()).device
+
+    @property
+    def config(self) -> Any:  # transformers.Trainer and DeepSpeed ask a model for the backbone's
+        return self.backbone.config
+
+    @property
+    def hidden_size(self) -> int:
+        return int(text_config(self.backbone.config).hidden_size)
+
+    @property
+    def token_width(self) -> int:
+        return self.late.dim or self.hidden_size
+
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        self.backbone.gradient_checkpointing_enable(**kwargs)
+
+    def enable_input_require_grads(self) -> None:
+        self.backbone.enable_input_require_grads()
+
+    def _resolve_layers(self) -> list[int]:
+        return resolve_layers(self.late.layer, len(find_blocks(self.backbone)[1]))
+
+    def _probe(self) -> Tensor:
+        features = {k: v.to(self.device) for k, v in self.tokenizer("a probe", return_tensors="pt").items()}
+        self.backbone.eval()
+        states: Tensor = self.backbone(**features).last_hidden_state
+        return states
+
+    def _adapt(self, adapter: AdapterBlock) -> None:
+        if adapter.kind == "lora":
+            add_lora(self.backbone, adapter, resolve_base(self.settings.base), self.settings.revision)
+            return
+        self.st.requires_grad_(adapter.kind == "full")
+        pooler = getattr(self.backbone, "pooler", None)
+        if adapter.kind == "full" and isinstance(pooler, nn.Module):
+            pooler.requires_grad_(False)  # BERT's [CLS] pooler feeds neither view; it could never get a gradient
+
+    # -- preprocessing, in data workers
+
+    def prompt(self, role: Role) -> str | None:
+        """The recipe's prompt for this role, else the base's own, chosen as sentence-transformers does."""
+        own = self.settings.query_prompt if role == "query" else self.settings.document_prompt
+        if own is not None:
+            return own or None
+        names = ["query"] if role == "query" else ["document", "passage", "corpus"]
+        name = next((n for n in names if n in self.st.prompts), self.st.default_prompt_name)
+        return self.st.prompts.get(name) if name is not None else None
+
+    def preprocess(self, contents: Contents, role: Role) -> Features:
+        """Rows (text, PIL image, path of an image, or {"text": ..., "image": ...}) -> Features, on the CPU."""
+        limit = self.settings.query_tokens if role == "query" else self.settings.document_tokens
+        rows = [open_content(content) for content in contents]
+        chat = "message" in self.st.modalities
+        if chat and limit is not None:
+            # Only the text is cut, before the template: cutting the rendered chat would take image placeholders
+            # or the token that is pooled.
+            rows = [self._cut_text(row, limit, role) for row in rows]
+            limit = None
+        options: dict[str, Any] = {"task": role}
+        if limit is not None:
+            options["max_length"] = limit
+        features: Features = self.st.preprocess(rows, prompt=self.prompt(role), **options)
+        features["role"] = role
+        return features
+
+    def _cut_text(self, row: Any, limit: int, role: Role) -> Any:
+        text = row.get("text") if isinstance(row, dict) else row
+        if not isinstance(text, str):
+            return row
+        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        if len(offsets) <= limit:
+            return row
+        self.cut_rows[role] += 1
+        text = text[: offsets[limit - 1][1]]
+        return {**row, "text": text} if isinstance(row, dict) else text
+
+    # -- the one forward
+
+    def forward(self, chunks: Features | Sequence[Features]) -> Embeddings:
+        """Features of some rows, or a list of such chunks -> their Embeddings, rows in order, on the model's device."""
+        if isinstance(chunks, dict):
+            return self._forward(chunks)
+        return Embeddings.cat(self._forward(chunk) for chunk in chunks)
+
+    def _forward(self, features: Features) -> Embeddings:
+        features = dict(features)  # the modules write into it
+        role = features.pop("role", "document")
+        ids, mask = features["input_ids"], features["attention_mask"]
+        self._count_cut(role, mask)
+        with self._recording(features):
+            out = self.st(features)
+        pooled = out["sentence_embedding"]
+        states = [self._state(layer, out) for layer in self.layers]
+        tokens = self._tokens(states, self.keep(ids, mask), mask, pooled)
+        return Embeddings(F.normalize(pooled.float(), dim=-1), tokens)
+
+    @contextmanager
+    def _recording(self, features: Features) -> Iterator[None]:
+        """Has the backbone keep the wanted layers, and only those, and sentence-transformers hand them on."""
+        wanted = [layer for layer in self.layers if layer != -1]
+        config = self.backbone.config
+        before = config.output_hidden_states
+        if wanted:
+            features["output_hidden_states"] = wanted
+            config.output_hidden_states = True
+        try:
+            yield
+        finally:
+            config.output_hidden_states = before
+
+    def _state(self, layer: int, out: dict[str, Any]) -> Tensor:
+        if layer == -1:
+            last: Tensor = out["token_embeddings"]
+            return last
+        state: Tensor = out["all_layer_embeddings"][layer]
+        return self.final_norm[0](state) if self.final_norm else state
+
+    def _tokens(self, states: list[Tensor], kept: Tensor, mask: Tensor, pooled: Tensor) -> Tokens:
+        """The kept tokens of every row; a row that keeps none gets its pooled vector as the only one."""
+        lengths = kept.sum(1)
+        values = self.head([state[kept] for state in states])
+        empty = lengths == 0
+        if bool(empty.any()):
+            stand_in = self._stand_in(states, mask, pooled, empty)
+            rows = list(values.split(lengths.tolist()))
+            for at, row in enumerate(empty.nonzero().flatten().tolist()):
+                rows[row] = stand_in[at : at + 1]
+            values, lengths = torch.cat(rows), lengths.clamp(min=1)
+        return Tokens(values, lengths)
+
+    def _stand_in(self, states: list[Tensor], mask: Tensor, pooled: Tensor, empty: Tensor) -> Tensor:
+        """[empty rows, d]: the pooled vector through the head, or, where its width is not the head's (a Dense module
+        after the pooling), the mean of the row's states."""
+        if pooled.shape[1] == self.hidden_size:
+            return self.head([pooled[empty].to(states[0].dtype)] * len(states))
+        weights = (mask[empty].float() / mask[empty].sum(1, keepdim=True)).unsqueeze(-1)
+        return self.head([(state[empty] * weights.to(state.dtype)).sum(1) for state in states])
+
+    def _count_cut(self, role: Role, mask: Tensor) -> None:
+        limit = self.settings.query_tokens if role == "query" else self.settings.document_tokens
+        limit = limit or self.st.max_seq_length
+        if limit is not None and mask.shape[1] >= limit and "message" not in self.st.modalities:
+            self.cut_rows[role] += int((mask.sum(1) >= limit).sum())
+
+    # -- encoding many rows
+
+    def encode_queries(self, contents: Contents, **options: Any) -> Any:
+        """As ``encode``, with the query prompt and length."""
+        return self.encode(contents, "query", **options)
+
+    def encode_documents(self, contents: Contents, **options: Any) -> Any:
+        """As ``encode``, with the document prompt and length."""
+        return self.encode(contents, "document", **options)
+
+    @torch.no_grad()
+    def encode(
+        self,
+        contents: Contents,
+        role: Role,
+        batch_size: int = 32,
+        progress: Callable[[Iterable[Any]], Iterable[Any]] | bool | None = None,
+        output: Literal["torch", "numpy"] = "torch",
+        dtype: torch.dtype | None = None,
+    ) -> Any:
+        """Embeddings of many rows, in their order, on the CPU.
+
+        progress: True for a bar, or a wrapper of the iterable of batches; output: "torch" gives Embeddings, "numpy"
+        a pair (pooled [rows, D], list of one [tokens, d] array a row); dtype: how tokens are kept (float16 halves
+        them; the pooled vectors stay float32).
+        """
+        order = sorted(range(len(contents)), key=lambda i: -text_length(contents[i]))
+        starts: Iterable[int] = range(0, len(order), batch_size)
+        if progress:
+            starts = progress(starts) if callable(progress) else _bar(starts, f"{role} batches")
+        training = self.training
+        self.eval()
+        parts = []
+        try:
+            for start in starts:
+                for rows in same_kind(order[start : start + batch_size], contents):
+                    features = _to(self.preprocess([contents[i] for i in rows], role), self.device)
+                    parts.append((rows, self._forward(features).to("cpu")))
+        finally:
+            self.train(training)
+        if not parts:
+            empty = Tokens(torch.zeros(0, self.token_width), torch.zeros(0, dtype=torch.int64))
+            found = Embeddings(torch.zeros(0, self.st.get_embedding_dimension() or 0), empty)
+        else:
+            if dtype is not None:
+                parts = [(rows, Embeddings(e.pooled, e.tokens.to(dtype))) for rows, e in parts]
+            placed = torch.tensor([row for rows, _ in parts for row in rows])
+            found = Embeddings.cat(e for _, e in parts).select(placed.argsort())
+        if output == "numpy":
+            return found.pooled.numpy(), [np.asarray(row) for row in found.tokens.rows()]
+        return found
+
+    def score(self, queries: Any, documents: Any, mode: str = "hybrid", **options: Any) -> Tensor:
+        """[B, N] pooled, late or hybrid scores of contents or Embeddings; options go to ``encode``."""
+        q = queries if isinstance(queries, Embeddings) else self.encode_queries(queries, **options)
+        x = documents if isinstance(documents, Embeddings) else self.encode_documents(documents, **options)
+        return scoring.scores(q, x, mode, self.late.hybrid)
+
+    # -- folders
+
+    def save_pretrained(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> Path:
+        """Writes the folder described in docs/architecture.md; see model/folder.py."""
+        from smart_train.model.folder import save
+
+        return save(self, Path(folder), state)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, revision: str | None = None, device: str | torch.device | None = None, **options: Any
+    ) -> SmartEncoder:
+        """The encoder of a folder (or Hub repository) that ``save_pretrained`` wrote; a plain sentence-transformers
+        model gives a training-free encoder.  See model/folder.py for what is checked."""
+        from smart_train.model.folder import load
+
+        return load(str(folder), revision=revision, device=device, **options)
+
+
+def _load_base(settings: ModelBlock, device: str | torch.device | None) -> SentenceTransformer:
+    options: dict[str, Any] = {}
+    if settings.dtype != "auto":
+        options["dtype"] = getattr(torch, settings.dtype)
+    if settings.attention is not None:
+        options["attn_implementation"] = settings.attention
+    with images_without_torchvision():
+        return SentenceTransformer(
+            resolve_base(settings.base),
+            revision=settings.revision,
+            device=str(device) if device is not None else None,
+            model_kwargs=options or None,
+            trust_remote_code=settings.trust_remote_code,
+        )
+
+
+def _to(features: Features, device: torch.device) -> Features:
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in features.items()}
+
+
+def _bar(batches: Iterable[int], what: str) -> Iterable[int]:
+    from tqdm.auto import tqdm
+
+    return tqdm(batches, desc=what, leave=False)

@@ -1,0 +1,252 @@
+"""The folder an encoder is saved as, loaded from, and verified by.
+
+    smart_train.json           what changes a vector: base and its revision, layer, norm, head, prompts, lengths, pixels
+    late_head.safetensors      the head's and the mix's weights, where there are any
+    adapter_config.json, adapter_model.safetensors    LoRA, as peft writes it
+    modules.json, config_sentence_transformers.json, 1_Pooling/ ...    so that plain SentenceTransformer(folder) gives
+                               the same pooled vectors without this package
+Safetensors and JSON only.  A frozen backbone's folder holds the first two alone: its pooled vectors are the base's.
+
+Knows: SmartEncoder and files.  Does not know: training, data sets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from smart_train.bases import resolve_base
+from smart_train.blocks import AdapterBlock, HybridBlock, LateBlock, ModelBlock
+from smart_train.model.adapters import AdapterError, check_moved, load_lora, lora_parameters, save_lora
+from smart_train.model.encoder import SmartEncoder
+
+logger = logging.getLogger(__name__)
+
+SETTINGS, HEAD = "smart_train.json", "late_head.safetensors"
+FORMAT = 1
+VERSIONS = ("smart-train", "torch", "transformers", "peft", "sentence-transformers")
+
+
+def base_identity(encoder: SmartEncoder) -> dict[str, Any]:
+    """{"base", "revision", "fingerprint", "commit", "hidden_size", "layers"}: what tells one base from another.
+
+    The fingerprint is a SHA-256 over the base's weight files' headers and 64 KiB samples of each (a local folder);
+    a Hub model is told by its commit.
+    """
+    settings = encoder.settings
+    folder = Path(resolve_base(settings.base))
+    config = encoder.backbone.config
+    return {
+        "base": settings.base,
+        "revision": settings.revision,
+        "commit": getattr(config, "_commit_hash", None),
+        "fingerprint": fingerprint(folder) if folder.is_dir() else None,
+        "architecture": type(encoder.backbone).__name__,
+        "hidden_size": encoder.hidden_size,
+    }
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over names, sizes and 64 KiB pieces (first, last and 14 between) of a folder's weight files."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".bin") and p.is_file())
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()}:{size}".encode())
+        with path.open("rb") as stream:
+            for part in range(16):
+                stream.seek(max(0, (size - 65536) * part // 15))
+                digest.update(stream.read(65536))
+    return digest.hexdigest()
+
+
+def save(encoder: SmartEncoder, folder: Path, state: dict[str, Tensor] | None = None) -> Path:
+    """Writes ``folder``; weights first, smart_train.json last, so that a half-written folder is not taken for one.
+
+    state: gathered full tensors by parameter name, where the encoder in memory is sharded.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SETTINGS).unlink(missing_ok=True)
+    kind = encoder.adapter.kind if encoder.adapter is not None else None
+    if kind in ("lora", "full"):
+        _save_foundation(encoder, folder, state, kind)
+    head = encoder.head.state_dict() if state is None else _part(state, "head.")
+    if head:
+        tensors = {name: t.detach().float().cpu().contiguous() for name, t in head.items()}
+        empty = [name for name, tensor in tensors.items() if tensor.numel() == 0]
+        if empty:
+            raise AdapterError(f"{folder / HEAD}: {empty} are empty (sharded?); nothing was written there")
+        save_file(tensors, folder / HEAD)
+    (folder / SETTINGS).write_text(json.dumps(settings_of(encoder), indent=2) + "\n", encoding="utf8")
+    return folder
+
+
+def settings_of(encoder: SmartEncoder) -> dict[str, Any]:
+    """Everything that changes a vector or a score, as JSON."""
+    model = asdict(encoder.settings)
+    model["query_prompt"], model["document_prompt"] = encoder.prompt("query") or "", encoder.prompt("document") or ""
+    return {
+        "format": FORMAT,
+        **base_identity(encoder),
+        "model": model,
+        "late": asdict(encoder.late),
+        "adapter": asdict(encoder.adapter) if encoder.adapter is not None else None,
+        "max_tokens": encoder.st.max_seq_length,
+        "chat_template": _digest(getattr(encoder.tokenizer, "chat_template", None)),
+        "versions": {name: _version(name) for name in VERSIONS},
+    }
+
+
+def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+
+
+def _digest(text: Any) -> str | None:
+    return None if text is None else hashlib.sha256(str(text).encode()).hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except ImportError:
+        return None
+
+
+def _save_foundation(encoder: SmartEncoder, folder: Path, state: dict[str, Tensor] | None, kind: str) -> None:
+    """The sentence-transformers folder: its modules and settings, with LoRA in place of the base's weights."""
+    transformer, st = encoder.transformer, encoder.st
+    prompts = dict(st.prompts)
+    if encoder.settings.query_prompt is not None:
+        prompts["query"] = encoder.settings.query_prompt
+    if encoder.settings.document_prompt is not None:
+        prompts["document"] = encoder.settings.document_prompt
+    kept, st.prompts = st.prompts, prompts
+    backbone_save = transformer.model.save_pretrained
+    inner = None if state is None else _part(state, "st.0.model.")
+
+    def write(path: str, **_options: Any) -> None:
+        if kind == "lora":
+            save_lora(transformer.model, Path(path), inner)
+        else:
+            backbone_save(path, state_dict=inner)
+
+    transformer.model.save_pretrained = write
+    try:
+        st.save(str(folder), create_model_card=False)
+    finally:
+        del transformer.model.save_pretrained
+        st.prompts = kept
+
+
+def load(
+    source: str,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    base: str | None = None,
+    trainable: bool = False,
+    dtype: str | None = None,
+) -> SmartEncoder:
+    """An encoder from a saved folder or Hub repository; one without smart_train.json is a plain base, training-free.
+
+    base: where the base lies now, if it has moved; its identity is checked all the same.  dtype: as model.dtype.
+    Raises AdapterError, and loads nothing, where the base is another one (architecture, width, revision or weights),
+    where a key is missing, left over or of another size, or where every LoRA B is zero.
+    """
+    folder = _local(source, revision)
+    if folder is None or not (folder / SETTINGS).is_file():
+        return SmartEncoder(source, model=ModelBlock(revision=revision), device=device)
+    stored = json.loads((folder / SETTINGS).read_text(encoding="utf8"))
+    if stored.get("format") != FORMAT:
+        raise AdapterError(f"{folder / SETTINGS}: format {stored.get('format')}, this version reads {FORMAT}; upgrade")
+    late = stored["late"]
+    late = LateBlock(**{**late, "hybrid": HybridBlock(**late["hybrid"])})
+    adapter = AdapterBlock(**stored["adapter"]) if stored["adapter"] is not None else None
+    model = ModelBlock(**{**stored["model"], **({"dtype": dtype} if dtype else {})})
+    full = adapter is not None and adapter.kind == "full"
+    encoder = SmartEncoder(str(folder) if full else base or stored["base"], model=model, late=late, device=device)
+    encoder.settings.base = stored["base"]
+    if not full:
+        check_base(stored, base_identity(encoder) | {"base": base or stored["base"]}, folder)
+    if adapter is not None and adapter.kind == "lora":
+        load_lora(encoder.backbone, folder, trainable)
+    encoder.adapter = adapter
+    load_head(encoder, folder)
+    return encoder
+
+
+def _local(source: str, revision: str | None) -> Path | None:
+    """The folder of a source on this disk; a Hub repository's small files and adapter are fetched."""
+    path = Path(resolve_base(source))
+    if path.is_dir():
+        return path
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        hf_hub_download(source, SETTINGS, revision=revision)
+    except EntryNotFoundError:
+        return None
+    return Path(snapshot_download(source, revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.pkl", "*.py"]))
+
+
+def check_base(stored: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
+    """Raises AdapterError where the base at hand is not the one the adapter was trained on."""
+    for key in ("architecture", "hidden_size", "revision", "fingerprint", "commit"):
+        if stored.get(key) is not None and found.get(key) is not None and stored[key] != found[key]:
+            raise AdapterError(
+                f"{folder}: trained on {stored['base']} with {key} {stored[key]}, but {found['base']} has {key} "
+                f"{found[key]}; load it with that base, or train again; nothing was loaded"
+            )
+
+
+def load_head(encoder: SmartEncoder, folder: Path) -> None:
+    """The late head's weights, every key and size checked; raises AdapterError."""
+    expected = encoder.head.state_dict()
+    path = folder / HEAD
+    if not expected and not path.is_file():
+        return
+    if not path.is_file():
+        raise AdapterError(f"{path} is missing, but the settings name a head ({sorted(expected)}); nothing was loaded")
+    stored = load_file(path)
+    want = {name: tuple(t.shape) for name, t in expected.items()}
+    have = {name: tuple(t.shape) for name, t in stored.items()}
+    if want != have:
+        raise AdapterError(f"{path}: expected {want}, found {have}; the head belongs to other settings")
+    encoder.head.load_state_dict(stored)
+
+
+def verify(encoder: SmartEncoder, folder: Path, queries: list[Any], documents: list[Any]) -> dict[str, Any]:
+    """Reloads ``folder`` in a fresh object and compares both views with the encoder in memory.
+
+    queries, documents: some real contents.  Returns {"rows", "largest_pooled_difference", "largest_token_difference"}
+    and writes it to verified.json.  Raises AdapterError on a difference over 1e-5 (1e-2 for a half-precision base),
+    on another number of tokens, and where training moved nothing.
+    """
+    check_moved({n: p.detach() for n, p in lora_parameters(encoder.backbone).items()}, folder)
+    fresh = load(str(folder), device=encoder.device, base=None, dtype=encoder.settings.dtype)
+    half = encoder.backbone.dtype in (torch.float16, torch.bfloat16)
+    report: dict[str, Any] = {"rows": len(queries) + len(documents), "tolerance": 1e-2 if half else 1e-5}
+    for role, contents in (("query", queries), ("document", documents)):
+        ours, theirs = encoder.encode(contents, role), fresh.encode(contents, role)
+        if ours.tokens.lengths.tolist() != theirs.tokens.lengths.tolist():
+            raise AdapterError(f"{folder}: reloaded, a {role} has another number of tokens; the folder is not usable")
+        for view, a, b in (("pooled", ours.pooled, theirs.pooled), ("token", ours.tokens.values, theirs.tokens.values)):
+            key = f"largest_{view}_difference"
+            report[key] = max(report.get(key, 0.0), float((a - b).abs().max()))
+            if not report[key] <= report["tolerance"]:
+                raise AdapterError(
+                    f"{folder}: reloaded, a {role}'s {view} vectors differ by {report[key]:.2e} (at most "
+                    f"{report['tolerance']:.0e} is accepted); the saved adapter is not what was trained"
+                )
+    (folder / "verified.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf8")
+    logger.info("reloaded %s: the same vectors (%s)", folder, report)
+    return report

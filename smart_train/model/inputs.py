@@ -1,0 +1,80 @@
+"""What an encoder is given: text, images, paths of images, or both together.
+
+Knows: PIL, paths, processors' pixel bounds.  Does not know: models, tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from smart_train.blocks import ModelBlock
+
+Role = Literal["query", "document"]
+Contents = Sequence[Any]
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+
+def set_pixel_budget(processor: Any, settings: ModelBlock) -> None:
+    """The recipe's bounds on an image's pixels, set where the Qwen-VL family keeps them.
+
+    Raises ValueError where the processor has no such bounds: a budget that is not obeyed must not be recorded.
+    """
+    wanted = {"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}
+    wanted = {k: v for k, v in wanted.items() if v is not None}
+    if not wanted:
+        return
+    images = getattr(processor, "image_processor", None)
+    size = getattr(images, "size", None)
+    if images is None or size is None or "longest_edge" not in dict(size):
+        raise ValueError(
+            f"model.min_pixels / max_pixels: {type(processor).__name__} has no pixel bounds; remove both keys"
+        )
+    images.size = {**dict(size), **wanted}
+    for name, value in (("min_pixels", settings.min_pixels), ("max_pixels", settings.max_pixels)):
+        if value is not None and hasattr(images, name):
+            setattr(images, name, value)
+
+
+def open_content(content: Any) -> Any:
+    """A path of an image becomes the image; everything else is what it is."""
+    if isinstance(content, dict) and isinstance(content.get("image"), (str, Path)):
+        return {**content, "image": _read_image(Path(content["image"]))}
+    if isinstance(content, Path) or (isinstance(content, str) and content.lower().endswith(IMAGES) and _is_file(content)):
+        return _read_image(Path(content))
+    return content
+
+
+def _is_file(text: str) -> bool:
+    return len(text) < 1024 and "\n" not in text and Path(text).is_file()
+
+
+def _read_image(path: Path) -> Any:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise ValueError(f"{path}: not a readable image ({error}); repair it or leave it out") from error
+
+
+def content_kind(content: Any) -> str:
+    if isinstance(content, dict):
+        return "+".join(sorted(content))
+    return "text" if isinstance(content, str) and not (content.lower().endswith(IMAGES) and _is_file(content)) else "image"
+
+
+def same_kind(rows: list[int], contents: Contents) -> list[list[int]]:
+    """The rows of a batch by kind (text, image, both): a forward takes one kind."""
+    groups: dict[str, list[int]] = {}
+    for row in rows:
+        groups.setdefault(content_kind(contents[row]), []).append(row)
+    return list(groups.values())
+
+
+def text_length(content: Any) -> int:
+    if isinstance(content, dict):
+        content = content.get("text") or ""
+    return len(content) if isinstance(content, str) else 0
