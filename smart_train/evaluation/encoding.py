@@ -1,0 +1,146 @@
+"""Embeds a collection for evaluation: once, in bounded memory, with its unanswered queries counted.
+
+Knows: an encoder's two methods, a collection's three tables.  Does not know: how either is made, scores, rankings.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from tqdm.auto import tqdm
+
+from smart_train.blocks import LateBlock
+from smart_train.embeddings import Embeddings
+
+logger = logging.getLogger(__name__)
+
+TEXT_BATCHES = 64  # of text encoded at a time, so that the float32 tokens of the whole corpus never lie in memory
+IMAGE_BATCHES = 2  # decoded images are large: only these are in memory at a time
+
+
+class Encoder(Protocol):
+    late: LateBlock
+
+    def encode_queries(self, contents: Sequence[Any], **options: Any) -> Any: ...
+
+    def encode_documents(self, contents: Sequence[Any], **options: Any) -> Any: ...
+
+
+class Document(Protocol):
+    @property
+    def text(self) -> str | None: ...
+
+    @property
+    def image(self) -> Any: ...
+
+    def content(self) -> Any: ...
+
+
+class Collection(Protocol):
+    @property
+    def corpus(self) -> Mapping[str, Document]: ...
+
+    @property
+    def queries(self) -> Mapping[str, str]: ...
+
+    @property
+    def qrels(self) -> Mapping[str, Mapping[str, int]]: ...
+
+
+@dataclass
+class Encoded:
+    """A collection's embeddings: queries B rows, documents N rows, ids in the rows' order, tokens in float16."""
+
+    queries: Embeddings
+    documents: Embeddings
+    query_ids: list[str]
+    document_ids: list[str]
+    unanswered: list[str]  # queries without a relevant document in the corpus: not encoded, in no average
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def mb_per_document(self) -> float:
+        """Megabytes (1e6 bytes) an index needs for a document: its tokens and its pooled vector, both float16."""
+        numbers = self.documents.tokens.values.numel() + self.documents.pooled.numel()
+        return 2 * numbers / 1e6 / max(1, len(self.documents))
+
+
+def encode(encoder: Encoder, collection: Collection, *, batch_size: int = 32, progress: bool = False) -> Encoded:
+    """Embeds the documents and the queries that have a relevant one; images are decoded a few batches at a time.
+
+    Raises ValueError where no query has a relevant document in the corpus.
+    """
+    corpus, queries = collection.corpus, collection.queries
+    query_ids: list[str] = []
+    unanswered: list[str] = []
+    for query in queries:
+        grades = collection.qrels.get(query, {})
+        answered = any(grade > 0 and document in corpus for document, grade in grades.items())
+        (query_ids if answered else unanswered).append(query)
+    if not query_ids:
+        raise ValueError(f"none of the {len(queries)} queries has a relevant document in the corpus of {len(corpus)}")
+    if unanswered:
+        logger.warning(
+            "%d of %d queries have no relevant document in the corpus and are left out, such as %r",
+            len(unanswered),
+            len(queries),
+            unanswered[0],
+        )
+    seconds: dict[str, float] = {}
+    texts = [queries[query] for query in query_ids]
+    with clock(seconds, "queries"), _bar("queries", len(texts), batch_size, progress) as wrap:
+        query_embeddings = encoder.encode_queries(texts, batch_size=batch_size, progress=wrap)
+    with clock(seconds, "documents"), _bar("documents", len(corpus), batch_size, progress) as wrap:
+        parts: list[Embeddings] = []
+        document_ids: list[str] = []
+        for ids in _portions(corpus, batch_size):
+            contents = [corpus[document].content() for document in ids]
+            part = encoder.encode_documents(contents, batch_size=batch_size, progress=wrap)
+            parts.append(Embeddings(part.pooled.float(), part.tokens.to(torch.float16)))
+            document_ids += ids
+    return Encoded(query_embeddings, Embeddings.cat(parts), query_ids, document_ids, unanswered, seconds)
+
+
+def _portions(corpus: Mapping[str, Document], batch_size: int) -> Iterator[list[str]]:
+    """Document ids to encode together: texts by length, longest first, then images in their order."""
+    texts = [id for id, document in corpus.items() if document.image is None]
+    images = [id for id, document in corpus.items() if document.image is not None]
+    texts.sort(key=lambda id: -len(corpus[id].text or ""))
+    for ids, batches in ((texts, TEXT_BATCHES), (images, IMAGE_BATCHES)):
+        size = batches * batch_size
+        for begin in range(0, len(ids), size):
+            yield ids[begin : begin + size]
+
+
+Batches = Iterable[Any]
+
+
+@contextmanager
+def _bar(what: str, rows: int, batch_size: int, shown: bool) -> Iterator[Callable[[Batches], Batches] | None]:
+    """One bar over several calls: a wrapper of the encoder's batches, or None where no bar is wanted."""
+    if not shown:
+        yield None
+        return
+    with tqdm(total=math.ceil(rows / batch_size), desc=f"encoding {what}", leave=False) as bar:
+
+        def counted(batches: Batches) -> Batches:
+            for batch in batches:
+                yield batch
+                bar.update()
+
+        yield counted
+
+
+@contextmanager
+def clock(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Writes how long its block took."""
+    begun = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - begun

@@ -1,0 +1,128 @@
+"""nDCG, recall, MRR and success of rankings, with intervals and paired tests over queries.
+
+Knows: qrels and rankings.  Does not know: embeddings, encoders, collections, files.
+
+The measures are trec_eval's (through pytrec_eval), nDCG with linear gain as MTEB and BEIR report it: the exponential
+gain some toolkits use differs by 0.1 to 0.7 points where judgements are graded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytrec_eval
+
+Ranking = list[tuple[str, float]]
+"""Documents of one query, best first, with their scores."""
+Interval = dict[str, float]
+
+RESAMPLED = 1 << 22  # values drawn at a time: 32 MiB of indices, whatever the number of queries
+
+
+def measure(
+    qrels: Mapping[str, Mapping[str, int]], rankings: Mapping[str, Ranking], k: Sequence[int]
+) -> dict[str, dict[str, float]]:
+    """{"ndcg@10": {query id: value}, "recall@10": ..., "mrr@10": ..., "success@10": ...} for every cut-off in ``k``.
+
+    qrels: query id -> document id -> grade (above 0 = relevant); rankings: query id -> documents, best first.
+    Queries without a relevant document have no value; every other query of ``qrels`` has one in every measure.
+    A ranking counts in the order given: trec_eval would break equal scores by document id, so it is fed ranks.
+
+    ndcg@k: sum over the first k of grade / log2(1 + rank), over the same sum of the best possible order
+    recall@k: relevant documents among the first k / all relevant documents of the query
+    mrr@k: 1 / rank of the first relevant document, 0 where none is among the first k
+    success@k: 1 where one of the first k is relevant, else 0
+
+    Raises ValueError for a cut-off below 1, for a judged query without a ranking, and for a ranking that names a
+    document twice.
+    """
+    cuts = sorted(set(k))
+    if not cuts or cuts[0] < 1:
+        raise ValueError(f"evaluation.k takes cut-offs of 1 or more, got {list(k)}")
+    judged = {query: dict(grades) for query, grades in qrels.items() if any(grade > 0 for grade in grades.values())}
+    run = {query: _by_rank(query, rankings, cuts[-1]) for query in judged}
+    listed = ",".join(map(str, cuts))
+    wanted = {f"ndcg_cut.{listed}", f"recall.{listed}", f"success.{listed}", "recip_rank"}
+    found = pytrec_eval.RelevanceEvaluator(judged, wanted).evaluate(run) if judged else {}
+    values: dict[str, dict[str, float]] = {}
+    for cut in cuts:
+        for name, theirs in ((f"ndcg@{cut}", f"ndcg_cut_{cut}"), (f"recall@{cut}", f"recall_{cut}")):
+            values[name] = {query: float(found[query][theirs]) for query in judged}
+        values[f"mrr@{cut}"] = {query: _reciprocal(found[query]["recip_rank"], cut) for query in judged}
+        values[f"success@{cut}"] = {query: float(found[query][f"success_{cut}"]) for query in judged}
+    return values
+
+
+def _by_rank(query: str, rankings: Mapping[str, Ranking], deepest: int) -> dict[str, float]:
+    """Scores that stand for the order alone: the first document has the highest."""
+    if query not in rankings:
+        raise ValueError(f"query {query!r} has judgements but no ranking; rank every judged query, or leave it out")
+    ranking = rankings[query][:deepest]
+    scores = {document: float(len(ranking) - place) for place, (document, _) in enumerate(ranking)}
+    if len(scores) != len(ranking):
+        raise ValueError(f"the ranking of query {query!r} names a document twice")
+    return scores
+
+
+def _reciprocal(value: float, cut: int) -> float:
+    return float(value) if value and round(1 / value) <= cut else 0.0
+
+
+def interval(
+    values: Mapping[str, float] | Sequence[float] | np.ndarray, bootstrap: int = 1000, seed: int = 0
+) -> Interval:
+    """Mean over queries with its 95 % percentile bootstrap interval: {"value", "low", "high"}.
+
+    bootstrap: resamples of the queries (Efron 1979); the same seed gives the same interval on every machine.
+    Raises ValueError where there is no query.
+    """
+    array = _as_array(values)
+    means = _resampled_means(array, bootstrap, seed)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"value": float(array.mean()), "low": float(low), "high": float(high)}
+
+
+def paired(a: Mapping[str, float], b: Mapping[str, float], bootstrap: int = 1000, seed: int = 0) -> dict[str, float]:
+    """Mean difference a - b over the same queries: {"value", "low", "high", "p"}.
+
+    low, high: 95 % percentile bootstrap over queries; p: two-sided sign-flip randomisation test with ``bootstrap``
+    draws (Fisher 1935; Smucker, Allan and Carterette 2007 for retrieval), never below 1 / (draws + 1).
+    Raises ValueError where the two were not measured on the same queries.
+    """
+    if a.keys() != b.keys():
+        odd = sorted(a.keys() ^ b.keys())
+        raise ValueError(f"a paired difference needs the same queries; {len(odd)} are on one side only: {odd[:3]}")
+    difference = _as_array([a[query] - b[query] for query in sorted(a)])
+    summary = interval(difference, bootstrap, seed)
+    observed = abs(difference.mean())
+    rng = np.random.default_rng(seed)
+    at_least = 0
+    for draws in _portions(bootstrap, len(difference)):
+        signs = rng.integers(0, 2, (draws, len(difference)), dtype=np.int8) * 2 - 1
+        # a hair below, since the same sum in another order may differ in its last bit
+        at_least += int((np.abs(signs @ difference) / len(difference) >= observed - 1e-12).sum())
+    return {**summary, "p": (at_least + 1) / (bootstrap + 1)}
+
+
+def _as_array(values: Mapping[str, float] | Sequence[float] | np.ndarray) -> np.ndarray:
+    array = np.asarray([values[q] for q in sorted(values)] if isinstance(values, Mapping) else values, dtype=np.float64)
+    if array.size == 0:
+        raise ValueError("there is no query to average over: none has a relevant document")
+    return array
+
+
+def _resampled_means(array: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
+    if bootstrap < 1:
+        raise ValueError(f"evaluation.bootstrap takes 1 resample or more, got {bootstrap}")
+    rng = np.random.default_rng(seed)
+    drawn = [
+        array[rng.integers(0, len(array), (draws, len(array)))].mean(1) for draws in _portions(bootstrap, len(array))
+    ]
+    return np.concatenate(drawn)
+
+
+def _portions(bootstrap: int, queries: int) -> list[int]:
+    """``bootstrap`` in portions that hold at most RESAMPLED values each."""
+    most = max(1, RESAMPLED // queries)
+    return [min(most, bootstrap - begun) for begun in range(0, bootstrap, most)]

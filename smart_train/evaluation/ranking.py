@@ -1,0 +1,239 @@
+"""Ranks documents for queries by pooled, late and hybrid scores, in bounded memory.
+
+Knows: embeddings and the three scores.  Does not know: encoders, collections, qrels.
+
+The corpus goes by in blocks, and of each block only what may still be among the first ``top`` is kept.  So memory is
+one block and B * top, whatever the corpus; and since a score depends on its own query and document alone, and equal
+scores are ordered by a hash, a ranking depends neither on the blocks nor on the order of the corpus.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from smart_train.blocks import HybridBlock
+from smart_train.embeddings import Embeddings, Tokens
+from smart_train.evaluation.metrics import Ranking
+from smart_train.objective.scores import hybrid_scores, late_scores, pooled_scores
+
+MODES = ("pooled", "late", "hybrid")
+BLOCK = 1 << 24  # float32 values of a document block: 64 MiB, about 500 short texts or 10 pages of 2048-wide tokens
+QUERY_TOKENS = 4096  # of a query block: the maxima of one tile stay below a document block's size
+NOISE = 1e-6  # cosines nearer than this are equal: float32 sums in another order differ by a few 1e-7
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to order documents: the score of (pooled, late), both [B, N], and how near its values count as equal."""
+
+    score: Callable[[Tensor, Tensor], Tensor]
+    noise: float = NOISE
+
+
+def view(mode: str, hybrid: HybridBlock) -> View:
+    """The View of a mode.  Raises ValueError for another word than pooled, late or hybrid."""
+    if mode == "pooled":
+        return View(lambda pooled, late: pooled)
+    if mode == "late":
+        return View(lambda pooled, late: late)
+    if mode == "hybrid":
+        stretch = abs(hybrid.pooled) + abs(hybrid.late)
+        if hybrid.scaling == "standardised":
+            stretch = abs(hybrid.pooled) / hybrid.pooled_std + abs(hybrid.late) / hybrid.late_std
+        return View(lambda pooled, late: hybrid_scores(pooled, late, hybrid), NOISE * max(1.0, stretch))
+    raise ValueError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
+
+
+def rank(
+    queries: Embeddings,
+    documents: Embeddings,
+    query_ids: Sequence[str],
+    document_ids: Sequence[str],
+    mode: str = "hybrid",
+    hybrid: HybridBlock | None = None,
+    *,
+    top: int = 100,
+    block: int = BLOCK,
+    device: torch.device | str | None = None,
+) -> dict[str, Ranking]:
+    """The first ``top`` documents of every query by one mode; see ``rank_all``."""
+    views = {mode: view(mode, hybrid or HybridBlock())}
+    return rank_views(queries, documents, query_ids, document_ids, views, top=top, block=block, device=device)[mode]
+
+
+def rank_all(
+    queries: Embeddings,
+    documents: Embeddings,
+    query_ids: Sequence[str],
+    document_ids: Sequence[str],
+    hybrid: HybridBlock | None = None,
+    *,
+    top: int = 100,
+    block: int = BLOCK,
+    device: torch.device | str | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, dict[str, Ranking]]:
+    """The rankings of all three modes from one pass: {"pooled": {query id: [(document id, score)]}, "late", "hybrid"}.
+
+    queries: B rows, documents: N rows, tokens of any float dtype (float16 storage is scored in float32)
+    hybrid: the weights and constants of the hybrid score; top: documents kept per query, best first
+    block: float32 values of a document block; it changes memory and speed, never a ranking
+    device: where the scores are computed; None = where the embeddings are
+    progress: called with the number of query-document pairs after each tile
+
+    Scores nearer than NOISE are a tie, ordered by blake2b of (query id, document id).
+    Raises ValueError for ids that are not one a row or not unique, and for values that are not finite, naming the id.
+    """
+    views = {mode: view(mode, hybrid or HybridBlock()) for mode in MODES}
+    return rank_views(
+        queries, documents, query_ids, document_ids, views, top=top, block=block, device=device, progress=progress
+    )
+
+
+def rank_views(
+    queries: Embeddings,
+    documents: Embeddings,
+    query_ids: Sequence[str],
+    document_ids: Sequence[str],
+    views: Mapping[str, View],
+    *,
+    top: int,
+    block: int = BLOCK,
+    device: torch.device | str | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, dict[str, Ranking]]:
+    """As ``rank_all`` for any views: each tile's pooled and late scores are computed once and serve them all."""
+    check(queries, query_ids, "query")
+    check(documents, document_ids, "document")
+    if not len(documents):
+        raise ValueError("there is no document to rank")
+    if top < 1:
+        raise ValueError(f"top is the number of documents kept per query, 1 or more, got {top}")
+    rankings: dict[str, dict[str, Ranking]] = {name: {} for name in views}
+    best: dict[str, _Best] = {}
+    for rows, columns, pooled, late in tiles(queries, documents, block, device):
+        if columns.start == 0:  # a new block of queries begins
+            best = {name: _Best(top, each.noise) for name, each in views.items()}
+        for name, each in views.items():
+            best[name].add(each.score(pooled, late), columns.start)
+        if columns.stop == len(documents):
+            for name in views:
+                rankings[name].update(best[name].rankings(query_ids[rows], document_ids))
+        if progress is not None:
+            progress(pooled.numel())
+    return rankings
+
+
+def tiles(
+    queries: Embeddings, documents: Embeddings, block: int = BLOCK, device: torch.device | str | None = None
+) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """(query rows, document rows, pooled, late) of every tile, both scores [rows, columns] float32; all documents of
+    one block of queries before the next block."""
+    device = torch.device(device) if device is not None else queries.pooled.device
+    document_blocks = list(_slices(documents.tokens.lengths, max(1, block // documents.tokens.width)))
+    for rows in _slices(queries.tokens.lengths, QUERY_TOKENS):
+        some = _part(queries, rows, device)
+        for columns in document_blocks:
+            part = _part(documents, columns, device)
+            yield rows, columns, pooled_scores(some.pooled, part.pooled), late_scores(some.tokens, part.tokens)
+
+
+def _slices(lengths: Tensor, tokens: int) -> Iterator[slice]:
+    """Consecutive rows that hold at most so many tokens together; a longer row stands alone."""
+    begin = held = 0
+    for row, length in enumerate(lengths.tolist()):
+        if row > begin and held + length > tokens:
+            yield slice(begin, row)
+            begin, held = row, 0
+        held += length
+    if len(lengths):
+        yield slice(begin, len(lengths))
+
+
+def _part(embeddings: Embeddings, rows: slice, device: torch.device) -> Embeddings:
+    """Consecutive rows in float32 on the device; a view where they already are."""
+    lengths = embeddings.tokens.lengths
+    begin, count = int(lengths[: rows.start].sum()), int(lengths[rows].sum())
+    values = embeddings.tokens.values[begin : begin + count]
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return Embeddings(
+        embeddings.pooled[rows].to(device, dtype), Tokens(values.to(device, dtype), lengths[rows].to(device))
+    )
+
+
+class _Best:
+    """The running best of one view for one block of queries."""
+
+    def __init__(self, top: int, noise: float) -> None:
+        self.top, self.noise = top, noise
+        self.scores: Tensor | None = None  # [B, kept], best first
+        self.columns: Tensor | None = None  # [B, kept], rows of the corpus
+
+    def add(self, scores: Tensor, first: int) -> None:
+        """Takes the scores [B, n] of the documents from row ``first`` on."""
+        columns = torch.arange(first, first + scores.shape[1], device=scores.device).expand_as(scores)
+        if self.scores is not None and self.columns is not None:
+            scores, columns = torch.cat([self.scores, scores], 1), torch.cat([self.columns, columns], 1)
+        if scores.shape[1] > self.top:
+            # What ties with the last place stays too, or the block would decide and not the hash.
+            last = scores.topk(self.top, dim=1).values[:, -1:]
+            kept = int((scores >= last - self.noise).sum(1).max())
+            scores, order = scores.topk(kept, dim=1)
+            columns = columns.gather(1, order)
+        self.scores, self.columns = scores, columns
+
+    def rankings(self, query_ids: Sequence[str], document_ids: Sequence[str]) -> dict[str, Ranking]:
+        if self.scores is None or self.columns is None:
+            return {}
+        scores, order = self.scores.sort(dim=1, descending=True)
+        columns = self.columns.gather(1, order)
+        ranked = {}
+        for query, values, places in zip(query_ids, scores.tolist(), columns.tolist(), strict=True):
+            found = [(document_ids[place], value) for place, value in zip(places, values, strict=True)]
+            ranked[query] = _order_ties(query, found, self.noise)[: self.top]
+        return ranked
+
+
+def _order_ties(query: str, found: Ranking, noise: float) -> Ranking:
+    """Runs of scores each within ``noise`` of the one before are ordered by hash; the rest stays, best first."""
+    ordered: Ranking = []
+    begin = 0
+    for place in range(1, len(found) + 1):
+        if place < len(found) and found[place - 1][1] - found[place][1] <= noise:
+            continue
+        run = found[begin:place]
+        ordered += run if len(run) == 1 else sorted(run, key=lambda pair: tie_hash(query, pair[0]))
+        begin = place
+    return ordered
+
+
+def tie_hash(query_id: str, document_id: str) -> bytes:
+    """What orders equal scores: blake2b of the two ids, the same in every process and unrelated to any position."""
+    query = query_id.encode()
+    return hashlib.blake2b(len(query).to_bytes(8, "little") + query + document_id.encode(), digest_size=8).digest()
+
+
+def check(embeddings: Embeddings, ids: Sequence[str], what: str) -> None:
+    """Raises ValueError for ids that are not one a row or not unique, and for a row that is not finite, by its id."""
+    if len(ids) != len(embeddings):
+        raise ValueError(f"{len(embeddings)} {what} embeddings, but {len(ids)} {what} ids")
+    if len(set(ids)) != len(ids):
+        twice = next(one for place, one in enumerate(ids) if one in ids[:place])
+        raise ValueError(f"the {what} id {twice!r} is there twice; ids must be unique")
+    embeddings.tokens.check()
+    owner = torch.repeat_interleave(torch.arange(len(ids)), embeddings.tokens.lengths.cpu())
+    # a sum is finite where its parts are, and needs no mask of the corpus' size
+    tokens = ~embeddings.tokens.values.sum(1, dtype=torch.float32).isfinite().cpu()
+    bad = ~embeddings.pooled.sum(1, dtype=torch.float32).isfinite().cpu()
+    bad[owner[tokens]] = True
+    if bad.any():
+        rows = bad.nonzero().flatten().tolist()
+        raise ValueError(
+            f"the embedding of {what} {ids[rows[0]]!r} is not finite (NaN or infinity), and {len(rows) - 1} more: "
+            "a diverged run, or an overflow in float16; load the base with model.dtype float32 or bfloat16"
+        )

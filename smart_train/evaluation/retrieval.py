@@ -1,0 +1,178 @@
+"""Evaluates an encoder on a collection, and calibrates its hybrid score on a dev split.
+
+Knows: rankings, measures and the hybrid's weights.  Does not know: how encoders and collections are made, files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from smart_train.blocks import HybridBlock
+from smart_train.evaluation.encoding import Collection, Encoded, Encoder, clock, encode
+from smart_train.evaluation.metrics import Interval, interval, measure
+from smart_train.evaluation.ranking import MODES, View, rank, rank_all, rank_views, tiles, view
+
+__all__ = ["Evaluation", "calibrate", "calibrate_encoded", "evaluate", "evaluate_encoded", "rank", "rank_all"]
+
+GRID = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # late weights tried, next to the pooled weight as it is
+ENOUGH = 0.001  # nDCG: a tenth of a point is noise on any dev split, and a smaller weight strays less from the pooled
+
+
+@dataclass
+class Evaluation:
+    """What was measured: ``metrics`` is one row of metrics.json, the rest goes to evaluation.json."""
+
+    metrics: dict[str, dict[str, Interval]]  # mode -> "ndcg@10" -> {"value", "low", "high"}
+    per_query: dict[str, dict[str, dict[str, float]]]  # mode -> "ndcg@10" -> query id -> value
+    queries: int  # with a relevant document in the corpus: the ones averaged over
+    documents: int
+    unanswered: list[str]
+    tokens_per_document: float
+    mb_per_document: float
+    seconds: dict[str, float]  # queries, documents (encoding), scores
+    hybrid: HybridBlock  # the weights and constants of the hybrid score
+    bootstrap: int = 1000
+    seed: int = 0
+
+
+def evaluate(
+    encoder: Encoder,
+    collection: Collection,
+    *,
+    k: Sequence[int] = (1, 5, 10),
+    batch_size: int = 32,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """Encodes the collection once and measures the pooled, late and hybrid rankings of its corpus.
+
+    k: cut-offs of nDCG, recall, MRR and success; bootstrap, seed: of the 95 % intervals over queries
+    Raises ValueError where no query has a relevant document, and for embeddings that are not finite, by id.
+    """
+    encoded = encode(encoder, collection, batch_size=batch_size, progress=progress)
+    return evaluate_encoded(
+        encoded, collection.qrels, encoder.late.hybrid, k=k, bootstrap=bootstrap, seed=seed, device=_device(encoder)
+    )
+
+
+def evaluate_encoded(
+    encoded: Encoded,
+    qrels: Mapping[str, Mapping[str, int]],
+    hybrid: HybridBlock,
+    *,
+    k: Sequence[int] = (1, 5, 10),
+    bootstrap: int = 1000,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> Evaluation:
+    """As ``evaluate`` for a collection that is embedded already (to compare several hybrid weights, say)."""
+    judged = {query: qrels[query] for query in encoded.query_ids}
+    seconds = dict(encoded.seconds)
+    with clock(seconds, "scores"):
+        rankings = rank_all(
+            encoded.queries,
+            encoded.documents,
+            encoded.query_ids,
+            encoded.document_ids,
+            hybrid,
+            top=max(k),
+            device=device,
+        )
+    per_query = {mode: measure(judged, rankings[mode], k) for mode in MODES}
+    return Evaluation(
+        metrics={
+            mode: {name: interval(values, bootstrap, seed) for name, values in measures.items()}
+            for mode, measures in per_query.items()
+        },
+        per_query=per_query,
+        queries=len(encoded.query_ids),
+        documents=len(encoded.document_ids),
+        unanswered=encoded.unanswered,
+        tokens_per_document=float(encoded.documents.tokens.lengths.float().mean()),
+        mb_per_document=encoded.mb_per_document,
+        seconds=seconds,
+        hybrid=hybrid,
+        bootstrap=bootstrap,
+        seed=seed,
+    )
+
+
+def calibrate(
+    encoder: Encoder,
+    collection: Collection,
+    *,
+    grid: Sequence[float] = GRID,
+    cut: int = 10,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> tuple[HybridBlock, list[dict[str, float]]]:
+    """The encoder's HybridBlock with its constants and its late weight fitted on a collection (the dev split).
+
+    grid: late weights tried, next to ``hybrid.pooled`` as it is; cut: the nDCG@cut that chooses
+    returns: a new block, and a figure for each weight: {"late", "value", "low", "high"}
+    """
+    encoded = encode(encoder, collection, batch_size=batch_size, progress=progress)
+    return calibrate_encoded(
+        encoded, collection.qrels, encoder.late.hybrid, grid=grid, cut=cut, device=_device(encoder)
+    )
+
+
+def calibrate_encoded(
+    encoded: Encoded,
+    qrels: Mapping[str, Mapping[str, int]],
+    hybrid: HybridBlock,
+    *,
+    grid: Sequence[float] = GRID,
+    cut: int = 10,
+    device: torch.device | str | None = None,
+) -> tuple[HybridBlock, list[dict[str, float]]]:
+    """As ``calibrate`` for a collection that is embedded already.
+
+    The constants are mean and standard deviation of either score over all queries x documents; the weight is the
+    smallest whose mean nDCG comes within ENOUGH of the best, at the block's own scaling.
+    """
+    (pooled_mean, pooled_std), (late_mean, late_std) = _moments(encoded, device)
+    fitted = replace(hybrid, pooled_mean=pooled_mean, pooled_std=pooled_std, late_mean=late_mean, late_std=late_std)
+    views: dict[str, View] = {str(weight): view("hybrid", replace(fitted, late=weight)) for weight in sorted(grid)}
+    rankings = rank_views(
+        encoded.queries, encoded.documents, encoded.query_ids, encoded.document_ids, views, top=cut, device=device
+    )
+    judged = {query: qrels[query] for query in encoded.query_ids}
+    figures = []
+    for weight in sorted(grid):
+        values = measure(judged, rankings[str(weight)], [cut])[f"ndcg@{cut}"]
+        figures.append({"late": weight, **interval(values)})
+    best = max(figure["value"] for figure in figures)
+    chosen = next(figure["late"] for figure in figures if figure["value"] >= best - ENOUGH)
+    return replace(fitted, late=chosen), figures
+
+
+def _moments(encoded: Encoded, device: torch.device | str | None) -> list[tuple[float, float]]:
+    """(mean, standard deviation) of the pooled and of the late scores, summed in float64 tile by tile."""
+    count, sums, squares = 0, [0.0, 0.0], [0.0, 0.0]
+    for _, _, *both in tiles(encoded.queries, encoded.documents, device=device):
+        count += both[0].numel()
+        for at, scores in enumerate(both):
+            sums[at] += float(scores.double().sum())
+            squares[at] += float(scores.double().square().sum())
+    moments = []
+    for name, total, square in zip(("pooled", "late"), sums, squares, strict=True):
+        mean = total / count
+        std = math.sqrt(max(0.0, square / count - mean * mean))
+        if std < 1e-5:
+            raise ValueError(
+                f"the {name} scores of {count} query-document pairs are all about {mean:.4f}: there is nothing to "
+                "standardise; the encoder has collapsed, or the dev split has a single document"
+            )
+        moments.append((mean, std))
+    return moments
+
+
+def _device(encoder: Encoder) -> torch.device | None:
+    """Where the encoder computes, so that scoring a page corpus uses the GPU too."""
+    return getattr(encoder, "device", None)
