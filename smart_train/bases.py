@@ -12,7 +12,11 @@ PACKAGE = "package:"
 
 
 class BaseNotFound(ValueError):
-    """A base that names a package or folder which is not there; the message says what to do."""
+    """A base that is not there or cannot be used. what: the reason; fix: what to do."""
+
+    def __init__(self, what: str, fix: str) -> None:
+        self.what, self.fix = what, fix
+        super().__init__(f"{what}; {fix}")
 
 
 def resolve_base(base: str) -> str:
@@ -29,17 +33,17 @@ def resolve_base(base: str) -> str:
     name, _, folder = base.removeprefix(PACKAGE).partition("/")
     module = name.replace("-", "_")
     if not module.isidentifier():
-        raise BaseNotFound(f"{base!r} is not of the form package:NAME/FOLDER; for example package:my_models/minilm")
+        raise BaseNotFound(f"{base} is not of the form package:NAME/FOLDER", "write it as package:my_models/minilm")
     spec = importlib.util.find_spec(module)
     if spec is None or not (spec.submodule_search_locations or spec.origin):
         install = module.replace("_", "-")
-        raise BaseNotFound(f"{base!r}: the package {module} is not installed; install it: pip install {install}")
-    roots = list(spec.submodule_search_locations or [Path(str(spec.origin)).parent])
+        raise BaseNotFound(f"{base}: the package {module} is not installed", f"install it: pip install {install}")
+    roots = [Path(root) for root in spec.submodule_search_locations or [str(Path(str(spec.origin)).parent)]]
     for root in roots:
-        path = (Path(root) / folder).resolve()
+        path = (root / folder).resolve()
         if path.is_dir():
             return str(path)
-    there = sorted(p.name for root in roots for p in Path(root).iterdir() if p.is_dir() and not p.name.startswith("_"))
+    there = sorted(p.name for root in roots for p in root.iterdir() if p.is_dir() and not p.name.startswith("_"))
     raise BaseNotFound(
-        f"{base!r}: the package {module} has no folder {folder!r}; it has: {', '.join(there) or 'no folder'}"
+        f"{base}: the package {module} has no folder {folder!r}", f"its folders are: {', '.join(there) or 'none'}"
     )

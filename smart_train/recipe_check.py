@@ -1,0 +1,309 @@
+"""Whether a recipe can work, before any model is loaded: each block by itself, against the base, against the data.
+
+Knows: the recipe's blocks, a base's sizes, what the data has.  Does not know: YAML, weights.
+A check is a function from a recipe to the problems it sees; every problem is told, not the first one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+
+from smart_train.base_config import BaseConfig, read_base
+from smart_train.bases import BaseNotFound
+from smart_train.blocks import HybridBlock, LateBlock, Recipe
+from smart_train.recipe_training import check_training
+from smart_train.recipe_types import Problem, RecipeError, told
+
+ATTENTION = ["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+Problems = Iterator[Problem]
+
+
+def check(recipe: Recipe, data: bool = True) -> BaseConfig:
+    """Returns the sizes of the base.
+
+    data: also look at the data (for a Hub dataset: its description).
+    Raises RecipeError with every problem found, file, line and key named.
+    """
+    problems = [problem for one in ALONE for problem in one(recipe)] + check_training(recipe)
+    base: BaseConfig | None = None
+    if recipe.model.base:
+        try:
+            base = read_base(recipe.model.base, recipe.model.revision, recipe.model.trust_remote_code)
+        except BaseNotFound as error:
+            problems.append(Problem("model.base", error.what, error.fix))
+    if base is not None:
+        problems += [problem for one in AGAINST_BASE for problem in one(recipe, base)]
+    if data and recipe.data.path:
+        problems += list(check_data(recipe))
+    if problems or base is None:
+        raise RecipeError(list(dict.fromkeys(problems)), recipe.where)
+    return base
+
+
+# Each block by itself ------------------------------------------------------------------------------------------------
+
+
+def check_names(recipe: Recipe) -> Problems:
+    if not recipe.model.base:
+        yield Problem("model.base", "is not given", "name a Hub id, a local folder, or package:NAME/FOLDER")
+    if not re.fullmatch(r"[\w][\w.-]*", recipe.name):
+        yield Problem("name", f"{told(recipe.name)} cannot name a folder", "use letters, digits, dots, dashes and _")
+    if recipe.publish.repo is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.publish.repo):
+        yield Problem("publish.repo", f"{told(recipe.publish.repo)} is no repository", "write it as me/name")
+
+
+def check_model(recipe: Recipe) -> Problems:
+    model = recipe.model
+    low, high = model.min_pixels, model.max_pixels
+    for name in ("query_tokens", "document_tokens", "min_pixels", "max_pixels"):
+        yield from _at_least(f"model.{name}", getattr(model, name), 1)
+    if low is not None and high is not None and low > high:
+        what = f"is {low}, above model.max_pixels {high}"
+        yield Problem("model.min_pixels", what, "lower it, or raise model.max_pixels")
+    yield from _rising("model.matryoshka", model.matryoshka)
+    attention = model.attention
+    if attention is not None and attention not in ATTENTION and "/" not in attention:
+        what = f"{told(attention)} is no attention of transformers"
+        yield Problem("model.attention", what, f"write one of {', '.join(ATTENTION)}, a kernel as owner/name, or null")
+    package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(attention or "")
+    if package and find_spec(package) is None:
+        what = f"{attention} needs the package {package}, which is not installed"
+        yield Problem("model.attention", what, "install it, or write sdpa")
+
+
+def check_late(recipe: Recipe) -> Problems:
+    late = recipe.late
+    yield from _at_least("late.dim", late.dim, 1)
+    yield from _rising("late.matryoshka", late.matryoshka)
+    if late.norm != "auto" and _layers(late) and all(layer == -1 for layer in _layers(late)):
+        what = f"is {late.norm}, but late.layer is -1: last_hidden_state is used as the model gives it"
+        yield Problem("late.norm", what, "write auto, or choose another layer")
+    hybrid: HybridBlock = late.hybrid
+    for name in ("pooled", "late"):
+        yield from _at_least(f"late.hybrid.{name}", getattr(hybrid, name), 0)
+    if hybrid.pooled == 0 and hybrid.late == 0:
+        yield Problem("late.hybrid", "both weights are 0, so every hybrid score is 0", "give one a positive weight")
+    for name in ("pooled_std", "late_std"):
+        if getattr(hybrid, name) <= 0:
+            yield Problem(f"late.hybrid.{name}", "must be above 0", "remove it: it is fitted on the dev split")
+
+
+def check_adapter(recipe: Recipe) -> Problems:
+    adapter = recipe.adapter
+    yield from _at_least("adapter.r", adapter.r, 1)
+    yield from _at_least("adapter.alpha", adapter.alpha, 1)
+    if not 0 <= adapter.dropout < 1:
+        yield Problem("adapter.dropout", f"is {adapter.dropout:g}, must be from 0 to below 1", "write 0.05, or 0")
+    if not adapter.targets or (isinstance(adapter.targets, list) and not all(adapter.targets)):
+        what = "is empty, so nothing would get LoRA"
+        yield Problem("adapter.targets", what, "write auto, or names such as [q_proj, v_proj]")
+    elif isinstance(adapter.targets, str):
+        try:
+            re.compile(adapter.targets)
+        except re.error as error:
+            what = f"{told(adapter.targets)} is no regular expression ({error})"
+            yield Problem("adapter.targets", what, "correct it, or give a list of names")
+    if adapter.layers is not None:
+        if not adapter.layers:
+            yield Problem("adapter.layers", "is empty, so nothing would get LoRA", "write null for all blocks")
+        yield from _distinct("adapter.layers", adapter.layers)
+
+
+def check_objective(recipe: Recipe) -> Problems:
+    terms = {"pooled": recipe.objective.pooled, "late": recipe.objective.late, "hybrid": recipe.objective.hybrid}
+    for name, term in terms.items():
+        yield from _at_least(f"objective.{name}.weight", term.weight, 0)
+        if term.temperature <= 0:
+            what = f"is {term.temperature:g}, must be above 0"
+            yield Problem(f"objective.{name}.temperature", what, "write 0.02 to 0.05 (scores are cosines)")
+    if all(term.weight == 0 for term in terms.values()):
+        yield Problem("objective", "all three weights are 0, so there is no loss", "give one term a positive weight")
+
+
+def check_trained(recipe: Recipe) -> Problems:
+    """Something is trained, and every term of the loss that is asked for can reach it."""
+    late, objective, kind = recipe.late, recipe.objective, recipe.adapter.kind
+    head = late.head != "none" or len(_layers(late)) > 1
+    if kind == "frozen" and not head:
+        what = "is frozen, and with late.head none and a single layer nothing is left to train"
+        yield Problem("adapter.kind", what, "write late.head: layernorm_linear, a list of layers, or kind: lora")
+    if kind == "frozen" and objective.late.weight == 0 and objective.hybrid.weight == 0:
+        what = "is frozen, but only the pooled term has a weight, and the pooled vector has nothing to train then"
+        yield Problem("adapter.kind", what, "give objective.late a weight, or write kind: lora")
+    if recipe.training.get("head_learning_rate") is not None and not head:
+        what = "has nothing to set: late.head is none and there is a single layer"
+        yield Problem("training.head_learning_rate", what, "remove it, or write late.head: layernorm_linear")
+    rows = recipe.training.get("per_device_train_batch_size", 8)
+    if rows == 1 and recipe.data.negatives == 0:
+        what = "is 1, and without hard negatives a batch of one pair has no negative: the loss would always be 0"
+        yield Problem("training.per_device_train_batch_size", what, "raise it, or set data.negatives")
+
+
+def check_data_block(recipe: Recipe) -> Problems:
+    data = recipe.data
+    if not data.path:
+        yield Problem("data.path", "is not given", "name pydocs, a local folder or file, or a Hub dataset")
+    yield from _at_least("data.negatives", data.negatives, 0)
+    for name in ("limit", "test_documents", "length_groups"):
+        yield from _at_least(f"data.{name}", getattr(data, name), 1)
+    shares = {"dev": data.dev, "test": data.test}
+    for name, share in shares.items():
+        yield from _at_least(f"data.{name}", share, 0)
+        if isinstance(share, float) and share >= 1:
+            what = f"is {share:g}: a share must be below 1"
+            yield Problem(f"data.{name}", what, f"write a share such as 0.05, or {int(share)} for that many queries")
+    if all(isinstance(share, float) for share in shares.values()) and sum(shares.values()) >= 1 > max(shares.values()):
+        what = f"with data.test this holds out {sum(shares.values()):g} of the data, so nothing is left to train on"
+        yield Problem("data.dev", what, "lower data.dev or data.test")
+    strategy = recipe.training.get("eval_strategy", "no")
+    if data.dev == 0 and recipe.evaluation.during and strategy != "no":
+        what = f"is 0, but evaluation.during ranks the dev split (training.eval_strategy is {strategy})"
+        yield Problem("data.dev", what, "hold some out, or write evaluation.during: false")
+    hybrid = recipe.late.hybrid
+    if data.dev == 0 and hybrid.scaling == "standardised" and hybrid.pooled_std == hybrid.late_std == 1:
+        what = "is 0, but late.hybrid.scaling standardised is fitted on the dev split"
+        yield Problem("data.dev", what, "hold some out, or write the four constants")
+
+
+def check_evaluation(recipe: Recipe) -> Problems:
+    evaluation = recipe.evaluation
+    if not evaluation.k:
+        yield Problem("evaluation.k", "is empty, so nothing would be measured", "write [1, 5, 10]")
+    yield from _distinct("evaluation.k", evaluation.k)
+    for cut in evaluation.k:
+        yield from _at_least("evaluation.k", cut, 1)
+    yield from _at_least("evaluation.batch_size", evaluation.batch_size, 1)
+    yield from _at_least("evaluation.bootstrap", evaluation.bootstrap, 1)
+    yield from _at_least("evaluation.seed", evaluation.seed, 0)
+
+
+# Against the base ----------------------------------------------------------------------------------------------------
+
+
+def check_layers(recipe: Recipe, base: BaseConfig) -> Problems:
+    """late.layer names layers that are there, each once."""
+    layers = _layers(recipe.late)
+    if not layers:
+        yield Problem("late.layer", "is an empty list", "write -1 for the last layer")
+    wrong = [layer for layer in layers if not -base.layers - 1 <= layer <= base.layers]
+    if wrong:
+        what = f"the model has no layer {', '.join(map(str, wrong))}: it has 0 (embeddings) to {base.layers}"
+        yield Problem("late.layer", what, f"write -1 or {base.layers} for the last")
+    numbers = [layer % (base.layers + 1) for layer in layers]
+    twice = sorted({number for number in numbers if numbers.count(number) > 1})
+    if twice and not wrong:
+        what = f"layer {', '.join(map(str, twice))} is named twice (-1 is layer {base.layers})"
+        yield Problem("late.layer", what, "name each layer once")
+
+
+def check_widths(recipe: Recipe, base: BaseConfig) -> Problems:
+    late, hidden = recipe.late, base.hidden
+    width = late.dim or hidden
+    if width > hidden:
+        what = f"is {width}, above the model's hidden size {hidden}"
+        yield Problem("late.dim", what, f"write at most {hidden}, or null for all of it")
+    for key, widths, whole, name in (
+        ("late.matryoshka", late.matryoshka, width, "token width"),
+        ("model.matryoshka", recipe.model.matryoshka, base.pooled, "pooled width"),
+    ):
+        high = [w for w in widths if w >= whole]
+        if high:
+            what = f"{', '.join(map(str, high))} is not below the whole {name} {whole}, which is trained anyway"
+            yield Problem(key, what, f"keep only widths below {whole}")
+
+
+def check_lengths(recipe: Recipe, base: BaseConfig) -> Problems:
+    for name in ("query_tokens", "document_tokens"):
+        limit = getattr(recipe.model, name)
+        if limit is not None and base.positions is not None and limit > base.positions:
+            what = f"is {limit}, above the {base.positions} positions of the model"
+            yield Problem(f"model.{name}", what, f"write at most {base.positions}, or null for the base's own limit")
+
+
+def check_lora_layers(recipe: Recipe, base: BaseConfig) -> Problems:
+    """LoRA goes into blocks that are there, and none lies above every layer that the loss reads."""
+    adapter = recipe.adapter
+    if adapter.kind != "lora":
+        return
+    wrong = [layer for layer in adapter.layers or [] if not 1 <= layer <= base.layers]
+    if wrong:
+        what = f"the model has no block {', '.join(map(str, wrong))}: it has 1 to {base.layers}"
+        yield Problem("adapter.layers", what, f"write numbers from 1 to {base.layers}, or null for all")
+    read = [layer % (base.layers + 1) for layer in _layers(recipe.late)]
+    if not wrong and read and recipe.objective.pooled.weight == recipe.objective.hybrid.weight == 0:
+        idle = [b for b in adapter.layers or range(1, base.layers + 1) if b > max(read)]
+        if idle:
+            what = f"the late term alone reads layer {max(read)}, so LoRA in the blocks above it gets no gradient"
+            fix = f"write layers {list(range(1, max(read) + 1))}" if max(read) else "choose a layer above 0"
+            yield Problem("adapter.layers" if max(read) else "late.layer", what, f"{fix}, or train the pooled term too")
+
+
+def check_vision(recipe: Recipe, base: BaseConfig) -> Problems:
+    """Nothing about images is asked of a model that sees none."""
+    if base.vision:
+        return
+    asked = {
+        "adapter.vision": recipe.adapter.vision,
+        "model.min_pixels": recipe.model.min_pixels is not None,
+        "model.max_pixels": recipe.model.max_pixels is not None,
+        "data.image": recipe.data.image is not None,
+    }
+    for key, given in asked.items():
+        if given:
+            what = f"is given, but {recipe.model.base} has no image side"
+            yield Problem(key, what, "remove it, or choose a vision-language base")
+
+
+# Against the data ----------------------------------------------------------------------------------------------------
+
+
+def check_data(recipe: Recipe) -> Problems:
+    from smart_train.data.formats import check_data as look
+
+    yield from look(recipe.data)
+
+
+ALONE: list[Callable[[Recipe], Problems]] = [
+    check_names,
+    check_model,
+    check_late,
+    check_adapter,
+    check_objective,
+    check_trained,
+    check_data_block,
+    check_evaluation,
+]
+AGAINST_BASE: list[Callable[[Recipe, BaseConfig], Problems]] = [
+    check_layers,
+    check_widths,
+    check_lengths,
+    check_lora_layers,
+    check_vision,
+]
+
+
+# Small parts ---------------------------------------------------------------------------------------------------------
+
+
+def _layers(late: LateBlock) -> list[int]:
+    return [late.layer] if isinstance(late.layer, int) else list(late.layer)
+
+
+def _at_least(key: str, value: float | None, least: int) -> Problems:
+    if value is not None and value < least:
+        fix = f"write {least} or more" if least else "write 0 (off) or more"
+        yield Problem(key, f"is {value:g}, must be at least {least}", fix)
+
+
+def _distinct(key: str, values: list[int]) -> Problems:
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        yield Problem(key, f"has {', '.join(map(str, twice))} twice", "name each once")
+
+
+def _rising(key: str, widths: list[int]) -> Problems:
+    yield from _distinct(key, widths)
+    for width in widths:
+        yield from _at_least(key, width, 1)
