@@ -1,0 +1,338 @@
+"""Retrieval collections on a disk, in BEIR's layout and its relatives: found, read and written.
+
+Knows: which file or folder holds corpus, queries and qrels, and what their columns may be called.
+Does not know: rows of query and document in one table (formats.py), models, metrics.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from smart_train.data.ids import DataError, content_id, some
+from smart_train.data.records import Collection, Document
+from smart_train.data.tables import StoredImage, Table, lines, open_files, read_json_lines, readable, split_of, suffix
+
+logger = logging.getLogger(__name__)
+
+QRELS_TEXT = (".tsv", ".txt", ".trec", ".qrels", ".qrel")
+QUERY_IDS = ("_id", "id", "query-id", "qid")
+CORPUS_IDS = ("_id", "id", "corpus-id", "docid")
+JUDGED_QUERY = ("query-id", "qid", "query", "topic")
+JUDGED_DOCUMENT = ("corpus-id", "docid", "doc-id", "document-id", "docno", "pid")
+GRADES = ("score", "rel", "relevance", "grade", "label")
+FILES = ("file", "doc-id")
+PAGES = ("page", "page-number-in-doc")
+
+Judgement = tuple[str, str, str, int]  # where, query id, document id, grade
+
+
+def column(columns: Iterable[str], names: Iterable[str]) -> str | None:
+    """The first of these names that is a column, whatever its case and whether it is written with - or _."""
+    plain = {c.lower().replace("_", "-").replace(" ", "-"): c for c in columns}
+    return next((plain[n.replace("_", "-")] for n in names if n.replace("_", "-") in plain), None)
+
+
+def require(table: Table, names: tuple[str, ...], what: str) -> str:
+    found = column(table.columns, names)
+    if found is None:
+        near = get_close_matches(names[0], table.columns, 1)
+        raise DataError(
+            f"{table.name}: no column for {what} ({', '.join(names)}); it has {', '.join(table.columns) or 'no rows'}"
+            + (f"; rename {near[0]!r}?" if near else "")
+        )
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- finding
+
+
+def part(folder: Path, name: str) -> list[Path]:
+    """The files of ``corpus`` or ``queries``: NAME.jsonl, NAME/..., or either below ``data``; [] where none is."""
+    for base in (folder, folder / "data"):
+        files = [f for f in readable(base) if split_of(f) == name]
+        if files:
+            return _one_kind(files)
+        files = readable(base / name)
+        if files:
+            return _one_kind(files)
+    return []
+
+
+def _one_kind(files: list[Path]) -> list[Path]:
+    """Of a.jsonl and a.parquet side by side only one is the data: the first kind by name."""
+    kind = min(suffix(f) for f in files)
+    return [f for f in files if suffix(f) == kind]
+
+
+def is_beir(folder: Path) -> bool:
+    return folder.is_dir() and bool(part(folder, "corpus")) and bool(part(folder, "queries"))
+
+
+def splits(folder: Path) -> dict[str, list[Path]]:
+    """split -> files of its qrels, from ``qrels/`` (or ``default/``, or ``qrels.tsv``, which is called test)."""
+    for base in (folder, folder / "data"):
+        for name in ("qrels", "default"):
+            found: dict[str, list[Path]] = {}
+            for file in readable(base / name, *QRELS_TEXT):
+                found.setdefault(split_of(file), []).append(file)
+            if found:
+                return {name: _one_kind(files) for name, files in found.items()}
+    loose = [f for f in readable(folder, *QRELS_TEXT) if split_of(f) == "qrels"]
+    return {"test": _one_kind(loose)} if loose else {}
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def read(folder: Path, split: str, text: str | None = None, image: str | None = None) -> Collection:
+    """See ``records.read_beir``."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    files = {name: part(folder, name) for name in ("corpus", "queries")}
+    for name, found in files.items():
+        if not found:
+            raise DataError(f"{folder}: no {name}.jsonl (nor .jsonl.gz, .parquet, or a folder {name}/ of such files)")
+    there = splits(folder)
+    if split not in there:
+        raise DataError(f"{folder}: no qrels for the split {split!r}; there is {', '.join(sorted(there)) or 'none'}")
+    judged = [j for file in there[split] for j in judgements(file)]
+    found = collect(str(folder), open_files(files["corpus"]), open_files(files["queries"]), judged, text, image)
+    found.name = f"{folder.name}/{split}"
+    found.negatives = _negatives(folder, found)
+    return found
+
+
+def collect(
+    name: str,
+    corpus: Table,
+    queries: Table,
+    judged: Iterable[Judgement],
+    text: str | None = None,
+    image: str | None = None,
+) -> Collection:
+    """A collection of three tables; queries are those judged."""
+    documents = read_corpus(corpus, text, image)
+    texts = _texts(queries)
+    qrels: dict[str, dict[str, int]] = {}
+    twice = 0
+    for _, query, document, grade in judged:
+        row = qrels.setdefault(query, {})
+        twice += document in row and row[document] != grade
+        row[document] = max(grade, row.get(document, grade))
+    silent = [q for q in qrels if q not in texts]
+    qrels = {q: row for q, row in qrels.items() if q in texts}
+    absent = sorted({d for row in qrels.values() for d in row if d not in documents})
+    kept = {q: texts[q] for q in qrels}
+    report = {
+        "judged queries have no text and are left out": silent,
+        "judged documents are missing in the corpus (they stay in the qrels and lower recall)": absent,
+        "documents are empty": [d.id for d in documents.values() if d.image is None and not (d.text or "").strip()],
+        "queries are empty": [q for q, t in kept.items() if not t.strip()],
+    }
+    for what, ids in report.items():
+        if ids:
+            logger.warning("%s: %d %s: %s", name, len(ids), what, some(ids))
+    if twice:
+        logger.warning("%s: %d pairs are judged twice with different grades; the higher counts", name, twice)
+    return Collection(name, documents, kept, qrels)
+
+
+def _id(row: dict[str, Any], key: str, where: str) -> str:
+    value = row.get(key)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of ids that pandas has widened
+    if value is None or isinstance(value, float | dict | list | bool) or not str(value).strip():
+        raise DataError(f"{where}: {key} is {value!r}; an id is a text or a whole number")
+    return str(value)
+
+
+def _text(row: dict[str, Any], key: str | None, where: str) -> str:
+    value = row.get(key) if key else None
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{where}: {key} is {type(value).__name__}; it must be a text")
+    return (value or "").strip()
+
+
+def read_corpus(table: Table, text: str | None = None, image: str | None = None) -> dict[str, Document]:
+    """id -> Document; ``title`` and ``text`` are joined by a line break."""
+    columns = table.columns
+    for given in (text, image):
+        if given and given not in columns:
+            require(table, (given,), "documents")
+    key = require(table, CORPUS_IDS, "document ids")
+    body, title = text or column(columns, ("text",)), column(columns, ("title",))
+    picture = image or column(columns, ("image",))
+    if not body and not picture:
+        require(table, ("text", "image"), "documents")
+    file, page = column([c for c in columns if c != key], FILES), column(columns, PAGES)
+    found: dict[str, Document] = {}
+    for where, row in table:
+        name = _id(row, key, where)
+        words = "\n".join(part for part in (_text(row, title, where), _text(row, body, where)) if part)
+        pixels = picture_of(row.get(picture) if picture else None, table, where)
+        if pixels is not None and not words:
+            words = None  # type: ignore[assignment]
+        document = Document(
+            name,
+            words,
+            pixels,
+            str(row[file]) if file and row.get(file) not in (None, "") else None,
+            page_of(row.get(page) if page else None),
+        )
+        if name in found and (found[name].text, found[name].page) != (document.text, document.page):
+            raise DataError(f"{where}: the id {name!r} is there before, with another content; ids must be unique")
+        found[name] = document
+    return found
+
+
+def picture_of(value: Any, table: Table, where: str) -> Any:
+    """A stored image as it is, or the path of an existing file, relative to the table's folder; None for none."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, StoredImage):
+        return value
+    if not isinstance(value, str):
+        raise DataError(f"{where}: the image is {type(value).__name__}; give the path of an image file")
+    path = table.folder(where) / value
+    if not path.is_file():
+        raise DataError(f"{where}: no image file {path}; paths are relative to the folder of the table")
+    return str(path)
+
+
+def page_of(value: Any) -> int | None:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None  # some sets hold labels such as "iv" here; the number is for messages only
+
+
+def _texts(table: Table) -> dict[str, str]:
+    key, text = require(table, QUERY_IDS, "query ids"), require(table, ("text", "query"), "query texts")
+    found: dict[str, str] = {}
+    for where, row in table:
+        name, words = _id(row, key, where), _text(row, text, where)
+        if found.get(name, words) != words:
+            raise DataError(f"{where}: the query id {name!r} is there before, with another text; ids must be unique")
+        found[name] = words
+    return found
+
+
+def judgements(file: Path) -> Iterator[Judgement]:
+    """(where, query id, document id, grade) of a qrels file: tab or space separated with or without a header, TREC's
+    four columns, JSON Lines, CSV or Parquet."""
+    if suffix(file) in QRELS_TEXT:
+        return _judgement_lines(file)
+    return judgement_rows(open_files([file]))
+
+
+def judgement_rows(table: Table) -> Iterator[Judgement]:
+    query = require(table, JUDGED_QUERY, "query ids")
+    document = require(table, JUDGED_DOCUMENT, "document ids")
+    grade = require(table, GRADES, "grades")
+    for where, row in table:
+        yield where, _id(row, query, where), _id(row, document, where), _grade(row.get(grade), where)
+
+
+def _judgement_lines(file: Path) -> Iterator[Judgement]:
+    places: tuple[int, int, int] | None = None
+    for number, line in lines(file):
+        fields, where = line.split("\t") if "\t" in line else line.split(), f"{file}:{number}"
+        fields = [f.strip() for f in fields]
+        if places is None:
+            names = [column([f], (*JUDGED_QUERY, *JUDGED_DOCUMENT, *GRADES)) for f in fields]
+            places = (0, 1, 2) if len(fields) == 3 else (0, 2, 3)
+            if sum(n is not None for n in names) >= 2 or not _number(fields[-1]):
+                continue
+        if len(fields) <= places[2] or not fields[places[0]] or not fields[places[1]]:
+            raise DataError(f"{where}: {line!r} is not query id, document id, grade (nor TREC's four columns)")
+        yield where, fields[places[0]], fields[places[1]], _grade(fields[places[2]], where)
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _grade(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not _number(str(value)) or float(value) != int(float(value)):
+        raise DataError(f"{where}: the grade is {value!r}; it must be a whole number")
+    return int(float(value))
+
+
+def _negatives(folder: Path, collection: Collection) -> dict[str, list[str]]:
+    file = folder / "negatives.jsonl"
+    if not file.is_file():
+        return {}
+    found: dict[str, list[str]] = {}
+    lost = 0
+    for where, row in read_json_lines(file):
+        query, ids = _id(row, "_id", where), row.get("negatives")
+        if not isinstance(ids, list):
+            raise DataError(f"{where}: negatives must be a list of document ids")
+        if query in collection.queries:
+            known = [str(d) for d in ids if str(d) in collection.corpus]
+            lost += len(ids) - len(known)
+            found[query] = known
+    if lost:
+        logger.warning("%s: %d negatives are missing in the corpus and are left out", file, lost)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+def write(collection: Collection, folder: Path, split: str) -> None:
+    """See ``records.write_beir``."""
+    (folder / "qrels").mkdir(parents=True, exist_ok=True)
+    _merge(folder / "corpus.jsonl", (_row(d, folder) for d in collection.corpus.values()))
+    _merge(folder / "queries.jsonl", ({"_id": q, "text": t} for q, t in collection.queries.items()))
+    if collection.negatives:
+        rows = ({"_id": q, "negatives": n} for q, n in collection.negatives.items())
+        _merge(folder / "negatives.jsonl", rows, replace=True)
+    out = ["query-id\tcorpus-id\tscore\n"]
+    for query, row in collection.qrels.items():
+        for document, grade in row.items():
+            if any(c in name for name in (query, document) for c in "\t\r\n"):
+                raise DataError(f"the ids {query!r}, {document!r} cannot be written: tab or line break in an id")
+            out.append(f"{query}\t{document}\t{grade}\n")
+    _replace(folder / "qrels" / f"{split}.tsv", out)
+
+
+def _row(document: Document, folder: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {"_id": document.id, "title": "", "text": document.text or ""}
+    if isinstance(document.image, str | Path):
+        row["image"] = os.path.relpath(document.image, folder)
+    elif document.image is not None:
+        file = folder / "images" / f"{content_id('page', document.id)}.png"
+        file.parent.mkdir(exist_ok=True)
+        content = document.content()
+        (content["image"] if isinstance(content, dict) else content).save(file)
+        row["image"] = str(file.relative_to(folder))
+    row.update({k: v for k, v in (("file", document.file), ("page", document.page)) if v is not None})
+    return row
+
+
+def _merge(file: Path, rows: Iterable[dict[str, Any]], replace: bool = False) -> None:
+    merged = {str(row["_id"]): row for _, row in read_json_lines(file)} if file.is_file() else {}
+    for row in rows:
+        if not replace and merged.get(row["_id"], row) != row:
+            raise DataError(f"{file}: the id {row['_id']!r} is there with another content; write to an empty folder")
+        merged[row["_id"]] = row
+    _replace(file, (json.dumps(row, ensure_ascii=False) + "\n" for row in merged.values()))
+
+
+def _replace(file: Path, out: Iterable[str]) -> None:
+    """Whole or not at all: a run that is stopped leaves the old file."""
+    part = file.with_name(file.name + ".part")
+    with part.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.writelines(out)
+    part.replace(file)

@@ -1,0 +1,229 @@
+"""Rows of whatever file holds them: JSON Lines, JSON, CSV, TSV (also .gz), Parquet, Arrow folders, Hub datasets.
+
+Knows: files and the `datasets` library.  Does not know: queries, documents, qrels.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from smart_train.data.ids import DataError, content_id
+
+TEXT_FILES = (".jsonl", ".json", ".csv", ".tsv")
+STORED_FILES = (".parquet", ".arrow")
+PEEK = 100  # rows that are read to learn the columns of a text file
+
+
+def suffix(path: Path) -> str:
+    """``.jsonl`` for both ``a.jsonl`` and ``a.jsonl.gz``."""
+    return Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+
+
+def open_text(path: Path) -> io.TextIOBase:
+    """Text of a file, gunzipped where its name ends in .gz, without a byte order mark."""
+    if path.suffix.lower() == ".gz":
+        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8-sig", newline="")  # type: ignore[arg-type]
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number, line) of the lines that are not blank; raises DataError where the bytes are not UTF-8."""
+    number = 0
+    try:
+        with open_text(path) as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    yield number, line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}:{number + 1}: not UTF-8 text ({error.reason}); convert the file to UTF-8") from error
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"{path}: not a whole gzip file ({error}); fetch it again") from error
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(``file:line``, object) of a JSON Lines file."""
+    for number, line in lines(path):
+        yield f"{path}:{number}", _object(line, f"{path}:{number}")
+
+
+def _object(text: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON ({error.msg} at character {error.pos}); one object per line") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a row must be a JSON object, this is {type(row).__name__}")
+    return row
+
+
+def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    first = next(lines(path), (0, ""))[1].lstrip()
+    if not first.startswith("["):
+        yield from read_json_lines(path)
+        return
+    with open_text(path) as stream:
+        try:
+            rows = json.load(stream)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}: entry {number} must be a JSON object, this is {type(row).__name__}")
+        yield f"{path}: entry {number}", row
+
+
+def _read_csv(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(2**31 - 1)  # documents are longer than the module's 128 KiB
+    with open_text(path) as stream:
+        reader = csv.DictReader(stream, delimiter=delimiter)
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if None in row:
+                raise DataError(
+                    f"{where}: more fields than the header has ({len(reader.fieldnames or [])}); quote them"
+                )
+            yield where, dict(row)
+
+
+@dataclass
+class TextTable:
+    """Rows of JSON Lines, JSON, CSV or TSV files; read anew at every iteration, so that memory holds one row."""
+
+    files: list[Path]
+
+    @property
+    def name(self) -> str:
+        return str(self.files[0]) if len(self.files) == 1 else f"{self.files[0].parent} ({len(self.files)} files)"
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """Of the first 100 rows, in order of appearance."""
+        return list(dict.fromkeys(key for _, row in islice(iter(self), PEEK) for key in row))
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for path in self.files:
+            kind = suffix(path)
+            if kind == ".jsonl":
+                yield from read_json_lines(path)
+            elif kind == ".json":
+                yield from _read_json(path)
+            else:
+                yield from _read_csv(path, "\t" if kind == ".tsv" else ",")
+
+    def folder(self, where: str) -> Path:
+        """What relative image paths of this row are relative to."""
+        return next((f.parent for f in self.files if where.startswith(f"{f}:")), self.files[0].parent)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredImage:
+    """An image inside a datasets.Dataset, by row: nothing is read before ``load`` or ``raw``."""
+
+    dataset: Any = field(repr=False)
+    row: int
+    column: str
+    name: str
+
+    def raw(self) -> bytes:
+        """The undecoded file."""
+        value = self.dataset[self.row][self.column]
+        if value.get("bytes") is not None:
+            return value["bytes"]
+        return Path(value["path"]).read_bytes()
+
+    def load(self) -> Any:
+        """The decoded PIL image; raises what PIL raises."""
+        from PIL import Image
+
+        image = Image.open(io.BytesIO(self.raw()))
+        image.load()
+        return image
+
+    def content_id(self) -> str:
+        return content_id("image", self.raw())
+
+
+@dataclass
+class StoredTable:
+    """Rows of a datasets.Dataset; images come as StoredImage (undecoded), everything else as Python values."""
+
+    dataset: Any
+    name: str
+
+    def __post_init__(self) -> None:
+        import datasets
+
+        self.images = [c for c, f in self.dataset.features.items() if isinstance(f, datasets.Image)]
+        for column in self.images:
+            self.dataset = self.dataset.cast_column(column, datasets.Image(decode=False))
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.dataset.column_names)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        plain = [c for c in self.columns if c not in self.images]
+        stores = {c: self.dataset.select_columns([c]) for c in self.images}
+        present = {c: self._present(c) for c in self.images}
+        values = iter(self.dataset.select_columns(plain)) if plain else ({} for _ in range(len(self.dataset)))
+        for number, row in enumerate(values):
+            for column, store in stores.items():
+                has = present[column][number]
+                row[column] = StoredImage(store, number, column, f"{self.name} row {number}") if has else None
+            yield f"{self.name}: row {number}", row
+
+    def _present(self, column: str) -> list[bool]:
+        table = self.dataset.with_format("arrow").select_columns([column])
+        return [ok for part in table.iter(10_000) for ok in part.column(0).is_valid().to_pylist()]
+
+    def folder(self, where: str) -> Path:
+        return Path()
+
+
+Table = TextTable | StoredTable
+
+
+def open_files(files: list[Path], name: str | None = None) -> Table:
+    """The rows of files of one kind; raises DataError for kinds that are not read here."""
+    files = sorted(files)
+    kinds = {suffix(f) for f in files}
+    if kinds <= set(TEXT_FILES):
+        return TextTable(files)
+    if len(kinds) == 1 and kinds <= set(STORED_FILES):
+        import datasets
+
+        kind, paths = kinds.pop()[1:], [str(f) for f in files]
+        try:
+            stored = datasets.load_dataset(kind, data_files={"train": paths}, split="train")
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise DataError(f"{files[0]}: not a readable {kind} file ({error.__cause__ or error})") from error
+        return StoredTable(stored, name or str(files[0] if len(files) == 1 else files[0].parent))
+    raise DataError(
+        f"{files[0]}: files of kind {', '.join(sorted(kinds))} cannot be read as one table; "
+        f"use {', '.join(TEXT_FILES + STORED_FILES)} (text also as .gz)"
+    )
+
+
+def split_of(path: Path) -> str:
+    """``train`` for train.jsonl, train.jsonl.gz and train-00000-of-00002.parquet."""
+    stem = path.name.removesuffix(".gz")
+    return re.sub(r"-\d+-of-\d+$", "", stem[: len(stem) - len(Path(stem).suffix)])
+
+
+def readable(folder: Path, *more: str) -> list[Path]:
+    """The data files that lie directly in a folder, sorted."""
+    kinds = {*TEXT_FILES, *STORED_FILES, *more}
+    return sorted(p for p in folder.iterdir() if p.is_file() and suffix(p) in kinds) if folder.is_dir() else []
