@@ -118,6 +118,7 @@ class EvaluationBlock:
     before: bool = True  # rank the test split with the untouched base: the table's first row
     after: bool = True  # rank it with the trained encoder, reloaded from its folder
     k: list[int] = field(default_factory=lambda: [1, 5, 10])  # cut-offs of nDCG, recall and MRR
+    calibrate: bool = True  # fit the hybrid's late weight and constants on the dev split; stored with the adapter
     batch_size: int = 32  # rows encoded at once; changes speed and memory, never a score
     bootstrap: int = 1000  # resamples for the 95 % intervals
     seed: int = 0  # of the resampling

@@ -110,6 +110,16 @@ class Embeddings:
         cut = self.pooled if pooled is None else torch.nn.functional.normalize(self.pooled[:, :pooled], dim=-1)
         return Embeddings(cut, self.tokens if tokens is None else self.tokens.cut(tokens))
 
+    def split(self, rows: int) -> tuple[Embeddings, Embeddings]:
+        """The first ``rows`` rows and the others (views)."""
+        lengths = self.tokens.lengths
+        at = int(lengths[:rows].sum())
+        values = self.tokens.values
+        return (
+            Embeddings(self.pooled[:rows], Tokens(values[:at], lengths[:rows])),
+            Embeddings(self.pooled[rows:], Tokens(values[at:], lengths[rows:])),
+        )
+
     @staticmethod
     def cat(parts: Iterable[Embeddings]) -> Embeddings:
         parts = list(parts)
@@ -136,16 +146,16 @@ class Batch:
     positives: Tensor
     notes: dict[str, Any] = field(default_factory=dict)
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         def move(chunk: Features) -> Features:
-            return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in chunk.items()}
+            return {k: v.to(device, non_blocking=non_blocking) if isinstance(v, Tensor) else v for k, v in chunk.items()}
 
         return Batch(
             [move(c) for c in self.queries],
             [move(c) for c in self.documents],
-            self.query_ids.to(device),
-            self.document_ids.to(device),
-            self.relevance.to(device),
-            self.positives.to(device),
+            self.query_ids.to(device, non_blocking=non_blocking),
+            self.document_ids.to(device, non_blocking=non_blocking),
+            self.relevance.to(device, non_blocking=non_blocking),
+            self.positives.to(device, non_blocking=non_blocking),
             self.notes,
         )

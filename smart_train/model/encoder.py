@@ -109,11 +109,9 @@ class SmartEncoder(nn.Module):
     def token_width(self) -> int:
         return self.late.dim or self.hidden_size
 
-    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
-        self.backbone.gradient_checkpointing_enable(**kwargs)
-
-    def enable_input_require_grads(self) -> None:
-        self.backbone.enable_input_require_grads()
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """What transformers.Trainer calls for ``training.activation_checkpointing``."""
+        self.backbone.activation_checkpointing_enable(**options)
 
     def _resolve_layers(self) -> list[int]:
         return resolve_layers(self.late.layer, len(find_blocks(self.backbone)[1]))
@@ -305,6 +303,12 @@ class SmartEncoder(nn.Module):
         from smart_train.model.folder import save
 
         return save(self, Path(folder), state)
+
+    def save_settings(self, folder: str | Path) -> None:
+        """Rewrites smart_train.json alone: the hybrid's weights and constants after a calibration."""
+        from smart_train.model.folder import write_settings
+
+        write_settings(self, Path(folder))
 
     @classmethod
     def from_pretrained(

@@ -86,8 +86,15 @@ def save(encoder: SmartEncoder, folder: Path, state: dict[str, Tensor] | None = 
         if empty:
             raise AdapterError(f"{folder / HEAD}: {empty} are empty (sharded?); nothing was written there")
         save_file(tensors, folder / HEAD)
-    (folder / SETTINGS).write_text(json.dumps(settings_of(encoder), indent=2) + "\n", encoding="utf8")
+    write_settings(encoder, folder)
     return folder
+
+
+def write_settings(encoder: SmartEncoder, folder: Path) -> None:
+    """smart_train.json, through a temporary file: never half of it."""
+    part = folder / f"{SETTINGS}.part"
+    part.write_text(json.dumps(settings_of(encoder), indent=2) + "\n", encoding="utf8")
+    part.replace(folder / SETTINGS)
 
 
 def settings_of(encoder: SmartEncoder) -> dict[str, Any]:

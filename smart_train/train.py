@@ -1,0 +1,215 @@
+"""One recipe -> one run: data, base figures, training, a verified adapter, trained figures, a table and a picture.
+
+Knows: every room, and in which order a run goes through them.  Does not know: YAML, losses, layers.
+
+A run's folder:
+    recipe.yaml, versions.json   the resolved recipe; versions and data fingerprints
+    log.jsonl                    every logged line
+    checkpoints/                 what training.resume_from_checkpoint needs
+    adapter/                     what is loaded and published: see model/folder.py
+    metrics.json, evaluation.json, curve.png
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smart_train.blocks import LateBlock, Recipe
+from smart_train.data.collate import Collator, Pairs
+from smart_train.data.formats import load
+from smart_train.data.records import Collection
+from smart_train.evaluation.metrics import Interval
+from smart_train.evaluation.report import differences, plot, table, write_metrics
+from smart_train.evaluation.retrieval import Evaluation, calibrate, evaluate
+from smart_train.model.encoder import SmartEncoder
+from smart_train.model.folder import verify
+from smart_train.recipe import save as save_recipe
+
+if TYPE_CHECKING:
+    from smart_train.training.trainer import SmartTrainer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Sides:
+    """The data of a run."""
+
+    train: Collection
+    dev: Collection
+    test: Collection
+
+    def fingerprints(self) -> dict[str, str]:
+        return {name: getattr(self, name).fingerprint() for name in ("train", "dev", "test")}
+
+
+def run(recipe: Recipe, source: str | Path) -> dict[str, Any]:
+    """Runs a checked recipe and returns what metrics.json holds.
+
+    source: the recipe's file, for messages.  Every rank of a launch calls this; rank 0 alone evaluates before and
+    after, and writes.
+    Raises what its rooms raise; nothing that was written before is lost.
+    """
+    main = int(os.environ.get("RANK", "0")) == 0
+    output = Path(recipe.output or f"runs/{recipe.name}")
+    if main:
+        make_room(output, recipe)
+    sides = Sides(*load(recipe.data))
+    if main:
+        _tell_data(sides)
+        save_recipe(recipe, output, sides.fingerprints())
+    rows: dict[str, Evaluation] = {}
+    # Before the processes join: the others wait for rank 0 there, and no engine has sharded a model yet.
+    if main and recipe.evaluation.before:
+        rows["base"] = _figures(training_free(recipe), sides, recipe, "base")
+    trainer = make_trainer(recipe, sides, output)
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    encoder = finish(trainer, sides, recipe, output)
+    if encoder is None:
+        return {}
+    if recipe.evaluation.after:
+        rows["trained"] = _figures(encoder, sides, recipe, "trained", into=output / "adapter")
+    return _report(rows, output, recipe)
+
+
+def make_room(output: Path, recipe: Recipe) -> None:
+    """Moves an earlier run out of the way (NAME.1, NAME.2 ...), so that nothing made is lost; a resume stays."""
+    if recipe.training.get("resume_from_checkpoint") or not output.exists() or not any(output.iterdir()):
+        output.mkdir(parents=True, exist_ok=True)
+        return
+    number = 1
+    while (moved := output.with_name(f"{output.name}.{number}")).exists():
+        number += 1
+    output.rename(moved)
+    unfinished = (moved / "checkpoints").is_dir() and not (moved / "adapter" / "verified.json").is_file()
+    hint = f"; it was not finished: training.resume_from_checkpoint={moved}/checkpoints/..." if unfinished else ""
+    logger.info("%s holds an earlier run: moved to %s%s", output, moved, hint)
+    output.mkdir(parents=True)
+
+
+def _tell_data(sides: Sides) -> None:
+    for name in ("train", "dev", "test"):
+        side: Collection = getattr(sides, name)
+        pairs = len(side.pairs())
+        logger.info("%s: %d queries, %d documents, %d pairs", name, len(side.queries), len(side.corpus), pairs)
+
+
+def training_free(recipe: Recipe) -> SmartEncoder:
+    """The untouched base: its hidden states as they are (a head that was never trained would only blur them)."""
+    late = LateBlock(layer=_one_layer(recipe.late.layer), norm=recipe.late.norm, drop=recipe.late.drop)
+    late.hybrid = replace(recipe.late.hybrid)
+    return SmartEncoder(recipe.model.base, model=recipe.model, late=late)
+
+
+def _one_layer(layer: int | list[int]) -> int:
+    return layer if isinstance(layer, int) else layer[-1]
+
+
+def _figures(
+    encoder: SmartEncoder, sides: Sides, recipe: Recipe, row: str, into: Path | None = None
+) -> Evaluation:
+    """Calibrates the hybrid on the dev split, then measures on the test split; ``into``: the folder to keep it in."""
+    options = recipe.evaluation
+    if options.calibrate and sides.dev.queries:
+        encoder.late.hybrid, figures = calibrate(encoder, sides.dev, batch_size=options.batch_size)
+        chosen = encoder.late.hybrid.late
+        logger.info("%s: late weight %g of %s on dev", row, chosen, {f["late"]: round(f["value"], 4) for f in figures})
+        if into is not None:
+            encoder.save_settings(into)
+    logger.info("%s: ranking the test split", row)
+    return evaluate(
+        encoder,
+        sides.test,
+        k=options.k,
+        batch_size=options.batch_size,
+        bootstrap=options.bootstrap,
+        seed=options.seed,
+        progress=True,
+    )
+
+
+def make_trainer(recipe: Recipe, sides: Sides, output: Path) -> SmartTrainer:
+    """The encoder with its adapter, and the trainer around it."""
+    from smart_train.training.arguments import training_arguments
+    from smart_train.training.trainer import SmartTrainer
+
+    args = training_arguments(recipe.training, output)  # joins the processes, where there are several
+    late = replace(recipe.late, hybrid=replace(recipe.late.hybrid))
+    device = None if args.device.type != "cpu" else "cpu"
+    encoder = SmartEncoder(recipe.model.base, model=recipe.model, late=late, adapter=recipe.adapter, device=device)
+    data = recipe.data
+    collate = Collator(
+        sides.train, encoder.preprocess, negatives=data.negatives, length_groups=data.length_groups, seed=args.seed
+    )
+    during = recipe.evaluation.during and bool(sides.dev.queries) and args.eval_strategy != "no"
+    trainer = SmartTrainer(
+        encoder,
+        args,
+        recipe.objective,
+        Pairs(sides.train),
+        collate,
+        rank_dev=(lambda e: rank_dev(e, sides.dev, recipe)) if during else None,
+        log=output / "log.jsonl",
+    )
+    logger.info("training %(trainable)s of %(all)s parameters (lora %(lora)s, head %(head)s)", trainer.counts)
+    return trainer
+
+
+def rank_dev(encoder: SmartEncoder, dev: Collection, recipe: Recipe) -> dict[str, float]:
+    """{"pooled/ndcg@10": ...} on the dev split, for the log and the best checkpoint."""
+    found = evaluate(encoder, dev, k=recipe.evaluation.k, batch_size=recipe.evaluation.batch_size, bootstrap=1)
+    return {f"{mode}/{name}": value["value"] for mode, names in found.metrics.items() for name, value in names.items()}
+
+
+def finish(trainer: SmartTrainer, sides: Sides, recipe: Recipe, output: Path) -> SmartEncoder | None:
+    """Saves the adapter, reloads it in a fresh object and compares; returns the reloaded encoder (None off rank 0)."""
+    folder = output / "adapter"
+    trainer.save_model(str(folder))
+    main, encoder = trainer.is_world_process_zero(), trainer.encoder
+    if main:
+        encoder.late.hybrid = replace(recipe.late.hybrid)
+        queries, documents = _samples(sides)
+        verify(encoder, folder, queries, documents)
+        if any(encoder.cut_rows.values()):
+            logger.info("rows that reached their length limit and may have been cut: %s", encoder.cut_rows)
+    _leave(trainer)
+    if not main:
+        return None
+    device = encoder.device
+    del trainer.model, encoder
+    gc.collect()
+    return SmartEncoder.from_pretrained(folder, device=device)
+
+
+def _samples(sides: Sides, count: int = 8) -> tuple[list[Any], list[Any]]:
+    side = sides.dev if sides.dev.queries else sides.train
+    documents = list(side.corpus.values())[:count]
+    return list(side.queries.values())[:count], [document.content() for document in documents]
+
+
+def _leave(trainer: SmartTrainer) -> None:
+    """Leaves the process group; without it one run in six aborts after it has finished."""
+    import torch.distributed as dist
+
+    trainer.accelerator.wait_for_everyone()
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _report(rows: dict[str, Evaluation], output: Path, recipe: Recipe) -> dict[str, dict[str, dict[str, Interval]]]:
+    if rows:
+        found = differences(rows)
+        write_metrics(output / "metrics.json", rows, differences=found)
+        logger.info("\n%s\n", table({row: one.metrics for row, one in rows.items()}, found))
+        logger.info("figures: %s", output / "metrics.json")
+    log = output / "log.jsonl"
+    if log.is_file():
+        plot(log, output / "curve.png", title=recipe.name)
+        logger.info("picture: %s", output / "curve.png")
+    logger.info("adapter: %s", output / "adapter")
+    return {row: one.metrics for row, one in rows.items()}

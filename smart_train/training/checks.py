@@ -1,0 +1,108 @@
+"""Nothing trains silently wrong: what is looked at before, during and after the first step.
+
+Knows: parameters, gradients, callbacks.  Does not know: losses, data.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from smart_train.blocks import AdapterBlock
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingStopped(RuntimeError):
+    """Training would go on wrongly; the message says what was seen and what to do."""
+
+
+def check_trainable(encoder: nn.Module, adapter: AdapterBlock) -> dict[str, int]:
+    """Counts trainable parameters by part and compares them with what the recipe says.
+
+    Returns {"trainable", "lora", "head", "backbone", "all"} (numbers of parameters, not tensors).
+    Raises TrainingStopped where a part trains that should not, or does not train that should.
+    """
+    counts = {"trainable": 0, "lora": 0, "head": 0, "backbone": 0, "all": 0}
+    for name, parameter in encoder.named_parameters():
+        size = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 shards: numel() is 0 there
+        counts["all"] += size
+        if parameter.requires_grad:
+            part = "lora" if "lora_" in name else "head" if name.startswith("head.") else "backbone"
+            counts[part] += size
+            counts["trainable"] += size
+    head = sum(1 for _ in encoder.head.parameters())  # type: ignore[operator,union-attr]
+    wrong = {
+        "lora": bool(counts["lora"]) != (adapter.kind == "lora"),
+        "backbone": bool(counts["backbone"]) != (adapter.kind == "full"),
+        "head": bool(counts["head"]) != bool(head),
+    }
+    if any(wrong.values()) or not counts["trainable"]:
+        raise TrainingStopped(
+            f"adapter.kind is {adapter.kind}, but the trainable parameters are {counts}; nothing was trained"
+        )
+    return counts
+
+
+def gradient_of(parameter: nn.Parameter) -> Tensor | None:
+    """The whole gradient, also where DeepSpeed keeps it apart from the parameter."""
+    if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
+        from deepspeed.utils import safe_get_full_grad
+
+        found: Tensor | None = safe_get_full_grad(parameter)
+        return found
+    return parameter.grad
+
+
+class FirstStep(TrainerCallback):
+    """After the first backward every trained tensor has a finite gradient; after the first step with a learning rate
+    above zero, LoRA B matrices have left zero.  Stops with the tensors' names otherwise."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        self.encoder = encoder
+        self.looked = self.moved = False
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.looked:
+            return
+        self.looked = True
+        without, bad, reached = [], [], 0
+        for name, parameter in self.encoder.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            gradient = gradient_of(parameter)
+            if gradient is None:
+                without.append(name)
+            elif not bool(torch.isfinite(gradient).all()) and not args.fp16:  # fp16's scaler skips such steps itself
+                bad.append(name)
+            else:
+                reached += int(bool(gradient.any()))
+        if without:
+            raise TrainingStopped(
+                f"{len(without)} trained tensors received no gradient ({', '.join(without[:3])} ...): they are not part "
+                "of the forward; leave them out of adapter.targets, or give their loss term a weight"
+            )
+        if bad:
+            raise TrainingStopped(f"gradients of {len(bad)} tensors are not finite ({', '.join(bad[:3])} ...)")
+        if not reached:
+            raise TrainingStopped("every gradient of the first step is zero; has each batch at least one negative?")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        scheduler = kwargs.get("lr_scheduler")
+        if self.moved or scheduler is None or state.global_step < 2:
+            return  # a warm-up's first learning rate is zero: the second step moves at the latest
+        self.moved = True
+        bs = {n: p for n, p in self.encoder.named_parameters() if "lora_B" in n and not hasattr(p, "ds_id")}
+        still = [n for n, p in bs.items() if not bool(p.detach().any())]
+        if bs and len(still) == len(bs):
+            raise TrainingStopped(f"after {state.global_step} steps all {len(bs)} LoRA B matrices are still zero")
+        if still:
+            logger.warning("%d of %d LoRA B matrices are still zero: %s", len(still), len(bs), ", ".join(still[:3]))
