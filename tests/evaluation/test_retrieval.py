@@ -1,0 +1,250 @@
+"""Evaluation and calibration of a stub encoder whose embeddings are known, on collections made by hand."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+
+from smart_train.blocks import HybridBlock, LateBlock
+from smart_train.embeddings import Embeddings, Tokens
+from smart_train.evaluation import encoding
+from smart_train.evaluation.retrieval import calibrate, calibrate_encoded, encode, evaluate, evaluate_encoded
+
+WORDS = 16
+
+
+def word_vector(word: str) -> torch.Tensor:
+    """Words with one first letter are near each other, and no two are the same."""
+    of_letter, of_word = (
+        torch.randn(WORDS, generator=torch.Generator().manual_seed(int.from_bytes(part.encode(), "big") % 10**9))
+        for part in (word[0], word)
+    )
+    vector = of_letter + 0.7 * of_word
+    return vector / vector.norm()
+
+
+class Stub:
+    """Pooled = mean of the word vectors, tokens = the word vectors; remembers what it was called with."""
+
+    def __init__(self, hybrid: HybridBlock | None = None) -> None:
+        self.late = LateBlock(hybrid=hybrid or HybridBlock())
+        self.calls: list[tuple[str, list[Any]]] = []
+
+    def _encode(self, role: str, contents: list[Any], batch_size: int, progress: Any) -> Embeddings:
+        self.calls.append((role, list(contents)))
+        batches = range(0, len(contents), batch_size)
+        for _ in progress(batches) if progress else batches:
+            pass
+        rows = [torch.stack([word_vector(word) for word in str(content).split()]) for content in contents]
+        pooled = torch.stack([row.mean(0) / row.mean(0).norm() for row in rows])
+        return Embeddings(pooled, Tokens(torch.cat(rows), torch.tensor([len(row) for row in rows])))
+
+    def encode_queries(self, contents: list[Any], batch_size: int = 32, progress: Any = None) -> Embeddings:
+        return self._encode("query", contents, batch_size, progress)
+
+    def encode_documents(self, contents: list[Any], batch_size: int = 32, progress: Any = None) -> Embeddings:
+        return self._encode("document", contents, batch_size, progress)
+
+
+class Picture:
+    """Stands for an image; counts how many are open at once."""
+
+    opened = 0
+    most = 0
+
+    def __init__(self, words: str) -> None:
+        self.words = words
+        Picture.opened += 1
+        Picture.most = max(Picture.most, Picture.opened)
+
+    def __del__(self) -> None:
+        Picture.opened -= 1
+
+    def __str__(self) -> str:
+        return self.words
+
+
+@dataclass
+class Page:
+    text: str | None = None
+    image: str | None = None
+
+    def content(self) -> Any:
+        return self.text if self.image is None else Picture(self.image)
+
+
+@dataclass
+class Collection:
+    corpus: dict[str, Page]
+    queries: dict[str, str]
+    qrels: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def collection() -> Collection:
+    texts = ["apple bear cat", "bear dog", "cat egg apple fig goat", "dog", "egg hat ink", "fig apple", "goat ink jam"]
+    queries = {"q0": "apple bear", "q1": "dog bear", "q2": "goat fig egg", "q3": "ink"}
+    qrels = {"q0": {"d0": 2, "d5": 1}, "q1": {"d1": 1}, "q2": {"d2": 1}, "q3": {"d6": 1, "d4": 0}}
+    own = [" ".join(f"{word}{i}" for word in text.split()) for i, text in enumerate(texts)]  # no word in two documents
+    return Collection({f"d{i}": Page(text) for i, text in enumerate(own)}, queries, qrels)
+
+
+def ndcg(judged: dict[str, int], order: list[str]) -> float:
+    gained = sum(judged.get(document, 0) / math.log2(place + 1) for place, document in enumerate(order, 1))
+    ideal = sorted(judged.values(), reverse=True)
+    return gained / sum(grade / math.log2(place + 1) for place, grade in enumerate(ideal, 1))
+
+
+def scores_by_hand(some: Collection, query: str, document: str) -> tuple[float, float]:
+    stub = Stub()
+    q, x = stub.encode_queries([some.queries[query]]), stub.encode_documents([some.corpus[document].content()])
+    late = torch.stack([(x.tokens.values @ token).max() for token in q.tokens.values]).mean()
+    return float(q.pooled[0] @ x.pooled[0]), float(late)
+
+
+def test_an_evaluation_is_what_scoring_pair_by_pair_gives():
+    some, hybrid = collection(), HybridBlock(pooled=0.7, late=1.9)
+    found = evaluate(Stub(hybrid), some, k=[1, 10], bootstrap=50, progress=True)
+    for mode in ("pooled", "late", "hybrid"):
+        values = []
+        for query, judged in some.qrels.items():
+            key = {}
+            for document in some.corpus:
+                pooled, late = scores_by_hand(some, query, document)
+                key[document] = {"pooled": pooled, "late": late, "hybrid": 0.7 * pooled + 1.9 * late}[mode]
+            order = sorted(key, key=lambda document: -key[document])
+            assert all(key[a] > key[b] + 5e-5 for a, b in itertools.pairwise(order))  # no tie decides
+            values.append(ndcg(judged, order))
+            assert found.per_query[mode]["ndcg@10"][query] == pytest.approx(values[-1], abs=1e-6)
+        assert found.metrics[mode]["ndcg@10"]["value"] == pytest.approx(sum(values) / len(values), abs=1e-6)
+        assert set(found.metrics[mode]) == {f"{m}@{k}" for m in ("ndcg", "recall", "mrr", "success") for k in (1, 10)}
+        for span in found.metrics[mode].values():
+            assert span["low"] <= span["value"] <= span["high"]
+    assert (found.queries, found.documents, found.unanswered) == (4, 7, [])
+    assert found.hybrid == hybrid
+
+
+def test_the_size_of_a_document_counts_its_tokens_and_its_pooled_vector_in_half_precision():
+    some = collection()
+    words = [len(page.text.split()) for page in some.corpus.values()]
+    found = evaluate(Stub(), some, bootstrap=10)
+    assert found.tokens_per_document == pytest.approx(sum(words) / 7)
+    assert found.mb_per_document == pytest.approx(2 * WORDS * (sum(words) + 7) / 7 / 1e6)
+    assert set(found.seconds) == {"queries", "documents", "scores"} and min(found.seconds.values()) >= 0
+
+
+def test_everything_is_encoded_exactly_once_longest_text_first():
+    stub = Stub()
+    encoded = encode(stub, collection(), batch_size=2)
+    given = [content for role, contents in stub.calls if role == "document" for content in contents]
+    assert sorted(given) == sorted(page.text for page in collection().corpus.values())
+    assert [len(text) for text in given] == sorted(map(len, given), reverse=True)
+    assert [role for role, _ in stub.calls].count("query") == 1
+    # the ids follow the rows
+    for row, document in enumerate(encoded.document_ids):
+        again = Stub().encode_documents([collection().corpus[document].text])
+        assert torch.equal(encoded.documents.pooled[row], again.pooled[0])
+
+
+def test_few_images_are_decoded_at_a_time_and_texts_are_apart_from_them():
+    corpus = {f"d{i}": Page(image=f"apple w{i}") for i in range(23)} | {"t": Page(text="bear dog")}
+    some = Collection(corpus, {"q": "apple"}, {"q": {"d3": 1}})
+    stub = Stub()
+    Picture.most = 0
+    original, kept = stub.encode_documents, []
+
+    def forgetful(contents: list[Any], **options: Any) -> Embeddings:
+        kept.append({type(content) for content in contents})
+        embeddings = original(contents, **options)
+        stub.calls.clear()
+        return embeddings
+
+    stub.encode_documents = forgetful
+    encode(stub, some, batch_size=3)
+    assert all(len(kinds) == 1 for kinds in kept)
+    # one portion, and the one before it until its name is bound again
+    assert 0 < Picture.most <= 2 * encoding.IMAGE_BATCHES * 3
+    assert Picture.opened == 0
+
+
+def test_queries_without_a_relevant_document_are_counted_and_reported(caplog):
+    some = collection()
+    some.queries |= {"lost": "apple", "unjudged": "bear"}
+    some.qrels |= {"lost": {"gone": 1, "d0": 0}}
+    with caplog.at_level(logging.WARNING):
+        found = evaluate(Stub(), some, bootstrap=10)
+    assert found.unanswered == ["lost", "unjudged"]
+    assert found.queries == 4 and set(found.per_query["late"]["ndcg@10"]) == {"q0", "q1", "q2", "q3"}
+    assert "2 of 6 queries have no relevant document" in caplog.text
+    assert evaluate(Stub(), collection(), bootstrap=10).metrics == found.metrics
+
+
+def test_a_collection_without_any_answer_is_an_error():
+    some = collection()
+    some.qrels = {"q0": {"gone": 1}}
+    with pytest.raises(ValueError, match="none of the 4 queries has a relevant document in the corpus of 7"):
+        evaluate(Stub(), some)
+
+
+def test_a_broken_embedding_stops_the_evaluation_by_id():
+    class Broken(Stub):
+        def encode_documents(self, contents: list[Any], **options: Any) -> Embeddings:
+            embeddings = super().encode_documents(contents, **options)
+            embeddings.pooled[contents.index("dog3")] = float("nan")
+            return embeddings
+
+    with pytest.raises(ValueError, match="document 'd3' is not finite"):
+        evaluate(Broken(), collection())
+
+
+def test_calibration_fits_the_constants_over_all_pairs():
+    some = collection()
+    pairs = [scores_by_hand(some, query, document) for query in some.queries for document in some.corpus]
+    pooled, late = torch.tensor(pairs, dtype=torch.float64).T
+    block, _ = calibrate(Stub(HybridBlock(scaling="standardised")), some)
+    assert block.scaling == "standardised" and block.pooled == 1.0
+    assert block.pooled_mean == pytest.approx(float(pooled.mean()), abs=1e-3)
+    assert block.pooled_std == pytest.approx(float(pooled.std(correction=0)), abs=1e-3)
+    assert block.late_mean == pytest.approx(float(late.mean()), abs=1e-3)
+    assert block.late_std == pytest.approx(float(late.std(correction=0)), abs=1e-3)
+
+
+@pytest.mark.parametrize("scaling", ["none", "standardised"])
+def test_calibration_chooses_the_smallest_weight_that_reaches_the_best_figure(scaling):
+    some = collection()
+    stub = Stub(HybridBlock(scaling=scaling))
+    before = replace(stub.late.hybrid)
+    encoded = encode(stub, some)
+    grid = [8.0, 0.25, 1.0, 4.0]
+    block, figures = calibrate_encoded(encoded, some.qrels, stub.late.hybrid, grid=grid)
+    assert [figure["late"] for figure in figures] == sorted(grid)
+    for figure in figures:
+        same = evaluate_encoded(encoded, some.qrels, replace(block, late=figure["late"]), bootstrap=10)
+        assert figure["value"] == pytest.approx(same.metrics["hybrid"]["ndcg@10"]["value"])
+    best = max(figure["value"] for figure in figures)
+    assert block.late == min(figure["late"] for figure in figures if figure["value"] > best - 0.001)
+    assert stub.late.hybrid == before  # a new block, the encoder's own untouched
+
+
+def test_calibration_prefers_the_view_that_ranks_better():
+    """Pooled vectors that say the opposite of the tokens: more late weight is better, and the other way round."""
+    d = torch.eye(4)
+    good = Tokens(d, torch.ones(4, dtype=torch.int64))
+    bad = d[[1, 2, 3, 0]]
+    names, qrels = list("abcd"), {q: {q: 1} for q in "abcd"}
+    late_right = encoding.Encoded(Embeddings(bad, good), Embeddings(d, good), names, names, [])
+    pooled_right = encoding.Encoded(Embeddings(d, Tokens(bad, good.lengths)), Embeddings(d, good), names, names, [])
+    assert calibrate_encoded(late_right, qrels, HybridBlock(), cut=1)[0].late == 2.0  # the first that outweighs 1
+    assert calibrate_encoded(pooled_right, qrels, HybridBlock(), cut=1)[0].late == 0.25
+
+
+def test_a_collapsed_encoder_cannot_be_calibrated():
+    same = Embeddings(torch.eye(3)[[0, 0]], Tokens(torch.eye(3)[[0, 0]], torch.tensor([1, 1])))
+    encoded = encoding.Encoded(same, same, ["a", "b"], ["x", "y"], [])
+    with pytest.raises(ValueError, match="pooled scores of 4 query-document pairs are all about 1.0"):
+        calibrate_encoded(encoded, {"a": {"x": 1}, "b": {"y": 1}}, HybridBlock())
