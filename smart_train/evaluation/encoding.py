@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from smart_train.blocks import LateBlock
 from smart_train.embeddings import Embeddings
+from smart_train.evaluation.metrics import EvaluationError
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Encoded:
 def encode(encoder: Encoder, collection: Collection, *, batch_size: int = 32, progress: bool = False) -> Encoded:
     """Embeds the documents and the queries that have a relevant one; images are decoded a few batches at a time.
 
-    Raises ValueError where no query has a relevant document in the corpus.
+    Raises EvaluationError where no query has a relevant document in the corpus.
     """
     corpus, queries = collection.corpus, collection.queries
     query_ids: list[str] = []
@@ -85,7 +86,9 @@ def encode(encoder: Encoder, collection: Collection, *, batch_size: int = 32, pr
         answered = any(grade > 0 and document in corpus for document, grade in grades.items())
         (query_ids if answered else unanswered).append(query)
     if not query_ids:
-        raise ValueError(f"none of the {len(queries)} queries has a relevant document in the corpus of {len(corpus)}")
+        raise EvaluationError(
+            f"none of the {len(queries)} queries has a relevant document in the corpus of {len(corpus)}"
+        )
     if unanswered:
         logger.warning(
             "%d of %d queries have no relevant document in the corpus and are left out, such as %r",

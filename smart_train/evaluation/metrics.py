@@ -13,6 +13,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytrec_eval
 
+
+class EvaluationError(ValueError):
+    """Something that can't be measured; the message names the query, document or line, and what to do."""
+
+
 Ranking = list[tuple[str, float]]
 """Documents of one query, best first, with their scores."""
 Interval = dict[str, float]
@@ -34,12 +39,12 @@ def measure(
     mrr@k: 1 / rank of the first relevant document, 0 where none is among the first k
     success@k: 1 where one of the first k is relevant, else 0
 
-    Raises ValueError for a cut-off below 1, for a judged query without a ranking, and for a ranking that names a
+    Raises EvaluationError for a cut-off below 1, for a judged query without a ranking, and for a ranking that names a
     document twice.
     """
     cuts = sorted(set(k))
     if not cuts or cuts[0] < 1:
-        raise ValueError(f"evaluation.k takes cut-offs of 1 or more, got {list(k)}")
+        raise EvaluationError(f"evaluation.k takes cut-offs of 1 or more, got {list(k)}")
     judged = {query: dict(grades) for query, grades in qrels.items() if any(grade > 0 for grade in grades.values())}
     run = {query: _by_rank(query, rankings, cuts[-1]) for query in judged}
     listed = ",".join(map(str, cuts))
@@ -57,11 +62,13 @@ def measure(
 def _by_rank(query: str, rankings: Mapping[str, Ranking], deepest: int) -> dict[str, float]:
     """Scores that stand for the order alone: the first document has the highest."""
     if query not in rankings:
-        raise ValueError(f"query {query!r} has judgements but no ranking; rank every judged query, or leave it out")
+        raise EvaluationError(
+            f"query {query!r} has judgements but no ranking; rank every judged query, or leave it out"
+        )
     ranking = rankings[query][:deepest]
     scores = {document: float(len(ranking) - place) for place, (document, _) in enumerate(ranking)}
     if len(scores) != len(ranking):
-        raise ValueError(f"the ranking of query {query!r} names a document twice")
+        raise EvaluationError(f"the ranking of query {query!r} names a document twice")
     return scores
 
 
@@ -75,7 +82,7 @@ def interval(
     """Mean over queries with its 95 % percentile bootstrap interval: {"value", "low", "high"}.
 
     bootstrap: resamples of the queries (Efron 1979); the same seed gives the same interval on every machine.
-    Raises ValueError where there is no query.
+    Raises EvaluationError where there is no query.
     """
     array = _as_array(values)
     means = _resampled_means(array, bootstrap, seed)
@@ -88,11 +95,11 @@ def paired(a: Mapping[str, float], b: Mapping[str, float], bootstrap: int = 1000
 
     low, high: 95 % percentile bootstrap over queries; p: two-sided sign-flip randomisation test with ``bootstrap``
     draws (Fisher 1935; Smucker, Allan and Carterette 2007 for retrieval), never below 1 / (draws + 1).
-    Raises ValueError where the two were not measured on the same queries.
+    Raises EvaluationError where the two were not measured on the same queries.
     """
     if a.keys() != b.keys():
         odd = sorted(a.keys() ^ b.keys())
-        raise ValueError(f"a paired difference needs the same queries; {len(odd)} are on one side only: {odd[:3]}")
+        raise EvaluationError(f"a paired difference needs the same queries; {len(odd)} are on one side only: {odd[:3]}")
     difference = _as_array([a[query] - b[query] for query in sorted(a)])
     summary = interval(difference, bootstrap, seed)
     observed = abs(difference.mean())
@@ -108,13 +115,13 @@ def paired(a: Mapping[str, float], b: Mapping[str, float], bootstrap: int = 1000
 def _as_array(values: Mapping[str, float] | Sequence[float] | np.ndarray) -> np.ndarray:
     array = np.asarray([values[q] for q in sorted(values)] if isinstance(values, Mapping) else values, dtype=np.float64)
     if array.size == 0:
-        raise ValueError("there is no query to average over: none has a relevant document")
+        raise EvaluationError("there is no query to average over: none has a relevant document")
     return array
 
 
 def _resampled_means(array: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
     if bootstrap < 1:
-        raise ValueError(f"evaluation.bootstrap takes 1 resample or more, got {bootstrap}")
+        raise EvaluationError(f"evaluation.bootstrap takes 1 resample or more, got {bootstrap}")
     rng = np.random.default_rng(seed)
     drawn = [
         array[rng.integers(0, len(array), (draws, len(array)))].mean(1) for draws in _portions(bootstrap, len(array))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from smart_train.blocks import HybridBlock
 from smart_train.embeddings import Embeddings, Tokens
-from smart_train.evaluation.metrics import Ranking
+from smart_train.evaluation.metrics import EvaluationError, Ranking
 from smart_train.objective.scores import hybrid_scores, late_scores, pooled_scores
 
 MODES = ("pooled", "late", "hybrid")
@@ -36,7 +36,7 @@ class View:
 
 
 def view(mode: str, hybrid: HybridBlock) -> View:
-    """The View of a mode.  Raises ValueError for another word than pooled, late or hybrid."""
+    """The View of a mode.  Raises EvaluationError for another word than pooled, late or hybrid."""
     if mode == "pooled":
         return View(lambda pooled, late: pooled)
     if mode == "late":
@@ -46,7 +46,7 @@ def view(mode: str, hybrid: HybridBlock) -> View:
         if hybrid.scaling == "standardised":
             stretch = abs(hybrid.pooled) / hybrid.pooled_std + abs(hybrid.late) / hybrid.late_std
         return View(lambda pooled, late: hybrid_scores(pooled, late, hybrid), NOISE * max(1.0, stretch))
-    raise ValueError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
+    raise EvaluationError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
 
 
 def rank(
@@ -87,7 +87,7 @@ def rank_all(
     progress: called with the number of query-document pairs after each tile
 
     Scores nearer than NOISE are a tie, ordered by blake2b of (query id, document id).
-    Raises ValueError for ids that are not one a row or not unique, and for values that are not finite, naming the id.
+    Raises EvaluationError for ids that are not one a row or not unique, and, by id, for values that are not finite.
     """
     views = {mode: view(mode, hybrid or HybridBlock()) for mode in MODES}
     return rank_views(
@@ -111,9 +111,9 @@ def rank_views(
     check(queries, query_ids, "query")
     check(documents, document_ids, "document")
     if not len(documents):
-        raise ValueError("there is no document to rank")
+        raise EvaluationError("there is no document to rank")
     if top < 1:
-        raise ValueError(f"top is the number of documents kept per query, 1 or more, got {top}")
+        raise EvaluationError(f"top is the number of documents kept per query, 1 or more, got {top}")
     rankings: dict[str, dict[str, Ranking]] = {name: {} for name in views}
     best: dict[str, _Best] = {}
     for rows, columns, pooled, late in tiles(queries, documents, block, device):
@@ -219,12 +219,12 @@ def tie_hash(query_id: str, document_id: str) -> bytes:
 
 
 def check(embeddings: Embeddings, ids: Sequence[str], what: str) -> None:
-    """Raises ValueError for ids that are not one a row or not unique, and for a row that is not finite, by its id."""
+    """Raises EvaluationError for ids that are not one a row or not unique, and, by id, for values not finite."""
     if len(ids) != len(embeddings):
-        raise ValueError(f"{len(embeddings)} {what} embeddings, but {len(ids)} {what} ids")
+        raise EvaluationError(f"{len(embeddings)} {what} embeddings, but {len(ids)} {what} ids")
     if len(set(ids)) != len(ids):
         twice = next(one for place, one in enumerate(ids) if one in ids[:place])
-        raise ValueError(f"the {what} id {twice!r} is there twice; ids must be unique")
+        raise EvaluationError(f"the {what} id {twice!r} is there twice; ids must be unique")
     embeddings.tokens.check()
     owner = torch.repeat_interleave(torch.arange(len(ids)), embeddings.tokens.lengths.cpu())
     # a sum is finite where its parts are, and needs no mask of the corpus' size
@@ -233,7 +233,7 @@ def check(embeddings: Embeddings, ids: Sequence[str], what: str) -> None:
     bad[owner[tokens]] = True
     if bad.any():
         rows = bad.nonzero().flatten().tolist()
-        raise ValueError(
+        raise EvaluationError(
             f"the embedding of {what} {ids[rows[0]]!r} is not finite (NaN or infinity), and {len(rows) - 1} more: "
             "a diverged run, or an overflow in float16; load the base with model.dtype float32 or bfloat16"
         )

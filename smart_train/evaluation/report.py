@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from smart_train.evaluation.metrics import Interval, paired
+from smart_train.evaluation.metrics import EvaluationError, Interval, paired
 from smart_train.evaluation.ranking import MODES
 from smart_train.evaluation.retrieval import Evaluation
 
@@ -62,7 +62,7 @@ def differences(evaluations: Mapping[str, Evaluation], metric: str = "") -> dict
     """What the run is about, as paired differences over the same queries: each row's hybrid against its pooled, and
     the last row's hybrid against the first's.  {"trained hybrid - base hybrid": {"value", "low", "high", "p"}}
 
-    Raises ValueError where the rows were not measured on the same queries.
+    Raises EvaluationError where the rows were not measured on the same queries.
     """
     metric = metric or _headline({row: one.metrics for row, one in evaluations.items()})
     pairs = [((row, "hybrid"), (row, "pooled")) for row in evaluations]
@@ -81,7 +81,7 @@ def write_metrics(path: str | Path, evaluations: Mapping[str, Evaluation], **ext
     """Writes ``path`` (metrics.json: rows, modes, measures, nothing else) and evaluation.json beside it.
 
     evaluation.json holds the rest: sizes, seconds, megabytes per document, the hybrid's weights and constants, the
-    paired differences, every query's nDCG, and ``extra``.
+    paired differences (``extra`` may bring them), every query's nDCG, and ``extra``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,9 @@ def write_metrics(path: str | Path, evaluations: Mapping[str, Evaluation], **ext
             for name in [name for name in measures if not name.startswith("ndcg@")]:
                 del measures[name]
         rows[row] = rest
-    _write(path.with_name("evaluation.json"), {"differences": differences(evaluations), **extra, "rows": rows})
+    if "differences" not in extra:
+        extra["differences"] = differences(evaluations)
+    _write(path.with_name("evaluation.json"), {**extra, "rows": rows})
 
 
 def _write(path: Path, content: Any) -> None:
@@ -103,7 +105,7 @@ def _write(path: Path, content: Any) -> None:
 
 def read_log(log: str | Path) -> dict[str, list[tuple[float, float]]]:
     """A JSONL training log as series: name -> [(step, value)] by step; a step logged twice (a resumed run) counts as
-    it was logged last.  Raises ValueError for a line that is no JSON object or has no step, by its number."""
+    it was logged last.  Raises EvaluationError for a line that is no JSON object or has no step, by its number."""
     series: dict[str, dict[float, float]] = {}
     for number, line in enumerate(Path(log).read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -112,7 +114,7 @@ def read_log(log: str | Path) -> dict[str, list[tuple[float, float]]]:
             entry = json.loads(line)
             step = entry["step"]
         except (json.JSONDecodeError, TypeError, KeyError) as error:
-            raise ValueError(f'{log}, line {number}: not a JSON object with a "step" ({error!r})') from error
+            raise EvaluationError(f'{log}, line {number}: not a JSON object with a "step" ({error!r})') from error
         for name, value in entry.items():
             if name != "step" and isinstance(value, int | float):
                 series.setdefault(name, {})[step] = value
@@ -124,7 +126,7 @@ def plot(log: str | Path, path: str | Path, title: str = "") -> None:
 
     log: one JSON object a line: {"step": 10, "loss/pooled": 1.2, ...} or {"step": 50, "dev/pooled/ndcg@10": 0.6, ...}
     Series that are not there are not drawn, nor is a panel without any.
-    Raises ValueError where the log has neither, or a line can't be read.
+    Raises EvaluationError where the log has neither, or a line can't be read.
     """
     series = read_log(log)
     losses = {mode: series[f"loss/{mode}"] for mode in MODES if f"loss/{mode}" in series}
@@ -133,7 +135,7 @@ def plot(log: str | Path, path: str | Path, title: str = "") -> None:
     dev = {mode: series[f"dev/{mode}/{metric}"] for mode in MODES if f"dev/{mode}/{metric}" in series}
     panels = [(part, label) for part, label in ((losses, "training loss"), (dev, metric)) if part]
     if not panels:
-        raise ValueError(f'{log}: nothing to draw; it has no "loss/..." and no "dev/.../ndcg@..." series')
+        raise EvaluationError(f'{log}: nothing to draw; it has no "loss/..." and no "dev/.../ndcg@..." series')
     _draw(panels, Path(path), title)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from smart_train.blocks import HybridBlock
 from smart_train.evaluation.encoding import Collection, Encoded, Encoder, clock, encode
-from smart_train.evaluation.metrics import Interval, interval, measure
+from smart_train.evaluation.metrics import EvaluationError, Interval, interval, measure
 from smart_train.evaluation.ranking import MODES, View, rank, rank_all, rank_views, tiles, view
 
 __all__ = ["Evaluation", "calibrate", "calibrate_encoded", "evaluate", "evaluate_encoded", "rank", "rank_all"]
@@ -52,7 +52,7 @@ def evaluate(
     """Encodes the collection once and measures the pooled, late and hybrid rankings of its corpus.
 
     k: cut-offs of nDCG, recall, MRR and success; bootstrap, seed: of the 95 % intervals over queries
-    Raises ValueError where no query has a relevant document, and for embeddings that are not finite, by id.
+    Raises EvaluationError where no query has a relevant document, and for embeddings that are not finite, by id.
     """
     encoded = encode(encoder, collection, batch_size=batch_size, progress=progress)
     return evaluate_encoded(
@@ -165,7 +165,7 @@ def _moments(encoded: Encoded, device: torch.device | str | None) -> list[tuple[
         mean = total / count
         std = math.sqrt(max(0.0, square / count - mean * mean))
         if std < 1e-5:
-            raise ValueError(
+            raise EvaluationError(
                 f"the {name} scores of {count} query-document pairs are all about {mean:.4f}: there is nothing to "
                 "standardise; the encoder has collapsed, or the dev split has a single document"
             )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smart_train.evaluation.metrics import interval, measure, paired
+from smart_train.evaluation.metrics import EvaluationError, interval, measure, paired
 
 DOCUMENTS = [f"d{i}" for i in range(8)]
 grades = st.dictionaries(st.sampled_from(DOCUMENTS), st.integers(0, 3), max_size=8)
@@ -61,18 +61,18 @@ def test_gain_is_linear_and_not_exponential():
 
 
 def test_a_judged_query_without_a_ranking_is_an_error_that_names_it():
-    with pytest.raises(ValueError, match="'q2'"):
+    with pytest.raises(EvaluationError, match="'q2'"):
         measure({"q1": {"a": 1}, "q2": {"a": 1}}, {"q1": ranking(["a"])}, [1])
 
 
 def test_a_document_ranked_twice_is_an_error():
-    with pytest.raises(ValueError, match="names a document twice"):
+    with pytest.raises(EvaluationError, match="names a document twice"):
         measure({"q": {"a": 1}}, {"q": ranking(["a", "b", "a"])}, [3])
 
 
 @pytest.mark.parametrize("cuts", [[], [0], [5, -1]])
 def test_cut_offs_below_one_are_an_error(cuts):
-    with pytest.raises(ValueError, match="cut-offs of 1 or more"):
+    with pytest.raises(EvaluationError, match="cut-offs of 1 or more"):
         measure({"q": {"a": 1}}, {"q": ranking(["a"])}, cuts)
 
 
@@ -101,9 +101,9 @@ def test_an_interval_depends_on_the_seed_and_on_nothing_else(monkeypatch):
 
 
 def test_nothing_to_average_is_an_error_and_not_a_zero():
-    with pytest.raises(ValueError, match="no query to average"):
+    with pytest.raises(EvaluationError, match="no query to average"):
         interval({})
-    with pytest.raises(ValueError, match="evaluation.bootstrap"):
+    with pytest.raises(EvaluationError, match="evaluation.bootstrap"):
         interval([1.0], bootstrap=0)
 
 
@@ -136,5 +136,5 @@ def test_no_difference_has_p_one_and_a_clear_one_a_small_p():
 
 
 def test_a_pair_needs_the_same_queries():
-    with pytest.raises(ValueError, match="'only'"):
+    with pytest.raises(EvaluationError, match="'only'"):
         paired({"q": 1.0, "only": 0.0}, {"q": 1.0})

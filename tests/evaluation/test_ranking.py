@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from smart_train.blocks import HybridBlock
 from smart_train.embeddings import Embeddings, Tokens
 from smart_train.evaluation import ranking as module
+from smart_train.evaluation.metrics import EvaluationError
 from smart_train.evaluation.ranking import MODES, check, rank, rank_all, tie_hash
 
 HYBRID = HybridBlock(pooled=0.5, late=2.0)
@@ -152,7 +153,7 @@ def test_one_mode_is_that_mode_of_all():
     every = rank_all(queries, documents, ["a", "b"], ids("d", 3), HYBRID)
     for mode in MODES:
         assert rank(queries, documents, ["a", "b"], ids("d", 3), mode, HYBRID) == every[mode]
-    with pytest.raises(ValueError, match="pooled, late, hybrid, not 'dense'"):
+    with pytest.raises(EvaluationError, match="pooled, late, hybrid, not 'dense'"):
         rank(queries, documents, ["a", "b"], ids("d", 3), "dense")
 
 
@@ -200,21 +201,21 @@ def test_a_value_that_is_not_finite_is_an_error_naming_the_row(side, value):
         bad.pooled[1, 2] = value
     else:
         bad.tokens.values[3, 0] = value
-    with pytest.raises(ValueError, match="document 'd1' is not finite"):
+    with pytest.raises(EvaluationError, match="document 'd1' is not finite"):
         rank_all(embeddings([2], 3), bad, ["q"], ids("d", 3))
 
 
 def test_ids_must_be_one_a_row_and_unique():
     rows = embeddings([2, 1], 1)
-    with pytest.raises(ValueError, match="2 query embeddings, but 1 query ids"):
+    with pytest.raises(EvaluationError, match="2 query embeddings, but 1 query ids"):
         check(rows, ["a"], "query")
-    with pytest.raises(ValueError, match="'a' is there twice"):
+    with pytest.raises(EvaluationError, match="'a' is there twice"):
         check(rows, ["a", "a"], "query")
 
 
 def test_no_document_and_no_place_are_errors():
     queries, documents = embeddings([2], 1), embeddings([1, 2], 2)
-    with pytest.raises(ValueError, match="no document"):
+    with pytest.raises(EvaluationError, match="no document"):
         rank_all(queries, documents.select([]), ["q"], [])
-    with pytest.raises(ValueError, match="1 or more, got 0"):
+    with pytest.raises(EvaluationError, match="1 or more, got 0"):
         rank_all(queries, documents, ["q"], ["a", "b"], top=0)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from smart_train.blocks import HybridBlock
-from smart_train.evaluation.metrics import paired
+from smart_train.evaluation.metrics import EvaluationError, paired
 from smart_train.evaluation.report import STYLES, differences, plot, read_log, table, write_metrics
 from smart_train.evaluation.retrieval import Evaluation
 
@@ -58,7 +58,7 @@ def test_differences_are_paired_over_the_same_queries():
     a, b = rows["trained"].per_query["hybrid"]["ndcg@10"], rows["base"].per_query["hybrid"]["ndcg@10"]
     assert found["trained hybrid - base hybrid"] == paired(a, b, 200, 1)
     assert list(differences({"base": rows["base"]})) == ["base hybrid - base pooled"]
-    with pytest.raises(ValueError, match="same queries"):
+    with pytest.raises(EvaluationError, match="same queries"):
         differences({"base": evaluation(0.0, queries=19), "trained": rows["trained"]})
 
 
@@ -122,11 +122,11 @@ def test_a_log_is_read_by_step_and_a_step_logged_again_counts_as_logged_last(tmp
 @pytest.mark.parametrize("broken", ['{"step": 1', "[1, 2]", "3", '{"loss/late": 1.0}'])
 def test_a_broken_line_of_the_log_is_named(tmp_path, broken):
     log = write(tmp_path / "log.jsonl", [{"step": 1, "loss/late": 1.0}, broken])
-    with pytest.raises(ValueError, match="log.jsonl, line 2: not a JSON object with a"):
+    with pytest.raises(EvaluationError, match="log.jsonl, line 2: not a JSON object with a"):
         plot(log, tmp_path / "x.png")
 
 
 def test_a_log_without_losses_and_measures_is_an_error_and_no_empty_picture(tmp_path):
-    with pytest.raises(ValueError, match="nothing to draw"):
+    with pytest.raises(EvaluationError, match="nothing to draw"):
         plot(write(tmp_path / "log.jsonl", [{"step": 1, "lr": 0.1}]), tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()

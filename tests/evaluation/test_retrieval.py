@@ -14,6 +14,7 @@ import torch
 from smart_train.blocks import HybridBlock, LateBlock
 from smart_train.embeddings import Embeddings, Tokens
 from smart_train.evaluation import encoding
+from smart_train.evaluation.metrics import EvaluationError
 from smart_train.evaluation.retrieval import calibrate, calibrate_encoded, encode, evaluate, evaluate_encoded
 
 WORDS = 16
@@ -187,7 +188,7 @@ def test_queries_without_a_relevant_document_are_counted_and_reported(caplog):
 def test_a_collection_without_any_answer_is_an_error():
     some = collection()
     some.qrels = {"q0": {"gone": 1}}
-    with pytest.raises(ValueError, match="none of the 4 queries has a relevant document in the corpus of 7"):
+    with pytest.raises(EvaluationError, match="none of the 4 queries has a relevant document in the corpus of 7"):
         evaluate(Stub(), some)
 
 
@@ -198,7 +199,7 @@ def test_a_broken_embedding_stops_the_evaluation_by_id():
             embeddings.pooled[contents.index("dog3")] = float("nan")
             return embeddings
 
-    with pytest.raises(ValueError, match="document 'd3' is not finite"):
+    with pytest.raises(EvaluationError, match="document 'd3' is not finite"):
         evaluate(Broken(), collection())
 
 
@@ -246,5 +247,5 @@ def test_calibration_prefers_the_view_that_ranks_better():
 def test_a_collapsed_encoder_cannot_be_calibrated():
     same = Embeddings(torch.eye(3)[[0, 0]], Tokens(torch.eye(3)[[0, 0]], torch.tensor([1, 1])))
     encoded = encoding.Encoded(same, same, ["a", "b"], ["x", "y"], [])
-    with pytest.raises(ValueError, match="pooled scores of 4 query-document pairs are all about 1.0"):
+    with pytest.raises(EvaluationError, match="pooled scores of 4 query-document pairs are all about 1.0"):
         calibrate_encoded(encoded, {"a": {"x": 1}, "b": {"y": 1}}, HybridBlock())
