@@ -96,6 +96,7 @@ class DataBlock:
     dev: float | int = 0.05  # share (below 1) or number of queries held out to choose by, whole files together
     test: float | int = 0.05  # the same for the reported figures; ignored where the data has a test split
     test_documents: int | None = None  # at most this many documents to rank; relevant ones always stay
+    dev_documents: int | None = None  # the same for the dev split: it is ranked during training, so keep it small
     length_groups: int = 4  # documents of a batch are encoded in this many groups of like length: less padding
 
 

@@ -76,6 +76,7 @@ class SmartEncoder(nn.Module):
         self.cut_rows: dict[Role, int] = {"query": 0, "document": 0}  # rows at their length limit, counted
         if adapter is not None:
             self._adapt(adapter)
+        self.eval()  # as from_pretrained everywhere; encode() returns to this mode, a trainer switches dropout on
 
     # -- what it is made of
 
@@ -143,7 +144,7 @@ class SmartEncoder(nn.Module):
         return self.st.prompts.get(name) if name is not None else None
 
     def preprocess(self, contents: Contents, role: Role) -> Features:
-        """Rows (text, PIL image, path of an image, or {"text": ..., "image": ...}) -> Features, on the CPU."""
+        """Rows (text, PIL image, pathlib.Path of an image, or {"text": ..., "image": ...}) -> Features, on the CPU."""
         limit = self.settings.query_tokens if role == "query" else self.settings.document_tokens
         rows = [open_content(content) for content in contents]
         chat = "message" in self.st.modalities
@@ -155,7 +156,7 @@ class SmartEncoder(nn.Module):
         options: dict[str, Any] = {"task": role}
         if limit is not None:
             options["max_length"] = limit
-        features: Features = self.st.preprocess(rows, prompt=self.prompt(role), **options)
+        features: Features = dict(self.st.preprocess(rows, prompt=self.prompt(role), **options))
         features["role"] = role
         return features
 

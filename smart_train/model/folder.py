@@ -159,30 +159,37 @@ def load(
     revision: str | None = None,
     device: str | torch.device | None = None,
     base: str | None = None,
+    layer: int | None = None,
     trainable: bool = False,
     dtype: str | None = None,
 ) -> SmartEncoder:
     """An encoder from a saved folder or Hub repository; one without smart_train.json is a plain base, training-free.
 
-    base: where the base lies now, if it has moved; its identity is checked all the same.  dtype: as model.dtype.
+    base: where the base lies now, if it has moved; its identity is checked all the same.  layer: reads another layer
+    than the stored one, where no head was trained on that.  dtype: as model.dtype.
     Raises AdapterError, and loads nothing, where the base is another one (architecture, width, revision or weights),
     where a key is missing, left over or of another size, or where every LoRA B is zero.
     """
     folder = _local(source, revision)
     if folder is None or not (folder / SETTINGS).is_file():
-        return SmartEncoder(source, model=ModelBlock(revision=revision), device=device)
+        late = LateBlock() if layer is None else LateBlock(layer=layer)
+        return SmartEncoder(source, model=ModelBlock(revision=revision), late=late, device=device)
     stored = json.loads((folder / SETTINGS).read_text(encoding="utf8"))
     if stored.get("format") != FORMAT:
         raise AdapterError(f"{folder / SETTINGS}: format {stored.get('format')}, this version reads {FORMAT}; upgrade")
     late = stored["late"]
     late = LateBlock(**{**late, "hybrid": HybridBlock(**late["hybrid"])})
+    if layer is not None and layer != late.layer:
+        if (folder / HEAD).is_file():
+            raise AdapterError(f"{folder}: its head was trained on layer {late.layer} and can't read layer {layer}")
+        late.layer = layer
     adapter = AdapterBlock(**stored["adapter"]) if stored["adapter"] is not None else None
     model = ModelBlock(**{**stored["model"], **({"dtype": dtype} if dtype else {})})
     full = adapter is not None and adapter.kind == "full"
     encoder = SmartEncoder(str(folder) if full else base or stored["base"], model=model, late=late, device=device)
-    encoder.settings.base = stored["base"]
     if not full:
-        check_base(stored, base_identity(encoder) | {"base": base or stored["base"]}, folder)
+        check_base(stored, base_identity(encoder), folder)
+    encoder.settings.base = stored["base"]
     if adapter is not None and adapter.kind == "lora":
         load_lora(encoder.backbone, folder, trainable)
     encoder.adapter = adapter

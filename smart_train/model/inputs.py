@@ -13,7 +13,6 @@ from smart_train.blocks import ModelBlock
 
 Role = Literal["query", "document"]
 Contents = Sequence[Any]
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 def set_pixel_budget(processor: Any, settings: ModelBlock) -> None:
@@ -38,16 +37,14 @@ def set_pixel_budget(processor: Any, settings: ModelBlock) -> None:
 
 
 def open_content(content: Any) -> Any:
-    """A path of an image becomes the image; everything else is what it is."""
+    """A path of an image becomes the image; everything else is what it is.
+
+    A path is a pathlib.Path, or the value under "image" of a dict.  A plain string is text, always: a document that
+    reads like a file's name must not be opened.
+    """
     if isinstance(content, dict) and isinstance(content.get("image"), (str, Path)):
         return {**content, "image": _read_image(Path(content["image"]))}
-    if isinstance(content, Path) or (isinstance(content, str) and content.lower().endswith(IMAGES) and _is_file(content)):
-        return _read_image(Path(content))
-    return content
-
-
-def _is_file(text: str) -> bool:
-    return len(text) < 1024 and "\n" not in text and Path(text).is_file()
+    return _read_image(content) if isinstance(content, Path) else content
 
 
 def _read_image(path: Path) -> Any:
@@ -61,9 +58,10 @@ def _read_image(path: Path) -> Any:
 
 
 def content_kind(content: Any) -> str:
+    """text, image, or image+text: a forward takes rows of one kind."""
     if isinstance(content, dict):
         return "+".join(sorted(content))
-    return "text" if isinstance(content, str) and not (content.lower().endswith(IMAGES) and _is_file(content)) else "image"
+    return "text" if isinstance(content, str) else "image"
 
 
 def same_kind(rows: list[int], contents: Contents) -> list[list[int]]:
