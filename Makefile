@@ -14,8 +14,8 @@ ARGS ?=
 export PIP_FLAGS
 
 BIN := $(CURDIR)/.venv/bin
-# accelerate sets one thread where none is named, tests want one: each target says what it wants
-CORES = $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
+# accelerate uses one thread where none is named, and tests are fastest with one
+THREADS = $(or $(OMP_NUM_THREADS),$(shell $(PYTHON) tools/environment.py threads))
 QUIET = TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 TESTS = env OMP_NUM_THREADS=1 $(QUIET) $(BIN)/python -m pytest
 
@@ -28,7 +28,7 @@ environment:
 	@$(PYTHON) tools/environment.py
 
 quickstart: environment
-	PATH="$(BIN):$$PATH" $(QUIET) OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(CORES)} accelerate launch recipes/quickstart.yaml
+	PATH="$(BIN):$$PATH" $(QUIET) OMP_NUM_THREADS=$(THREADS) accelerate launch recipes/quickstart.yaml
 
 test: lint
 	$(TESTS) $(ARGS)

@@ -23,9 +23,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-STAMP = (
-    VENV / "installed.json"
-)  # what the finished install was made of; written last, so that its absence means unfinished
+STAMP = VENV / "installed.json"  # what a finished install was made of
+UNFINISHED = VENV / "unfinished"  # there while an install runs, and after one that was interrupted
 SOURCES = ("pyproject.toml", "constraints.txt")
 OLDEST = (3, 11)
 
@@ -42,11 +41,13 @@ def main() -> None:
     found = read_stamp()
     if found == wanted:
         return
-    if found is None or found["place"] != wanted["place"]:
+    if not usable(found, wanted):
         create()
+    UNFINISHED.touch()
     STAMP.unlink(missing_ok=True)
     install()
     STAMP.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+    UNFINISHED.unlink()
 
 
 def fingerprint() -> dict[str, str]:
@@ -59,34 +60,52 @@ def fingerprint() -> dict[str, str]:
 
 def read_stamp() -> dict[str, str] | None:
     """The stamp of a finished install whose Python still runs; None where there is none."""
-    if not STAMP.exists() or subprocess.run([python(), "-c", ""], capture_output=True).returncode:
+    if UNFINISHED.exists() or not STAMP.exists() or not runs("-c", ""):
         return None
-    return json.loads(STAMP.read_text(encoding="utf-8"))
+    stamp: dict[str, str] = json.loads(STAMP.read_text(encoding="utf-8"))
+    return stamp
+
+
+def usable(found: dict[str, str] | None, wanted: dict[str, str]) -> bool:
+    """True where pip can bring the .venv that is there up to date: one of ours, or one that somebody made by hand.
+
+    An unfinished one is not: half a package can look like a whole one to pip.
+    """
+    if found is not None:
+        return found["place"] == wanted["place"]
+    new_enough = f"import sys; sys.exit(sys.version_info < {OLDEST})"
+    return not UNFINISHED.exists() and runs("-c", new_enough) and runs("-m", "pip", "--version")
+
+
+def runs(*arguments: str) -> bool:
+    return os.path.exists(python()) and subprocess.run([python(), *arguments], capture_output=True).returncode == 0
 
 
 def create() -> None:
-    """An empty .venv: an unfinished one is thrown away, because half a package can look like a whole one to pip."""
+    """An empty .venv, in the place of whatever is there."""
     say(f"making {VENV.name} with Python {sys.version.split()[0]}")
     if VENV.is_symlink() or VENV.is_file():
-        sys.exit(f"{VENV} is a link or a file; remove it, or put a real environment's folder there")
+        sys.exit(f"{VENV} is a link or a file; remove it: a folder is made there")
     if subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)]).returncode:
         sys.exit("python -m venv failed (above); on Debian and Ubuntu it is a package of its own: python3-venv")
 
 
 def install() -> None:
     flags = shlex.split(os.environ.get("PIP_FLAGS", ""))
-    if needs_cpu_build(flags):
+    gpu = sees_gpu()
+    if not gpu and takes_cuda_build(flags):
         install_fitting_torch(flags)
-    say("installing smart-train and what it needs (about 2 GB on disk without a GPU, about 8 GB with one)")
-    pip("install", "--quiet", *flags, "-c", "constraints.txt", "-e", ".[dev]")
+    size = "about 8 GB on disk" if gpu else "about 2 GB on disk"
+    say(f"installing smart-train and what it needs: {size}, one to ten minutes, quiet unless something is wrong")
+    pip("install", *flags, "-c", "constraints.txt", "-e", ".[dev]")
     subprocess.run([python(), "-c", REPORT], check=True)
 
 
-def needs_cpu_build(flags: list[str]) -> bool:
-    """True on Linux without a GPU where pip would take another build of torch than a CPU one."""
-    if sys.platform != "linux" or sees_gpu():
+def takes_cuda_build(flags: list[str]) -> bool:
+    """True where pip, as it is configured, would take a build of torch for GPUs; only Linux has one by default."""
+    if sys.platform != "linux":
         return False
-    question = ["install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet", "--report", "-"]
+    question = ["install", "--dry-run", "--no-deps", "--ignore-installed", "--report", "-"]
     answer = pip(*question, *flags, "-c", "constraints.txt", "torch", capture=True)
     return "+cpu" not in json.loads(answer)["install"][0]["metadata"]["version"]
 
@@ -100,7 +119,7 @@ def sees_gpu() -> bool:
 
 def install_fitting_torch(flags: list[str]) -> None:
     say("no NVIDIA GPU is visible: asking uv for the build of torch that fits this machine")
-    pip("install", "--quiet", *flags, "uv")
+    pip("install", *flags, "uv")
     command = [str(VENV / "bin" / "uv"), "pip", "install", "--quiet", "--python", python(), "--torch-backend=auto"]
     if subprocess.run([*command, "-c", "constraints.txt", "torch"], cwd=ROOT).returncode:
         say(
@@ -116,9 +135,9 @@ print(f"[environment] torch {torch.__version__},", torch.cuda.get_device_name() 
 
 
 def pip(*arguments: str, capture: bool = False) -> str:
-    done = subprocess.run(
-        [python(), "-m", "pip", *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE if capture else None
-    )
+    """Runs pip, which says nothing but errors; returns its output where that is wanted."""
+    command = [python(), "-m", "pip", arguments[0], "-qq", *arguments[1:]]
+    done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE if capture else None)
     if done.returncode:
         sys.exit(
             f"[environment] pip failed (above): pip {shlex.join(arguments)}. "
@@ -131,9 +150,23 @@ def python() -> str:
     return str(VENV / "bin" / "python")
 
 
+def threads() -> int:
+    """Cores this process may use, by affinity and container quota; beyond eight a small model gains nothing."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.exists():
+        allowed, period = quota.read_text(encoding="ascii").split()
+        if allowed != "max":
+            cores = min(cores, max(1, int(allowed) // int(period)))
+    return min(cores, 8)
+
+
 def say(text: str) -> None:
     print(f"[environment] {text}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["threads"]:
+        print(threads())
+    else:
+        main()
