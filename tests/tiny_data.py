@@ -43,7 +43,7 @@ TOPICS = [
 
 def draw_page(number: int) -> Image.Image:
     """Page ``number`` of the set: its topic as text over a pattern that no other page has; sizes differ."""
-    width, height = 96 + 32 * (number % 3), 128 + 32 * (number % 2)
+    width, height = 64 + 32 * (number % 3), 96 + 32 * (number % 2)
     page = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(page)
     colour, shape = COLOURS[number % len(COLOURS)], SHAPES[number // len(COLOURS)]
