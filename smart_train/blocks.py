@@ -52,10 +52,10 @@ class HybridBlock:
     pooled: float = 1.0  # lambda of the pooled score
     late: float = 1.0  # lambda of the late score; the best value differs between models: calibrate it
     scaling: Literal["none", "standardised"] = "none"  # standardised: (score - mean) / std, fitted on the dev split
-    pooled_mean: float = 0.0  # the four constants are fitted, then stored with the adapter
-    pooled_std: float = 1.0
-    late_mean: float = 0.0
-    late_std: float = 1.0
+    pooled_mean: float = 0.0  # of the pooled scores; the four constants are fitted, then stored with the adapter
+    pooled_std: float = 1.0  # standard deviation, above 0
+    late_mean: float = 0.0  # the same of the late scores
+    late_std: float = 1.0  # standard deviation, above 0
 
 
 @dataclass

@@ -146,7 +146,7 @@ def check_data_block(recipe: Recipe) -> Problems:
     if not data.path:
         yield Problem("data.path", "is not given", "name pydocs, a local folder or file, or a Hub dataset")
     yield from _at_least("data.negatives", data.negatives, 0)
-    for name in ("limit", "test_documents", "length_groups"):
+    for name in ("limit", "dev_documents", "test_documents", "length_groups"):
         yield from _at_least(f"data.{name}", getattr(data, name), 1)
     shares = {"dev": data.dev, "test": data.test}
     for name, share in shares.items():

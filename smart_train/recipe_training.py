@@ -26,7 +26,7 @@ RESERVED = {
     "push_to_hub": "write publish.repo",
     "hub_model_id": "write publish.repo",
     "hub_private_repo": "write publish.private",
-    "hub_strategy": "write publish.repo; the adapter is pushed when it is verified",
+    "hub_strategy": "write publish.repo",
     "hub_token": "leave it out: a secret does not belong in a recipe; set HF_TOKEN",
     "local_rank": "leave it out: the launcher sets it",
 }
@@ -40,7 +40,7 @@ MOVED = {
     "no_cuda": "it was renamed: write use_cpu",
     "per_gpu_train_batch_size": "it was renamed: write per_device_train_batch_size",
     "per_gpu_eval_batch_size": "write evaluation.batch_size",
-    "overwrite_output_dir": "leave it out: an output folder is never overwritten silently",
+    "overwrite_output_dir": "leave it out: an earlier run is moved out of the way, never overwritten",
     "save_safetensors": "leave it out: everything is saved as safetensors",
     "fp16_opt_level": "leave it out: it belonged to apex",
     "half_precision_backend": "leave it out: there is one backend",

@@ -1,0 +1,8 @@
+"""``python -m smart_train`` and ``accelerate launch -m smart_train`` are the command ``smart-train``."""
+
+import sys
+
+from smart_train.cli import main
+
+if __name__ == "__main__":  # spawned workers import this file again, under another name
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""Commands; each calls one function of the library.
+
+Knows: arguments, what is printed, exit statuses (0 = done, 1 = failed with a reason, 2 = the request is wrong).
+Does not know: models, data, training.  Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smart_train.bases import BaseNotFound
+from smart_train.recipe_types import RecipeError
+
+if TYPE_CHECKING:
+    from smart_train.model.encoder import SmartEncoder
+
+STORED = ("query_tokens", "document_tokens", "query_prompt", "document_prompt", "max_pixels")
+
+
+class UsageError(ValueError):
+    """What was asked for does not work; the message says what does."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status; errors that this package foresees are one line, no traceback."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = [a for a in given if not re.fullmatch(r"--local[-_]rank=-?\d+", a)]  # the deepspeed launcher adds it
+    options = _parser().parse_args(given)
+    _speak()
+    try:
+        return int(options.run(options) or 0)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if not type(error).__module__.startswith("smart_train"):
+            raise  # not foreseen: the traceback is the message
+        wrong = isinstance(error, RecipeError | BaseNotFound | UsageError)
+        if _rank() == 0 or not wrong:  # every rank reads the same recipe: one of them tells what is wrong with it
+            print(f"smart-train: {error}" if not wrong else str(error), file=sys.stderr)
+        return 2 if wrong else 1
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+class _Terminal(logging.Handler):
+    """Messages as they are, to what is standard output at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
+
+
+def _speak() -> None:
+    """This package's log goes to the terminal, from rank 0; other ranks and other packages tell warnings only."""
+    log = logging.getLogger("smart_train")
+    log.setLevel(logging.INFO if _rank() == 0 else logging.WARNING)
+    if not any(isinstance(handler, _Terminal) for handler in log.handlers):
+        log.addHandler(_Terminal())
+
+
+def _parser() -> argparse.ArgumentParser:
+    about = "Train any single-vector embedder as a pooled and a late-interaction retriever at once."
+    parser = argparse.ArgumentParser(prog="smart-train", description=about)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="run a recipe (also: accelerate launch FILE)")
+    train.add_argument("file", help="the recipe, a YAML file")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="for example training.max_steps=2")
+    train.set_defaults(run=_train)
+
+    new = commands.add_parser("new", help="write a commented recipe to start from")
+    new.add_argument("name", help="NAME or a path; NAME.yaml is written")
+    new.add_argument("--from", dest="template", default="text_lora", help="shipped recipe to start from: %(default)s")
+    new.set_defaults(run=_new)
+
+    evaluate = commands.add_parser("evaluate", help="rank a BEIR-layout folder by pooled, late and hybrid scores")
+    evaluate.add_argument("data", help="folder with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv")
+    evaluate.add_argument("--model", required=True, help="Hub id, local folder, or package:NAME/FOLDER")
+    evaluate.add_argument("--adapter", help="folder of a trained adapter; its settings are used")
+    evaluate.add_argument("--output", required=True, help="folder that metrics.json is written to")
+    evaluate.add_argument("--layer", type=int, help="tokens' layer: 0 = embeddings, k = block k, -1 = last (default)")
+    evaluate.add_argument("--split", default="test", help="qrels to use: %(default)s")
+    evaluate.add_argument("--batch-size", type=_count, default=32, help="rows encoded at once: %(default)s")
+    evaluate.add_argument("--k", type=_count, nargs="+", default=[1, 5, 10], help="cut-offs: 1 5 10")
+    evaluate.add_argument("--bootstrap", type=_count, default=1000, help="resamples of an interval: %(default)s")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the resampling: %(default)s")
+    evaluate.add_argument("--late-weight", type=float, help="weight of the late score in the hybrid (pooled has 1)")
+    evaluate.add_argument("--query-tokens", type=_count, help="longest query (default: the model's own limit)")
+    evaluate.add_argument("--document-tokens", type=_count, help="longest document text")
+    evaluate.add_argument("--query-prompt", help="put before a query (default: the model's own)")
+    evaluate.add_argument("--document-prompt", help="put before a document")
+    evaluate.add_argument("--max-pixels", type=_count, help="pixel budget of an image")
+    evaluate.add_argument("--device", help="cpu, cuda:0 ... (default: the best there is)")
+    evaluate.set_defaults(run=_evaluate)
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+# Commands ------------------------------------------------------------------------------------------------------------
+
+
+def _train(options: argparse.Namespace) -> None:
+    from smart_train.recipe import read
+    from smart_train.recipe_check import check
+
+    path = Path(options.file)
+    recipe = read(path, options.overrides)
+    check(recipe)
+    from smart_train.train import run
+
+    run(recipe, path)
+
+
+def _new(options: argparse.Namespace) -> None:
+    from smart_train.recipe_docs import shipped, written_for
+
+    templates = shipped()
+    if options.template not in templates:
+        raise UsageError(f"there is no recipe {options.template!r}; shipped are {', '.join(sorted(templates))}")
+    path = Path(options.name)
+    path = path if path.suffix in (".yaml", ".yml") else path.with_name(path.name + ".yaml")
+    if not re.fullmatch(r"\w[\w.-]*", path.stem):
+        raise UsageError(f"{path.stem!r} cannot name a recipe; use letters, digits, dots, dashes and _")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("x", encoding="utf8") as stream:
+            stream.write(written_for(templates[options.template], path))
+    except FileExistsError:
+        raise UsageError(f"{path} is there already and was left as it is; choose another name") from None
+    print(f"{path} is written. Set model.base and data.path in it, then: accelerate launch {path}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from smart_train.data.records import read_beir
+    from smart_train.evaluation.report import table, write_metrics
+    from smart_train.evaluation.retrieval import evaluate
+
+    _check_reading(options)
+    collection = read_beir(options.data, options.split)
+    encoder = _encoder(options)
+    measured = evaluate(
+        encoder,
+        collection,
+        k=sorted(set(options.k)),
+        batch_size=options.batch_size,
+        bootstrap=options.bootstrap,
+        seed=options.seed,
+        progress=sys.stderr.isatty(),
+    )
+    row = "trained" if options.adapter else "base"
+    path = Path(options.output) / "metrics.json"
+    write_metrics(path, {row: measured})
+    print(table({row: measured.metrics}))
+    print(f"{measured.queries} queries, {measured.documents} documents of {options.data}; figures: {path}")
+
+
+def _check_reading(options: argparse.Namespace) -> None:
+    """What can be refused before a model is loaded."""
+    from smart_train.base_config import read_base
+
+    if options.adapter:
+        stored = [f"--{name.replace('_', '-')}" for name in STORED if getattr(options, name) is not None]
+        if stored:
+            raise UsageError(f"the adapter brings its own {', '.join(stored)}; leave them out")
+    layers = read_base(options.model).layers
+    if options.layer is not None and not -layers - 1 <= options.layer <= layers:
+        what = f"{options.model} has no layer {options.layer}"
+        raise UsageError(f"--layer: {what}: it has 0 (embeddings) to {layers}, or -1 for the last")
+
+
+def _encoder(options: argparse.Namespace) -> SmartEncoder:
+    from smart_train.blocks import LateBlock, ModelBlock
+    from smart_train.model.encoder import SmartEncoder
+
+    if options.adapter:
+        encoder = SmartEncoder.from_pretrained(
+            options.adapter, base=options.model, layer=options.layer, device=options.device
+        )
+    else:
+        late = LateBlock() if options.layer is None else LateBlock(layer=options.layer)
+        model = ModelBlock(**{name: getattr(options, name) for name in STORED})
+        encoder = SmartEncoder(options.model, model=model, late=late, device=options.device)
+    if options.late_weight is not None:
+        encoder.late.hybrid.late = options.late_weight
+    return encoder
