@@ -1,6 +1,6 @@
 """Retrieval collections on a disk, in BEIR's layout and its relatives: found, read and written.
 
-Knows: which file or folder holds corpus, queries and qrels, and what their columns may be called.
+Knows: which file or folder holds corpus, queries and qrels.
 Does not know: rows of query and document in one table (formats.py), models, metrics.
 """
 
@@ -9,45 +9,28 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from smart_train.data.columns import (
+    CORPUS_IDS,
+    FILES,
+    PAGES,
+    QUERY_IDS,
+    column,
+    id_of,
+    page_of,
+    picture_of,
+    require,
+    text_of,
+)
 from smart_train.data.ids import DataError, content_id, some
+from smart_train.data.qrels import QRELS_TEXT, Judgement, judgements
 from smart_train.data.records import Collection, Document
-from smart_train.data.tables import StoredImage, Table, lines, open_files, read_json_lines, readable, split_of, suffix
+from smart_train.data.tables import Table, open_files, read_json_lines, readable, split_of, suffix
 
 logger = logging.getLogger(__name__)
-
-QRELS_TEXT = (".tsv", ".txt", ".trec", ".qrels", ".qrel")
-QUERY_IDS = ("_id", "id", "query-id", "qid")
-CORPUS_IDS = ("_id", "id", "corpus-id", "docid")
-JUDGED_QUERY = ("query-id", "qid", "query", "topic")
-JUDGED_DOCUMENT = ("corpus-id", "docid", "doc-id", "document-id", "docno", "pid")
-GRADES = ("score", "rel", "relevance", "grade", "label")
-FILES = ("file", "doc-id")
-PAGES = ("page", "page-number-in-doc")
-
-Judgement = tuple[str, str, str, int]  # where, query id, document id, grade
-
-
-def column(columns: Iterable[str], names: Iterable[str]) -> str | None:
-    """The first of these names that is a column, whatever its case and whether it is written with - or _."""
-    plain = {c.lower().replace("_", "-").replace(" ", "-"): c for c in columns}
-    return next((plain[n.replace("_", "-")] for n in names if n.replace("_", "-") in plain), None)
-
-
-def require(table: Table, names: tuple[str, ...], what: str) -> str:
-    found = column(table.columns, names)
-    if found is None:
-        near = get_close_matches(names[0], table.columns, 1)
-        raise DataError(
-            f"{table.name}: no column for {what} ({', '.join(names)}); it has {', '.join(table.columns) or 'no rows'}"
-            + (f"; rename {near[0]!r}?" if near else "")
-        )
-    return found
-
 
 # ---------------------------------------------------------------------------------------------- finding
 
@@ -90,22 +73,25 @@ def splits(folder: Path) -> dict[str, list[Path]]:
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def read(folder: Path, split: str, text: str | None = None, image: str | None = None) -> Collection:
+def read(
+    folder: Path, split: str, text: str | None = None, image: str | None = None, name: str | None = None
+) -> Collection:
     """See ``records.read_beir``."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    files = {name: part(folder, name) for name in ("corpus", "queries")}
-    for name, found in files.items():
+    files = {needed: part(folder, needed) for needed in ("corpus", "queries")}
+    for needed, found in files.items():
         if not found:
-            raise DataError(f"{folder}: no {name}.jsonl (nor .jsonl.gz, .parquet, or a folder {name}/ of such files)")
+            also = f"nor .jsonl.gz, .parquet, or a folder {needed}/ of such files"
+            raise DataError(f"{folder}: no {needed}.jsonl ({also})")
     there = splits(folder)
     if split not in there:
         raise DataError(f"{folder}: no qrels for the split {split!r}; there is {', '.join(sorted(there)) or 'none'}")
     judged = [j for file in there[split] for j in judgements(file)]
-    found = collect(str(folder), open_files(files["corpus"]), open_files(files["queries"]), judged, text, image)
-    found.name = f"{folder.name}/{split}"
-    found.negatives = _negatives(folder, found)
-    return found
+    name = name or f"{folder.name}/{split}"
+    whole = collect(name, open_files(files["corpus"]), open_files(files["queries"]), judged, text, image)
+    whole.negatives = _negatives(folder, whole)
+    return whole
 
 
 def collect(
@@ -143,22 +129,6 @@ def collect(
     return Collection(name, documents, kept, qrels)
 
 
-def _id(row: dict[str, Any], key: str, where: str) -> str:
-    value = row.get(key)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # a column of ids that pandas has widened
-    if value is None or isinstance(value, float | dict | list | bool) or not str(value).strip():
-        raise DataError(f"{where}: {key} is {value!r}; an id is a text or a whole number")
-    return str(value)
-
-
-def _text(row: dict[str, Any], key: str | None, where: str) -> str:
-    value = row.get(key) if key else None
-    if value is not None and not isinstance(value, str):
-        raise DataError(f"{where}: {key} is {type(value).__name__}; it must be a text")
-    return (value or "").strip()
-
-
 def read_corpus(table: Table, text: str | None = None, image: str | None = None) -> dict[str, Document]:
     """id -> Document; ``title`` and ``text`` are joined by a line break."""
     columns = table.columns
@@ -173,8 +143,8 @@ def read_corpus(table: Table, text: str | None = None, image: str | None = None)
     file, page = column([c for c in columns if c != key], FILES), column(columns, PAGES)
     found: dict[str, Document] = {}
     for where, row in table:
-        name = _id(row, key, where)
-        words = "\n".join(part for part in (_text(row, title, where), _text(row, body, where)) if part)
+        name = id_of(row, key, where)
+        words = "\n".join(part for part in (text_of(row, title, where), text_of(row, body, where)) if part)
         pixels = picture_of(row.get(picture) if picture else None, table, where)
         if pixels is not None and not words:
             words = None  # type: ignore[assignment]
@@ -191,81 +161,15 @@ def read_corpus(table: Table, text: str | None = None, image: str | None = None)
     return found
 
 
-def picture_of(value: Any, table: Table, where: str) -> Any:
-    """A stored image as it is, or the path of an existing file, relative to the table's folder; None for none."""
-    if value is None or value == "":
-        return None
-    if isinstance(value, StoredImage):
-        return value
-    if not isinstance(value, str):
-        raise DataError(f"{where}: the image is {type(value).__name__}; give the path of an image file")
-    path = table.folder(where) / value
-    if not path.is_file():
-        raise DataError(f"{where}: no image file {path}; paths are relative to the folder of the table")
-    return str(path)
-
-
-def page_of(value: Any) -> int | None:
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        return None  # some sets hold labels such as "iv" here; the number is for messages only
-
-
 def _texts(table: Table) -> dict[str, str]:
     key, text = require(table, QUERY_IDS, "query ids"), require(table, ("text", "query"), "query texts")
     found: dict[str, str] = {}
     for where, row in table:
-        name, words = _id(row, key, where), _text(row, text, where)
+        name, words = id_of(row, key, where), text_of(row, text, where)
         if found.get(name, words) != words:
             raise DataError(f"{where}: the query id {name!r} is there before, with another text; ids must be unique")
         found[name] = words
     return found
-
-
-def judgements(file: Path) -> Iterator[Judgement]:
-    """(where, query id, document id, grade) of a qrels file: tab or space separated with or without a header, TREC's
-    four columns, JSON Lines, CSV or Parquet."""
-    if suffix(file) in QRELS_TEXT:
-        return _judgement_lines(file)
-    return judgement_rows(open_files([file]))
-
-
-def judgement_rows(table: Table) -> Iterator[Judgement]:
-    query = require(table, JUDGED_QUERY, "query ids")
-    document = require(table, JUDGED_DOCUMENT, "document ids")
-    grade = require(table, GRADES, "grades")
-    for where, row in table:
-        yield where, _id(row, query, where), _id(row, document, where), _grade(row.get(grade), where)
-
-
-def _judgement_lines(file: Path) -> Iterator[Judgement]:
-    places: tuple[int, int, int] | None = None
-    for number, line in lines(file):
-        fields, where = line.split("\t") if "\t" in line else line.split(), f"{file}:{number}"
-        fields = [f.strip() for f in fields]
-        if places is None:
-            names = [column([f], (*JUDGED_QUERY, *JUDGED_DOCUMENT, *GRADES)) for f in fields]
-            places = (0, 1, 2) if len(fields) == 3 else (0, 2, 3)
-            if sum(n is not None for n in names) >= 2 or not _number(fields[-1]):
-                continue
-        if len(fields) <= places[2] or not fields[places[0]] or not fields[places[1]]:
-            raise DataError(f"{where}: {line!r} is not query id, document id, grade (nor TREC's four columns)")
-        yield where, fields[places[0]], fields[places[1]], _grade(fields[places[2]], where)
-
-
-def _number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _grade(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not _number(str(value)) or float(value) != int(float(value)):
-        raise DataError(f"{where}: the grade is {value!r}; it must be a whole number")
-    return int(float(value))
 
 
 def _negatives(folder: Path, collection: Collection) -> dict[str, list[str]]:
@@ -275,7 +179,7 @@ def _negatives(folder: Path, collection: Collection) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     lost = 0
     for where, row in read_json_lines(file):
-        query, ids = _id(row, "_id", where), row.get("negatives")
+        query, ids = id_of(row, "_id", where), row.get("negatives")
         if not isinstance(ids, list):
             raise DataError(f"{where}: negatives must be a list of document ids")
         if query in collection.queries:

@@ -92,7 +92,7 @@ def split(
         raise DataError(f"{collection.name}: dev and test leave nothing to train on; lower data.dev or data.test")
     _place(collection, free, queries, documents, limit, seed)
     for side in ("test", "dev"):
-        documents[side] = _cap(collection, queries[side], documents[side], limit[side], seed)
+        documents[side] = cap(collection, queries[side], documents[side], limit[side], seed)
     return tuple(_side(collection, side, queries[side], documents[side]) for side in ("train", "dev", "test"))  # type: ignore[return-value]
 
 
@@ -203,9 +203,7 @@ def _place(
         documents[side] += group.documents
 
 
-def _cap(
-    collection: Collection, queries: Iterable[str], documents: list[str], most: int | None, seed: int
-) -> list[str]:
+def cap(collection: Collection, queries: Iterable[str], documents: list[str], most: int | None, seed: int) -> list[str]:
     """At most this many of the documents: relevant ones (always), then named negatives, then the others by hash."""
     if most is None or len(documents) <= most:
         return documents

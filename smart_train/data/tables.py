@@ -159,11 +159,12 @@ class StoredTable:
 
     dataset: Any
     name: str
+    root: Path = Path()  # what image paths in a column of texts are relative to
 
     def __post_init__(self) -> None:
         import datasets
 
-        self.images = [c for c, f in self.dataset.features.items() if isinstance(f, datasets.Image)]
+        self.images = [c for c, feature in self.dataset.features.items() if _holds_images(feature)]
         for column in self.images:
             self.dataset = self.dataset.cast_column(column, datasets.Image(decode=False))
 
@@ -190,7 +191,15 @@ class StoredTable:
         return [ok for part in table.iter(10_000) for ok in part.column(0).is_valid().to_pylist()]
 
     def folder(self, where: str) -> Path:
-        return Path()
+        return self.root
+
+
+def _holds_images(feature: Any) -> bool:
+    """An Image column, or its storage as Parquet files have it that were not written by `datasets`."""
+    import datasets
+
+    stored = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+    return stored or isinstance(feature, datasets.Image) or getattr(feature, "dtype", "") in ("binary", "large_binary")
 
 
 Table = TextTable | StoredTable
@@ -210,11 +219,24 @@ def open_files(files: list[Path], name: str | None = None) -> Table:
             stored = datasets.load_dataset(kind, data_files={"train": paths}, split="train")
         except datasets.exceptions.DatasetGenerationError as error:
             raise DataError(f"{files[0]}: not a readable {kind} file ({error.__cause__ or error})") from error
-        return StoredTable(stored, name or str(files[0] if len(files) == 1 else files[0].parent))
+        return StoredTable(stored, name or str(files[0] if len(files) == 1 else files[0].parent), files[0].parent)
     raise DataError(
         f"{files[0]}: files of kind {', '.join(sorted(kinds))} cannot be read as one table; "
         f"use {', '.join(TEXT_FILES + STORED_FILES)} (text also as .gz)"
     )
+
+
+def columns_of(files: list[Path]) -> list[str]:
+    """The columns of files, without reading what a Parquet file holds."""
+    if suffix(files[0]) == ".parquet":
+        from pyarrow import ArrowInvalid
+        from pyarrow.parquet import read_schema
+
+        try:
+            return list(read_schema(files[0]).names)
+        except ArrowInvalid as error:
+            raise DataError(f"{files[0]}: not a readable parquet file ({error})") from error
+    return open_files(files).columns
 
 
 def split_of(path: Path) -> str:

@@ -1,0 +1,198 @@
+"""A recipe's data block -> train, dev and test collections, or what is wrong with it.
+
+Knows: which reader takes what was found (sources.py), own splits, holding out, caps.
+Does not know: models; what a row holds (rows.py) or how a BEIR folder lies on a disk (beir.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+
+from smart_train.blocks import DataBlock
+from smart_train.data import beir, hub
+from smart_train.data.columns import CORPUS_IDS, QUERY_IDS, column
+from smart_train.data.ids import DataError, hash_id
+from smart_train.data.pydocs import read_pydocs
+from smart_train.data.qrels import judgement_rows
+from smart_train.data.records import Collection, split
+from smart_train.data.rows import choose_columns, read_rows
+from smart_train.data.sources import DEV, TEST, DataProblem, Source, find
+from smart_train.data.split import cap
+from smart_train.data.tables import StoredTable, Table, columns_of, open_files
+from smart_train.recipe_types import Problem
+
+logger = logging.getLogger(__name__)
+
+SEED = 0  # of the split: the same sides for every training seed, so that runs can be compared
+
+
+def load(data: DataBlock) -> tuple[Collection, Collection, Collection]:
+    """(train, dev, test) of a recipe's data; see docs/data.md for every shape that is read.
+
+    Dev and test are the data's own splits (dev, validation, valid or val; test) where it has them, and are otherwise
+    held out of ``data.split`` by whole files (``records.split``); ``dev: 0`` means none.  Of an own dev split, a
+    whole number ``data.dev`` takes that many queries.  ``data.limit`` counts pairs of ``data.split`` before anything
+    is held out, in their order (pydocs: a fixed sample over all packages).
+    Raises DataError where ``check_data`` would name a problem, and for rows that cannot be read.
+    """
+    source = find(data)
+    if source.kind == "pydocs":
+        return _hold_out(_sample(read_pydocs(), data.limit), data, data.dev, data.test)
+    train = _read(source, data, data.split)
+    if source.kind == "beir" and data.limit is not None:
+        train = train.select(dict.fromkeys(q for q, _ in train.pairs()[: data.limit]))
+    if data.negatives and not any(train.negatives.values()):
+        what = f"is {data.negatives}, but no query of {data.path} has a negative"
+        raise DataProblem("data.negatives", what, "write data.negatives: 0, or mine negatives first")
+    own = {side: _own(source, data, names) for side, names in (("dev", DEV), ("test", TEST))}
+    whole = dataclasses.replace(data, limit=None)
+    test = _read(source, whole, own["test"]) if own["test"] else None
+    dev = _read(source, whole, own["dev"]) if own["dev"] and data.dev else None
+    if dev and isinstance(data.dev, int):
+        dev = dev.select(sorted(dev.queries, key=lambda q: (hash_id(f"{SEED}\n{q}"), q))[: data.dev])
+    train, dev_part, test_part = _hold_out(train, data, 0 if dev else data.dev, 0 if test else data.test)
+    sides = (train, _capped(dev, data) if dev else dev_part, _capped(test, data) if test else test_part)
+    for side, name in zip(sides, ("train", "dev", "test"), strict=True):
+        side.name = f"{_name(data)}/{name}"
+    if source.kind == "rows":
+        _tell_shared(*sides)
+    return sides
+
+
+def check_data(data: DataBlock) -> list[Problem]:
+    """What is wrong with ``data`` as far as it can be told without reading the rows and without any model."""
+    try:
+        source = find(data)
+        if source.kind == "pydocs":
+            return list(_no_negatives(data, "docstrings have no hard negatives"))
+        if data.split not in source.splits:
+            there = ", ".join(sorted(source.splits)) or "none"
+            near = get_close_matches(data.split, source.splits, 1)
+            what = f"{data.path} has no split {data.split!r}; there is {there}"
+            return [Problem("data.split", what, f"write data.split: {near[0] if near else 'one of these'}")]
+        return list(_check_beir(source, data) if source.kind == "beir" else _check_rows(source, data))
+    except DataProblem as error:
+        return [error.problem]
+    except DataError as error:
+        return [Problem("data.path", str(error), "repair the data, or name other data in data.path")]
+
+
+def _check_beir(source: Source, data: DataBlock) -> Iterator[Problem]:
+    if source.place == "hub":
+        yield from _no_negatives(data, f"{data.path} has none")
+        return
+    folder = Path(data.path)
+    corpus, queries = columns_of(beir.part(folder, "corpus")), columns_of(beir.part(folder, "queries"))
+    for key, name in (("document", data.document), ("image", data.image)):
+        if name and name not in corpus:
+            what = f"the corpus of {data.path} has no column {name!r}; it has {', '.join(corpus)}"
+            yield Problem(f"data.{key}", what, f"write data.{key}: one of these, or null")
+    needed = ((corpus, CORPUS_IDS, "corpus"), (queries, QUERY_IDS, "queries"))
+    for columns, names, part in needed:
+        if column(columns, names) is None:
+            what = f"the {part} of {data.path} has no id column ({', '.join(names)}); it has {', '.join(columns)}"
+            yield Problem("data.path", what, f"rename its id column to {names[0]}")
+    if not (folder / "negatives.jsonl").is_file():
+        yield from _no_negatives(data, f"{data.path} has no negatives.jsonl")
+
+
+def _check_rows(source: Source, data: DataBlock) -> Iterator[Problem]:
+    found = source.splits[data.split]
+    if source.place == "hub":
+        columns = hub.columns(data.path, data.subset, data.revision)
+    else:
+        columns = columns_of(found) if isinstance(found, list) else _open(source, data, data.split).columns
+    if columns:  # a Hub dataset need not describe its columns; then reading tells
+        yield from choose_columns(columns, data)[1]
+
+
+def _no_negatives(data: DataBlock, why: str) -> Iterator[Problem]:
+    if data.negatives:
+        yield Problem("data.negatives", f"is {data.negatives}, but {why}", "write data.negatives: 0")
+
+
+def _own(source: Source, data: DataBlock, names: tuple[str, ...]) -> str | None:
+    """The data's own split of one of these names, other than the one trained on."""
+    return next((n for n in names if n in source.splits and n != data.split), None)
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def _name(data: DataBlock) -> str:
+    """Short: a local path's last part, or the Hub id."""
+    return Path(data.path).name if Path(data.path).exists() else data.path
+
+
+def _read(source: Source, data: DataBlock, name: str) -> Collection:
+    if name not in source.splits:
+        raise DataProblem(
+            "data.split",
+            f"{data.path} has no split {name!r}; there is {', '.join(sorted(source.splits)) or 'none'}",
+            "name one of these",
+        )
+    if source.kind == "rows":
+        return read_rows(_open(source, data, name), data, _name(data))
+    if source.place == "local":
+        return beir.read(Path(data.path), name, data.document, data.image, _name(data))
+    tables = hub.retrieval_tables(data.path, name, data.revision)
+    judged = list(judgement_rows(tables["qrels"]))
+    return beir.collect(_name(data), tables["corpus"], tables["queries"], judged, data.document, data.image)
+
+
+def _open(source: Source, data: DataBlock, name: str) -> Table:
+    found = source.splits[name]
+    if isinstance(found, list):
+        return open_files(found)
+    if isinstance(found, Path):
+        import datasets
+
+        return StoredTable(datasets.load_from_disk(str(found)), str(found), found)
+    return hub.table(data.path, data.subset, name, data.revision)
+
+
+def _hold_out(
+    collection: Collection, data: DataBlock, dev: float | int, test: float | int
+) -> tuple[Collection, Collection, Collection]:
+    if not dev and not test:
+        return collection, Collection("dev", {}, {}, {}), Collection("test", {}, {}, {})
+    return split(collection, dev, test, SEED, data.test_documents)
+
+
+def _capped(collection: Collection, data: DataBlock) -> Collection:
+    kept = cap(collection, collection.queries, list(collection.corpus), data.test_documents, SEED)
+    return collection if len(kept) == len(collection.corpus) else _keep(collection, kept)
+
+
+def _keep(collection: Collection, documents: list[str]) -> Collection:
+    """Only these documents to rank; judgements of documents that the corpus never had stay, as they were read."""
+    part = collection.select(collection.queries, documents)
+    for query, judged in collection.qrels.items():
+        part.qrels[query].update({d: g for d, g in judged.items() if d not in collection.corpus})
+    return part
+
+
+def _sample(collection: Collection, limit: int | None) -> Collection:
+    if limit is None or limit >= len(collection.queries):
+        return collection
+    queries = sorted(collection.queries, key=lambda q: (hash_id(q), q))[:limit]
+    queries = sorted(queries)
+    return collection.select(queries, [d for q in queries for d in collection.qrels[q]])
+
+
+def _tell_shared(train: Collection, dev: Collection, test: Collection) -> None:
+    for side in (dev, test):
+        documents, queries = (len(side.corpus.keys() & train.corpus.keys()), len(side.queries.keys() & train.queries))
+        if documents or queries:
+            logger.warning(
+                "%s shares %d documents and %d queries with %s: the data's own splits overlap, and its figures are "
+                "better than they should be",
+                side.name,
+                documents,
+                queries,
+                train.name,
+            )

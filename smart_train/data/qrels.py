@@ -1,0 +1,66 @@
+"""Which document answers which query, from the files that say so.
+
+Knows: judgements in BEIR's, TREC's and tabular files.  Does not know: the documents and queries they speak of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from smart_train.data.columns import column, id_of, require
+from smart_train.data.ids import DataError
+from smart_train.data.tables import Table, lines, open_files, suffix
+
+QRELS_TEXT = (".tsv", ".txt", ".trec", ".qrels", ".qrel")
+JUDGED_QUERY = ("query-id", "qid", "query", "topic")
+JUDGED_DOCUMENT = ("corpus-id", "docid", "doc-id", "document-id", "docno", "pid")
+GRADES = ("score", "rel", "relevance", "grade", "label")
+
+Judgement = tuple[str, str, str, int]  # where, query id, document id, grade
+
+
+def judgements(file: Path) -> Iterator[Judgement]:
+    """(where, query id, document id, grade) of a qrels file: tab or space separated with or without a header, TREC's
+    four columns, JSON Lines, CSV or Parquet."""
+    if suffix(file) in QRELS_TEXT:
+        return _judgement_lines(file)
+    return judgement_rows(open_files([file]))
+
+
+def judgement_rows(table: Table) -> Iterator[Judgement]:
+    query = require(table, JUDGED_QUERY, "query ids")
+    document = require(table, JUDGED_DOCUMENT, "document ids")
+    grade = require(table, GRADES, "grades")
+    for where, row in table:
+        yield where, id_of(row, query, where), id_of(row, document, where), _grade(row.get(grade), where)
+
+
+def _judgement_lines(file: Path) -> Iterator[Judgement]:
+    places: tuple[int, int, int] | None = None
+    for number, line in lines(file):
+        fields, where = line.split("\t") if "\t" in line else line.split(), f"{file}:{number}"
+        fields = [f.strip() for f in fields]
+        if places is None:
+            names = [column([f], (*JUDGED_QUERY, *JUDGED_DOCUMENT, *GRADES)) for f in fields]
+            places = (0, 1, 2) if len(fields) == 3 else (0, 2, 3)
+            if sum(n is not None for n in names) >= 2 or not _number(fields[-1]):
+                continue
+        if len(fields) <= places[2] or not fields[places[0]] or not fields[places[1]]:
+            raise DataError(f"{where}: {line!r} is not query id, document id, grade (nor TREC's four columns)")
+        yield where, fields[places[0]], fields[places[1]], _grade(fields[places[2]], where)
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _grade(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not _number(str(value)) or float(value) != int(float(value)):
+        raise DataError(f"{where}: the grade is {value!r}; it must be a whole number")
+    return int(float(value))

@@ -1,0 +1,187 @@
+"""A table with a query and its document in each row -> a collection.
+
+Knows: what the columns may be called and hold.  Does not know: where the table comes from, splits, models.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from smart_train.blocks import DataBlock
+from smart_train.data.columns import FILES, PAGES, column, page_of, picture_of
+from smart_train.data.ids import DataError, content_id, some
+from smart_train.data.records import Collection, Document
+from smart_train.data.tables import StoredImage, Table
+from smart_train.recipe_types import Problem
+
+logger = logging.getLogger(__name__)
+
+DOCUMENTS = ("positive", "document", "text")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of a table plays which part."""
+
+    query: str
+    document: str | None
+    image: str | None
+    id: str | None
+    file: str | None
+    page: str | None
+    negatives: tuple[str, ...]
+
+
+def choose_columns(columns: list[str], data: DataBlock) -> tuple[Columns | None, list[Problem]]:
+    """(columns, []), or (None, what is wrong), each problem with the nearest names."""
+    problems: list[Problem] = []
+    named = {"query": data.query, "document": data.document, "image": data.image, "id": data.id}
+    for key, name in named.items():
+        if name and name not in columns:
+            near = get_close_matches(name, columns, 1, 0.5)
+            what = f"there is no column {name!r} in {data.path}; it has {', '.join(columns) or 'no rows'}"
+            problems.append(Problem(f"data.{key}", what, f"write data.{key}: {near[0] if near else 'one of these'}"))
+    document = data.document if data.document is not None else next((c for c in DOCUMENTS if c in columns), None)
+    image = data.image if data.image is not None else ("image" if "image" in columns else None)
+    if not document and not image:
+        what = f"no column holds the documents of {data.path} (positive, document, text, image); it has "
+        problems.append(
+            Problem("data.document", what + (", ".join(columns) or "no rows"), "name the column in data.document")
+        )
+    negatives = [c for c in columns if c in ("negative", "negatives") or re.fullmatch(r"negative_\d+", c)]
+    negatives.sort(key=lambda c: (not c.startswith("negative_"), int("0" + "".join(filter(str.isdigit, c)))))
+    if data.negatives and not negatives:
+        what = f"is {data.negatives}, but {data.path} has no column negative, negative_1 ... or negatives"
+        problems.append(Problem("data.negatives", what, "write data.negatives: 0, or add such a column"))
+    if problems:
+        return None, problems
+    rest = [c for c in columns if c not in (data.query, document, image, data.id)]
+    found = Columns(
+        data.query, document or None, image or None, data.id, column(rest, FILES), column(rest, PAGES), tuple(negatives)
+    )
+    return found, []
+
+
+@dataclass
+class _Builder:
+    """Rows merged into a collection: the same query text is one query, the same id or content one document."""
+
+    table: Table
+    columns: Columns
+    corpus: dict[str, Document] = field(default_factory=dict)
+    queries: dict[str, str] = field(default_factory=dict)
+    qrels: dict[str, dict[str, int]] = field(default_factory=dict)
+    negatives: dict[str, dict[str, None]] = field(default_factory=dict)  # texts, ordered and unique
+    by_text: dict[str, str] = field(default_factory=dict)
+    pairs: int = 0
+
+    def add(self, where: str, row: dict[str, Any], query: str, documents: list[Document]) -> None:
+        key = content_id("query", query)
+        self.queries[key] = query
+        for document in documents:
+            before = self.corpus.setdefault(document.id, document)
+            if before is not document and not _same(before, document):
+                raise DataError(
+                    f"{where}: the id {document.id!r} is there before, with another content. Leave data.id empty (the "
+                    "id is then a hash of the content), or name a column that is unique per document"
+                )
+            if document.text and document.image is None:
+                self.by_text.setdefault(document.text, document.id)
+            judged = self.qrels.setdefault(key, {})
+            self.pairs += document.id not in judged
+            judged[document.id] = 1
+        for name in self.columns.negatives:
+            for text in _texts(row.get(name), name, where):
+                self.negatives.setdefault(key, {})[text] = None
+
+    def finish(self, name: str) -> Collection:
+        """Negatives become documents; a text that is some row's document is that document, under its id."""
+        lists: dict[str, list[str]] = {}
+        for query, texts in self.negatives.items():
+            for text in texts:
+                key = self.by_text.setdefault(text, content_id("text", text))
+                self.corpus.setdefault(key, Document(key, text))
+                if key not in self.qrels[query]:
+                    lists.setdefault(query, []).append(key)
+        return Collection(name, self.corpus, self.queries, self.qrels, lists)
+
+
+def read_rows(table: Table, data: DataBlock, name: str) -> Collection:
+    """The collection of a table.
+
+    A row is a query and its document: a text (or a list of texts: several documents), an image, or both.  Rows with
+    the same query text are one query with several relevant documents; documents with the same id are one document.
+    The id is the column ``data.id`` where that is given, else a hash of the content (of an image: of its undecoded
+    bytes, which reads every image once).  File names of page images are not unique in some published sets; where an
+    id meets a different content, this raises.  Columns ``file`` (or ``doc_id``) and ``page`` are kept.  Negatives
+    are texts in ``negative``, ``negative_1`` ... or lists in ``negatives``; rows may have different numbers.
+
+    Rows without a query or without a document are left out, counted in a warning.  ``data.limit`` stops the reading.
+    Raises DataError, naming the row, for wrong types, missing image files, and where nothing is left.
+    """
+    columns, problems = choose_columns(table.columns, data)
+    if columns is None:
+        raise DataError("; ".join(f"{p.key}: {p.what}; {p.fix}" for p in problems))
+    builder = _Builder(table, columns)
+    empty: dict[str, list[str]] = {"query": [], "document": []}
+    for where, row in table:
+        if data.limit is not None and builder.pairs >= data.limit:
+            break
+        texts = _texts(row.get(columns.query), columns.query, where)
+        if len(texts) > 1:
+            raise DataError(f"{where}: {columns.query} holds {len(texts)} texts; a row has one query")
+        documents = list(_documents(row, columns, table, where))
+        if texts and documents:
+            builder.add(where, row, texts[0], documents)
+        else:
+            empty["document" if texts else "query"].append(where)
+    for what, places in empty.items():
+        if places:
+            logger.warning("%s: %d rows without a %s are left out: %s", name, len(places), what, some(places))
+    if not builder.pairs:
+        raise DataError(f"{table.name}: no row has a query and a document")
+    return builder.finish(name)
+
+
+def _texts(value: Any, name: str, where: str) -> list[str]:
+    """The texts of a cell: none, one or a list; raises for anything else."""
+    values = value if isinstance(value, list | tuple) else [value]
+    if any(v is not None and not isinstance(v, str) for v in values):
+        raise DataError(f"{where}: {name} holds {type(values[0]).__name__}; it must be a text or a list of texts")
+    return [v.strip() for v in values if v is not None and v.strip()]
+
+
+def _documents(row: dict[str, Any], columns: Columns, table: Table, where: str) -> Iterable[Document]:
+    texts = _texts(row.get(columns.document), columns.document, where) if columns.document else []
+    image = picture_of(row.get(columns.image) if columns.image else None, table, where)
+    given = row.get(columns.id) if columns.id else None
+    if columns.id and (given is None or not str(given).strip()):
+        raise DataError(f"{where}: {columns.id} is empty; a row needs an id, or leave data.id empty")
+    if len(texts) > 1 and (image is not None or given is not None):
+        raise DataError(f"{where}: {len(texts)} documents share one {'id' if image is None else 'image'}; one a row")
+    file = row.get(columns.file) if columns.file else None
+    page = page_of(row.get(columns.page)) if columns.page else None
+    contents: list[str | None] = [*texts] if texts or image is None else [None]
+    for text in contents:
+        key = str(given) if given is not None else _content_id(text, image)
+        yield Document(key, text, image, str(file) if file not in (None, "") else None, page)
+
+
+def _content_id(text: str | None, image: Any) -> str:
+    if image is None:
+        return content_id("text", text or "")
+    key = image.content_id() if isinstance(image, StoredImage) else content_id("image", Path(image).read_bytes())
+    return key if text is None else content_id("page", f"{key}\n{text}")
+
+
+def _same(first: Document, second: Document) -> bool:
+    """The same content; images are compared by their bytes, which are read only here, where an id comes again."""
+    if first.text != second.text or (first.image is None) != (second.image is None):
+        return False
+    return first.image is None or _content_id(None, first.image) == _content_id(None, second.image)
