@@ -153,6 +153,9 @@ class SmartEncoder(nn.Module):
             # or the token that is pooled.
             rows = [self._cut_text(row, limit, role) for row in rows]
             limit = None
+        if set(self.st.modalities) - {"text", "message"}:
+            # sentence-transformers would open a string that names a file, and fetch one that reads like a picture's URL
+            rows = [{"text": row} if isinstance(row, str) else row for row in rows]
         options: dict[str, Any] = {"task": role}
         if limit is not None:
             options["max_length"] = limit
