@@ -40,16 +40,25 @@ def judgement_rows(table: Table) -> Iterator[Judgement]:
 def _judgement_lines(file: Path) -> Iterator[Judgement]:
     places: tuple[int, int, int] | None = None
     for number, line in lines(file):
-        fields, where = line.split("\t") if "\t" in line else line.split(), f"{file}:{number}"
-        fields = [f.strip() for f in fields]
+        where = f"{file}:{number}"
+        fields = [f.strip() for f in (line.split("\t") if "\t" in line else line.split())]
         if places is None:
-            names = [column([f], (*JUDGED_QUERY, *JUDGED_DOCUMENT, *GRADES)) for f in fields]
-            places = (0, 1, 2) if len(fields) == 3 else (0, 2, 3)
-            if sum(n is not None for n in names) >= 2 or not _number(fields[-1]):
+            places, header = _places(fields)
+            if header:
                 continue
-        if len(fields) <= places[2] or not fields[places[0]] or not fields[places[1]]:
+        if len(fields) <= max(places) or not fields[places[0]] or not fields[places[1]]:
             raise DataError(f"{where}: {line!r} is not query id, document id, grade (nor TREC's four columns)")
         yield where, fields[places[0]], fields[places[1]], _grade(fields[places[2]], where)
+
+
+def _places(fields: list[str]) -> tuple[tuple[int, int, int], bool]:
+    """(where query, document and grade stand, whether this first line is a header)."""
+    found = [column(fields, names) for names in (JUDGED_QUERY, JUDGED_DOCUMENT, GRADES)]
+    if None not in found:
+        query, document, grade = (fields.index(str(name)) for name in found)
+        return (query, document, grade), True
+    header = any(found) and not _number(fields[-1])
+    return ((0, 1, 2) if len(fields) == 3 else (0, 2, 3)), header
 
 
 def _number(text: str) -> bool:
@@ -61,6 +70,6 @@ def _number(text: str) -> bool:
 
 
 def _grade(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not _number(str(value)) or float(value) != int(float(value)):
+    if isinstance(value, bool) or not _number(str(value)) or not float(value).is_integer():
         raise DataError(f"{where}: the grade is {value!r}; it must be a whole number")
     return int(float(value))

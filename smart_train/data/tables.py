@@ -11,11 +11,12 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from smart_train.data.ids import DataError, content_id
 
@@ -29,25 +30,30 @@ def suffix(path: Path) -> str:
     return Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
 
 
-def open_text(path: Path) -> io.TextIOBase:
-    """Text of a file, gunzipped where its name ends in .gz, without a byte order mark."""
-    if path.suffix.lower() == ".gz":
-        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8-sig", newline="")  # type: ignore[arg-type]
-    return path.open(encoding="utf-8-sig", newline="")
+@contextmanager
+def open_text(path: Path) -> Iterator[IO[str]]:
+    """Text of a file, gunzipped where its name ends in .gz, without a byte order mark.
+
+    Raises DataError where the bytes are not UTF-8 or the gzip file is not whole.
+    """
+    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as stream:
+            yield stream
+    except UnicodeDecodeError as error:
+        with opener(path, "rb") as stream:
+            line = next(n for n, raw in enumerate(stream, 1) if "\ufffd" in raw.decode("utf-8", "replace"))
+        raise DataError(f"{path}:{line}: not UTF-8 text; convert the file to UTF-8") from error
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"{path}: not a whole gzip file ({error}); fetch it again") from error
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number, line) of the lines that are not blank; raises DataError where the bytes are not UTF-8."""
-    number = 0
-    try:
-        with open_text(path) as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number + 1}: not UTF-8 text ({error.reason}); convert the file to UTF-8") from error
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise DataError(f"{path}: not a whole gzip file ({error}); fetch it again") from error
+    """(line number, line) of the lines that are not blank."""
+    with open_text(path) as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                yield number, line.rstrip("\r\n")
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
