@@ -11,29 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from smart_train.bases import BaseNotFound, resolve_base
+from smart_train.hub import hub_id, reason
 
 OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "roberta-prelayernorm")
-
-LOGIN = "run: hf auth login"
-REASONS: list[tuple[set[str], str, str]] = [  # names of huggingface_hub's errors, the reason, what to do
-    (
-        {"GatedRepoError"},
-        "access to this repository is given on request",
-        f"ask for it on its page on the Hub, then {LOGIN}",
-    ),
-    ({"RevisionNotFoundError"}, "the repository has no such revision", "correct model.revision"),
-    (
-        {"RepositoryNotFoundError"},
-        "there is no such model on the Hub, or it is private",
-        f"correct the id, or {LOGIN}",
-    ),
-    ({"HFValidationError"}, "this is neither a folder that is there nor the form of a Hub id", "correct it"),
-    (
-        {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError"},
-        "the Hub cannot be reached and the model is not in the local cache, so whether it exists is not known",
-        "go online (unset HF_HUB_OFFLINE), or download it elsewhere and copy the cache, or name a local folder",
-    ),
-]
 
 
 @dataclass(frozen=True)
@@ -58,11 +38,7 @@ def read_base(base: str, revision: str | None = None, trust_remote_code: bool = 
     a kind of model that has no transformer blocks.
     """
     place = resolve_base(base)
-    folder = Path(place)
-    if not folder.is_dir() and (folder.is_absolute() or place.startswith(".") or place.count("/") > 1):
-        fix = "correct the path, or give a Hub id such as Qwen/Qwen3-Embedding-0.6B"
-        raise BaseNotFound(f"there is no folder {place}", fix)
-    fetch = _Files(place, revision)
+    fetch = _Files(hub_id(place) or place, revision)
     config = _config(fetch, base, trust_remote_code)
     text = config.get_text_config()
     layers, hidden = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
@@ -120,16 +96,10 @@ def _config(fetch: _Files, base: str, trust_remote_code: bool) -> Any:
 
 
 def _reason(error: BaseException) -> tuple[str, str]:
-    """Which of the usual reasons it is, and what to do; found by the type of what lies beneath."""
-    chain: list[BaseException] = []
-    step: BaseException | None = error
-    while step is not None and step not in chain:
-        chain.append(step)
-        step = step.__cause__ or step.__context__
-    kinds = {type(e).__name__ for e in chain}
-    for names, what, fix in REASONS:
-        if kinds & names:
-            return what, fix
+    """What is wrong and what to do: with the Hub, else with the configuration."""
+    found = reason(error)
+    if found is not None:
+        return found
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
         return "its repository brings model code of its own", "read it, then write model.trust_remote_code: true"

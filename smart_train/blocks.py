@@ -21,14 +21,16 @@ class Where:
     file: str = "recipe"
     lines: dict[str, int | None] = field(default_factory=dict)
 
-    def place(self, key: str) -> str:
-        """'FILE, line N' of the key, or of the nearest block around it that was written; 'command line'; FILE."""
+    def line(self, key: str) -> int | None:
+        """Line of the key, or of the nearest block around it that was written; None = command line, 0 = nowhere."""
         parts = key.split(".") if key else []
-        for end in range(len(parts), 0, -1):
-            if (name := ".".join(parts[:end])) in self.lines:
-                line = self.lines[name]
-                return "command line" if line is None else f"{self.file}, line {line}"
-        return self.file
+        names = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+        return next((self.lines[name] for name in names if name in self.lines), 0)
+
+    def place(self, key: str) -> str:
+        """'FILE, line N', 'command line', or FILE."""
+        line = self.line(key)
+        return "command line" if line is None else f"{self.file}, line {line}" if line else self.file
 
 
 @dataclass

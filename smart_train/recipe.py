@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from smart_train.blocks import Recipe, Where
-from smart_train.recipe_types import Problem, RecipeError, build
+from smart_train.recipe_types import Problem, RecipeError, build, told
 
 __all__ = ["BOOT", "CLOSE", "Problem", "RecipeError", "boot", "plain", "read", "save"]
 
@@ -204,10 +204,8 @@ def _override(override: str, values: dict[str, Any], where: Where) -> None:
     """Puts ``key=value`` into ``values``; the key's line becomes "command line"."""
     key, equals, text = override.partition("=")
     if not equals or key.startswith("-") or not all(key.split(".")):
-        what, fix = (
-            f"{override!r} is not key=value",
-            f"write {key.lstrip('-') or 'training.max_steps'}=VALUE, no dashes",
-        )
+        what = f"{override!r} is not key=value"
+        fix = f"write {override.lstrip('-') if equals else (key.lstrip('-') or 'training.max_steps') + '=VALUE'}"
         raise RecipeError([Problem("", what, fix, "command line")], where)
     shown = Where("command line")
     try:
@@ -218,15 +216,17 @@ def _override(override: str, values: dict[str, Any], where: Where) -> None:
         raise RecipeError([Problem(key, what, f"quote it twice: {key}='\"{text}\"'", "command line")], where) from None
     block = values
     *outer, last = key.split(".")
-    for name in outer:
+    for depth, name in enumerate(outer, 1):
+        path = ".".join(outer[:depth])
         inner = block.get(name)
         if inner is None:
             inner = block[name] = {}
+            where.lines.setdefault(path, None)
         if not isinstance(inner, dict):
-            break  # build() says that this should be a block
+            problem = Problem(key, f"{path} is no block, it is {told(inner)}", f"write {path}=VALUE", "command line")
+            raise RecipeError([problem], where)
         block = inner
-    else:
-        block[last] = value
+    block[last] = value
     for old in [k for k in where.lines if k == key or k.startswith(f"{key}.")]:
         del where.lines[old]
     where.lines[key] = None

@@ -14,7 +14,7 @@ from smart_train.base_config import BaseConfig, read_base
 from smart_train.bases import BaseNotFound
 from smart_train.blocks import HybridBlock, LateBlock, Recipe
 from smart_train.recipe_training import check_training
-from smart_train.recipe_types import Problem, RecipeError, told
+from smart_train.recipe_types import Problem, RecipeError
 
 ATTENTION = ["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 Problems = Iterator[Problem]
@@ -49,9 +49,9 @@ def check_names(recipe: Recipe) -> Problems:
     if not recipe.model.base:
         yield Problem("model.base", "is not given", "name a Hub id, a local folder, or package:NAME/FOLDER")
     if not re.fullmatch(r"[\w][\w.-]*", recipe.name):
-        yield Problem("name", f"{told(recipe.name)} cannot name a folder", "use letters, digits, dots, dashes and _")
+        yield Problem("name", f"{recipe.name!r} cannot name a folder", "use letters, digits, dots, dashes and _")
     if recipe.publish.repo is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.publish.repo):
-        yield Problem("publish.repo", f"{told(recipe.publish.repo)} is no repository", "write it as me/name")
+        yield Problem("publish.repo", f"{recipe.publish.repo!r} is no repository", "write it as me/name")
 
 
 def check_model(recipe: Recipe) -> Problems:
@@ -65,7 +65,7 @@ def check_model(recipe: Recipe) -> Problems:
     yield from _rising("model.matryoshka", model.matryoshka)
     attention = model.attention
     if attention is not None and attention not in ATTENTION and "/" not in attention:
-        what = f"{told(attention)} is no attention of transformers"
+        what = f"{attention!r} is no attention of transformers"
         yield Problem("model.attention", what, f"write one of {', '.join(ATTENTION)}, a kernel as owner/name, or null")
     package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(attention or "")
     if package and find_spec(package) is None:
@@ -103,7 +103,7 @@ def check_adapter(recipe: Recipe) -> Problems:
         try:
             re.compile(adapter.targets)
         except re.error as error:
-            what = f"{told(adapter.targets)} is no regular expression ({error})"
+            what = f"{adapter.targets!r} is no regular expression ({error})"
             yield Problem("adapter.targets", what, "correct it, or give a list of names")
     if adapter.layers is not None:
         if not adapter.layers:
@@ -222,22 +222,20 @@ def check_lengths(recipe: Recipe, base: BaseConfig) -> Problems:
             yield Problem(f"model.{name}", what, f"write at most {base.positions}, or null for the base's own limit")
 
 
-def check_lora_layers(recipe: Recipe, base: BaseConfig) -> Problems:
-    """LoRA goes into blocks that are there, and none lies above every layer that the loss reads."""
-    adapter = recipe.adapter
-    if adapter.kind != "lora":
-        return
-    wrong = [layer for layer in adapter.layers or [] if not 1 <= layer <= base.layers]
+def check_blocks(recipe: Recipe, base: BaseConfig) -> Problems:
+    """LoRA goes into blocks that are there, and nothing is trained above the layers that the loss reads."""
+    adapter, read = recipe.adapter, [layer % (base.layers + 1) for layer in _layers(recipe.late)]
+    blocks = range(1, base.layers + 1)
+    trained = {"lora": adapter.layers or list(blocks), "full": list(blocks), "frozen": []}[adapter.kind]
+    wrong = [block for block in trained if block not in blocks]
     if wrong:
         what = f"the model has no block {', '.join(map(str, wrong))}: it has 1 to {base.layers}"
         yield Problem("adapter.layers", what, f"write numbers from 1 to {base.layers}, or null for all")
-    read = [layer % (base.layers + 1) for layer in _layers(recipe.late)]
-    if not wrong and read and recipe.objective.pooled.weight == recipe.objective.hybrid.weight == 0:
-        idle = [b for b in adapter.layers or range(1, base.layers + 1) if b > max(read)]
-        if idle:
-            what = f"the late term alone reads layer {max(read)}, so LoRA in the blocks above it gets no gradient"
-            fix = f"write layers {list(range(1, max(read) + 1))}" if max(read) else "choose a layer above 0"
-            yield Problem("adapter.layers" if max(read) else "late.layer", what, f"{fix}, or train the pooled term too")
+    late_alone = recipe.objective.pooled.weight == recipe.objective.hybrid.weight == 0
+    if late_alone and read and not wrong and any(block > max(read) for block in trained):
+        what = f"the late term alone reads layer {max(read)}, so what is trained above it gets no gradient"
+        fix = f"write adapter.layers: {list(range(1, max(read) + 1))}" if max(read) else "choose a layer above 0"
+        yield Problem("late.layer", what, f"{fix}, or give the pooled term a weight")
 
 
 def check_vision(recipe: Recipe, base: BaseConfig) -> Problems:
@@ -279,7 +277,7 @@ AGAINST_BASE: list[Callable[[Recipe, BaseConfig], Problems]] = [
     check_layers,
     check_widths,
     check_lengths,
-    check_lora_layers,
+    check_blocks,
     check_vision,
 ]
 

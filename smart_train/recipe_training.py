@@ -143,7 +143,7 @@ def _precision(given: dict[str, Any]) -> list[Problem]:
         what = "bf16 is true, but this machine has no GPU"
         fix = "write bf16: false, or use_cpu: true to train in bf16 on the CPU"
         problems.append(Problem("training.bf16", what, fix))
-    if given.get("fp16") and (cpu or not torch.cuda.is_available()):
+    if given.get("fp16") and not given.get("bf16") and (cpu or not torch.cuda.is_available()):
         what = "fp16 is true, but there is no GPU to train on"
         problems.append(Problem("training.fp16", what, "write fp16: false (on a CPU: bf16: true with use_cpu: true)"))
     return problems
@@ -188,7 +188,7 @@ def _dry_run(given: dict[str, Any]) -> list[Problem]:
     try:
         DryArguments(output_dir="unused", **values)
     except (ValueError, TypeError, ImportError, KeyError, NotImplementedError) as error:
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).split()).rstrip(".")
         named = [name for name in given if f"--{name}" in text or f"`{name}`" in text]
         named += [name for name in given if name in text and name not in named]
         key = f"training.{named[0]}" if named else "training"

@@ -56,8 +56,8 @@ class RecipeError(ValueError):
     """What is wrong with a recipe, one line a problem: file, line, key, what is wrong, what to do."""
 
     def __init__(self, problems: list[Problem], where: Where) -> None:
-        self.problems = problems
-        super().__init__("\n".join(problem.told(where) for problem in problems))
+        self.problems = sorted(problems, key=lambda problem: where.line(problem.key) or 0)  # as the file has them
+        super().__init__("\n".join(problem.told(where) for problem in self.problems))
 
 
 def build(values: dict[str, Any], training: dict[str, Any], moved: dict[str, str], where: Where) -> Recipe:
@@ -73,7 +73,7 @@ def build(values: dict[str, Any], training: dict[str, Any], moved: dict[str, str
     for name, value in known.items():
         key = f"training.{name}"
         if name in moved:
-            problems.append(Problem(key, f"{name} is no training argument of this version", moved[name]))
+            problems.append(Problem(key, "is not a key of this block", moved[name]))
         elif name not in training:
             problems.append(unknown(key, [f"training.{n}" for n in training], training))
         else:

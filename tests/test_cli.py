@@ -1,0 +1,228 @@
+"""Commands: what they call, print, write and exit with."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from smart_train.blocks import AdapterBlock, LateBlock
+from smart_train.cli import main
+from smart_train.model.encoder import SmartEncoder
+from smart_train.recipe import plain, read
+
+ROOT = Path(__file__).parents[1]
+
+
+def python(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=cwd, timeout=120
+    )
+
+
+@pytest.fixture
+def runs(monkeypatch) -> list[tuple]:
+    """Recipes that would have been run: ``smart_train.train`` is replaced, nothing is trained."""
+    called: list[tuple] = []
+    stub = ModuleType("smart_train.train")
+    stub.run = lambda recipe, source: called.append((recipe, source))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "smart_train.train", stub)
+    return called
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_bert, beir_folder) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"model:\n  base: {tiny_bert}\ndata:\n  path: {beir_folder}\n")
+    return path
+
+
+def test_the_command_line_imports_nothing_heavy():
+    code = "import smart_train.cli, sys; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    assert python("-c", code).stdout.strip() == "[]"
+
+
+def test_the_package_is_a_program():
+    done = python("-m", "smart_train", "--help")
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in ("train", "new", "evaluate"))
+    assert python("-m", "smart_train", "trian").returncode == 2
+
+
+# train ---------------------------------------------------------------------------------------------------------------
+
+
+def test_train_runs_the_checked_recipe_with_its_overrides(runs, recipe):
+    assert main(["train", str(recipe), "--local_rank=1", "late.layer=[1,2]", "data.limit=null"]) == 0
+    ((given, source),) = runs
+    assert source == recipe
+    assert given.late.layer == [1, 2] and given.data.limit is None
+
+
+def test_train_tells_a_bad_recipe_on_rank_0_alone_and_runs_nothing(runs, recipe, monkeypatch, capsys):
+    assert main(["train", str(recipe), "late.layer=9"]) == 2
+    assert capsys.readouterr().err.startswith("command line: late.layer: the model has no layer 9")
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", str(recipe), "late.layer=9"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == captured.out == ""
+    assert runs == []
+
+
+def test_an_error_that_is_foreseen_has_no_traceback_and_another_one_keeps_it(runs, recipe, monkeypatch, capsys):
+    from smart_train.data.ids import DataError
+
+    def fail(error):
+        def run(recipe, source):
+            raise error
+
+        return run
+
+    stub = sys.modules["smart_train.train"]
+    monkeypatch.setattr(stub, "run", fail(DataError("page 7 of book.pdf is broken")))
+    assert main(["train", str(recipe)]) == 1
+    assert capsys.readouterr().err == "smart-train: page 7 of book.pdf is broken\n"
+    monkeypatch.setattr(stub, "run", fail(ZeroDivisionError("a bug")))
+    with pytest.raises(ZeroDivisionError):
+        main(["train", str(recipe)])
+
+
+# new -----------------------------------------------------------------------------------------------------------------
+
+
+def test_new_writes_a_commented_recipe_that_reads_and_boots(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", "mine", "--from", "visdoc_head"]) == 0
+    path = tmp_path / "mine.yaml"
+    assert "accelerate launch mine.yaml" in capsys.readouterr().out
+    text = path.read_text()
+    assert (
+        text.startswith("from smart_train.recipe import boot; boot(__file__, __name__); r")
+        and "visdoc_head" not in text
+    )
+    made, shipped = plain(read(path)), plain(read(ROOT / "recipes" / "visdoc_head.yaml"))
+    assert (made.pop("name"), made.pop("output")) == ("mine", "runs/mine")
+    assert (shipped.pop("name"), shipped.pop("output")) == ("visdoc_head", "runs/visdoc_head")
+    assert made == shipped
+
+
+def test_new_never_overwrites(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text("precious")
+    assert main(["new", str(tmp_path / "mine")]) == 2
+    assert path.read_text() == "precious"
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_new_names_the_recipes_there_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", "mine", "--from", "nothing"]) == 2
+    assert "quickstart, text_lora, visdoc_head, visdoc_hybrid, visdoc_lora" in capsys.readouterr().err
+    assert main(["new", "two words"]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+# evaluate ------------------------------------------------------------------------------------------------------------
+
+
+def evaluated(folder: Path, *arguments: object) -> dict:
+    command = ["evaluate", *map(str, arguments), "--output", str(folder), "--bootstrap", "50"]
+    assert main(command) == 0
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def pooled_ndcg(base: Path, data: Path, k: int) -> float:
+    """nDCG@k of plain sentence-transformers embeddings, by the formula, over the test split."""
+
+    def lines(name):
+        return [json.loads(line) for line in (data / name).read_text().splitlines()]
+
+    documents = {row["_id"]: f"{row['title']} {row['text']}".strip() for row in lines("corpus.jsonl")}
+    queries = {row["_id"]: row["text"] for row in lines("queries.jsonl")}
+    qrels: dict[str, dict[str, int]] = {}
+    for line in (data / "qrels" / "test.tsv").read_text().splitlines()[1:]:
+        query, document, grade = line.split("\t")
+        qrels.setdefault(query, {})[document] = int(grade)
+    model = SentenceTransformer(str(base), device="cpu")
+    ids = list(documents)
+    stored = model.encode(list(documents.values()), convert_to_tensor=True)
+    total = 0.0
+    for query, relevant in qrels.items():
+        scores = (stored @ model.encode(queries[query], convert_to_tensor=True)).tolist()
+        ranked = [ids[i] for i in sorted(range(len(ids)), key=lambda i: -scores[i])][:k]
+        gain = sum(relevant.get(document, 0) / math.log2(rank + 2) for rank, document in enumerate(ranked))
+        best = sorted(relevant.values(), reverse=True)[:k]
+        total += gain / sum(grade / math.log2(rank + 2) for rank, grade in enumerate(best))
+    return total / len(qrels)
+
+
+def test_evaluate_writes_one_row_that_the_formula_confirms(tmp_path, tiny_bert, beir_folder, capsys):
+    metrics = evaluated(tmp_path / "out", beir_folder, "--model", tiny_bert, "--k", 3, 10)
+    assert list(metrics) == ["base"] and set(metrics["base"]) == {"pooled", "late", "hybrid"}
+    for k in (3, 10):
+        figure = metrics["base"]["pooled"][f"ndcg@{k}"]
+        assert set(figure) == {"value", "low", "high"} and figure["low"] <= figure["value"] <= figure["high"]
+        assert figure["value"] == pytest.approx(pooled_ndcg(tiny_bert, beir_folder, k), abs=1e-6)
+    printed = capsys.readouterr().out
+    assert "nDCG@10" in printed and "8 queries, 24 documents" in printed and "metrics.json" in printed
+
+
+def test_the_layer_changes_the_token_view_alone(tmp_path, tiny_bert, beir_folder):
+    last = evaluated(tmp_path / "last", beir_folder, "--model", tiny_bert)["base"]
+    first = evaluated(tmp_path / "first", beir_folder, "--model", tiny_bert, "--layer", 0)["base"]
+    assert first["pooled"] == last["pooled"]
+    assert first["late"] != last["late"]
+    again = evaluated(tmp_path / "again", beir_folder, "--model", tiny_bert, "--layer", -1, "--batch-size", 3)["base"]
+    assert again == last
+
+
+def test_a_hybrid_without_the_late_score_is_the_pooled_one(tmp_path, tiny_bert, beir_folder):
+    row = evaluated(tmp_path, beir_folder, "--model", tiny_bert, "--late-weight", 0)["base"]
+    assert row["hybrid"] == row["pooled"] != row["late"]
+
+
+def test_an_adapter_makes_the_trained_row(tmp_path, tiny_bert, beir_folder):
+    encoder = SmartEncoder(str(tiny_bert), late=LateBlock(layer=2), adapter=AdapterBlock(r=4), device="cpu")
+    torch.manual_seed(0)
+    for name, weight in encoder.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    encoder.save_pretrained(tmp_path / "adapter")
+    arguments = (beir_folder, "--model", tiny_bert)
+    base = evaluated(tmp_path / "base", *arguments)["base"]
+    metrics = evaluated(tmp_path / "trained", *arguments, "--adapter", tmp_path / "adapter")
+    assert list(metrics) == ["trained"]
+    assert metrics["trained"]["pooled"] != base["pooled"]
+    other = evaluated(tmp_path / "other", *arguments, "--adapter", tmp_path / "adapter", "--layer", 1)["trained"]
+    assert other["pooled"] == metrics["trained"]["pooled"] and other["late"] != metrics["trained"]["late"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (["--layer", "4"], 2, "--layer: {bert} has no layer 4: it has 0 (embeddings) to 3"),
+        (["--model", "package:no_such_package/x"], 2, "the package no_such_package is not installed"),
+        (["--model", "./nowhere/at_all"], 2, "there is no folder ./nowhere/at_all"),
+        (["--split", "dev"], 1, "dev"),
+        (["--adapter", "somewhere", "--query-tokens", "8"], 2, "the adapter brings its own --query-tokens"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told(tmp_path, tiny_bert, beir_folder, capsys, arguments, status, told):
+    command = ["evaluate", str(beir_folder), "--model", str(tiny_bert), "--output", str(tmp_path / "out"), *arguments]
+    assert main(command) == status
+    assert told.format(bert=tiny_bert) in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_is_not_there_is_told(tmp_path, tiny_bert, capsys):
+    assert main(["evaluate", str(tmp_path / "no"), "--model", str(tiny_bert), "--output", str(tmp_path)]) == 1
+    assert str(tmp_path / "no") in capsys.readouterr().err
