@@ -79,8 +79,7 @@ def _row_folder(folder: Path, data: DataBlock) -> Source:
         return Source("rows", "local", saved)
     if any(split_of(f) == "metadata" for f in readable(folder)) or list(folder.glob("*/metadata.*")):
         return Source("rows", "folder", dict.fromkeys(hub.splits(str(folder), data.subset, None)))
-    for base in (folder, folder / "data"):
-        files = readable(base)
+    for files in (readable(folder), readable(folder / "data")):
         groups: dict[str, list[Path]] = {}
         for file in files:
             groups.setdefault(split_of(file), []).append(file)
@@ -88,7 +87,8 @@ def _row_folder(folder: Path, data: DataBlock) -> Source:
             return Source("rows", "local", dict(groups))
         if files:
             return Source("rows", "local", {data.split: files})
-        nested = {sub.name: readable(sub) for sub in sorted(base.iterdir()) if sub.is_dir()} if base.is_dir() else {}
+    for base in (folder / "data", folder):
+        nested = {sub.name: readable(sub) for sub in sorted(base.iterdir())} if base.is_dir() else {}
         nested = {name: files for name, files in nested.items() if files}
         if nested:
             return Source("rows", "local", dict(nested))

@@ -1,0 +1,486 @@
+"""What people have -> three collections: every layout, its own splits, and what is said where something is wrong."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny_data
+from PIL import Image
+
+from smart_train.blocks import DataBlock
+from smart_train.data import formats, hub
+from smart_train.data.formats import check_data, load
+from smart_train.data.records import Collection, DataError, Document, write_beir
+from smart_train.data.tables import StoredImage
+
+ROWS = [{"query": f"question {n}", "positive": f"answer {n} " * (n + 1), "source": "x"} for n in range(20)]
+
+
+def data(path: Path | str, **change) -> DataBlock:
+    return DataBlock(**({"path": str(path), "dev": 3, "test": 4} | change))
+
+
+def whole(path: Path | str, **change) -> Collection:
+    return load(data(path, **({"dev": 0, "test": 0} | change)))[0]
+
+
+def jsonl(path: Path, rows: list[dict]) -> Path:
+    return tiny_data.write_lines(path, rows)
+
+
+def texts(collection: Collection) -> dict[str, list[str]]:
+    """query text -> texts of its relevant documents, in order of the qrels."""
+    return {
+        collection.queries[q]: [collection.corpus[d].text for d in judged] for q, judged in collection.qrels.items()
+    }
+
+
+def expected(rows: list[dict] = ROWS) -> dict[str, list[str]]:
+    return {row["query"]: [row["positive"].strip()] for row in rows}
+
+
+def as_jsonl(folder):
+    return jsonl(folder / "rows.jsonl", ROWS)
+
+
+def as_gzip(folder):
+    (folder / "rows.jsonl.gz").write_bytes(gzip.compress(as_jsonl(folder).read_bytes()))
+    return folder / "rows.jsonl.gz"
+
+
+def as_json(folder):
+    (folder / "rows.json").write_text(json.dumps(ROWS, indent=1))
+    return folder / "rows.json"
+
+
+def as_csv(folder):
+    with (folder / "rows.csv").open("w", newline="", encoding="utf-8-sig") as stream:
+        writer = csv.DictWriter(stream, list(ROWS[0]))
+        writer.writeheader()
+        writer.writerows(ROWS)
+    return folder / "rows.csv"
+
+
+def as_parquet(folder):
+    datasets.Dataset.from_list(ROWS).to_parquet(str(folder / "rows.parquet"))
+    return folder / "rows.parquet"
+
+
+def as_saved(folder):
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(folder / "saved"))
+    return folder / "saved"
+
+
+def as_folder(folder):
+    jsonl(folder / "many" / "part-1.jsonl", ROWS[:9])
+    jsonl(folder / "many" / "part-2.jsonl", ROWS[9:])
+    return folder / "many"
+
+
+def as_shards(folder):
+    for n in range(2):
+        part = datasets.Dataset.from_list(ROWS[n * 10 : n * 10 + 10])
+        (folder / "hub" / "data").mkdir(parents=True, exist_ok=True)
+        part.to_parquet(str(folder / "hub" / "data" / f"train-0000{n}-of-00002.parquet"))
+    return folder / "hub"
+
+
+@pytest.mark.parametrize(
+    "make", [as_jsonl, as_gzip, as_json, as_csv, as_parquet, as_saved, as_folder, as_shards], ids=lambda f: f.__name__
+)
+def test_a_table_is_read_the_same_from_every_kind_of_file(tmp_path, make):
+    path = make(tmp_path)
+    assert check_data(data(path)) == []
+    assert texts(whole(path)) == expected()
+    train, dev, test = load(data(path))
+    assert (len(train.queries), len(dev.queries), len(test.queries)) == (13, 3, 4)
+    assert texts(train) | texts(dev) | texts(test) == expected()
+    assert [side.name for side in (train, dev, test)] == [f"{path.name}/{s}" for s in ("train", "dev", "test")]
+
+
+@pytest.mark.parametrize("layout", ["files", "shards", "folders", "saved"])
+@pytest.mark.parametrize("dev", ["dev", "validation", "val"])
+def test_own_splits_are_used_where_the_data_has_them(tmp_path, layout, dev):
+    parts = {"train": ROWS[:12], dev: ROWS[12:15], "test": ROWS[15:]}
+    for name, rows in parts.items():
+        table = datasets.Dataset.from_list(rows)
+        if layout == "saved":
+            table.save_to_disk(str(tmp_path / name))
+            continue
+        names = {
+            "files": f"{name}.parquet",
+            "shards": f"data/{name}-00000-of-00001.parquet",
+            "folders": f"{name}/0.parquet",
+        }
+        file = tmp_path / names[layout]
+        file.parent.mkdir(exist_ok=True)
+        table.to_parquet(str(file))
+    assert check_data(data(tmp_path)) == []
+    assert [texts(side) for side in load(data(tmp_path))] == [expected(rows) for rows in parts.values()]
+    assert [len(side.queries) for side in load(data(tmp_path, dev=2))] == [12, 2, 5]
+    assert len(load(data(tmp_path, dev=0))[1].queries) == 0
+    (problem,) = check_data(data(tmp_path, split="trian"))
+    assert problem.key == "data.split" and "'trian'" in problem.what and "write data.split: train" in problem.fix
+    with pytest.raises(DataError, match="no split 'trian'"):
+        load(data(tmp_path, split="trian"))
+
+
+def test_own_splits_that_overlap_are_reported(tmp_path, caplog):
+    jsonl(tmp_path / "train.jsonl", ROWS[:12])
+    jsonl(tmp_path / "test.jsonl", ROWS[10:])
+    load(data(tmp_path, dev=0))
+    assert "/test shares 2 documents and 2 queries with" in caplog.text
+
+
+def test_rows_with_the_same_query_or_the_same_document_merge(tmp_path):
+    rows = [
+        {"query": "a", "text": "one"},
+        {"query": " a ", "text": "two"},
+        {"query": "b", "text": "one\n"},
+        {"query": "c", "text": ["three", "one", "three"]},
+        {"query": "a", "text": "one"},
+    ]
+    found = whole(jsonl(tmp_path / "r.jsonl", rows))
+    assert texts(found) == {"a": ["one", "two"], "b": ["one"], "c": ["three", "one"]}
+    assert len(found.corpus) == 3 and len(found.pairs()) == 5
+
+
+def test_negatives_in_every_spelling_and_in_unequal_numbers(tmp_path):
+    rows = [
+        {"query": "a", "positive": "one", "negatives": ["n1", None, "n2", "n1"], "negative": "n0"},
+        {"query": "b", "positive": "two", "negative_10": "n4", "negative_2": "n3", "negative_1": ""},
+        {"query": "c", "positive": "three", "negative_1": None},
+        {"query": "a", "positive": "four", "negatives": ["two", "one", "n5"]},
+    ]
+    found = whole(jsonl(tmp_path / "r.jsonl", rows), negatives=2)
+    named = {found.queries[q]: [found.corpus[d].text for d in ids] for q, ids in found.negatives.items()}
+    # a known positive ("one") is never a negative, and a text that is a document elsewhere is that document
+    assert named == {"a": ["n1", "n2", "n0", "two", "n5"], "b": ["n3", "n4"]}
+    assert len(found.corpus) == 4 + 6
+    assert found.check()
+
+
+def test_a_negative_that_is_a_document_elsewhere_is_found_under_its_given_id(tmp_path):
+    rows = [{"query": "a", "text": "one", "id": 1, "negative": "two"}, {"query": "b", "text": "two", "id": 2}]
+    found = whole(jsonl(tmp_path / "r.jsonl", rows), id="id", negatives=1)
+    assert list(found.corpus) == ["1", "2"] and list(found.negatives.values()) == [["2"]]
+
+
+def test_empty_rows_are_left_out_and_counted(tmp_path, caplog):
+    rows = [
+        *ROWS[:3],
+        {"query": "", "positive": "x"},
+        {"query": "y", "positive": None},
+        {"query": " ", "positive": "z"},
+    ]
+    assert texts(whole(jsonl(tmp_path / "r.jsonl", rows))) == expected(ROWS[:3])
+    assert "2 rows without a query are left out" in caplog.text and "r.jsonl:4" in caplog.text
+    assert "1 rows without a document are left out" in caplog.text and "r.jsonl:5" in caplog.text
+
+
+def test_files_and_pages_are_kept_and_a_split_keeps_a_file_together(tmp_path):
+    rows = [{"query": f"q{n}", "text": f"t{n}", "doc_id": f"{n // 5}.pdf", "page": str(n)} for n in range(60)]
+    sides = load(data(jsonl(tmp_path / "r.jsonl", rows), dev=5, test=10))
+    homes = [{d.file for d in side.corpus.values()} for side in sides]
+    assert not (homes[0] & homes[1] or homes[0] & homes[2] or homes[1] & homes[2])
+    assert len(homes[2]) >= 2 and all(d.page == int(d.text[1:]) for d in sides[2].corpus.values())
+
+
+def test_the_limit_counts_pairs_and_stops_the_reading(tmp_path):
+    rows = [{"query": f"question {n}", "positive": f"answer {n}"} for n in range(150)]
+    path = jsonl(tmp_path / "r.jsonl", rows)
+    path.write_text(path.read_text() + "{broken\n")
+    assert texts(whole(path, limit=120)) == expected(rows[:120])
+    with pytest.raises(DataError, match=r"r\.jsonl:151: not JSON"):
+        whole(path)
+
+
+# ------------------------------------------------------------------------------------------------ images
+
+
+def test_page_rows_keep_images_undecoded_and_merge_queries_of_one_page(page_rows):
+    found = whole(page_rows)
+    rows = tiny_data.page_rows()
+    assert (len(found.corpus), len(found.queries)) == (tiny_data.PAGES, len(rows))
+    assert all(isinstance(d.image, StoredImage) and d.text is None for d in found.corpus.values())
+    pages = {row["query"]: row["image"] for row in rows}
+    for query, document in found.pairs():
+        content = found.corpus[document].content()
+        assert content.mode == "RGB" and content.tobytes() == pages[found.queries[query]].tobytes()
+
+
+def test_nothing_is_decoded_while_loading(page_rows, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("an image was decoded")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    for change in ({}, {"id": "image_filename"}):
+        assert len(whole(page_rows, **change).corpus) == tiny_data.PAGES
+
+
+def test_an_id_column_names_the_pages(page_rows):
+    found = whole(page_rows, id="image_filename")
+    names = {row["query"]: row["image_filename"] for row in tiny_data.page_rows()}
+    assert {found.queries[q]: d for q, d in found.pairs()} == names
+
+
+def test_an_id_that_names_two_pages_is_refused(tmp_path):
+    rows = tiny_data.page_rows()[:6]
+    table = datasets.Dataset.from_dict(
+        {"query": [r["query"] for r in rows], "image": [r["image"] for r in rows], "image_filename": ["same.png"] * 6},
+        features=datasets.Features(
+            {"query": datasets.Value("string"), "image": datasets.Image(), "image_filename": datasets.Value("string")}
+        ),
+    )
+    table.to_parquet(str(tmp_path / "r.parquet"))
+    with pytest.raises(DataError, match=r"row \d: the id 'same\.png' is there before, .* Leave data\.id empty"):
+        whole(tmp_path / "r.parquet", id="image_filename")
+    assert len(whole(tmp_path / "r.parquet").corpus) == len({r["image_filename"] for r in rows})
+
+
+def test_images_of_parquet_files_that_datasets_did_not_write(tmp_path):
+    files = []
+    for number in range(3):
+        tiny_data.draw_page(number).save(tmp_path / f"{number}.png")
+        files.append((tmp_path / f"{number}.png").read_bytes())
+    columns = {
+        "struct": [{"bytes": raw, "path": None} for raw in files],
+        "binary": files,
+        "name": [f"{n}.png" for n in range(3)],
+    }
+    for name, values in columns.items():
+        pq.write_table(pa.table({"query": ["a", "b", "c"], "image": values}), tmp_path / f"{name}.parquet")
+        found = whole(tmp_path / f"{name}.parquet")
+        contents = [found.corpus[d].content().tobytes() for _, d in found.pairs()]
+        assert contents == [tiny_data.draw_page(n).tobytes() for n in range(3)]
+
+
+def test_image_paths_are_relative_to_the_file_that_names_them(tmp_path):
+    for number in range(2):
+        (tmp_path / "set" / "pages").mkdir(parents=True, exist_ok=True)
+        tiny_data.draw_page(number).save(tmp_path / "set" / "pages" / f"{number}.png")
+    rows = [{"query": f"q{n}", "image": f"pages/{n}.png"} for n in (0, 1)]
+    rows += [{"query": "text", "text": "only words"}, {"query": "both", "text": "caption", "image": "pages/1.png"}]
+    found = whole(jsonl(tmp_path / "set" / "r.jsonl", rows))
+    contents = [found.corpus[d].content() for _, d in found.pairs()]
+    assert contents[0].tobytes() == tiny_data.draw_page(0).tobytes() and contents[2] == "only words"
+    assert contents[3]["text"] == "caption" and contents[3]["image"].size == contents[1].size
+    jsonl(tmp_path / "set" / "r.jsonl", [*rows, {"query": "x", "image": "gone.png"}])
+    with pytest.raises(DataError, match=r"r\.jsonl:5: no image file .*gone\.png"):
+        whole(tmp_path / "set" / "r.jsonl")
+    assert whole(tmp_path / "set" / "r.jsonl", image="").queries  # "" = no image column: the texts alone
+
+
+def test_an_image_folder_with_metadata_as_datasets_reads_it(tmp_path):
+    folder = tmp_path / "folder" / "train"
+    folder.mkdir(parents=True)
+    rows = []
+    for number in range(4):
+        tiny_data.draw_page(number).save(folder / f"{number}.png")
+        rows.append({"file_name": f"{number}.png", "query": f"page {number}"})
+    jsonl(folder / "metadata.jsonl", rows)
+    assert check_data(data(tmp_path / "folder")) == []
+    found = whole(tmp_path / "folder")
+    pages = {found.queries[q]: found.corpus[d].content().tobytes() for q, d in found.pairs()}
+    assert pages == {f"page {n}": tiny_data.draw_page(n).tobytes() for n in range(4)}
+
+
+def test_a_broken_page_is_named_with_its_row_when_it_is_wanted(tmp_path):
+    values = [{"bytes": b"no picture", "path": None}]
+    pq.write_table(pa.table({"query": ["a"], "image": values}), tmp_path / "r.parquet")
+    (document,) = whole(tmp_path / "r.parquet").corpus.values()
+    with pytest.raises(DataError, match=r"image-[0-9a-f]+' cannot be decoded \(.*r\.parquet row 0\)"):
+        document.content()
+
+
+# ------------------------------------------------------------------------------------------------ collections
+
+
+def test_a_beir_folder_gives_its_own_splits_and_holds_out_what_it_lacks(beir_folder):
+    assert check_data(data(beir_folder)) == []
+    train, dev, test = load(data(beir_folder))
+    assert set(test.queries) == {f"q{n}" for n in range(16, 24)} and len(test.corpus) == 24
+    assert len(dev.queries) == 3 and not dev.queries.keys() & train.queries.keys()
+    assert not dev.corpus.keys() & train.corpus.keys()
+    assert len(load(data(beir_folder, test_documents=12))[2].corpus) == 12
+    assert (
+        len(load(data(beir_folder, dev=0, limit=4))[0].pairs())
+        >= 4
+        > len(load(data(beir_folder, limit=4, dev=0))[0].queries)
+    )
+    assert set(load(data(beir_folder, split="test", dev=1))[0].queries) < {f"q{n}" for n in range(16, 24)}
+
+
+def test_a_written_folder_brings_its_negatives(tmp_path, triples_file):
+    made = whole(triples_file)
+    write_beir(made, tmp_path / "mine", "train")
+    found = whole(tmp_path / "mine", negatives=2)
+    assert found.negatives == made.negatives and found.fingerprint() == made.fingerprint()
+    (tmp_path / "mine" / "negatives.jsonl").unlink()
+    (problem,) = check_data(data(tmp_path / "mine", negatives=2))
+    assert problem.key == "data.negatives" and "no negatives.jsonl" in problem.what
+
+
+def test_pydocs_is_split_by_package_and_a_limit_samples_all_packages(monkeypatch):
+    corpus = {f"p{n // 10:02d}/m.py:f{n}": f"p{n // 10:02d}" for n in range(400)}
+    made = Collection(
+        "pydocs",
+        {d: Document(d, f"text of {d}", file=file) for d, file in corpus.items()},
+        {f"summary of {d}": d for d in corpus},
+        {f"summary of {d}": {d: 1} for d in corpus},
+    )
+    monkeypatch.setattr(formats, "read_pydocs", lambda: made)
+    block = data("pydocs", dev=20, test=30, test_documents=60)
+    assert check_data(block) == []
+    train, dev, test = load(block)
+    assert (len(dev.queries), len(test.queries), len(test.corpus)) == (20, 30, 60)
+    packages = [{d.file for d in side.corpus.values()} for side in (train, dev, test)]
+    assert not packages[0] & packages[1] and not packages[0] & packages[2] and not packages[1] & packages[2]
+    sample = whole("pydocs", limit=100)
+    assert len(sample.pairs()) == len(sample.corpus) == 100 and len({d.file for d in sample.corpus.values()}) > 25
+    (problem,) = check_data(data("pydocs", negatives=1))
+    assert problem.key == "data.negatives"
+
+
+# ------------------------------------------------------------------------------------------------ problems
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "what", "fix"),
+    [
+        ({"query": "qeury"}, "data.query", "there is no column 'qeury'", "write data.query: query"),
+        ({"document": "positives"}, "data.document", "it has query, positive, source", "write data.document: positive"),
+        ({"image": "page"}, "data.image", "there is no column 'page'", "one of these"),
+        ({"id": "sorce"}, "data.id", "there is no column 'sorce'", "write data.id: source"),
+        ({"document": ""}, "data.document", "no column holds the documents", "name the column"),
+        ({"negatives": 2}, "data.negatives", "is 2, but", "write data.negatives: 0"),
+        ({"path": "no/such/place"}, "data.path", "there is no file or folder 'no/such/place'", "name pydocs"),
+        ({"path": "pydoc"}, "data.path", "there is no file or folder 'pydoc'", "name pydocs"),
+        ({"path": "nobody/nothing"}, "data.path", "as a Hub dataset it cannot be read", "check the name"),
+        ({"format": "beir"}, "data.path", "is a file, and a BEIR collection is a folder", "name its folder"),
+    ],
+)
+def test_each_problem_has_its_key_and_its_fix_and_loading_says_the_same(tmp_path, change, key, what, fix):
+    block = data(**({"path": jsonl(tmp_path / "rows.jsonl", ROWS)} | change))
+    (problem,) = check_data(block)
+    assert problem.key == key and what in problem.what and fix in problem.fix
+    with pytest.raises(DataError) as error:
+        load(block)
+    assert key in str(error.value) and problem.what in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"notes.docx": "x"}, "has no data files"),
+        ({"a.jsonl": "{broken"}, "a.jsonl:1: not JSON"),
+        ({"a.parquet": "no parquet"}, "not a readable parquet file"),
+        ({"a.csv": "query,text\na,b,c\n"}, "a.csv:2: more fields than the header"),
+        ({"a.jsonl": '{"query": "q", "text": "t"}', "b.csv": "query,text\n"}, None),
+        ({"a.jsonl": '{"query": "q", "text": "t"}', "b.parquet": ""}, "cannot be read as one table"),
+    ],
+)
+def test_folders_that_hold_no_readable_table_are_a_problem(tmp_path, files, told):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    problems = check_data(data(tmp_path))
+    assert (told is None and not problems) or told in f"{problems[0].what} {problems[0].fix}"
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([{"query": "a", "text": 5}], r"r\.jsonl:1: text holds int; it must be a text"),
+        ([{"query": ["a", "b"], "text": "x"}], r"r\.jsonl:1: query holds 2 texts"),
+        ([{"query": "a", "text": "x"}, {"query": "b", "text": {"k": 1}}], r"r\.jsonl:2: text holds dict"),
+        ([{"query": "", "text": "x"}], "no row has a query and a document"),
+        ([{"query": "a", "image": 3}], r"r\.jsonl:1: the image is int"),
+    ],
+)
+def test_cells_of_a_wrong_kind_are_refused_with_their_row(tmp_path, rows, told):
+    with pytest.raises(DataError, match=told):
+        whole(jsonl(tmp_path / "r.jsonl", rows))
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([{"query": "a", "text": "x", "n": 1}, {"query": "b", "text": "y", "n": 1}], "the id '1' is there before"),
+        ([{"query": "a", "text": "x", "n": None}], "n is empty; a row needs an id"),
+        ([{"query": "a", "text": ["x", "y"], "n": 1}], "2 documents share one id"),
+    ],
+)
+def test_ids_that_do_not_name_one_document_are_refused(tmp_path, rows, told):
+    with pytest.raises(DataError, match=told):
+        whole(jsonl(tmp_path / "r.jsonl", rows), id="n")
+
+
+def test_negatives_that_are_all_empty_are_found_out_when_loading(tmp_path):
+    path = jsonl(tmp_path / "r.jsonl", [{**row, "negative": ""} for row in ROWS])
+    assert check_data(data(path, negatives=1)) == []
+    with pytest.raises(DataError, match=r"data\.negatives: is 1, but no query of .* has a negative"):
+        load(data(path, negatives=1))
+
+
+# ------------------------------------------------------------------------------------------------ the Hub
+
+
+@pytest.fixture
+def fake_hub(tmp_path, monkeypatch):
+    """owner/name leads to a local folder, through the functions of `datasets` that reading a Hub dataset calls."""
+    (tmp_path / "owner").mkdir()
+
+    def local(name):
+        real = getattr(datasets, name)
+
+        def ask(path, *args, revision=None, **kwargs):
+            return real(str(tmp_path / path), *args, **kwargs)
+
+        monkeypatch.setattr(datasets, name, ask)
+
+    for name in ("get_dataset_config_names", "get_dataset_split_names", "load_dataset_builder", "load_dataset"):
+        local(name)
+    monkeypatch.chdir(tmp_path / "owner")  # where owner/name is no folder
+    return tmp_path / "owner"
+
+
+def test_a_hub_table_with_its_own_test_split(fake_hub):
+    jsonl(fake_hub / "rows" / "train.jsonl", ROWS[:12])
+    jsonl(fake_hub / "rows" / "test.jsonl", ROWS[12:])
+    assert check_data(data("owner/rows")) == []
+    train, dev, test = load(data("owner/rows"))
+    assert (len(train.queries), len(dev.queries)) == (9, 3) and texts(test) == expected(ROWS[12:])
+    (problem,) = check_data(data("owner/rows", split="dev"))
+    assert problem.key == "data.split" and "there is test, train" in problem.what
+
+
+def test_a_hub_retrieval_set_is_known_by_its_configurations(fake_hub):
+    folder = fake_hub / "pages"
+    card = ["---", "configs:"]
+    parts = {
+        ("corpus", "corpus"): [{"_id": f"d{n}", "title": "", "text": f"text {n}"} for n in range(8)],
+        ("queries", "queries"): [{"_id": f"q{n}", "text": f"query {n}"} for n in range(8)],
+        ("default", "train"): [{"query-id": f"q{n}", "corpus-id": f"d{n}", "score": 1.0} for n in range(5)],
+        ("default", "test"): [{"query-id": f"q{n}", "corpus-id": f"d{n}", "score": 1.0} for n in range(5, 8)],
+    }
+    for config in ("corpus", "queries", "default"):
+        card += [f"- config_name: {config}", "  data_files:"]
+        for (name, split), rows in parts.items():
+            if name == config:
+                jsonl(folder / name / f"{split}.jsonl", rows)
+                card += [f"  - split: {split}", f"    path: {name}/{split}.jsonl"]
+    (folder / "README.md").write_text("\n".join([*card, "---", ""]))
+    assert check_data(data("owner/pages", dev=1)) == []
+    train, dev, test = load(data("owner/pages", dev=1))
+    assert test.qrels == {f"q{n}": {f"d{n}": 1} for n in range(5, 8)} and len(test.corpus) == 8
+    assert len(train.queries) == 4 and len(dev.queries) == 1
+    assert hub.configs("owner/pages", None) == ["corpus", "queries", "default"]
+    (problem,) = check_data(data("owner/pages", subset="querys"))
+    assert problem.key == "data.subset" and problem.fix == "write data.subset: queries"
