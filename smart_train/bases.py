@@ -9,6 +9,7 @@ import importlib.util
 from pathlib import Path
 
 PACKAGE = "package:"
+LOCAL = "local:"  # in a published adapter: the base was a folder of its publisher's, of which only the name is told
 
 
 class BaseNotFound(ValueError):
@@ -24,10 +25,14 @@ def resolve_base(base: str) -> str:
 
     base: ``package:NAME/FOLDER`` (NAME as it is imported) gives the absolute path of that folder in the installed
         package, which is found without being imported; ``~`` is expanded; everything else is returned unchanged.
-    Raises BaseNotFound where the form is wrong, the package is not installed or has no such folder.
+    Raises BaseNotFound where the form is wrong, the package is not installed or has no such folder, and for the
+    ``local:NAME`` of a published adapter.
     """
     if base.startswith("~"):
         return str(Path(base).expanduser())
+    if base.startswith(LOCAL):
+        what = f"{base}: the base was a folder on the machine that this adapter was trained on"
+        raise BaseNotFound(what, "if you have it, name it: from_pretrained(..., base=FOLDER)")
     if not base.startswith(PACKAGE):
         return base
     name, _, folder = base.removeprefix(PACKAGE).partition("/")

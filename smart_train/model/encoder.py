@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from smart_train.bases import resolve_base
+from smart_train import hub
 from smart_train.blocks import AdapterBlock, LateBlock, ModelBlock
 from smart_train.embeddings import Embeddings, Features, Tokens
 from smart_train.model.adapters import add_lora
@@ -34,14 +34,15 @@ from smart_train.objective import scores as scoring
 logger = logging.getLogger(__name__)
 
 
-
 class SmartEncoder(nn.Module):
     """One forward -> Embeddings(pooled, tokens).
 
     base: Hub id, local folder or package:NAME/FOLDER; model, late, adapter: the recipe's blocks (None = defaults; no
     adapter = the plain base).  ``SmartEncoder("any sentence-transformers model")`` scores late and hybrid at once,
     without training.
-    Raises ValueError where the base gives no token states, lacks a layer, or its final norm can't be found.
+    ``place`` and ``commit`` say where the base was loaded from: a folder and None, or a Hub id and its commit.
+    Raises BaseNotFound, saying what to do, where it can't be had, and ValueError where the base gives no token states,
+    lacks a layer, or its final norm can't be found.
     """
 
     def __init__(
@@ -57,7 +58,8 @@ class SmartEncoder(nn.Module):
         self.settings = replace(model or ModelBlock(), base=base)
         self.late = late or LateBlock()
         self.adapter = adapter
-        self.st = _load_base(self.settings, device)
+        self.place, self.commit = hub.located(base, self.settings.revision)
+        self.st = _load_base(self, device)
         if not hasattr(self.transformer, "modality_config"):
             raise ValueError(f"{base}: its first module is {type(self.transformer).__name__}, not a transformer")
         # Rows of a flattened batch can't be told apart by a mask; chunks of like length save the same padding.
@@ -125,7 +127,7 @@ class SmartEncoder(nn.Module):
 
     def _adapt(self, adapter: AdapterBlock) -> None:
         if adapter.kind == "lora":
-            add_lora(self.backbone, adapter, resolve_base(self.settings.base), self.settings.revision)
+            add_lora(self.backbone, adapter, self.place, self.commit)
             return
         self.st.requires_grad_(adapter.kind == "full")
         pooler = getattr(self.backbone, "pooler", None)
@@ -316,7 +318,12 @@ class SmartEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, revision: str | None = None, device: str | torch.device | None = None, **options: Any
+        cls,
+        folder: str | Path,
+        *,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        **options: Any,
     ) -> SmartEncoder:
         """The encoder of a folder (or Hub repository) that ``save_pretrained`` wrote; a plain sentence-transformers
         model gives a training-free encoder.  See model/folder.py for what is checked."""
@@ -325,16 +332,17 @@ class SmartEncoder(nn.Module):
         return load(str(folder), revision=revision, device=device, **options)
 
 
-def _load_base(settings: ModelBlock, device: str | torch.device | None) -> SentenceTransformer:
+def _load_base(encoder: SmartEncoder, device: str | torch.device | None) -> SentenceTransformer:
+    settings = encoder.settings
     options: dict[str, Any] = {}
     if settings.dtype != "auto":
         options["dtype"] = getattr(torch, settings.dtype)
     if settings.attention is not None:
         options["attn_implementation"] = settings.attention
-    with images_without_torchvision():
+    with hub.explained(settings.base, settings.revision), images_without_torchvision():
         return SentenceTransformer(
-            resolve_base(settings.base),
-            revision=settings.revision,
+            encoder.place,
+            revision=encoder.commit,
             device=str(device) if device is not None else None,
             model_kwargs=options or None,
             trust_remote_code=settings.trust_remote_code,

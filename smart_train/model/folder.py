@@ -24,49 +24,34 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from smart_train.bases import resolve_base
+from smart_train import hub
 from smart_train.blocks import AdapterBlock, HybridBlock, LateBlock, ModelBlock
 from smart_train.model.adapters import AdapterError, check_moved, load_lora, lora_parameters, save_lora
 from smart_train.model.encoder import SmartEncoder
+from smart_train.model.files import HEAD, SETTINGS, VERIFIED, digests, fingerprint
 
 logger = logging.getLogger(__name__)
 
-SETTINGS, HEAD = "smart_train.json", "late_head.safetensors"
 FORMAT = 1
 VERSIONS = ("smart-train", "torch", "transformers", "peft", "sentence-transformers")
 
 
 def base_identity(encoder: SmartEncoder) -> dict[str, Any]:
-    """{"base", "revision", "fingerprint", "commit", "hidden_size", "layers"}: what tells one base from another.
+    """{"base", "revision", "commit", "fingerprint", "architecture", "hidden_size"}: what tells one base from another.
 
     The fingerprint is a SHA-256 over the base's weight files' headers and 64 KiB samples of each (a local folder);
     a Hub model is told by its commit.
     """
     settings = encoder.settings
-    folder = Path(resolve_base(settings.base))
-    config = encoder.backbone.config
+    folder = Path(encoder.place)
     return {
         "base": settings.base,
         "revision": settings.revision,
-        "commit": getattr(config, "_commit_hash", None),
+        "commit": encoder.commit,
         "fingerprint": fingerprint(folder) if folder.is_dir() else None,
         "architecture": type(encoder.backbone).__name__,
         "hidden_size": encoder.hidden_size,
     }
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over names, sizes and 64 KiB pieces (first, last and 14 between) of a folder's weight files."""
-    digest = hashlib.sha256()
-    files = sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".bin") and p.is_file())
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()}:{size}".encode())
-        with path.open("rb") as stream:
-            for part in range(16):
-                stream.seek(max(0, (size - 65536) * part // 15))
-                digest.update(stream.read(65536))
-    return digest.hexdigest()
 
 
 def save(encoder: SmartEncoder, folder: Path, state: dict[str, Tensor] | None = None) -> Path:
@@ -75,7 +60,8 @@ def save(encoder: SmartEncoder, folder: Path, state: dict[str, Tensor] | None = 
     state: gathered full tensors by parameter name, where the encoder in memory is sharded.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS).unlink(missing_ok=True)
+    for name in (SETTINGS, VERIFIED):
+        (folder / name).unlink(missing_ok=True)
     kind = encoder.adapter.kind if encoder.adapter is not None else None
     if kind in ("lora", "full"):
         _save_foundation(encoder, folder, state, kind)
@@ -170,7 +156,8 @@ def load(
     Raises AdapterError, and loads nothing, where the base is another one (architecture, width, revision or weights),
     where a key is missing, left over or of another size, or where every LoRA B is zero.
     """
-    folder = _local(source, revision)
+    place, commit = hub.located(source, revision)
+    folder = Path(place) if commit is None else hub.fetch(place, commit, SETTINGS)
     if folder is None or not (folder / SETTINGS).is_file():
         late = LateBlock() if layer is None else LateBlock(layer=layer)
         return SmartEncoder(source, model=ModelBlock(revision=revision), late=late, device=device)
@@ -186,10 +173,13 @@ def load(
     adapter = AdapterBlock(**stored["adapter"]) if stored["adapter"] is not None else None
     model = ModelBlock(**{**stored["model"], **({"dtype": dtype} if dtype else {})})
     full = adapter is not None and adapter.kind == "full"
-    encoder = SmartEncoder(str(folder) if full else base or stored["base"], model=model, late=late, device=device)
+    base = str(folder) if full else base or stored["base"]
+    if base == stored["base"]:
+        model.revision = stored["commit"] or model.revision  # what it was trained on, however far the Hub has moved on
+    encoder = SmartEncoder(base, model=model, late=late, device=device)
     if not full:
         check_base(stored, base_identity(encoder), folder)
-    encoder.settings.base = stored["base"]
+    encoder.settings.base, encoder.settings.revision = stored["base"], stored["model"]["revision"]
     if adapter is not None and adapter.kind == "lora":
         load_lora(encoder.backbone, folder, trainable)
     encoder.adapter = adapter
@@ -197,24 +187,19 @@ def load(
     return encoder
 
 
-def _local(source: str, revision: str | None) -> Path | None:
-    """The folder of a source on this disk; a Hub repository's small files and adapter are fetched."""
-    path = Path(resolve_base(source))
-    if path.is_dir():
-        return path
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        hf_hub_download(source, SETTINGS, revision=revision)
-    except EntryNotFoundError:
-        return None
-    return Path(snapshot_download(source, revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.pkl", "*.py"]))
-
-
 def check_base(stored: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
-    """Raises AdapterError where the base at hand is not the one the adapter was trained on."""
-    for key in ("architecture", "hidden_size", "revision", "fingerprint", "commit"):
+    """Raises AdapterError where the base at hand is not the one the adapter was trained on.
+
+    A folder is known by its fingerprint, a Hub model by its commit; where the one would have to be compared with the
+    other, a warning says that the weights were not.
+    """
+    if not any(stored.get(key) and found.get(key) for key in ("commit", "fingerprint")):
+        logger.warning(
+            "%s was trained on %s; %s has its architecture and width, but a folder can't be compared with a Hub model "
+            "further: see to it that the weights are the same",
+            *(folder, stored["base"], found["base"]),
+        )
+    for key in ("architecture", "hidden_size", "commit", "fingerprint"):
         if stored.get(key) is not None and found.get(key) is not None and stored[key] != found[key]:
             raise AdapterError(
                 f"{folder}: trained on {stored['base']} with {key} {stored[key]}, but {found['base']} has {key} "
@@ -241,9 +226,10 @@ def load_head(encoder: SmartEncoder, folder: Path) -> None:
 def verify(encoder: SmartEncoder, folder: Path, queries: list[Any], documents: list[Any]) -> dict[str, Any]:
     """Reloads ``folder`` in a fresh object and compares both views with the encoder in memory.
 
-    queries, documents: some real contents.  Returns {"rows", "largest_pooled_difference", "largest_token_difference"}
-    and writes it to verified.json.  Raises AdapterError on a difference over 1e-5 (1e-2 for a half-precision base),
-    on another number of tokens, and where training moved nothing.
+    queries, documents: some real contents.  Returns {"rows", "largest_pooled_difference", "largest_token_difference",
+    "weights": the SHA-256 of every weight file, so that nothing else is published} and writes it to verified.json.
+    Raises AdapterError on a difference over 1e-5 (1e-2 for a half-precision base), on another number of tokens, and
+    where training moved nothing.
     """
     check_moved({n: p.detach() for n, p in lora_parameters(encoder.backbone).items()}, folder)
     fresh = load(str(folder), device=encoder.device, base=None, dtype=encoder.settings.dtype)
@@ -261,6 +247,7 @@ def verify(encoder: SmartEncoder, folder: Path, queries: list[Any], documents: l
                     f"{folder}: reloaded, a {role}'s {view} vectors differ by {report[key]:.2e} (at most "
                     f"{report['tolerance']:.0e} is accepted); the saved adapter is not what was trained"
                 )
-    (folder / "verified.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf8")
     logger.info("reloaded %s: the same vectors (%s)", folder, report)
+    report["weights"] = digests(folder)
+    (folder / VERIFIED).write_text(json.dumps(report, indent=2) + "\n", encoding="utf8")
     return report

@@ -1,0 +1,152 @@
+"""Models on the Hub: which id, which commit, and one clear sentence where something can't be had.
+
+Knows: huggingface_hub and what it raises, sentence-transformers' short names.  Does not know: models, recipes, torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from smart_train.bases import BaseNotFound, resolve_base
+
+logger = logging.getLogger(__name__)
+
+LOGIN = "run: hf auth login"
+KINDS: list[tuple[str, set[str]]] = [  # what went wrong, by the names of the errors' classes; the first that fits
+    ("gated", {"GatedRepoError"}),
+    ("revision", {"RevisionNotFoundError"}),
+    ("missing", {"RepositoryNotFoundError"}),
+    ("name", {"HFValidationError"}),
+]
+UNREACHABLE = {
+    "TransportError",  # of httpx: no connection, a time-out, a connection that broke
+    "ConnectionError",  # Python's own; OfflineModeIsEnabled is one
+    "LocalEntryNotFoundError",
+    "RevisionResolutionError",
+}
+READING: dict[str, tuple[str, str]] = {  # kind -> what is wrong, what to do
+    "gated": ("access to this repository is given on request", f"ask for it on its page on the Hub, then {LOGIN}"),
+    "revision": ("the repository has no such revision", "correct the revision (model.revision in a recipe)"),
+    "missing": ("there is no such model on the Hub, or it is private", f"correct the id, or {LOGIN}"),
+    "name": ("this is neither a folder that is there nor the form of a Hub id", "correct it"),
+    "token": ("the Hub does not accept your token", f"make a new one and {LOGIN} (or correct HF_TOKEN)"),
+    "unreachable": (
+        "the Hub cannot be reached and the model is not in the local cache, so whether it exists is not known",
+        "go online (unset HF_HUB_OFFLINE), or download it elsewhere and copy the cache, or name a local folder",
+    ),
+}
+
+
+def hub_id(place: str) -> str | None:
+    """The Hub id that ``place`` (from ``resolve_base``) stands for, None for a folder that is there.
+
+    A name without an owner is one of sentence-transformers' own, as SentenceTransformer reads it.
+    Raises BaseNotFound for a path that is not there.
+    """
+    folder = Path(place)
+    if folder.is_dir():
+        return None
+    if folder.is_absolute() or place.startswith(".") or place.count("/") > 1:
+        fix = "correct the path, or give a Hub id such as Qwen/Qwen3-Embedding-0.6B"
+        raise BaseNotFound(f"there is no folder {place}", fix)
+    if not re.fullmatch(r"[\w.-]+", place):
+        return place
+    from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS
+
+    return place if place.lower() in ORIGINAL_TRANSFORMER_MODELS else f"sentence-transformers/{place}"
+
+
+def located(base: str, revision: str | None) -> tuple[str, str | None]:
+    """(folder, None) or (Hub id, commit) of a base: ``revision`` (None = the newest) resolved once, so that every file
+    that is read afterwards is of one commit.
+
+    Where the Hub can't be reached, it is the last commit that the local cache knows of.  Raises BaseNotFound.
+    """
+    place = resolve_base(base)
+    repo = hub_id(place)
+    if repo is None:
+        return place, None
+    from huggingface_hub import resolve_revision
+
+    with explained(base, revision):
+        return repo, resolve_revision(repo, revision=revision).resolved
+
+
+def fetch(repo: str, commit: str, marker: str) -> Path | None:
+    """The local copy of a repository that has the file ``marker``; None, and nothing downloaded, where it has not.
+
+    Never downloads code or pickles.  Raises BaseNotFound.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    known = try_to_load_from_cache(repo, marker, revision=commit)
+    if known is not None and not isinstance(known, str):
+        return None  # the cache remembers that there is no such file
+    with explained(repo, commit):
+        try:
+            hf_hub_download(repo, marker, revision=commit)
+        except LocalEntryNotFoundError:
+            raise  # offline, and never asked before: a guess could drop a head without a word
+        except EntryNotFoundError:
+            return None
+        kept = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
+        return Path(snapshot_download(repo, revision=commit, allow_patterns=kept))
+
+
+@contextmanager
+def explained(base: str, revision: str | None = None) -> Iterator[None]:
+    """Turns what the Hub's client raises into a BaseNotFound of one sentence; other errors pass unchanged."""
+    try:
+        yield
+    except Exception as error:
+        found = reason(error)
+        if found is None:
+            raise
+        logger.debug("%s", base, exc_info=True)
+        what, fix = found
+        at = "" if revision is None else f" at revision {revision}"
+        # The client's chained tracebacks are 60 lines that say the same thing.
+        raise BaseNotFound(f"{base}{at}: {what}", fix) from None
+
+
+def reason(error: BaseException) -> tuple[str, str] | None:
+    """What is wrong and what to do, for an error of a download; None where the Hub has nothing to do with it."""
+    found = kind(error)
+    if found == "failed":
+        return f"the Hub answered with status {status(error)}", "try again later"
+    return READING[found] if found is not None else None
+
+
+def kind(error: BaseException) -> str | None:
+    """gated, revision, missing, name, token, failed (see ``status``), unreachable, or None: not of the Hub.
+
+    Found by the classes of the error and of what lies beneath: transformers and others wrap them.
+    """
+    names = {cls.__name__ for one in _chain(error) for cls in type(one).__mro__}
+    for found, classes in KINDS:
+        if names & classes:
+            return found
+    answered = status(error)
+    if answered is not None:
+        return "token" if answered == 401 else "failed"
+    return "unreachable" if names & UNREACHABLE else None
+
+
+def status(error: BaseException) -> int | None:
+    """The HTTP status that the Hub answered with, None where it did not answer."""
+    answers = (getattr(one, "response", None) for one in _chain(error))
+    return next((int(answer.status_code) for answer in answers if hasattr(answer, "status_code")), None)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    chain: list[BaseException] = []
+    step: BaseException | None = error
+    while step is not None and step not in chain:
+        chain.append(step)
+        step = step.__cause__ or step.__context__
+    return chain
