@@ -71,6 +71,16 @@ WORDS = [
     "kitchen",
     "orange",
     "silver",
+    "stands",
+    "between",
+    "beside",
+    "number",
+    "and",
+    "what",
+    "page",
+    "which",
+    "find",
+    "about",
 ]
 SENTENCES = [
     "find the invoice with the total amount due",
@@ -91,15 +101,18 @@ PROMPTS = {"query": "Instruct: find the page that matches the query\nQuery: ", "
 
 
 def shake(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """Draws every weight anew, norms around 1 and biases around 0, wide enough that each of them matters."""
+    """Draws every weight anew: norms around 1, biases around 0, words far enough apart that texts differ."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         drawn = torch.randn(weight.shape, generator=generator)
-        if weight.dim() > 1:
-            width = weight[0].numel() ** -0.5 if "embed" not in name else 0.5
-            weight.data.copy_(drawn * width)
+        if weight.dim() == 1:
+            weight.data.copy_(1.0 + 0.2 * drawn if name.endswith("weight") else 0.05 * drawn)
+        elif "word_embeddings" in name or "tok_embeddings" in name:
+            weight.data.copy_(drawn)
+        elif "embed" in name and weight.dim() == 2:  # of tokens in a decoder; of positions and types elsewhere
+            weight.data.copy_(drawn * (0.5 if "embed_tokens" in name else 0.1))
         else:
-            weight.data.copy_(drawn * 0.2 + (1.0 if name.endswith("weight") else 0.0))
+            weight.data.copy_(drawn * weight[0].numel() ** -0.5)
     return model.eval()
 
 

@@ -85,7 +85,7 @@ class FirstStep(TrainerCallback):
                 reached += int(bool(gradient.any()))
         if without:
             raise TrainingStopped(
-                f"{len(without)} trained tensors received no gradient ({', '.join(without[:3])} ...): they are not part "
+                f"{len(without)} trained tensors received no gradient ({', '.join(without[:3])} ...): they are no part "
                 "of the forward; leave them out of adapter.targets, or give their loss term a weight"
             )
         if bad:
@@ -93,9 +93,7 @@ class FirstStep(TrainerCallback):
         if not reached:
             raise TrainingStopped("every gradient of the first step is zero; has each batch at least one negative?")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         scheduler = kwargs.get("lr_scheduler")
         if self.moved or scheduler is None or state.global_step < 2:
             return  # a warm-up's first learning rate is zero: the second step moves at the latest

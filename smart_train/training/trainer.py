@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ from smart_train.training.checks import FirstStep, TrainingStopped, check_traina
 logger = logging.getLogger(__name__)
 
 Rows = list[tuple[str, str]]
+
+
+@dataclass
+class Inputs:
+    """A Batch as Trainer's inputs, a dict; a class, because a spawned data worker gets it pickled."""
+
+    collate: Callable[[Rows], Batch]
+
+    def __call__(self, rows: Rows) -> dict[str, Batch]:
+        return {"batch": self.collate(rows)}
 
 
 class SmartTrainer(Trainer):
@@ -60,7 +71,7 @@ class SmartTrainer(Trainer):
             args=args,
             train_dataset=pairs,
             eval_dataset=pairs if rank_dev is not None else None,  # only its presence counts; rank_dev has the data
-            data_collator=lambda rows: {"batch": collate(rows)},
+            data_collator=Inputs(collate),
             callbacks=[FirstStep(encoder), *([JsonLog(log)] if log is not None else []), *(callbacks or [])],
         )
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs: accumulation divides it

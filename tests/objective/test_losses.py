@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from formula import formula_loss
 from sentence_transformers.multi_vector_encoder.losses import MultiVectorMultipleNegativesRankingLoss
 from sentence_transformers.multi_vector_encoder.scoring import colbert_scores, mean_colbert_scores
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -129,20 +130,7 @@ def test_the_gradient_is_that_of_the_written_out_loss(setting):
 
     for leaf in leaves:
         leaf.grad = None
-    q, x = (pad_sequence(list(e.tokens.rows()), batch_first=True) for e in (queries, documents))
-    similarity = torch.einsum("bqd,ntd->bnqt", q, x)
-    there = torch.arange(x.shape[1]) < documents.tokens.lengths.unsqueeze(1)
-    best = similarity.masked_fill(~there[None, :, None], -torch.inf).amax(-1)
-    counts = torch.arange(q.shape[1]) < queries.tokens.lengths.unsqueeze(1)
-    late = (best * counts.unsqueeze(1)).sum(-1) / queries.tokens.lengths.unsqueeze(1)
-    pooled = queries.pooled @ documents.pooled.T
-    total = torch.zeros((), dtype=torch.float64)
-    for matrix, weight, tau in zip((pooled, late, pooled + late), weights, temperatures, strict=True):
-        for query, document in positives.tolist():
-            allowed = ~relevance[query]
-            allowed[document] = True
-            row = (matrix[query] / tau).masked_fill(~allowed, -torch.inf)
-            total = total + weight * (torch.logsumexp(row, 0) - row[document]) / len(positives)
+    total = formula_loss(queries, documents, relevance, positives, objective(weights, temperatures))
     total.backward()
     assert loss.total.item() == pytest.approx(total.item(), abs=1e-12)
     for mine, leaf in zip(ours, leaves, strict=True):
