@@ -10,7 +10,7 @@ scores are ordered by a hash, a ranking depends neither on the blocks nor on the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,9 @@ MODES = ("pooled", "late", "hybrid")
 BLOCK = 1 << 24  # float32 values of a document block: 64 MiB, about 500 short texts or 10 pages of 2048-wide tokens
 QUERY_TOKENS = 4096  # of a query block: the maxima of one tile stay below a document block's size
 NOISE = 1e-6  # cosines nearer than this are equal: float32 sums in another order differ by a few 1e-7
+
+Tile = tuple[slice, slice, Tensor, Tensor]
+"""(query rows, document rows, pooled scores, late scores)"""
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,12 @@ def rank_views(
     block: int = BLOCK,
     device: torch.device | str | None = None,
     progress: Callable[[int], object] | None = None,
+    scored: Iterable[Tile] | None = None,
 ) -> dict[str, dict[str, Ranking]]:
-    """As ``rank_all`` for any views: each tile's pooled and late scores are computed once and serve them all."""
+    """As ``rank_all`` for any views: each tile's pooled and late scores are computed once and serve them all.
+
+    scored: what ``tiles`` gave, where somebody has kept it
+    """
     check(queries, query_ids, "query")
     check(documents, document_ids, "document")
     if not len(documents):
@@ -116,7 +123,7 @@ def rank_views(
         raise EvaluationError(f"top is the number of documents kept per query, 1 or more, got {top}")
     rankings: dict[str, dict[str, Ranking]] = {name: {} for name in views}
     best: dict[str, _Best] = {}
-    for rows, columns, pooled, late in tiles(queries, documents, block, device):
+    for rows, columns, pooled, late in scored or tiles(queries, documents, block, device):
         if columns.start == 0:  # a new block of queries begins
             best = {name: _Best(top, each.noise) for name, each in views.items()}
         for name, each in views.items():
@@ -131,7 +138,7 @@ def rank_views(
 
 def tiles(
     queries: Embeddings, documents: Embeddings, block: int = BLOCK, device: torch.device | str | None = None
-) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+) -> Iterator[Tile]:
     """(query rows, document rows, pooled, late) of every tile, both scores [rows, columns] float32; all documents of
     one block of queries before the next block."""
     device = torch.device(device) if device is not None else queries.pooled.device

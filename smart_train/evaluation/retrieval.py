@@ -6,7 +6,7 @@ Knows: rankings, measures and the hybrid's weights.  Does not know: how encoders
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,10 +14,11 @@ import torch
 from smart_train.blocks import HybridBlock
 from smart_train.evaluation.encoding import Collection, Encoded, Encoder, clock, encode
 from smart_train.evaluation.metrics import EvaluationError, Interval, interval, measure
-from smart_train.evaluation.ranking import MODES, View, rank, rank_all, rank_views, tiles, view
+from smart_train.evaluation.ranking import MODES, Tile, View, rank, rank_all, rank_views, tiles, view
 
 __all__ = ["Evaluation", "calibrate", "calibrate_encoded", "evaluate", "evaluate_encoded", "rank", "rank_all"]
 
+KEPT = 1 << 25  # query-document pairs whose two scores are kept (256 MiB) rather than computed a second time
 GRID = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # late weights tried, next to the pooled weight as it is
 ENOUGH = 0.001  # nDCG: a tenth of a point is noise on any dev split, and a smaller weight strays less from the pooled
 
@@ -136,11 +137,23 @@ def calibrate_encoded(
     The constants are mean and standard deviation of either score over all queries x documents; the weight is the
     smallest whose mean nDCG comes within ENOUGH of the best, at the block's own scaling.
     """
-    (pooled_mean, pooled_std), (late_mean, late_std) = _moments(encoded, device)
+    scored: list[Tile] | None = None
+    if len(encoded.queries) * len(encoded.documents) <= KEPT:
+        scored = list(tiles(encoded.queries, encoded.documents, device=device))
+    (pooled_mean, pooled_std), (late_mean, late_std) = _moments(
+        scored or tiles(encoded.queries, encoded.documents, device=device)
+    )
     fitted = replace(hybrid, pooled_mean=pooled_mean, pooled_std=pooled_std, late_mean=late_mean, late_std=late_std)
     views: dict[str, View] = {str(weight): view("hybrid", replace(fitted, late=weight)) for weight in sorted(grid)}
     rankings = rank_views(
-        encoded.queries, encoded.documents, encoded.query_ids, encoded.document_ids, views, top=cut, device=device
+        encoded.queries,
+        encoded.documents,
+        encoded.query_ids,
+        encoded.document_ids,
+        views,
+        top=cut,
+        device=device,
+        scored=scored,
     )
     judged = {query: qrels[query] for query in encoded.query_ids}
     figures = []
@@ -152,10 +165,10 @@ def calibrate_encoded(
     return replace(fitted, late=chosen), figures
 
 
-def _moments(encoded: Encoded, device: torch.device | str | None) -> list[tuple[float, float]]:
-    """(mean, standard deviation) of the pooled and of the late scores, summed in float64 tile by tile."""
+def _moments(scored: Iterable[Tile]) -> list[tuple[float, float]]:
+    """(mean, standard deviation) of the pooled and of the late scores, summed in float64."""
     count, sums, squares = 0, [0.0, 0.0], [0.0, 0.0]
-    for _, _, *both in tiles(encoded.queries, encoded.documents, device=device):
+    for _, _, *both in scored:
         count += both[0].numel()
         for at, scores in enumerate(both):
             sums[at] += float(scores.double().sum())

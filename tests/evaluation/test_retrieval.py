@@ -13,7 +13,7 @@ import torch
 
 from smart_train.blocks import HybridBlock, LateBlock
 from smart_train.embeddings import Embeddings, Tokens
-from smart_train.evaluation import encoding
+from smart_train.evaluation import encoding, retrieval
 from smart_train.evaluation.metrics import EvaluationError
 from smart_train.evaluation.retrieval import calibrate, calibrate_encoded, encode, evaluate, evaluate_encoded
 
@@ -230,6 +230,14 @@ def test_calibration_chooses_the_smallest_weight_that_reaches_the_best_figure(sc
     best = max(figure["value"] for figure in figures)
     assert block.late == min(figure["late"] for figure in figures if figure["value"] > best - 0.001)
     assert stub.late.hybrid == before  # a new block, the encoder's own untouched
+
+
+def test_a_collection_too_large_to_keep_its_scores_is_calibrated_the_same(monkeypatch):
+    some = collection()
+    encoded = encode(Stub(), some)
+    kept = calibrate_encoded(encoded, some.qrels, HybridBlock(scaling="standardised"))
+    monkeypatch.setattr(retrieval, "KEPT", 0)
+    assert calibrate_encoded(encoded, some.qrels, HybridBlock(scaling="standardised")) == kept
 
 
 def test_calibration_prefers_the_view_that_ranks_better():
