@@ -55,7 +55,11 @@ def load(data: DataBlock) -> tuple[Collection, Collection, Collection]:
     if dev and isinstance(data.dev, int):
         dev = dev.select(sorted(dev.queries, key=lambda q: (hash_id(f"{SEED}\n{q}"), q))[: data.dev])
     train, dev_part, test_part = _hold_out(train, data, 0 if dev else data.dev, 0 if test else data.test)
-    sides = (train, _capped(dev, data) if dev else dev_part, _capped(test, data) if test else test_part)
+    sides = (
+        train,
+        _capped(dev, data.dev_documents) if dev else dev_part,
+        _capped(test, data.test_documents) if test else test_part,
+    )
     for side, name in zip(sides, ("train", "dev", "test"), strict=True):
         side.name = f"{_name(data)}/{name}"
     if source.kind == "rows":
@@ -160,11 +164,11 @@ def _hold_out(
 ) -> tuple[Collection, Collection, Collection]:
     if not dev and not test:
         return collection, Collection("dev", {}, {}, {}), Collection("test", {}, {}, {})
-    return split(collection, dev, test, SEED, data.test_documents)
+    return split(collection, dev, test, SEED, data.test_documents, data.dev_documents)
 
 
-def _capped(collection: Collection, data: DataBlock) -> Collection:
-    kept = cap(collection, collection.queries, list(collection.corpus), data.test_documents, SEED)
+def _capped(collection: Collection, most: int | None) -> Collection:
+    kept = cap(collection, collection.queries, list(collection.corpus), most, SEED)
     return collection if len(kept) == len(collection.corpus) else _keep(collection, kept)
 
 

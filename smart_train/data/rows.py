@@ -77,7 +77,8 @@ class _Builder:
     corpus: dict[str, Document] = field(default_factory=dict)
     queries: dict[str, str] = field(default_factory=dict)
     qrels: dict[str, dict[str, int]] = field(default_factory=dict)
-    negatives: dict[str, dict[str, None]] = field(default_factory=dict)  # texts, ordered and unique
+    negatives: dict[str, dict[str, None]] = field(default_factory=dict)  # texts or ids, ordered and unique
+    unasked: dict[str, Document] = field(default_factory=dict)  # of rows without a query: a negative may name them
     by_text: dict[str, str] = field(default_factory=dict)
     pairs: int = 0
 
@@ -101,15 +102,33 @@ class _Builder:
                 self.negatives.setdefault(key, {})[text] = None
 
     def finish(self, name: str) -> Collection:
-        """Negatives become documents; a text that is some row's document is that document, under its id."""
+        """Negatives become documents: an id of one where the table has ids, a text that some row's document has
+        under that document's id, and any other text as a document of its own."""
         lists: dict[str, list[str]] = {}
-        for query, texts in self.negatives.items():
-            for text in texts:
-                key = self.by_text.setdefault(text, content_id("text", text))
-                self.corpus.setdefault(key, Document(key, text))
-                if key not in self.qrels[query]:
+        unknown: list[str] = []
+        for query, values in self.negatives.items():
+            for value in values:
+                key = self._negative(value)
+                if key is None:
+                    unknown.append(value)
+                elif key not in self.qrels[query]:
                     lists.setdefault(query, []).append(key)
+        if unknown:
+            what = "negatives name no document that was read and are left out"
+            logger.warning("%s: %d %s: %s", name, len(unknown), what, some(unknown))
         return Collection(name, self.corpus, self.queries, self.qrels, lists)
+
+    def _negative(self, value: str) -> str | None:
+        if self.columns.id:
+            if value not in self.corpus and value in self.unasked:
+                self.corpus[value] = self.unasked[value]
+            if value in self.corpus:
+                return value
+            if not self.by_text:  # a table of images: a text cannot be its negative, so this was an id
+                return None
+        key = self.by_text.setdefault(value, content_id("text", value))
+        self.corpus.setdefault(key, Document(key, value))
+        return key
 
 
 def read_rows(table: Table, data: DataBlock, name: str) -> Collection:
@@ -120,9 +139,11 @@ def read_rows(table: Table, data: DataBlock, name: str) -> Collection:
     The id is the column ``data.id`` where that is given, else a hash of the content (of an image: of its undecoded
     bytes, which reads every image once).  File names of page images are not unique in some published sets; where an
     id meets a different content, this raises.  Columns ``file`` (or ``doc_id``) and ``page`` are kept.  Negatives
-    are texts in ``negative``, ``negative_1`` ... or lists in ``negatives``; rows may have different numbers.
+    are texts, or with ``data.id`` ids of other rows, in ``negative``, ``negative_1`` ... or lists in ``negatives``;
+    rows may have different numbers.
 
-    Rows without a query or without a document are left out, counted in a warning.  ``data.limit`` stops the reading.
+    Rows without a query or without a document are left out, counted in a warning; the document of a row without a
+    query stays where a negative names its id.  ``data.limit`` stops the reading.
     Raises DataError, naming the row, for wrong types, missing image files, and where nothing is left.
     """
     columns, problems = choose_columns(table.columns, data)
@@ -141,6 +162,8 @@ def read_rows(table: Table, data: DataBlock, name: str) -> Collection:
             builder.add(where, row, texts[0], documents)
         else:
             empty["document" if texts else "query"].append(where)
+            if columns.id:
+                builder.unasked.update((document.id, document) for document in documents)
     for what, places in empty.items():
         if places:
             logger.warning("%s: %d rows without a %s are left out: %s", name, len(places), what, some(places))

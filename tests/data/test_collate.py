@@ -41,7 +41,7 @@ def cases(draw):
     return made, rows, draw(st.integers(0, 4)), draw(st.integers(1, 5))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(cases(), st.integers(0, 3))
 def test_a_batch_is_what_a_plain_reading_of_the_qrels_says(case, seed):
     made, rows, asked, groups = case

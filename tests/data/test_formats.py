@@ -173,6 +173,24 @@ def test_a_negative_that_is_a_document_elsewhere_is_found_under_its_given_id(tmp
     assert list(found.corpus) == ["1", "2"] and list(found.negatives.values()) == [["2"]]
 
 
+def test_negatives_may_be_ids_of_other_rows_also_of_rows_without_a_query(tmp_path, caplog):
+    """As multilingual page sets have them: images by id, negatives as lists of ids, pages that nobody asks for."""
+    kinds = {"id": datasets.Value("string"), "query": datasets.Value("string"), "image": datasets.Image()}
+    columns = {
+        "id": ["a", "b", "c", "d"],
+        "query": ["first", "second", None, ""],
+        "image": [tiny_data.draw_page(n) for n in range(4)],
+        "negatives": [["b", "c", "gone"], ["a"], [], None],
+    }
+    features = datasets.Features(kinds | {"negatives": datasets.List(datasets.Value("string"))})
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(str(tmp_path / "r.parquet"))
+    found = whole(tmp_path / "r.parquet", id="id", negatives=2)
+    assert {found.queries[q]: ids for q, ids in found.negatives.items()} == {"first": ["b", "c"], "second": ["a"]}
+    assert list(found.corpus) == ["a", "b", "c"] and found.check()
+    assert found.corpus["c"].content().tobytes() == tiny_data.draw_page(2).tobytes()
+    assert "2 rows without a query" in caplog.text and "1 negatives name no document" in caplog.text
+
+
 def test_empty_rows_are_left_out_and_counted(tmp_path, caplog):
     rows = [
         *ROWS[:3],
@@ -309,7 +327,8 @@ def test_a_beir_folder_gives_its_own_splits_and_holds_out_what_it_lacks(beir_fol
     assert set(test.queries) == {f"q{n}" for n in range(16, 24)} and len(test.corpus) == 24
     assert len(dev.queries) == 3 and not dev.queries.keys() & train.queries.keys()
     assert not dev.corpus.keys() & train.corpus.keys()
-    assert len(load(data(beir_folder, test_documents=12))[2].corpus) == 12
+    capped = load(data(beir_folder, test_documents=12, dev_documents=4))
+    assert len(capped[2].corpus) == 12 and len(capped[1].corpus) == max(4, len({d for _, d in capped[1].pairs()}))
     assert (
         len(load(data(beir_folder, dev=0, limit=4))[0].pairs())
         >= 4
@@ -337,10 +356,10 @@ def test_pydocs_is_split_by_package_and_a_limit_samples_all_packages(monkeypatch
         {f"summary of {d}": {d: 1} for d in corpus},
     )
     monkeypatch.setattr(formats, "read_pydocs", lambda: made)
-    block = data("pydocs", dev=20, test=30, test_documents=60)
+    block = data("pydocs", dev=20, test=30, dev_documents=40, test_documents=60)
     assert check_data(block) == []
     train, dev, test = load(block)
-    assert (len(dev.queries), len(test.queries), len(test.corpus)) == (20, 30, 60)
+    assert (len(dev.queries), len(test.queries), len(test.corpus)) == (20, 30, 60) and len(dev.corpus) == 40
     packages = [{d.file for d in side.corpus.values()} for side in (train, dev, test)]
     assert not packages[0] & packages[1] and not packages[0] & packages[2] and not packages[1] & packages[2]
     sample = whole("pydocs", limit=100)

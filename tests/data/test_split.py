@@ -42,7 +42,7 @@ def collections(draw) -> Collection:
 amounts = st.one_of(st.integers(0, 4), st.floats(0.01, 0.4))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(collections(), amounts, amounts, st.integers(0, 5), st.one_of(st.none(), st.integers(1, 20)))
 def test_no_file_no_document_and_no_query_is_on_two_sides(whole, dev, test, seed, most):
     try:
