@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,9 @@ from smart_train.recipe_types import RecipeError
 if TYPE_CHECKING:
     from smart_train.model.encoder import SmartEncoder
 
+# Seconds.  Every rank finds the same mistake in a recipe and rank 0 tells it; the launcher ends the others while they
+# wait, and would end rank 0 before its message if one of them left first.  Who is still there then tells it too.
+PATIENCE = 30
 STORED = ("query_tokens", "document_tokens", "query_prompt", "document_prompt", "max_pixels")
 
 
@@ -42,8 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not type(error).__module__.startswith("smart_train"):
             raise  # not foreseen: the traceback is the message
         wrong = isinstance(error, RecipeError | BaseNotFound | UsageError)
-        if _rank() == 0 or not wrong:  # every rank reads the same recipe: one of them tells what is wrong with it
-            print(f"smart-train: {error}" if not wrong else str(error), file=sys.stderr)
+        rank = _rank()
+        if wrong and rank:
+            time.sleep(PATIENCE)
+        print(f"rank {rank}: {error}" if rank else str(error), file=sys.stderr, flush=True)
         return 2 if wrong else 1
 
 
@@ -100,6 +106,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--max-pixels", type=_count, help="pixel budget of an image")
     evaluate.add_argument("--device", help="cpu, cuda:0 ... (default: the best there is)")
     evaluate.set_defaults(run=_evaluate)
+
+    publish = commands.add_parser(
+        "publish", help="upload a run's verified adapter to the Hub, with a card of its figures"
+    )
+    publish.add_argument("run_folder", metavar="RUN", help="a run's folder, or an adapter's")
+    publish.add_argument("--repo", required=True, help="owner/name; it is made, private, if it is missing")
+    publish.add_argument("--public", action="store_true", help="everyone may read it")
+    publish.add_argument("--license", help="of the adapter, as the Hub names it: apache-2.0, mit ...")
+    publish.add_argument("--dry-run", action="store_true", help="list what would go up, and send nothing")
+    publish.set_defaults(run=_publish)
     return parser
 
 
@@ -179,6 +195,12 @@ def _check_reading(options: argparse.Namespace) -> None:
     if options.layer is not None and not -layers - 1 <= options.layer <= layers:
         what = f"{options.model} has no layer {options.layer}"
         raise UsageError(f"--layer: {what}: it has 0 (embeddings) to {layers}, or -1 for the last")
+
+
+def _publish(options: argparse.Namespace) -> None:
+    from smart_train.publish import publish
+
+    publish(options.run_folder, options.repo, not options.public, options.license, options.dry_run)
 
 
 def _encoder(options: argparse.Namespace) -> SmartEncoder:

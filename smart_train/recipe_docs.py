@@ -13,9 +13,9 @@ import io
 import json
 import re
 import sys
-import sysconfig
 import tokenize
 import typing
+from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,8 @@ double quotes inside the recipe are not, and are refused. Workers that import th
 ## Errors
 
 Everything that can be known without loading a model is checked first, and every problem is told at once, with file,
-line, key and what to do; the exit status is 2. Types are strict: `"0.05"` is no number. `1e-4` is one here, though
+line, key and what to do; the exit status is 2. (accelerate adds a traceback of its own below; `accelerate launch -q`
+leaves it out.) Types are strict: `"0.05"` is no number. `1e-4` is one here, though
 YAML 1.1 reads it as text; `no`, `yes`, `on` and `off` are text, so write `true` or `false`.
 
     recipes/mine.yaml, line 12: late.lyer: there is no such key, the nearest is late.layer; write late.layer, or ...
@@ -135,10 +136,11 @@ HEAD = "| key | type | default | what it buys |\n|---|---|---|---|\n"
 
 def shipped() -> dict[str, Path]:
     """Name -> file of the recipes that come with this package: beside it in a checkout, else where pip puts data."""
-    beside = Path(__file__).resolve().parents[1] / "recipes"
-    installed = Path(sysconfig.get_path("data")) / "share" / "smart-train" / "recipes"
-    folder = beside if beside.is_dir() else installed
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    beside = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
+    if beside:
+        return {path.stem: path for path in beside}
+    installed = (Path(str(file.locate())) for file in files("smart-train") or [] if file.match("recipes/*.yaml"))
+    return {path.stem: path.resolve() for path in sorted(installed)}
 
 
 def summary(path: Path) -> str:

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import json
 import os
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -133,14 +134,15 @@ def _files(given: dict[str, Any]) -> list[Problem]:
 def _precision(given: dict[str, Any]) -> list[Problem]:
     """bf16 and fp16, and whether this machine has them."""
     import torch
+    from transformers.utils import is_torch_bf16_gpu_available
 
     problems = []
     for a, b in (("bf16", "fp16"), ("bf16_full_eval", "fp16_full_eval")):
         if given.get(a) and given.get(b):
             problems.append(Problem(f"training.{b}", f"{a} and {b} are both true", f"keep one; {a} where the GPU can"))
     cpu = bool(given.get("use_cpu"))
-    if given.get("bf16") and not cpu and not torch.cuda.is_available() and not torch.xpu.is_available():
-        what = "bf16 is true, but this machine has no GPU"
+    if given.get("bf16") and not cpu and not is_torch_bf16_gpu_available():
+        what = "bf16 is true, but this machine has no GPU that computes in it"
         fix = "write bf16: false, or use_cpu: true to train in bf16 on the CPU"
         problems.append(Problem("training.bf16", what, fix))
     if given.get("fp16") and not given.get("bf16") and (cpu or not torch.cuda.is_available()):
@@ -165,11 +167,17 @@ def _trackers(given: dict[str, Any]) -> list[Problem]:
 def _wandb_key() -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    files = [os.environ.get("NETRC", ""), "~/.netrc", "~/_netrc", "~/.config/wandb/settings", "wandb/settings"]
-    texts = [
-        p.read_text(encoding="utf8", errors="replace") for f in files if f and (p := Path(f).expanduser()).is_file()
-    ]
-    return any(word in text for text in texts for word in ("wandb", "api_key", "offline", "disabled"))
+    logins = _texts([os.environ.get("NETRC", "~/.netrc"), "~/_netrc"])
+    settings = _texts(["~/.config/wandb/settings", "wandb/settings"])
+    host = os.environ.get("WANDB_BASE_URL", "wandb").split("://")[-1]
+    return any(host in text for text in logins) or any(
+        re.search(r"(?m)^\s*(api_key\s*=|mode\s*=\s*(offline|disabled))", text) for text in settings
+    )
+
+
+def _texts(paths: list[str]) -> list[str]:
+    files = (Path(path).expanduser() for path in paths)
+    return [file.read_text(encoding="utf8", errors="replace") for file in files if file.is_file()]
 
 
 def _dry_run(given: dict[str, Any]) -> list[Problem]:
