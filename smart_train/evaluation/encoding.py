@@ -127,11 +127,11 @@ Batches = Iterable[Any]
 
 @contextmanager
 def _bar(what: str, rows: int, batch_size: int, shown: bool) -> Iterator[Callable[[Batches], Batches] | None]:
-    """One bar over several calls: a wrapper of the encoder's batches, or None where no bar is wanted."""
+    """One bar over several calls, on terminals only: a wrapper of the encoder's batches, or None where none is wanted."""
     if not shown:
         yield None
         return
-    with tqdm(total=math.ceil(rows / batch_size), desc=f"encoding {what}", leave=False) as bar:
+    with tqdm(total=math.ceil(rows / batch_size), desc=f"encoding {what}", leave=False, disable=None) as bar:
 
         def counted(batches: Batches) -> Batches:
             for batch in batches:
