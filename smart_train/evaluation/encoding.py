@@ -127,7 +127,7 @@ Batches = Iterable[Any]
 
 @contextmanager
 def _bar(what: str, rows: int, batch_size: int, shown: bool) -> Iterator[Callable[[Batches], Batches] | None]:
-    """One bar over several calls, on terminals only: a wrapper of the encoder's batches, or None where none is wanted."""
+    """One bar over several calls, on terminals only: a wrapper of the encoder's batches; None where none is wanted."""
     if not shown:
         yield None
         return
