@@ -115,6 +115,11 @@ def test_drawing_depends_on_seed_query_and_position_alone():
     alone = Collator(collection(), record, negatives=4)
     alone(rows)  # an earlier call changes nothing: a resumed run draws what the whole run drew
     assert alone(rows).document_ids.tolist() == drawn(rows)
+    # another query at the same position, and the same query at another position, draw something else
+    by_query = [{*drawn([(f"q{n}", f"d{n}")])} - {hash_id(f"d{n}")} for n in range(2, 10)]
+    assert len({frozenset(ids) for ids in by_query}) == 8
+    first_twice = Collator(collection(), record, negatives=4)([("q2", "d2"), ("q2", "d12")])
+    assert len(first_twice.document_ids) > 2 + 4
     other = [("q1", "d1"), ("q5", "d5"), ("q3", "d3")]
     only_first = {*drawn(rows[:1])} - {hash_id("d1")}
     assert only_first <= {*drawn(rows)} and only_first <= {*drawn(other)}

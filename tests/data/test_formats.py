@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -335,6 +336,16 @@ def test_a_beir_folder_gives_its_own_splits_and_holds_out_what_it_lacks(beir_fol
         > len(load(data(beir_folder, limit=4, dev=0))[0].queries)
     )
     assert set(load(data(beir_folder, split="test", dev=1))[0].queries) < {f"q{n}" for n in range(16, 24)}
+
+
+def test_own_dev_and_test_splits_are_cut_to_the_numbers_asked_for(beir_folder, tmp_path):
+    shutil.copytree(beir_folder, tmp_path / "b")
+    (tmp_path / "b" / "qrels" / "dev.tsv").write_text("".join(f"q{n}\td{n}\t1\n" for n in range(6)))
+    (tmp_path / "b" / "qrels" / "train.tsv").write_text("".join(f"q{n}\td{n}\t1\n" for n in range(6, 16)))
+    train, dev, test = load(data(tmp_path / "b", dev=4, dev_documents=9, test_documents=15))
+    assert [len(side.queries) for side in (train, dev, test)] == [10, 4, 8]
+    assert [len(side.corpus) for side in (train, dev, test)] == [24, 9, 15]
+    assert all(side.problems() == [] for side in (train, dev, test)) and len(test.pairs()) == 10
 
 
 def test_a_written_folder_brings_its_negatives(tmp_path, triples_file):

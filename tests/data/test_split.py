@@ -43,7 +43,7 @@ amounts = st.one_of(st.integers(0, 4), st.floats(0.01, 0.4))
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(collections(), amounts, amounts, st.integers(0, 5), st.one_of(st.none(), st.integers(1, 20)))
+@given(collections(), amounts, amounts, st.integers(0, 5), st.sampled_from([None, 1, 2, 5, 20]))
 def test_no_file_no_document_and_no_query_is_on_two_sides(whole, dev, test, seed, most):
     try:
         sides = split(whole, dev, test, seed, most)
@@ -131,6 +131,20 @@ def test_a_share_keeps_every_query_of_the_chosen_files():
     train, dev, test = split(whole, 0.1, 0.2, 0)
     assert sum(len(side.queries) for side in (train, dev, test)) == 200
     assert 20 <= len(dev.queries) <= 25 and 40 <= len(test.queries) <= 50
+
+
+def test_relevant_documents_are_ranked_even_beyond_the_number_to_rank():
+    whole = files({f"f{n}": 1 for n in range(40)}, extra=40)
+    for most in (1, 3, 8):
+        test = split(whole, 0, 8, 0, test_documents=most)[2]
+        assert len(test.queries) == 8 and set(test.corpus) == {d for _, d in test.pairs()} and len(test.corpus) == 8
+
+
+def test_a_file_of_more_than_half_of_the_test_is_passed_over():
+    whole = files({f"large{n}": 60 for n in range(20)} | {f"small{n}": 5 for n in range(40)})
+    for seed in range(5):
+        test = split(whole, 0, 100, seed)[2]
+        assert all(d.file.startswith("small") for d in test.corpus.values())
 
 
 def test_documents_that_nobody_asks_for_fill_the_test_before_files_are_spent_on_it():
