@@ -69,6 +69,14 @@ def test_a_special_token_written_in_a_text_is_no_content_either(encoder_of):
     assert "".join(kept_pieces(encoder_of("qwen3"), ["a<|im_start|>chart"])[0]) == "achart"
 
 
+def test_what_is_masked_is_padding_whatever_it_reads(encoder_of):
+    """Not every tokenizer pads with a special token: the mask decides."""
+    encoder = encoder_of("real")
+    ids = encoder.tokenizer(["a chart of revenue"], return_tensors="pt")["input_ids"]
+    mask = torch.tensor([[1, 1, 1, 0, 0, 1]])
+    assert encoder.keep(ids, mask).int().tolist() == [[0, 1, 1, 0, 0, 0]]
+
+
 # -- a chat-template vision-language model
 
 
