@@ -139,8 +139,8 @@ def kind(error: BaseException) -> str | None:
 
 def status(error: BaseException) -> int | None:
     """The HTTP status that the Hub answered with, None where it did not answer."""
-    answers = (getattr(one, "response", None) for one in _chain(error))
-    return next((int(answer.status_code) for answer in answers if hasattr(answer, "status_code")), None)
+    answers = (getattr(getattr(one, "response", None), "status_code", None) for one in _chain(error))
+    return next((answer for answer in answers if isinstance(answer, int)), None)
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -23,7 +23,7 @@ import yaml
 from smart_train.blocks import Recipe, Where
 from smart_train.recipe_types import Problem, RecipeError, build, told
 
-__all__ = ["BOOT", "CLOSE", "Problem", "RecipeError", "boot", "plain", "read", "save"]
+__all__ = ["BOOT", "CLOSE", "Problem", "RecipeError", "boot", "plain", "read", "save", "stored"]
 
 QUOTES = '"' * 3
 BOOT = f"from smart_train.recipe import boot; boot(__file__, __name__); r{QUOTES}"
@@ -45,6 +45,12 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _override(override, values, where)
     return build(values, hints(), MOVED, where)
+
+
+def stored(path: str | Path) -> dict[str, Any]:
+    """What ``save`` wrote, as nested dicts; unlike ``read``, it checks nothing and loads no other package."""
+    found: dict[str, Any] = yaml.safe_load(Path(path).read_text(encoding="utf8"))
+    return found
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""One recipe -> one run: data, base figures, training, a verified adapter, trained figures, a table and a picture.
+"""One recipe -> one run: data, base figures, training, a verified adapter, trained figures, a table and a picture;
+published, if the recipe says where.
 
 Knows: every room, and in which order a run goes through them.  Does not know: YAML, losses, layers.
 
@@ -28,6 +29,7 @@ from smart_train.evaluation.report import differences, plot, table, write_metric
 from smart_train.evaluation.retrieval import Evaluation, calibrate, evaluate
 from smart_train.model.encoder import SmartEncoder
 from smart_train.model.folder import verify
+from smart_train.publish import check_access, publish
 from smart_train.recipe import save as save_recipe
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ def run(recipe: Recipe, source: str | Path) -> dict[str, Any]:
     after, and writes.
     Raises what its rooms raise; nothing that was written before is lost.
     """
+    if recipe.publish.repo:
+        check_access()  # a missing token is better learnt now than after the training
     main = int(os.environ.get("RANK", "0")) == 0
     output = Path(recipe.output or f"runs/{recipe.name}")
     if main:
@@ -74,7 +78,10 @@ def run(recipe: Recipe, source: str | Path) -> dict[str, Any]:
         return {}
     if recipe.evaluation.after:
         rows["trained"] = _figures(encoder, sides, recipe, "trained", into=output / "adapter")
-    return _report(rows, output, recipe)
+    metrics = _report(rows, output, recipe)
+    if recipe.publish.repo:
+        publish(output, recipe.publish.repo, recipe.publish.private, recipe.publish.license)
+    return metrics
 
 
 def make_room(output: Path, recipe: Recipe) -> None:

@@ -89,3 +89,12 @@ def triples_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tiny_data
 
     return tiny_data.write_triples(tmp_path_factory.mktemp("triples") / "train.jsonl")
+
+
+@pytest.fixture
+def hub():
+    """A Hub on loopback, for child processes: subprocess.run(..., env=hub.environment(tmp_path))."""
+    import fakehub
+
+    with fakehub.FakeHub() as served:
+        yield served

@@ -95,13 +95,22 @@ def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if "lora_" in name}
 
 
+def _lora_state(model: Any, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The adapter's tensors under peft's names.  No embeddings are resized here, so peft needn't ask the Hub whether
+    they were (it does by default, at every save)."""
+    tensors: dict[str, Tensor] = get_peft_model_state_dict(
+        model, state_dict=state, adapter_name=NAME, save_embedding_layers=False
+    )
+    return tensors
+
+
 def save_lora(model: Any, folder: Path, state: dict[str, Tensor] | None = None) -> None:
     """Writes adapter_config.json and adapter_model.safetensors as peft does, so that plain peft reads them.
 
     state: the gathered full tensors where the model in memory is sharded; None takes the model's own.
     Raises AdapterError, and writes nothing, where a tensor is empty.
     """
-    tensors = get_peft_model_state_dict(model, state_dict=state, adapter_name=NAME)
+    tensors = _lora_state(model, state)
     empty = [name for name, tensor in tensors.items() if tensor.numel() == 0]
     if empty or not tensors:
         raise AdapterError(f"{len(empty)} of {len(tensors)} adapter tensors are empty (sharded?): {empty[:3]}")
@@ -140,7 +149,7 @@ def _lora_fields(stored: dict[str, Any]) -> dict[str, Any]:
 def load_lora_weights(model: Any, folder: Path) -> None:
     """Copies the file's tensors into the LoRA that ``model`` has already; the same checks as ``load_lora``."""
     stored = {n.removeprefix("base_model.model."): t for n, t in load_file(folder / WEIGHTS).items()}
-    expected = get_peft_model_state_dict(model, adapter_name=NAME)
+    expected = _lora_state(model)
     missing, extra = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
     if missing or extra:
         raise AdapterError(
