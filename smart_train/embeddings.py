@@ -148,7 +148,8 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         def move(chunk: Features) -> Features:
-            return {k: v.to(device, non_blocking=non_blocking) if isinstance(v, Tensor) else v for k, v in chunk.items()}
+            here = {k: v for k, v in chunk.items() if isinstance(v, Tensor)}
+            return chunk | {k: v.to(device, non_blocking=non_blocking) for k, v in here.items()}
 
         return Batch(
             [move(c) for c in self.queries],

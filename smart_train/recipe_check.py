@@ -62,6 +62,9 @@ def check_model(recipe: Recipe) -> Problems:
     if low is not None and high is not None and low > high:
         what = f"is {low}, above model.max_pixels {high}"
         yield Problem("model.min_pixels", what, "lower it, or raise model.max_pixels")
+    if model.dropout is not None and not 0 <= model.dropout < 1:
+        what = f"is {model.dropout:g}, must be from 0 to below 1"
+        yield Problem("model.dropout", what, "write 0, or null for the base's own")
     yield from _rising("model.matryoshka", model.matryoshka)
     attention = model.attention
     if attention is not None and attention not in ATTENTION and "/" not in attention:

@@ -117,9 +117,7 @@ def _one_layer(layer: int | list[int]) -> int:
     return layer if isinstance(layer, int) else layer[-1]
 
 
-def _figures(
-    encoder: SmartEncoder, sides: Sides, recipe: Recipe, row: str, into: Path | None = None
-) -> Evaluation:
+def _figures(encoder: SmartEncoder, sides: Sides, recipe: Recipe, row: str, into: Path | None = None) -> Evaluation:
     """Calibrates the hybrid on the dev split, then measures on the test split; ``into``: the folder to keep it in."""
     options = recipe.evaluation
     if options.calibrate and sides.dev.queries:
@@ -142,10 +140,13 @@ def _figures(
 
 def make_trainer(recipe: Recipe, sides: Sides, output: Path) -> SmartTrainer:
     """The encoder with its adapter, and the trainer around it."""
+    from transformers import set_seed
+
     from smart_train.training.arguments import training_arguments
     from smart_train.training.trainer import SmartTrainer
 
     args = training_arguments(recipe.training, output)  # joins the processes, where there are several
+    set_seed(args.seed)  # LoRA and the head are drawn next, whatever was drawn before; the same on every rank
     late = replace(recipe.late, hybrid=replace(recipe.late.hybrid))
     device = None if args.device.type != "cpu" else "cpu"
     encoder = SmartEncoder(recipe.model.base, model=recipe.model, late=late, adapter=recipe.adapter, device=device)

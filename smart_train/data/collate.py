@@ -17,7 +17,7 @@ from smart_train.data.records import Collection, DataError, hash_id
 from smart_train.embeddings import Batch, Features
 
 Row = tuple[str, str]  # query id, document id
-Preprocess = Callable[[list[Any], str], Features]  # contents and "query" or "document", as SmartEncoder.preprocess
+Preprocess = Callable[[list[Any], Any], Features]  # contents and "query" or "document", as SmartEncoder.preprocess
 
 
 class Pairs(Dataset[Row]):

@@ -164,7 +164,7 @@ def load_lora_weights(model: Any, folder: Path) -> None:
                 "nothing was loaded"
             )
     check_moved(stored, folder / WEIGHTS)
-    result = set_peft_model_state_dict(model, stored, adapter_name=NAME)
+    result: Any = set_peft_model_state_dict(model, stored, adapter_name=NAME)
     if result.unexpected_keys:
         raise AdapterError(f"{folder / WEIGHTS}: peft left out {result.unexpected_keys[:3]}")
 

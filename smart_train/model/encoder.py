@@ -26,7 +26,14 @@ from smart_train.blocks import AdapterBlock, LateBlock, ModelBlock
 from smart_train.embeddings import Embeddings, Features, Tokens
 from smart_train.model.adapters import add_lora
 from smart_train.model.inputs import Contents, Role, open_content, same_kind, set_pixel_budget, text_length
-from smart_train.model.layers import LateHead, find_blocks, find_final_norm, resolve_layers, text_config
+from smart_train.model.layers import (
+    LateHead,
+    find_blocks,
+    find_final_norm,
+    resolve_layers,
+    set_dropout,
+    text_config,
+)
 from smart_train.model.processors import images_without_torchvision
 from smart_train.model.tokens import TokenFilter
 from smart_train.objective import scores as scoring
@@ -65,7 +72,9 @@ class SmartEncoder(nn.Module):
         # Rows of a flattened batch can't be told apart by a mask; chunks of like length save the same padding.
         self.transformer.unpad_inputs = False
         set_pixel_budget(self.transformer.processor, self.settings)
-        self.pooling = next((m.pooling_mode for m in self.st if hasattr(m, "pooling_mode")), None)
+        if self.settings.dropout is not None:
+            set_dropout(self.backbone, self.settings.dropout)
+        self.pooling = next((str(m.pooling_mode) for m in self.st if hasattr(m, "pooling_mode")), None)
         self.layers = [-1] if self.late.layer in (-1, [-1]) else self._resolve_layers()
         self.final_norm: list[nn.Module] = []  # in a list: the norm is the backbone's, not a second registration of it
         if any(layer != -1 for layer in self.layers) and self.late.norm != "none":

@@ -29,6 +29,7 @@ from smart_train.blocks import AdapterBlock, HybridBlock, LateBlock, ModelBlock
 from smart_train.model.adapters import AdapterError, check_moved, load_lora, lora_parameters, save_lora
 from smart_train.model.encoder import SmartEncoder
 from smart_train.model.files import HEAD, SETTINGS, VERIFIED, digests, fingerprint
+from smart_train.model.inputs import Role
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +236,8 @@ def verify(encoder: SmartEncoder, folder: Path, queries: list[Any], documents: l
     fresh = load(str(folder), device=encoder.device, base=None, dtype=encoder.settings.dtype)
     half = encoder.backbone.dtype in (torch.float16, torch.bfloat16)
     report: dict[str, Any] = {"rows": len(queries) + len(documents), "tolerance": 1e-2 if half else 1e-5}
-    for role, contents in (("query", queries), ("document", documents)):
+    sides: list[tuple[Role, list[Any]]] = [("query", queries), ("document", documents)]
+    for role, contents in sides:
         ours, theirs = encoder.encode(contents, role), fresh.encode(contents, role)
         if ours.tokens.lengths.tolist() != theirs.tokens.lengths.tolist():
             raise AdapterError(f"{folder}: reloaded, a {role} has another number of tokens; the folder is not usable")

@@ -48,6 +48,16 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     )
 
 
+def set_dropout(model: nn.Module, rate: float) -> None:
+    """Sets every dropout of the model, those that attention functions are handed as a number too."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+        for name in ("attention_dropout", "dropout_prob"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, rate)
+
+
 def resolve_layers(layer: int | list[int], count: int) -> list[int]:
     """Layer numbers in 0..count-1 or -1; block ``count`` is -1.  Raises ValueError for one the model lacks."""
     layers = [layer] if isinstance(layer, int) else list(layer)

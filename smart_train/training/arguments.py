@@ -27,7 +27,7 @@ class SmartTrainingArguments(TrainingArguments):
     """TrainingArguments and:
 
     head_learning_rate: learning rate of the late head and the layer mix; None = learning_rate.  A fresh head wants
-        about ten times the backbone's; clipping then counts each group for itself (see SmartTrainer).
+        about ten times the backbone's.  max_grad_norm holds for the head and for the rest each by itself.
     """
 
     head_learning_rate: float | None = field(default=None, metadata={"help": "learning rate of the late head"})

@@ -35,11 +35,11 @@ def check_trainable(encoder: nn.Module, adapter: AdapterBlock) -> dict[str, int]
             part = "lora" if "lora_" in name else "head" if name.startswith("head.") else "backbone"
             counts[part] += size
             counts["trainable"] += size
-    head = sum(1 for _ in encoder.head.parameters())  # type: ignore[operator,union-attr]
+    head = any(name.startswith("head.") for name, _ in encoder.named_parameters())
     wrong = {
         "lora": bool(counts["lora"]) != (adapter.kind == "lora"),
         "backbone": bool(counts["backbone"]) != (adapter.kind == "full"),
-        "head": bool(counts["head"]) != bool(head),
+        "head": bool(counts["head"]) != head,
     }
     if any(wrong.values()) or not counts["trainable"]:
         raise TrainingStopped(

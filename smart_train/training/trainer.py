@@ -51,6 +51,8 @@ class SmartTrainer(Trainer):
     log: the JSONL file that every logged line goes to.
     """
 
+    objective: ObjectiveBlock
+
     def __init__(
         self,
         encoder: SmartEncoder,
@@ -124,7 +126,7 @@ class SmartTrainer(Trainer):
         """Groups by (head or not) x (decayed or not); the head has its own learning rate."""
         if self.optimizer is not None:
             return self.optimizer
-        target = self.model if model is None else model
+        target: Any = self.model if model is None else model
         rate = getattr(self.args, "head_learning_rate", None)
         decayed = set(self.get_decay_parameter_names(target))
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -142,6 +144,18 @@ class SmartTrainer(Trainer):
         cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, target)
         self.optimizer = cls(options, **kwargs)
         return self.optimizer
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clips the head and everything else each for itself: a fresh head's gradient is many times a LoRA's, and one
+        common norm of it would scale the backbone's steps down to nothing.  (DeepSpeed clips inside its engine.)"""
+        head = list(self.encoder.head.parameters())
+        others = [p for n, p in self.encoder.named_parameters() if p.requires_grad and not n.startswith("head.")]
+        if not head or not others or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        limit = float(self.args.max_grad_norm or 0.0)
+        norms = [nn.utils.clip_grad_norm_(parameters, limit) for parameters in (head, others)]
+        return torch.stack(norms).norm()
 
     # -- what is seen
 
@@ -166,7 +180,7 @@ class SmartTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """An encoder's folder instead of a state dict; no pickled arguments beside it (the recipe has them)."""
         if self.args.should_save:
-            self.encoder.save_pretrained(Path(output_dir or self.args.output_dir), state=state_dict)
+            self.encoder.save_pretrained(Path(str(output_dir or self.args.output_dir)), state=state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_weights(self.encoder, Path(resume_from_checkpoint))

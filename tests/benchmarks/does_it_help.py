@@ -26,31 +26,30 @@ from smart_train.recipe import read
 from smart_train.train import Sides, load, make_trainer, training_free
 
 POOLED = ["objective.late.weight=0"]
-JOINT: list[str] = []
+LATE = ["objective.pooled.weight=0"]
 ARMS: dict[str, list[str]] = {
     "pooled": POOLED,
-    "joint": JOINT,
-    "late": ["objective.pooled.weight=0"],
-    "hybrid": ["objective.pooled.weight=0", "objective.late.weight=0", "objective.hybrid.weight=1"],
+    "joint": [],
+    "late": LATE,
+    "hybrid": [*POOLED, *LATE, "objective.hybrid.weight=1"],
     "joint-tau02": ["objective.late.temperature=0.02"],
+    "joint-tau10": ["objective.late.temperature=0.1"],
+    "pooled-tau02": [*POOLED, "objective.pooled.temperature=0.02"],
+    "both-tau02": ["objective.late.temperature=0.02", "objective.pooled.temperature=0.02"],
+    "late-tau02": [*LATE, "objective.late.temperature=0.02"],
     "joint-w4": ["objective.late.weight=4"],
     "joint-head": ["late.head=linear", "training.head_learning_rate=1e-3"],
+    "joint-head128": ["late.head=linear", "late.dim=128", "training.head_learning_rate=2e-3"],
     "joint-mix": ["late.layer=[4,5,-1]", "training.head_learning_rate=1e-2"],
+    "joint-layer5": ["late.layer=5"],
     "joint-upper": ["adapter.layers=[4,5,6]"],
     "pooled-upper": [*POOLED, "adapter.layers=[4,5,6]"],
-    "joint-layer5": ["late.layer=5"],
     "joint-nopunct": ["late.drop=[punctuation]"],
     "pooled-nopunct": [*POOLED, "late.drop=[punctuation]"],
-    "joint-lr": ["training.learning_rate=5e-4"],
-    "pooled-lr": [*POOLED, "training.learning_rate=5e-4"],
-    "late-lr": ["objective.pooled.weight=0", "training.learning_rate=5e-4"],
-    "joint-lr-tau02": ["training.learning_rate=5e-4", "objective.late.temperature=0.02"],
-    "joint-lr-tau02-p02": [
-        "training.learning_rate=5e-4",
-        "objective.late.temperature=0.02",
-        "objective.pooled.temperature=0.02",
-    ],
-    "pooled-lr-p02": [*POOLED, "training.learning_rate=5e-4", "objective.pooled.temperature=0.02"],
+    "joint-lr2e-4": ["training.learning_rate=2e-4"],
+    "pooled-lr2e-4": [*POOLED, "training.learning_rate=2e-4"],
+    "joint-lr1e-3": ["training.learning_rate=1e-3"],
+    "pooled-lr1e-3": [*POOLED, "training.learning_rate=1e-3"],
     "joint-b128": ["training.per_device_train_batch_size=128"],
     "pooled-b128": [*POOLED, "training.per_device_train_batch_size=128"],
 }
