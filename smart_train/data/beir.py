@@ -130,7 +130,7 @@ def collect(
 
 
 def read_corpus(table: Table, text: str | None = None, image: str | None = None) -> dict[str, Document]:
-    """id -> Document; ``title`` and ``text`` are joined by a line break."""
+    """id -> Document; ``title`` and ``text`` are joined by a space, as BEIR and MTEB join them."""
     columns = table.columns
     for given in (text, image):
         if given and given not in columns:
@@ -144,7 +144,7 @@ def read_corpus(table: Table, text: str | None = None, image: str | None = None)
     found: dict[str, Document] = {}
     for where, row in table:
         name = id_of(row, key, where)
-        words = "\n".join(part for part in (text_of(row, title, where), text_of(row, body, where)) if part)
+        words = " ".join(part for part in (text_of(row, title, where), text_of(row, body, where)) if part)
         pixels = picture_of(row.get(picture) if picture else None, table, where)
         if pixels is not None and not words:
             words = None  # type: ignore[assignment]

@@ -157,7 +157,7 @@ class Collection:
 def read_beir(folder: str | Path, split: str = "test", text: str | None = None, image: str | None = None) -> Collection:
     """A local folder in BEIR's layout (Thakur et al. 2021): corpus, queries, and the qrels of one split.
 
-    Reads ``corpus.jsonl`` (``_id``, ``title``, ``text``; a document is title, line break, text), ``queries.jsonl``
+    Reads ``corpus.jsonl`` (``_id``, ``title``, ``text``; a document is title, space, text), ``queries.jsonl``
     (``_id``, ``text``) and ``qrels/SPLIT.tsv`` (query id, document id, grade; with or without a header, or with the
     four columns of TREC), each also gzipped or as Parquet, and the layout of retrieval sets on the Hub (folders
     ``corpus``, ``queries`` and ``qrels`` with ``corpus-id``, ``query-id``, ``score``, and an ``image`` column).

@@ -9,7 +9,7 @@ An encoder is composed of a SentenceTransformer and a LateHead; saving and loadi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,8 @@ from smart_train import hub
 from smart_train.blocks import AdapterBlock, LateBlock, ModelBlock
 from smart_train.embeddings import Embeddings, Features, Tokens
 from smart_train.model.adapters import add_lora
-from smart_train.model.inputs import Contents, Role, open_content, same_kind, set_pixel_budget, text_length
+from smart_train.model.encode import encode
+from smart_train.model.inputs import Contents, Role, open_content, set_pixel_budget
 from smart_train.model.layers import (
     LateHead,
     find_blocks,
@@ -116,6 +117,10 @@ class SmartEncoder(nn.Module):
     @property
     def hidden_size(self) -> int:
         return int(text_config(self.backbone.config).hidden_size)
+
+    @property
+    def pooled_width(self) -> int:
+        return int(self.st.get_embedding_dimension() or self.hidden_size)
 
     @property
     def token_width(self) -> int:
@@ -263,44 +268,17 @@ class SmartEncoder(nn.Module):
         """As ``encode``, with the document prompt and length."""
         return self.encode(contents, "document", **options)
 
-    @torch.no_grad()
     def encode(
-        self,
-        contents: Contents,
-        role: Role,
-        batch_size: int = 32,
-        progress: Callable[[Iterable[Any]], Iterable[Any]] | bool | None = None,
-        output: Literal["torch", "numpy"] = "torch",
-        dtype: torch.dtype | None = None,
+        self, contents: Contents, role: Role, output: Literal["torch", "numpy"] = "torch", **options: Any
     ) -> Any:
         """Embeddings of many rows, in their order, on the CPU.
 
-        progress: True for a bar, or a wrapper of the iterable of batches; output: "torch" gives Embeddings, "numpy"
-        a pair (pooled [rows, D], list of one [tokens, d] array a row); dtype: how tokens are kept (float16 halves
-        them; the pooled vectors stay float32).
+        output: "torch" gives Embeddings, "numpy" a pair (pooled [rows, D], list of one [tokens, d] array a row).
+        options: batch_size (changes speed and memory, never a vector); progress: True for a bar, or a wrapper of the
+        iterable of batches; dtype: how tokens are kept (float16 halves them, pooled vectors stay float32);
+        pooled_dim, token_dim: Matryoshka cuts, normalised again.
         """
-        order = sorted(range(len(contents)), key=lambda i: -text_length(contents[i]))
-        starts: Iterable[int] = range(0, len(order), batch_size)
-        if progress:
-            starts = progress(starts) if callable(progress) else _bar(starts, f"{role} batches")
-        training = self.training
-        self.eval()
-        parts = []
-        try:
-            for start in starts:
-                for rows in same_kind(order[start : start + batch_size], contents):
-                    features = _to(self.preprocess([contents[i] for i in rows], role), self.device)
-                    parts.append((rows, self._forward(features).to("cpu")))
-        finally:
-            self.train(training)
-        if not parts:
-            empty = Tokens(torch.zeros(0, self.token_width), torch.zeros(0, dtype=torch.int64))
-            found = Embeddings(torch.zeros(0, self.st.get_embedding_dimension() or 0), empty)
-        else:
-            if dtype is not None:
-                parts = [(rows, Embeddings(e.pooled, e.tokens.to(dtype))) for rows, e in parts]
-            placed = torch.tensor([row for rows, _ in parts for row in rows])
-            found = Embeddings.cat(e for _, e in parts).select(placed.argsort())
+        found = encode(self, contents, role, **options)
         if output == "numpy":
             return found.pooled.numpy(), [np.asarray(row) for row in found.tokens.rows()]
         return found
@@ -356,13 +334,3 @@ def _load_base(encoder: SmartEncoder, device: str | torch.device | None) -> Sent
             model_kwargs=options or None,
             trust_remote_code=settings.trust_remote_code,
         )
-
-
-def _to(features: Features, device: torch.device) -> Features:
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in features.items()}
-
-
-def _bar(batches: Iterable[int], what: str) -> Iterable[int]:
-    from tqdm.auto import tqdm
-
-    return tqdm(batches, desc=what, leave=False)

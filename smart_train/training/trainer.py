@@ -162,7 +162,9 @@ class SmartTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._sums:
             for name, values in self._sums.items():
-                logs[name] = float(torch.stack(values).float().nanmean())
+                mean = float(torch.stack(values).float().nanmean())
+                if mean == mean:  # no margin where no pair of the interval had a negative
+                    logs[name] = mean
             self._sums = {}
         super().log(logs, start_time)
 

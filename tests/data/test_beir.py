@@ -39,7 +39,7 @@ def test_a_folder_as_beir_ships_it(tmp_path):
     found = read_beir(make(tmp_path / "fruit"))
     assert found.name == "fruit/test"
     assert {d.id: d.text for d in found.corpus.values()} == {
-        "d1": "Apples\nApples are red.",
+        "d1": "Apples Apples are red.",
         "d2": "Bees can fly.",
         "d3": "Cats",
     }
