@@ -94,10 +94,34 @@ def settings_of(encoder: SmartEncoder) -> dict[str, Any]:
         "model": model,
         "late": asdict(encoder.late),
         "adapter": asdict(encoder.adapter) if encoder.adapter is not None else None,
-        "max_tokens": encoder.st.max_seq_length,
-        "chat_template": _digest(getattr(encoder.tokenizer, "chat_template", None)),
+        "processing": processing_of(encoder),
         "versions": {name: _version(name) for name in VERSIONS},
     }
+
+
+def processing_of(encoder: SmartEncoder) -> dict[str, Any]:
+    """What the base brings along that changes a vector, and that its weights do not tell: the longest text, the chat
+    template (by hash), the pixel budget in force and the side of the padding."""
+    images = getattr(encoder.transformer.processor, "image_processor", None)
+    size = getattr(images, "size", None)
+    return {
+        "max_tokens": encoder.st.max_seq_length,
+        "chat_template": _digest(getattr(encoder.tokenizer, "chat_template", None)),
+        "pixels": {k: v for k, v in dict(size).items() if v is not None} if size is not None else None,
+        "padding_side": encoder.tokenizer.padding_side,
+    }
+
+
+def check_processing(encoder: SmartEncoder, stored: dict[str, Any], folder: Path) -> None:
+    """Raises AdapterError where the base at hand formats its inputs in another way than in training."""
+    found = processing_of(encoder)
+    changed = {key: (stored["processing"][key], found[key]) for key in found if stored["processing"][key] != found[key]}
+    if changed:
+        told = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in changed.items())
+        raise AdapterError(
+            f"{folder}: {stored['base']} formats its inputs otherwise than when this was trained ({told}), which "
+            "changes vectors; restore its tokenizer and processor files, or train again; nothing was loaded"
+        )
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -180,6 +204,7 @@ def load(
     encoder = SmartEncoder(base, model=model, late=late, device=device)
     if not full:
         check_base(stored, base_identity(encoder), folder)
+    check_processing(encoder, stored, folder)
     encoder.settings.base, encoder.settings.revision = stored["base"], stored["model"]["revision"]
     if adapter is not None and adapter.kind == "lora":
         load_lora(encoder.backbone, folder, trainable)

@@ -23,7 +23,8 @@ from smart_train.blocks import AdapterBlock, ObjectiveBlock
 from smart_train.embeddings import Batch
 from smart_train.model.adapters import load_lora_weights
 from smart_train.model.encoder import SmartEncoder
-from smart_train.model.folder import load_head
+from smart_train.model.files import SETTINGS
+from smart_train.model.folder import base_identity, check_base, check_processing, load, load_head
 from smart_train.objective.losses import Loss, joint_loss
 from smart_train.training.arguments import SmartTrainingArguments
 from smart_train.training.checks import FirstStep, TrainingStopped, check_trainable
@@ -192,13 +193,14 @@ class SmartTrainer(Trainer):
 
 
 def load_weights(encoder: SmartEncoder, folder: Path) -> None:
-    """The trained tensors of a saved folder into the encoder in memory, every key checked (AdapterError)."""
+    """The trained tensors of a saved folder into the encoder in memory; base and every key checked (AdapterError)."""
+    stored = json.loads((folder / SETTINGS).read_text(encoding="utf8"))
+    check_base(stored, base_identity(encoder), folder)
+    check_processing(encoder, stored, folder)
     kind = encoder.adapter.kind if encoder.adapter is not None else None
     if kind == "lora":
         load_lora_weights(encoder.backbone, folder)
     elif kind == "full":
-        from smart_train.model.folder import load
-
         encoder.st.load_state_dict(load(str(folder)).st.state_dict())
     load_head(encoder, folder)
 
