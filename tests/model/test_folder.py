@@ -245,6 +245,18 @@ def test_a_base_that_changed_under_the_adapter_is_refused(saved, tiny_bert, tmp_
     refused(tmp_path / "adapter", "fingerprint")
 
 
+def test_a_base_that_formats_its_inputs_otherwise_is_refused(tiny_qwen3, tmp_path):
+    base = Path(shutil.copytree(tiny_qwen3, tmp_path / "base"))
+    folder = trained(base, AdapterBlock(r=2)).save_pretrained(tmp_path / "out")
+    SmartEncoder.from_pretrained(folder, device="cpu")
+    settings = base / "tokenizer_config.json"
+    before = json.loads(settings.read_text())
+    settings.write_text(json.dumps(before | {"padding_side": "right" if before["padding_side"] == "left" else "left"}))
+    refused(folder, "padding_side was", "formats its inputs otherwise")
+    settings.write_text(json.dumps(before | {"model_max_length": 17}))
+    refused(folder, "max_tokens was", "is 17")
+
+
 def test_a_missing_adapter_key_is_refused_by_name(saved):
     gone = sorted(load_file(saved / WEIGHTS))[0]
     rewrite(saved / WEIGHTS, lambda tensors: {n: t for n, t in tensors.items() if n != gone})

@@ -271,6 +271,30 @@ def test_ten_times_the_head_learning_rate_moves_the_head_ten_times_as_far(make):
     assert moved[1.0]["head.mix"].any() and moved[1.0]["head.linear.weight"].any()
 
 
+def test_a_heads_large_gradient_does_not_shorten_the_steps_of_lora(make):
+    trainer = make("bert", AdapterBlock(r=2), late=HEAD, max_grad_norm=1.0)
+    encoder = trainer.encoder
+    head, lora = list(encoder.head.parameters()), [p for n, p in encoder.named_parameters() if "lora_" in n]
+    for parameter in head:
+        parameter.grad = torch.full_like(parameter, 100.0)
+    for parameter in lora:
+        parameter.grad = torch.full_like(parameter, 1e-4)
+    norm = trainer._clip_grad_norm(encoder)
+    expected = (sum(1e4 * p.numel() for p in head) + sum(1e-8 * p.numel() for p in lora)) ** 0.5
+    assert float(norm) == pytest.approx(expected, rel=1e-4), "the norm that is logged is the whole one, before clipping"
+    assert sum(float(p.grad.square().sum()) for p in head) == pytest.approx(1.0, rel=1e-4)
+    assert all(torch.equal(p.grad, torch.full_like(p, 1e-4)) for p in lora), "below the limit by itself: left alone"
+
+
+def test_the_bases_dropout_can_be_turned_off(tiny_models, make):
+    encoder = SmartEncoder(str(tiny_models("bert")), model=ModelBlock(dropout=0.0), device="cpu")
+    features = encoder.preprocess([tiny_data.passage(0)], "document")
+    still = encoder(features).tokens.values
+    assert torch.equal(encoder.train()(features).tokens.values, still)
+    with_dropout = SmartEncoder(str(tiny_models("bert")), device="cpu").train()
+    assert not torch.allclose(with_dropout(features).tokens.values, still)
+
+
 def test_the_schedule_scales_every_group(make):
     trainer = make(
         "bert",
