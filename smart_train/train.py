@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from smart_train.blocks import LateBlock, Recipe
 from smart_train.data.collate import Collator, Pairs
 from smart_train.data.formats import load
@@ -63,6 +65,7 @@ def run(recipe: Recipe, source: str | Path) -> dict[str, Any]:
     output = Path(recipe.output or f"runs/{recipe.name}")
     if main:
         make_room(output, recipe)
+        _tell_threads()
     sides = Sides(*load(recipe.data))
     if main:
         _tell_data(sides)
@@ -97,6 +100,13 @@ def make_room(output: Path, recipe: Recipe) -> None:
     hint = f"; it was not finished: training.resume_from_checkpoint={moved}/checkpoints/..." if unfinished else ""
     logger.info("%s holds an earlier run: moved to %s%s", output, moved, hint)
     output.mkdir(parents=True)
+
+
+def _tell_threads() -> None:
+    """accelerate launch gives a process one thread where OMP_NUM_THREADS is not set: half a small machine idle."""
+    used, cores = torch.get_num_threads(), os.cpu_count() or 1
+    if not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) == 1 and used < cores:
+        logger.info("using %d of %d CPU cores; OMP_NUM_THREADS=%d before the command uses them all", used, cores, cores)
 
 
 def _tell_data(sides: Sides) -> None:
