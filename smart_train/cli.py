@@ -191,7 +191,17 @@ def _check_reading(options: argparse.Namespace) -> None:
         stored = [f"--{name.replace('_', '-')}" for name in STORED if getattr(options, name) is not None]
         if stored:
             raise UsageError(f"the adapter brings its own {', '.join(stored)}; leave them out")
-    layers = read_base(options.model).layers
+    output = Path(options.output)
+    blocked = next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None)
+    if blocked is not None:
+        raise UsageError(f"--output: {blocked} is a file; name a folder")
+    base = read_base(options.model)
+    for name in ("query_tokens", "document_tokens"):
+        limit = getattr(options, name)
+        if limit is not None and base.positions is not None and limit > base.positions:
+            what = f"{options.model} has {base.positions} positions, {limit} tokens are more"
+            raise UsageError(f"--{name.replace('_', '-')}: {what}; give at most {base.positions}")
+    layers = base.layers
     if options.layer is not None and not -layers - 1 <= options.layer <= layers:
         what = f"{options.model} has no layer {options.layer}"
         raise UsageError(f"--layer: {what}: it has 0 (embeddings) to {layers}, or -1 for the last")

@@ -16,6 +16,7 @@ from smart_train.blocks import HybridBlock, LateBlock, Recipe
 from smart_train.recipe_training import check_training
 from smart_train.recipe_types import Problem, RecipeError
 
+MODES = ("pooled", "late", "hybrid")
 ATTENTION = ["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 Problems = Iterator[Problem]
 
@@ -164,10 +165,13 @@ def check_data_block(recipe: Recipe) -> Problems:
     if data.dev == 0 and recipe.evaluation.during and strategy != "no":
         what = f"is 0, but evaluation.during ranks the dev split (training.eval_strategy is {strategy})"
         yield Problem("data.dev", what, "hold some out, or write evaluation.during: false")
-    hybrid = recipe.late.hybrid
+    hybrid, calibrated = recipe.late.hybrid, recipe.evaluation.calibrate
     if data.dev == 0 and hybrid.scaling == "standardised" and hybrid.pooled_std == hybrid.late_std == 1:
         what = "is 0, but late.hybrid.scaling standardised is fitted on the dev split"
         yield Problem("data.dev", what, "hold some out, or write the four constants")
+    elif hybrid.scaling == "standardised" and hybrid.pooled_std == hybrid.late_std == 1 and not calibrated:
+        what = "is standardised, but evaluation.calibrate is false and the constants are not given"
+        yield Problem("late.hybrid.scaling", what, "write evaluation.calibrate: true, or the four constants")
 
 
 def check_evaluation(recipe: Recipe) -> Problems:
@@ -180,6 +184,23 @@ def check_evaluation(recipe: Recipe) -> Problems:
     yield from _at_least("evaluation.batch_size", evaluation.batch_size, 1)
     yield from _at_least("evaluation.bootstrap", evaluation.bootstrap, 1)
     yield from _at_least("evaluation.seed", evaluation.seed, 0)
+
+
+def check_best(recipe: Recipe) -> Problems:
+    """What chooses the best checkpoint, or lowers the rate, is measured."""
+    training, evaluation = recipe.training, recipe.evaluation
+    metric = training.get("metric_for_best_model")
+    choosing = training.get("load_best_model_at_end") or training.get("save_strategy") == "best"
+    choosing = choosing or metric or training.get("lr_scheduler_type") == "reduce_lr_on_plateau"
+    if not choosing or not evaluation.k or training.get("eval_strategy", "no") == "no":
+        return
+    key = "training.metric_for_best_model"
+    if not evaluation.during:
+        yield Problem(key, "evaluation.during is false, so nothing is measured to choose by", "write it true")
+    measures = [f"{name}@{cut}" for name in ("ndcg", "recall", "mrr", "success") for cut in evaluation.k]
+    if str(metric).removeprefix("eval_") not in [f"{mode}/{one}" for mode in MODES for one in measures]:
+        what = f"is {metric}, which is not measured" if metric else "is not given, and the loss is not measured on dev"
+        yield Problem(key, what, f"write hybrid/{measures[-1].replace('success', 'ndcg')}, or pooled/... or late/...")
 
 
 # Against the base ----------------------------------------------------------------------------------------------------
@@ -262,8 +283,14 @@ def check_vision(recipe: Recipe, base: BaseConfig) -> Problems:
 
 def check_data(recipe: Recipe) -> Problems:
     from smart_train.data.formats import check_data as look
+    from smart_train.data.formats import has_test
 
-    yield from look(recipe.data)
+    problems = look(recipe.data)
+    yield from problems
+    ranked = recipe.evaluation.before or recipe.evaluation.after
+    if recipe.data.test == 0 and ranked and not problems and not has_test(recipe.data):
+        what = "is 0 and the data has no test split, but evaluation.before and evaluation.after rank one"
+        yield Problem("data.test", what, "hold some out, or write both of them false")
 
 
 ALONE: list[Callable[[Recipe], Problems]] = [
@@ -275,6 +302,7 @@ ALONE: list[Callable[[Recipe], Problems]] = [
     check_trained,
     check_data_block,
     check_evaluation,
+    check_best,
 ]
 AGAINST_BASE: list[Callable[[Recipe, BaseConfig], Problems]] = [
     check_layers,

@@ -216,6 +216,9 @@ def test_an_adapter_makes_the_trained_row(tmp_path, tiny_bert, beir_folder):
         (["--model", "package:no_such_package/x"], 2, "the package no_such_package is not installed"),
         (["--model", "./nowhere/at_all"], 2, "there is no folder ./nowhere/at_all"),
         (["--split", "dev"], 1, "dev"),
+        (["--output", __file__], 2, f"--output: {__file__} is a file; name a folder"),
+        (["--output", f"{__file__}/deep/er"], 2, f"--output: {__file__} is a file; name a folder"),
+        (["--document-tokens", "100000"], 2, "100000 tokens are more; give at most "),
         (["--adapter", "somewhere", "--query-tokens", "8"], 2, "the adapter brings its own --query-tokens"),
     ],
 )

@@ -140,12 +140,14 @@ def read_corpus(table: Table, text: str | None = None, image: str | None = None)
     picture = image or column(columns, ("image",))
     if not body and not picture:
         require(table, ("text", "image"), "documents")
+    # a column of a text file may first appear after the rows that were looked at
+    body, title, picture = body or "text", title or "title", picture or "image"
     file, page = column([c for c in columns if c != key], FILES), column(columns, PAGES)
     found: dict[str, Document] = {}
     for where, row in table:
         name = id_of(row, key, where)
         words = " ".join(part for part in (text_of(row, title, where), text_of(row, body, where)) if part)
-        pixels = picture_of(row.get(picture) if picture else None, table, where)
+        pixels = picture_of(row.get(picture), table, where)
         if pixels is not None and not words:
             words = None  # type: ignore[assignment]
         document = Document(

@@ -85,6 +85,12 @@ def check_data(data: DataBlock) -> list[Problem]:
         return [Problem("data.path", str(error), "repair the data, or name other data in data.path")]
 
 
+def has_test(data: DataBlock) -> bool:
+    """Whether the data brings a test split of its own; raises as ``find`` does."""
+    source = find(data)
+    return source.kind != "pydocs" and _own(source, data, TEST) is not None
+
+
 def _check_beir(source: Source, data: DataBlock) -> Iterator[Problem]:
     if source.place == "hub":
         yield from _no_negatives(data, f"{data.path} has none")

@@ -151,9 +151,11 @@ def read_rows(table: Table, data: DataBlock, name: str) -> Collection:
         raise DataError("; ".join(f"{p.key}: {p.what}; {p.fix}" for p in problems))
     builder = _Builder(table, columns)
     empty: dict[str, list[str]] = {"query": [], "document": []}
+    known, late = set(table.columns), dict[str, str]()
     for where, row in table:
         if data.limit is not None and builder.pairs >= data.limit:
             break
+        late.update((name, where) for name in row.keys() - known - late.keys())
         texts = _texts(row.get(columns.query), columns.query, where)
         if len(texts) > 1:
             raise DataError(f"{where}: {columns.query} holds {len(texts)} texts; a row has one query")
@@ -167,6 +169,10 @@ def read_rows(table: Table, data: DataBlock, name: str) -> Collection:
     for what, places in empty.items():
         if places:
             logger.warning("%s: %d rows without a %s are left out: %s", name, len(places), what, some(places))
+    if late:
+        what = "columns first appear after the rows that the columns are learnt from, and are not read"
+        told = [f"{column} ({where})" for column, where in sorted(late.items())]
+        logger.warning("%s: %d %s; give the first row every column: %s", name, len(late), what, some(told))
     if not builder.pairs:
         raise DataError(f"{table.name}: no row has a query and a document")
     return builder.finish(name)

@@ -1,4 +1,6 @@
-"""Embeds a collection for evaluation: once, in bounded memory, with its unanswered queries counted.
+"""Embeds a collection for evaluation: once, with its unanswered queries counted.
+
+The corpus' tokens stay in memory, in float16: 2 x d bytes a token (Encoded.mb_per_document tells how much a document).
 
 Knows: an encoder's two methods, a collection's three tables.  Does not know: how either is made, scores, rankings.
 """
@@ -63,7 +65,7 @@ class Encoded:
     documents: Embeddings
     query_ids: list[str]
     document_ids: list[str]
-    unanswered: list[str]  # queries without a relevant document in the corpus: not encoded, in no average
+    unanswered: list[str]  # queries that no document was judged relevant to: not encoded, in no average
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -76,26 +78,28 @@ class Encoded:
 def encode(encoder: Encoder, collection: Collection, *, batch_size: int = 32, progress: bool = False) -> Encoded:
     """Embeds the documents and the queries that have a relevant one; images are decoded a few batches at a time.
 
+    A query whose relevant documents the corpus lacks is encoded too: it counts with 0, as in BEIR, and is told.
     Raises EvaluationError where no query has a relevant document in the corpus.
     """
     corpus, queries = collection.corpus, collection.queries
     query_ids: list[str] = []
     unanswered: list[str] = []
+    lost: list[str] = []
     for query in queries:
-        grades = collection.qrels.get(query, {})
-        answered = any(grade > 0 and document in corpus for document, grade in grades.items())
-        (query_ids if answered else unanswered).append(query)
-    if not query_ids:
+        relevant = [document for document, grade in collection.qrels.get(query, {}).items() if grade > 0]
+        (query_ids if relevant else unanswered).append(query)
+        if relevant and not any(document in corpus for document in relevant):
+            lost.append(query)
+    if len(query_ids) == len(lost):
         raise EvaluationError(
             f"none of the {len(queries)} queries has a relevant document in the corpus of {len(corpus)}"
         )
-    if unanswered:
-        logger.warning(
-            "%d of %d queries have no relevant document in the corpus and are left out, such as %r",
-            len(unanswered),
-            len(queries),
-            unanswered[0],
-        )
+    for ids, what in (
+        (unanswered, "have no document judged relevant and are left out"),
+        (lost, "count with 0, since the corpus has none of their relevant documents"),
+    ):
+        if ids:
+            logger.warning("%d of %d queries %s, such as %r", len(ids), len(queries), what, ids[0])
     seconds: dict[str, float] = {}
     texts = [queries[query] for query in query_ids]
     with clock(seconds, "queries"), _bar("queries", len(texts), batch_size, progress) as wrap:

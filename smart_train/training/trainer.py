@@ -73,7 +73,7 @@ class SmartTrainer(Trainer):
             model=encoder,
             args=args,
             train_dataset=pairs,
-            eval_dataset=pairs if rank_dev is not None else None,  # only its presence counts; rank_dev has the data
+            eval_dataset=pairs,  # only its presence counts: Trainer refuses eval_strategy without; rank_dev ranks
             data_collator=Inputs(collate),
             callbacks=[FirstStep(encoder), *([JsonLog(log)] if log is not None else []), *(callbacks or [])],
         )

@@ -12,6 +12,7 @@ from datasets import Image as ImageColumn
 from PIL import Image
 
 from smart_train.data.records import Collection, DataError, Document, read_beir, write_beir
+from smart_train.data.tables import PEEK
 
 CORPUS = [
     {"_id": "d1", "title": "Apples", "text": "Apples are red."},
@@ -74,6 +75,12 @@ def test_whole_number_ids_and_blank_lines_are_read_as_text(tmp_path):
     folder = make(tmp_path, corpus, '\n{"_id": 1, "text": "a number"}\n', "1\t7\t1\n1\t8\t1\n")
     found = read_beir(folder)
     assert list(found.corpus) == ["7", "8"] and found.qrels == {"1": {"7": 1, "8": 1}}
+
+
+def test_titles_and_texts_that_first_appear_late_in_the_file_are_read(tmp_path):
+    corpus = [{"_id": f"e{i}", "text": "early"} for i in range(PEEK)] + CORPUS
+    found = read_beir(make(tmp_path, corpus)).corpus
+    assert (found["d1"].text, found["d3"].text) == ("Apples Apples are red.", "Cats")
 
 
 def test_gzipped_parts_and_a_train_split(tmp_path):

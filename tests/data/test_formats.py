@@ -19,7 +19,7 @@ from smart_train.blocks import DataBlock
 from smart_train.data import formats, hub
 from smart_train.data.formats import check_data, load
 from smart_train.data.records import Collection, DataError, Document, write_beir
-from smart_train.data.tables import StoredImage
+from smart_train.data.tables import PEEK, StoredImage
 
 ROWS = [{"query": f"question {n}", "positive": f"answer {n} " * (n + 1), "source": "x"} for n in range(20)]
 
@@ -166,6 +166,15 @@ def test_negatives_in_every_spelling_and_in_unequal_numbers(tmp_path):
     assert named == {"a": ["n1", "n2", "n0", "two", "n5"], "b": ["n3", "n4"]}
     assert len(found.corpus) == 4 + 6
     assert found.check()
+
+
+def test_a_column_that_first_appears_late_in_the_file_is_told(tmp_path, caplog):
+    rows = [{"query": f"q{i}", "positive": f"p{i}", "negative_1": f"n{i}"} for i in range(PEEK)]
+    whole(jsonl(tmp_path / "r.jsonl", [*rows, {"query": "z", "positive": "y", "negative_1": "x", "negative_2": "w"}]))
+    assert "1 columns first appear after the rows" in caplog.text and "negative_2 (" in caplog.text
+    caplog.clear()
+    whole(jsonl(tmp_path / "s.jsonl", rows))
+    assert caplog.text == ""
 
 
 def test_a_negative_that_is_a_document_elsewhere_is_found_under_its_given_id(tmp_path):

@@ -175,14 +175,28 @@ def test_few_images_are_decoded_at_a_time_and_texts_are_apart_from_them():
 
 def test_queries_without_a_relevant_document_are_counted_and_reported(caplog):
     some = collection()
-    some.queries |= {"lost": "apple", "unjudged": "bear"}
+    some.queries |= {"irrelevant": "apple", "unjudged": "bear"}
+    some.qrels |= {"irrelevant": {"d0": 0}}
+    with caplog.at_level(logging.WARNING):
+        found = evaluate(Stub(), some, bootstrap=10)
+    assert found.unanswered == ["irrelevant", "unjudged"]
+    assert found.queries == 4 and set(found.per_query["late"]["ndcg@10"]) == {"q0", "q1", "q2", "q3"}
+    assert "2 of 6 queries have no document judged relevant" in caplog.text
+    assert evaluate(Stub(), collection(), bootstrap=10).metrics == found.metrics
+
+
+def test_a_query_whose_relevant_documents_the_corpus_lacks_counts_with_0_as_in_beir(caplog):
+    some = collection()
+    some.queries |= {"lost": "apple"}
     some.qrels |= {"lost": {"gone": 1, "d0": 0}}
     with caplog.at_level(logging.WARNING):
         found = evaluate(Stub(), some, bootstrap=10)
-    assert found.unanswered == ["lost", "unjudged"]
-    assert found.queries == 4 and set(found.per_query["late"]["ndcg@10"]) == {"q0", "q1", "q2", "q3"}
-    assert "2 of 6 queries have no relevant document" in caplog.text
-    assert evaluate(Stub(), collection(), bootstrap=10).metrics == found.metrics
+    whole = evaluate(Stub(), collection(), bootstrap=10)
+    assert "1 of 5 queries count with 0" in caplog.text and found.unanswered == [] and found.queries == 5
+    for mode, measures in found.metrics.items():
+        for name, figure in measures.items():
+            assert found.per_query[mode][name]["lost"] == 0
+            assert figure["value"] == pytest.approx(whole.metrics[mode][name]["value"] * 4 / 5)
 
 
 def test_a_collection_without_any_answer_is_an_error():

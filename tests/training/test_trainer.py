@@ -214,6 +214,14 @@ def test_dropout_is_on_in_a_step_and_off_when_the_dev_split_is_ranked(make):
     assert modes.count(False) == 2 and modes.count(True) >= 2
 
 
+def test_evaluation_steps_do_nothing_where_nothing_is_ranked(make):
+    """evaluation.during=false on the command line must do for a recipe that names eval_strategy."""
+    trainer = make("bert", AdapterBlock(r=4), eval_strategy="steps", eval_steps=1)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert "dev/" not in (Path(trainer.args.output_dir).parent / "log.jsonl").read_text()
+
+
 def test_activation_checkpointing_gives_the_same_step(make):
     after = []
     for on in (False, True):
