@@ -16,6 +16,7 @@ from typing import Any
 
 from smart_train.data.ids import DataError, content_id, hash_id, some
 from smart_train.data.split import split
+from smart_train.pictures import on_paper
 
 __all__ = ["Collection", "DataError", "Document", "content_id", "hash_id", "read_beir", "split", "write_beir"]
 
@@ -51,7 +52,7 @@ class Document:
         return image if self.text is None else {"text": self.text, "image": image}
 
     def _decode(self) -> Any:
-        from PIL import Image, ImageOps
+        from PIL import Image
 
         try:
             image = self.image
@@ -61,10 +62,7 @@ class Document:
                     image = opened
             elif not isinstance(image, Image.Image):
                 image = image.load()
-            image = ImageOps.exif_transpose(image)
-            if image.has_transparency_data:  # paper is white; a plain conversion would make it black
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            return image.convert("RGB")
+            return on_paper(image)
         except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error ... by format
             where = self.image if isinstance(self.image, str | Path) else getattr(self.image, "name", "memory")
             of = f" of {self.file}" if self.file else ""

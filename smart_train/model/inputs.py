@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from PIL import Image
+
 from smart_train.blocks import ModelBlock
+from smart_train.pictures import on_paper
 
 Role = Literal["query", "document"]
 Contents = Sequence[Any]
@@ -37,22 +40,23 @@ def set_pixel_budget(processor: Any, settings: ModelBlock) -> None:
 
 
 def open_content(content: Any) -> Any:
-    """A path of an image becomes the image; everything else is what it is.
+    """A path of an image becomes the image, and every image upright, opaque and RGB, as data/records.py gives it.
 
     A path is a pathlib.Path, or the value under "image" of a dict.  A plain string is text, always: a document that
     reads like a file's name must not be opened.
     """
-    if isinstance(content, dict) and isinstance(content.get("image"), (str, Path)):
-        return {**content, "image": _read_image(Path(content["image"]))}
-    return _read_image(content) if isinstance(content, Path) else content
+    if isinstance(content, dict) and content.get("image") is not None:
+        image = content["image"]
+        return {**content, "image": open_content(Path(image) if isinstance(image, str) else image)}
+    if isinstance(content, Path):
+        return _read_image(content)
+    return on_paper(content) if isinstance(content, Image.Image) else content
 
 
 def _read_image(path: Path) -> Any:
-    from PIL import Image
-
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return on_paper(image)
     except OSError as error:
         raise ValueError(f"{path}: not a readable image ({error}); repair it or leave it out") from error
 
