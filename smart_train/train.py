@@ -201,7 +201,10 @@ def finish(trainer: SmartTrainer, sides: Sides, recipe: Recipe, output: Path) ->
     device = encoder.device
     del trainer.model, encoder
     gc.collect()
-    return SmartEncoder.from_pretrained(folder, device=device)
+    model = recipe.model
+    return SmartEncoder.from_pretrained(
+        folder, device=device, attention=model.attention, trust_remote_code=model.trust_remote_code
+    )
 
 
 def _samples(sides: Sides, count: int = 8) -> tuple[list[Any], list[Any]]:

@@ -42,9 +42,11 @@ def lora_targets(model: nn.Module, adapter: AdapterBlock) -> str:
         prefix, blocks = find_blocks(model)
         numbers = range(1, len(blocks) + 1) if adapter.layers is None else adapter.layers
         leaves = {n for block in blocks for n in _linear_names(block) if wanted is None or n.split(".")[-1] in wanted}
-        if not leaves:
-            names = sorted({n.split(".")[-1] for block in blocks for n in _linear_names(block)})
-            raise AdapterError(f"adapter.targets {adapter.targets}: no such linear layer; the blocks have {names}")
+        names = {n.split(".")[-1] for block in blocks for n in _linear_names(block)}
+        unknown = sorted((wanted or set()) - names)
+        if unknown or not leaves:
+            what = f"adapter.targets {adapter.targets}: no such linear layer ({', '.join(unknown)})"
+            raise AdapterError(f"{what}; the blocks have {sorted(names)}")
         index = "|".join(str(number - 1) for number in numbers)
         inner = "|".join(re.escape(leaf) for leaf in sorted(leaves))
         pattern = rf"(.*\.)?{re.escape(prefix)}\.({index})\.({inner})"

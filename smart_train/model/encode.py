@@ -32,12 +32,17 @@ def encode(
     token_dim: int | None = None,
 ) -> Embeddings:
     """See ``SmartEncoder.encode``."""
+    if isinstance(contents, (str, dict)):
+        raise TypeError(f"contents is a list of rows, and this is a single {type(contents).__name__}; write [row]")
     order = sorted(range(len(contents)), key=lambda i: -text_length(contents[i]))  # the longest first: memory shows now
     starts: Iterable[int] = range(0, len(order), batch_size)
     if progress:
         starts = progress(starts) if callable(progress) else _bar(starts, f"{role} batches")
     training = encoder.training
     encoder.eval()
+    # Mixed precision training puts autocast around forward, in the object; a reloaded encoder has none, and its vectors
+    # are the ones that count: so none here either.
+    wrapped = encoder.__dict__.pop("forward", None)
     parts: list[tuple[list[int], Embeddings]] = []
     try:
         for start in starts:
@@ -48,6 +53,8 @@ def encode(
                 parts.append((rows, found if dtype is None else Embeddings(found.pooled, found.tokens.to(dtype))))
     finally:
         encoder.train(training)
+        if wrapped is not None:
+            encoder.__dict__["forward"] = wrapped
     if not parts:
         nothing = Tokens(torch.zeros(0, token_dim or encoder.token_width), torch.zeros(0, dtype=torch.int64))
         return Embeddings(torch.zeros(0, pooled_dim or encoder.pooled_width), nothing)

@@ -70,6 +70,8 @@ class SmartEncoder(nn.Module):
         self.st = _load_base(self, device)
         if not hasattr(self.transformer, "modality_config"):
             raise ValueError(f"{base}: its first module is {type(self.transformer).__name__}, not a transformer")
+        if self.transformer.module_output_name != "token_embeddings":
+            raise ValueError(f"{base} gives no token states (only {self.transformer.module_output_name})")
         # Rows of a flattened batch can't be told apart by a mask; chunks of like length save the same padding.
         self.transformer.unpad_inputs = False
         set_pixel_budget(self.transformer.processor, self.settings)

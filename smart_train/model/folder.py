@@ -18,7 +18,7 @@ import logging
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -102,13 +102,15 @@ def settings_of(encoder: SmartEncoder) -> dict[str, Any]:
 def processing_of(encoder: SmartEncoder) -> dict[str, Any]:
     """What the base brings along that changes a vector, and that its weights do not tell: the longest text, the chat
     template (by hash), the pixel budget in force and the side of the padding."""
-    images = getattr(encoder.transformer.processor, "image_processor", None)
+    processor, tokenizer = encoder.transformer.processor, encoder.tokenizer
+    template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)  # as it is chosen
+    images = getattr(processor, "image_processor", None)
     size = getattr(images, "size", None)
     return {
         "max_tokens": encoder.st.max_seq_length,
-        "chat_template": _digest(getattr(encoder.tokenizer, "chat_template", None)),
+        "chat_template": _digest(template),
         "pixels": {k: v for k, v in dict(size).items() if v is not None} if size is not None else None,
-        "padding_side": encoder.tokenizer.padding_side,
+        "padding_side": tokenizer.padding_side,
     }
 
 
@@ -172,20 +174,29 @@ def load(
     base: str | None = None,
     layer: int | None = None,
     trainable: bool = False,
-    dtype: str | None = None,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
+    attention: str | None = None,
+    trust_remote_code: bool = False,
 ) -> SmartEncoder:
     """An encoder from a saved folder or Hub repository; one without smart_train.json is a plain base, training-free.
 
     base: where the base lies now, if it has moved; its identity is checked all the same.  layer: reads another layer
-    than the stored one, where no head was trained on that.  dtype: as model.dtype.
+    than the stored one, where no head was trained on that.  dtype: as model.dtype.  attention, trust_remote_code: as in
+    the model block, but never the stored ones: the one is the machine's choice, the other the caller's alone.
     Raises AdapterError, and loads nothing, where the base is another one (architecture, width, revision or weights),
-    where a key is missing, left over or of another size, or where every LoRA B is zero.
+    where a key is missing, left over or of another size, where every LoRA B is zero, or where ``base`` is given and
+    there is no adapter to put on it.
     """
     place, commit = hub.located(source, revision)
     folder = Path(place) if commit is None else hub.fetch(place, commit, SETTINGS)
     if folder is None or not (folder / SETTINGS).is_file():
+        if base is not None or (commit is None and (Path(place) / HEAD).is_file()):
+            raise AdapterError(f"{source}: there is no {SETTINGS}, so it is no adapter, or half of one")
         late = LateBlock() if layer is None else LateBlock(layer=layer)
-        return SmartEncoder(source, model=ModelBlock(revision=revision), late=late, device=device)
+        model = ModelBlock(
+            revision=revision, dtype=dtype or "auto", attention=attention, trust_remote_code=trust_remote_code
+        )
+        return SmartEncoder(source, model=model, late=late, device=device)
     stored = json.loads((folder / SETTINGS).read_text(encoding="utf8"))
     if stored.get("format") != FORMAT:
         raise AdapterError(f"{folder / SETTINGS}: format {stored.get('format')}, this version reads {FORMAT}; upgrade")
@@ -196,7 +207,13 @@ def load(
             raise AdapterError(f"{folder}: its head was trained on layer {late.layer} and can't read layer {layer}")
         late.layer = layer
     adapter = AdapterBlock(**stored["adapter"]) if stored["adapter"] is not None else None
-    model = ModelBlock(**{**stored["model"], **({"dtype": dtype} if dtype else {})})
+    model = ModelBlock(**stored["model"])
+    if model.trust_remote_code and not trust_remote_code:
+        raise AdapterError(
+            f"{folder}: its base {stored['base']} runs code that lies in its repository; read it, then "
+            "from_pretrained(..., trust_remote_code=True); nothing was loaded"
+        )
+    model.dtype, model.attention, model.trust_remote_code = dtype or model.dtype, attention, trust_remote_code
     full = adapter is not None and adapter.kind == "full"
     base = str(folder) if full else base or stored["base"]
     if base == stored["base"]:
@@ -254,13 +271,21 @@ def verify(encoder: SmartEncoder, folder: Path, queries: list[Any], documents: l
 
     queries, documents: some real contents.  Returns {"rows", "largest_pooled_difference", "largest_token_difference",
     "weights": the SHA-256 of every weight file, so that nothing else is published} and writes it to verified.json.
-    Raises AdapterError on a difference over 1e-5 (1e-2 for a half-precision base), on another number of tokens, and
-    where training moved nothing.
+    A difference is the length of it between two vectors of length 1, so that it says the same for any width.
+    Raises AdapterError on one over 1e-5 (2e-2 for a half-precision base), on another number of tokens, and where every
+    LoRA B is still zero.
     """
     check_moved({n: p.detach() for n, p in lora_parameters(encoder.backbone).items()}, folder)
-    fresh = load(str(folder), device=encoder.device, base=None, dtype=encoder.settings.dtype)
+    own = encoder.settings
+    fresh = load(
+        str(folder),
+        device=encoder.device,
+        dtype=own.dtype,
+        attention=own.attention,
+        trust_remote_code=own.trust_remote_code,
+    )
     half = encoder.backbone.dtype in (torch.float16, torch.bfloat16)
-    report: dict[str, Any] = {"rows": len(queries) + len(documents), "tolerance": 1e-2 if half else 1e-5}
+    report: dict[str, Any] = {"rows": len(queries) + len(documents), "tolerance": 2e-2 if half else 1e-5}
     sides: list[tuple[Role, list[Any]]] = [("query", queries), ("document", documents)]
     for role, contents in sides:
         ours, theirs = encoder.encode(contents, role), fresh.encode(contents, role)
@@ -268,7 +293,7 @@ def verify(encoder: SmartEncoder, folder: Path, queries: list[Any], documents: l
             raise AdapterError(f"{folder}: reloaded, a {role} has another number of tokens; the folder is not usable")
         for view, a, b in (("pooled", ours.pooled, theirs.pooled), ("token", ours.tokens.values, theirs.tokens.values)):
             key = f"largest_{view}_difference"
-            report[key] = max(report.get(key, 0.0), float((a - b).abs().max()))
+            report[key] = max(report.get(key, 0.0), float((a - b).norm(dim=-1).max()))
             if not report[key] <= report["tolerance"]:
                 raise AdapterError(
                     f"{folder}: reloaded, a {role}'s {view} vectors differ by {report[key]:.2e} (at most "

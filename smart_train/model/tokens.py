@@ -25,7 +25,9 @@ def control_ids(tokenizer: Any, config: Any) -> list[int]:
     """
     ids = set(tokenizer.all_special_ids)
     ids |= {i for i, token in tokenizer.added_tokens_decoder.items() if getattr(token, "special", False)}
-    ids.discard(tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.pad_token_id else None)
+    named = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
+    if tokenizer.unk_token_id not in {getattr(tokenizer, name, None) for name in named}:  # GPT-2's is its end as well
+        ids.discard(tokenizer.unk_token_id)
     placeholders = {getattr(config, name, None) for name in PLACEHOLDERS}
     return sorted(ids - placeholders)
 

@@ -1,1 +1,1 @@
-"""Mathematics on embeddings: scores and losses.  Pure functions; imports embeddings.py and nothing else of ours."""
+"""Mathematics on embeddings: scores and losses.  Pure functions; imports embeddings.py and blocks.py alone of ours."""

@@ -29,7 +29,7 @@ CHUNK = 32  # torch's max(dim) with places is slow on CPU; chunk maxima first an
 def maxsim(queries: Tokens, documents: Tokens) -> Tensor:
     """Late scores of every query with every document.
 
-    queries: B rows of tokens, documents: N rows of tokens, one width d, any float dtype
+    queries: B rows of tokens, documents: N rows of tokens, one width d, any float dtypes
     returns: [B, N] float32 (float64 for float64 tokens); sums are never taken in a half-precision dtype
 
     A score depends on its own query and document alone: neither padding nor the batch's other rows reach it.
@@ -41,8 +41,11 @@ def maxsim(queries: Tokens, documents: Tokens) -> Tensor:
     if len(queries) == 0 or len(documents) == 0:
         return queries.values.new_zeros(len(queries), len(documents), dtype=_sum_dtype(queries.values.dtype))
     # Under autocast a float32 product would be taken in bfloat16: scores 1e-3 apart would collapse into one.
+    dtype = torch.promote_types(queries.values.dtype, documents.values.dtype)  # one side may be kept in float16
     with torch.autocast(queries.values.device.type, enabled=False):
-        scores: Tensor = _MaxSim.apply(queries.values, documents.values, queries.lengths, documents.lengths)
+        scores: Tensor = _MaxSim.apply(
+            queries.values.to(dtype), documents.values.to(dtype), queries.lengths, documents.lengths
+        )
     return scores
 
 

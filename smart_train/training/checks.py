@@ -95,8 +95,10 @@ class FirstStep(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         scheduler = kwargs.get("lr_scheduler")
-        if self.moved or scheduler is None or state.global_step < 2:
-            return  # a warm-up's first learning rate is zero: the second step moves at the latest
+        # A warm-up's first learning rate is zero: the second step moves at the latest.  fp16's scaler skips steps until
+        # it has found its scale.
+        if self.moved or scheduler is None or state.global_step < (20 if args.fp16 else 2):
+            return
         self.moved = True
         bs = {n: p for n, p in self.encoder.named_parameters() if "lora_B" in n and not hasattr(p, "ds_id")}
         still = [n for n, p in bs.items() if not bool(p.detach().any())]

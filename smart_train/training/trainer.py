@@ -65,6 +65,11 @@ class SmartTrainer(Trainer):
         log: Path | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        if args.n_gpu > 1:
+            raise TrainingStopped(
+                f"one process sees {args.n_gpu} GPUs, and torch's DataParallel would take a batch's rows apart; write "
+                f"accelerate launch --multi_gpu --num_processes {args.n_gpu} ..., or set CUDA_VISIBLE_DEVICES=0"
+            )
         self.objective = objective
         self.rank_dev = rank_dev
         self.counts = check_trainable(encoder, encoder.adapter or AdapterBlock(kind="frozen"))
@@ -129,11 +134,12 @@ class SmartTrainer(Trainer):
             return self.optimizer
         target: Any = self.model if model is None else model
         rate = getattr(self.args, "head_learning_rate", None)
+        heads = {id(parameter) for parameter in self.encoder.head.parameters()}
         decayed = set(self.get_decay_parameter_names(target))
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in target.named_parameters():
             if parameter.requires_grad:
-                groups.setdefault(("head." in name and rate is not None, name in decayed), []).append(parameter)
+                groups.setdefault((id(parameter) in heads and rate is not None, name in decayed), []).append(parameter)
         options = [
             {
                 "params": parameters,
@@ -201,7 +207,8 @@ def load_weights(encoder: SmartEncoder, folder: Path) -> None:
     if kind == "lora":
         load_lora_weights(encoder.backbone, folder)
     elif kind == "full":
-        encoder.st.load_state_dict(load(str(folder)).st.state_dict())
+        fresh = load(str(folder), trust_remote_code=encoder.settings.trust_remote_code)
+        encoder.st.load_state_dict(fresh.st.state_dict())
     load_head(encoder, folder)
 
 

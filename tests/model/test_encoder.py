@@ -183,6 +183,18 @@ def test_tokens_can_be_kept_in_half_precision(encoder_of):
     assert found.tokens.values.dtype == torch.float16 and found.pooled.dtype == torch.float32
 
 
+def test_documents_kept_in_half_precision_are_scored(encoder_of):
+    encoder = encoder_of("bert")
+    found = encoder.score(MIXED, encoder.encode_documents(MIXED, dtype=torch.float16), mode="late")
+    torch.testing.assert_close(found, encoder.score(MIXED, MIXED, mode="late"), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("single", ["a query", {"text": "a query"}])
+def test_a_single_row_is_no_list_of_its_letters(single, encoder_of):
+    with pytest.raises(TypeError, match="list of rows"):
+        encoder_of("bert").encode_queries(single)
+
+
 def test_no_contents_give_no_rows(encoder_of):
     found = encoder_of("bert").encode_documents([])
     assert isinstance(found, Embeddings) and len(found) == 0 and found.pooled.shape == (0, 32)

@@ -257,6 +257,27 @@ def test_a_base_that_formats_its_inputs_otherwise_is_refused(tiny_qwen3, tmp_pat
     refused(folder, "max_tokens was", "is 17")
 
 
+def test_code_of_the_bases_repository_runs_only_where_the_caller_says_so(saved):
+    settings = json.loads((saved / SETTINGS).read_text())
+    settings["model"]["trust_remote_code"] = True
+    (saved / SETTINGS).write_text(json.dumps(settings))
+    refused(saved, "trust_remote_code=True")
+    assert SmartEncoder.from_pretrained(saved, device="cpu", trust_remote_code=True).settings.trust_remote_code
+
+
+def test_the_attention_of_the_machine_it_was_trained_on_is_not_asked_for_elsewhere(saved):
+    settings = json.loads((saved / SETTINGS).read_text())
+    settings["model"]["attention"] = "flash_attention_2"
+    (saved / SETTINGS).write_text(json.dumps(settings))
+    assert SmartEncoder.from_pretrained(saved, device="cpu").settings.attention is None
+
+
+def test_a_folder_without_settings_is_no_adapter_and_no_base(saved, tiny_bert):
+    (saved / SETTINGS).unlink()
+    refused(saved, SETTINGS)
+    refused(tiny_bert, SETTINGS, base=str(tiny_bert))
+
+
 def test_a_missing_adapter_key_is_refused_by_name(saved):
     gone = sorted(load_file(saved / WEIGHTS))[0]
     rewrite(saved / WEIGHTS, lambda tensors: {n: t for n, t in tensors.items() if n != gone})

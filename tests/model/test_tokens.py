@@ -7,10 +7,11 @@ import tiny
 import tiny_data
 import torch
 import torch.nn.functional as F
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer
 
 from smart_train.blocks import LateBlock
 from smart_train.model.encoder import SmartEncoder
+from smart_train.model.tokens import control_ids
 
 PAGE = tiny_data.draw_page(0)
 
@@ -34,6 +35,16 @@ def kept_pieces(encoder: SmartEncoder, contents: list, role: str = "document") -
     ids = features["input_ids"]
     kept = encoder.keep(ids, features["attention_mask"])
     return [[encoder.tokenizer.decode([i]) for i in row[k].tolist()] for row, k in zip(ids, kept, strict=True)]
+
+
+def test_an_unknown_token_that_ends_texts_too_is_a_control_token(tiny_bert):
+    tokenizer = AutoTokenizer.from_pretrained(
+        tiny_bert if (tiny_bert / "tokenizer.json").is_file() else tiny_bert / "model"
+    )
+    unknown = tokenizer.unk_token_id
+    assert unknown not in control_ids(tokenizer, None)
+    tokenizer.eos_token = tokenizer.unk_token
+    assert unknown in control_ids(tokenizer, None)
 
 
 @pytest.mark.parametrize("kind", ["bert", "real"])

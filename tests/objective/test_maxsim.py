@@ -132,6 +132,11 @@ def test_half_precision_tokens_are_summed_in_float32(dtype):
     assert len(found.unique()) == found.numel()
 
 
+def test_sides_of_two_dtypes_are_scored_in_the_wider_one():
+    queries, documents = draw([4, 2], 16, 0, torch.float32), draw([3, 5, 7], 16, 1, torch.float16)
+    torch.testing.assert_close(maxsim(queries, documents).double(), plain(queries, documents), atol=1e-6, rtol=0)
+
+
 def test_half_precision_gradients_point_where_float64_does():
     queries, documents = draw([5, 3], 16, 0, torch.bfloat16), draw([6, 9, 2], 16, 1, torch.bfloat16)
     weights = torch.rand(2, 3)

@@ -19,7 +19,8 @@ from smart_train.data.collate import Collator, Pairs
 from smart_train.data.records import Collection, Document
 from smart_train.model.adapters import AdapterError
 from smart_train.model.encoder import SmartEncoder
-from smart_train.training.arguments import training_arguments
+from smart_train.model.folder import verify
+from smart_train.training.arguments import SmartTrainingArguments, training_arguments
 from smart_train.training.checks import TrainingStopped, check_trainable
 from smart_train.training.trainer import SmartTrainer
 
@@ -238,6 +239,36 @@ def test_bf16_trains_with_float32_adapters_and_losses(make):
     trainer.train()
     assert all(p.dtype == torch.float32 for p in trainer.encoder.parameters() if p.requires_grad)
     assert all(line["loss"] == line["loss"] for line in lines(trainer) if "loss" in line)
+
+
+def test_after_bf16_training_vectors_are_those_of_the_reloaded_encoder(make, tmp_path):
+    """Autocast stays around the trained object's forward; a fresh object has none."""
+    trainer = make("bert", AdapterBlock(r=4), bf16=True)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    report = verify(trainer.encoder, tmp_path / "saved", ["a query"], [tiny_data.passage(0), tiny_data.passage(1)])
+    assert report["tolerance"] == 1e-5
+    assert "forward" in trainer.encoder.__dict__, "training goes on under autocast"
+
+
+def test_several_gpus_in_one_process_are_refused(make, monkeypatch):
+    monkeypatch.setattr(SmartTrainingArguments, "n_gpu", 2)
+    with pytest.raises(TrainingStopped, match="--num_processes 2"):
+        make("bert", AdapterBlock(r=4))
+
+
+def test_only_the_late_head_has_the_heads_learning_rate(make):
+    """A vision tower may have a module called head too."""
+    trainer = make("bert", AdapterBlock(kind="full"), HEAD, head_learning_rate=0.5)
+    trainer.encoder.backbone.head = nn.Linear(2, 2)
+    rates = {id(p): group["lr"] for group in trainer.create_optimizer().param_groups for p in group["params"]}
+    assert {rates[id(p)] for p in trainer.encoder.head.parameters()} == {0.5}
+    assert {rates[id(p)] for p in trainer.encoder.backbone.head.parameters()} == {1e-2}
+
+
+def test_a_target_that_no_block_has_is_named(make):
+    with pytest.raises(AdapterError, match="quarry"):
+        make("bert", AdapterBlock(r=4, targets=["query", "quarry"]))
 
 
 def test_batches_are_made_in_data_workers_too(make):
