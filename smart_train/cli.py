@@ -186,11 +186,14 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _check_reading(options: argparse.Namespace) -> None:
     """What can be refused before a model is loaded."""
     from smart_train.base_config import read_base
+    from smart_train.model.files import SETTINGS
 
     if options.adapter:
         stored = [f"--{name.replace('_', '-')}" for name in STORED if getattr(options, name) is not None]
         if stored:
             raise UsageError(f"the adapter brings its own {', '.join(stored)}; leave them out")
+    elif (Path(options.model) / SETTINGS).is_file():  # its head and hybrid weights would be left out
+        raise UsageError(f"{options.model} is a trained encoder; write --model ITS_BASE --adapter {options.model}")
     output = Path(options.output)
     blocked = next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None)
     if blocked is not None:

@@ -204,6 +204,7 @@ def test_an_adapter_makes_the_trained_row(tmp_path, tiny_bert, beir_folder):
     base = evaluated(tmp_path / "base", *arguments)["base"]
     metrics = evaluated(tmp_path / "trained", *arguments, "--adapter", tmp_path / "adapter")
     assert list(metrics) == ["trained"]
+    assert main(["evaluate", str(beir_folder), "--model", str(tmp_path / "adapter"), "--output", str(tmp_path)]) == 2
     assert metrics["trained"]["pooled"] != base["pooled"]
     other = evaluated(tmp_path / "other", *arguments, "--adapter", tmp_path / "adapter", "--layer", 1)["trained"]
     assert other["pooled"] == metrics["trained"]["pooled"] and other["late"] != metrics["trained"]["late"]
