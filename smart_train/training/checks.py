@@ -6,10 +6,12 @@ Knows: parameters, gradients, callbacks.  Does not know: losses, data.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from smart_train.blocks import AdapterBlock
@@ -48,16 +50,6 @@ def check_trainable(encoder: nn.Module, adapter: AdapterBlock) -> dict[str, int]
     return counts
 
 
-def gradient_of(parameter: nn.Parameter) -> Tensor | None:
-    """The whole gradient, also where DeepSpeed keeps it apart from the parameter."""
-    if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
-        from deepspeed.utils import safe_get_full_grad
-
-        found: Tensor | None = safe_get_full_grad(parameter)
-        return found
-    return parameter.grad
-
-
 class FirstStep(TrainerCallback):
     """After the first backward every trained tensor has a finite gradient; after the first step with a learning rate
     above zero, LoRA B matrices have left zero.  Stops with the tensors' names otherwise."""
@@ -65,6 +57,20 @@ class FirstStep(TrainerCallback):
     def __init__(self, encoder: nn.Module) -> None:
         self.encoder = encoder
         self.looked = self.moved = False
+        self.seen: dict[str, tuple[bool, bool]] = {}  # tensor -> (its gradients were finite, one was not zero)
+        self.hooks: list[RemovableHandle] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # In backward itself: DeepSpeed steps and forgets the gradients before any callback could look at them.
+        for name, parameter in self.encoder.named_parameters():
+            if parameter.requires_grad and not self.looked:
+                self.hooks.append(parameter.register_hook(partial(self._see, name)))
+
+    def _see(self, name: str, gradient: Tensor) -> None:
+        finite, some = self.seen.get(name, (True, False))
+        self.seen[name] = finite and bool(torch.isfinite(gradient).all()), some or bool(gradient.any())
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -72,17 +78,13 @@ class FirstStep(TrainerCallback):
         if self.looked:
             return
         self.looked = True
-        without, bad, reached = [], [], 0
-        for name, parameter in self.encoder.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            gradient = gradient_of(parameter)
-            if gradient is None:
-                without.append(name)
-            elif not bool(torch.isfinite(gradient).all()) and not args.fp16:  # fp16's scaler skips such steps itself
-                bad.append(name)
-            else:
-                reached += int(bool(gradient.any()))
+        for hook in self.hooks:
+            hook.remove()
+        trained = [name for name, parameter in self.encoder.named_parameters() if parameter.requires_grad]
+        without = [name for name in trained if name not in self.seen]
+        # fp16's scaler skips steps that are not finite itself
+        bad = [name for name, (finite, _) in self.seen.items() if not finite and not args.fp16]
+        reached = any(some for _, some in self.seen.values())
         if without:
             raise TrainingStopped(
                 f"{len(without)} trained tensors received no gradient ({', '.join(without[:3])} ...): they are no part "
