@@ -100,7 +100,7 @@ class SmartTrainer(Trainer):
         if not bool(torch.isfinite(loss.total)):
             parts = {name: round(float(value), 4) for name, value in loss.parts.items()}
             raise TrainingStopped(
-                f"step {self.state.global_step + 1}: the loss is {float(loss.total.detach())} (parts {parts}; query ids "
+                f"step {self.state.global_step + 1}: the loss is {loss.total.item()} (parts {parts}; query ids "
                 f"{batch.query_ids.tolist()[:8]} ...); lower the learning rate or raise the temperature"
             )
         return (loss.total, None) if return_outputs else loss.total
