@@ -75,7 +75,9 @@ class Tokens:
         return Tokens(values, self.lengths.to(values.device))
 
     def cut(self, width: int) -> Tokens:
-        """The first ``width`` dimensions, normalised again (Matryoshka, Kusupati et al. 2022)."""
+        """The first ``width`` dimensions, normalised again (Matryoshka, Kusupati et al. 2022).  Raises ValueError for
+        more than there are."""
+        _check_cut(width, self.width, "tokens")
         return Tokens(torch.nn.functional.normalize(self.values[:, :width], dim=-1), self.lengths)
 
     @staticmethod
@@ -106,7 +108,9 @@ class Embeddings:
         return Embeddings(self.pooled.to(*args, **kwargs), self.tokens.to(*args, **kwargs))
 
     def cut(self, pooled: int | None = None, tokens: int | None = None) -> Embeddings:
-        """The first dimensions of either side, normalised again; None leaves a side whole."""
+        """The first dimensions of either side, normalised again; None leaves a side whole.  Raises ValueError for more
+        than there are."""
+        _check_cut(pooled, self.pooled.shape[1], "pooled vectors")
         cut = self.pooled if pooled is None else torch.nn.functional.normalize(self.pooled[:, :pooled], dim=-1)
         return Embeddings(cut, self.tokens if tokens is None else self.tokens.cut(tokens))
 
@@ -126,6 +130,11 @@ class Embeddings:
         return Embeddings(torch.cat([p.pooled for p in parts]), Tokens.cat(p.tokens for p in parts))
 
 
+def _check_cut(width: int | None, there: int, what: str) -> None:
+    if width is not None and not 1 <= width <= there:
+        raise ValueError(f"{what} are {there} wide and can't be cut to {width}; choose 1 to {there}")
+
+
 @dataclass
 class Batch:
     """One step's rows on one rank.
@@ -136,6 +145,7 @@ class Batch:
     query_ids: [B], document_ids: [N], int64 hashes of the ids, the same on every rank
     relevance: [B, N] bool; True where the document answers the query (of all known qrels, not of the drawn pair only)
     positives: [P, 2] int64; the drawn (query row, document row) pairs that the loss has a term for
+    notes: counts of what the batch was made of, for logs (see data/collate.py)
     """
 
     queries: list[Features]

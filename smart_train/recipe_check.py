@@ -100,6 +100,9 @@ def check_adapter(recipe: Recipe) -> Problems:
     yield from _at_least("adapter.alpha", adapter.alpha, 1)
     if not 0 <= adapter.dropout < 1:
         yield Problem("adapter.dropout", f"is {adapter.dropout:g}, must be from 0 to below 1", "write 0.05, or 0")
+    if adapter.layers is not None and isinstance(adapter.targets, str) and adapter.targets != "auto":
+        what = "is given, but adapter.targets is a regular expression, which says itself which blocks it means"
+        yield Problem("adapter.layers", what, "name the blocks in the expression, or write adapter.targets: auto")
     if not adapter.targets or (isinstance(adapter.targets, list) and not all(adapter.targets)):
         what = "is empty, so nothing would get LoRA"
         yield Problem("adapter.targets", what, "write auto, or names such as [q_proj, v_proj]")

@@ -124,7 +124,7 @@ def training_free(recipe: Recipe) -> SmartEncoder:
 
 
 def _one_layer(layer: int | list[int]) -> int:
-    return layer if isinstance(layer, int) else layer[-1]
+    return layer if isinstance(layer, int) else -1 if -1 in layer else layer[-1]
 
 
 def _figures(encoder: SmartEncoder, sides: Sides, recipe: Recipe, row: str, into: Path | None = None) -> Evaluation:
@@ -153,9 +153,11 @@ def make_trainer(recipe: Recipe, sides: Sides, output: Path) -> SmartTrainer:
     from transformers import set_seed
 
     from smart_train.training.arguments import training_arguments
+    from smart_train.training.checks import check_engine
     from smart_train.training.trainer import SmartTrainer
 
     args = training_arguments(recipe.training, output)  # joins the processes, where there are several
+    check_engine(args)
     set_seed(args.seed)  # LoRA and the head are drawn next, whatever was drawn before; the same on every rank
     late = replace(recipe.late, hybrid=replace(recipe.late.hybrid))
     device = None if args.device.type != "cpu" else "cpu"

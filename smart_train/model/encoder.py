@@ -165,11 +165,12 @@ class SmartEncoder(nn.Module):
         """Rows (text, PIL image, pathlib.Path of an image, or {"text": ..., "image": ...}) -> Features, on the CPU."""
         limit = self.settings.query_tokens if role == "query" else self.settings.document_tokens
         rows = [open_content(content) for content in contents]
+        cut: list[int] = []
         chat = "message" in self.st.modalities
         if chat and limit is not None:
             # Only the text is cut, before the template: cutting the rendered chat would take image placeholders
             # or the token that is pooled.
-            rows = [self._cut_text(row, limit, role) for row in rows]
+            rows = [self._cut_text(row, limit, cut) for row in rows]
             limit = None
         if set(self.st.modalities) - {"text", "message"}:
             # sentence-transformers would open a string that names a file, and fetch one that reads like a picture's URL
@@ -179,16 +180,17 @@ class SmartEncoder(nn.Module):
             options["max_length"] = limit
         features: Features = dict(self.st.preprocess(rows, prompt=self.prompt(role), **options))
         features["role"] = role
+        features["cut"] = len(cut)  # counted where the forward is: a data worker's own count would be lost with it
         return features
 
-    def _cut_text(self, row: Any, limit: int, role: Role) -> Any:
+    def _cut_text(self, row: Any, limit: int, cut: list[int]) -> Any:
         text = row.get("text") if isinstance(row, dict) else row
         if not isinstance(text, str):
             return row
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         if len(offsets) <= limit:
             return row
-        self.cut_rows[role] += 1
+        cut.append(len(offsets))
         text = text[: offsets[limit - 1][1]]
         return {**row, "text": text} if isinstance(row, dict) else text
 
@@ -202,7 +204,8 @@ class SmartEncoder(nn.Module):
 
     def _forward(self, features: Features) -> Embeddings:
         features = dict(features)  # the modules write into it
-        role = features.pop("role", "document")
+        role: Role = features.pop("role", "document")
+        self.cut_rows[role] += features.pop("cut", 0)
         ids, mask = features["input_ids"], features["attention_mask"]
         self._count_cut(role, mask)
         with self._recording(features):

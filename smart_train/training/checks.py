@@ -6,6 +6,7 @@ Knows: parameters, gradients, callbacks.  Does not know: losses, data.
 from __future__ import annotations
 
 import logging
+import os
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from smart_train.blocks import AdapterBlock
 
@@ -50,19 +52,32 @@ def check_trainable(encoder: nn.Module, adapter: AdapterBlock) -> dict[str, int]
     return counts
 
 
+def check_engine(args: TrainingArguments) -> None:
+    """Raises TrainingStopped for engines that shard the weights: the final norm is found, and a saved adapter is
+    verified, on one whole model; on a sharded one rank 0 would wait for the others for ever."""
+    if is_deepspeed_zero3_enabled() or getattr(args, "fsdp", None) or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise TrainingStopped(
+            "DeepSpeed ZeRO-3 and FSDP shard the weights, which this version cannot verify yet; launch with DDP "
+            "(--multi_gpu) or ZeRO-2, which is enough for LoRA: the base is not trained and has no optimizer state"
+        )
+
+
 class FirstStep(TrainerCallback):
     """After the first backward every trained tensor has a finite gradient; after the first step with a learning rate
-    above zero, LoRA B matrices have left zero.  Stops with the tensors' names otherwise."""
+    above zero, what is trained has moved (LoRA B matrices from zero).  Stops with the tensors' names otherwise."""
 
     def __init__(self, encoder: nn.Module) -> None:
         self.encoder = encoder
         self.looked = self.moved = False
         self.seen: dict[str, tuple[bool, bool]] = {}  # tensor -> (its gradients were finite, one was not zero)
         self.hooks: list[RemovableHandle] = []
+        self.start: dict[str, Tensor] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.moved = state.global_step > 0  # a resumed run was looked at when it began
+        self.start = self._samples()
         # In backward itself: DeepSpeed steps and forgets the gradients before any callback could look at them.
         for name, parameter in self.encoder.named_parameters():
             if parameter.requires_grad and not self.looked:
@@ -102,9 +117,20 @@ class FirstStep(TrainerCallback):
         if self.moved or scheduler is None or state.global_step < (20 if args.fp16 else 2):
             return
         self.moved = True
-        bs = {n: p for n, p in self.encoder.named_parameters() if "lora_B" in n and not hasattr(p, "ds_id")}
-        still = [n for n, p in bs.items() if not bool(p.detach().any())]
-        if bs and len(still) == len(bs):
-            raise TrainingStopped(f"after {state.global_step} steps all {len(bs)} LoRA B matrices are still zero")
+        now = self._samples()
+        still = [name for name, before in self.start.items() if torch.equal(before, now[name])]
+        # LoRA's A moves only once B has left zero; B has to, and so has whatever else is trained.
+        still = [name for name in still if "lora_A" not in name]
+        if still and len(still) == len([name for name in self.start if "lora_A" not in name]):
+            raise TrainingStopped(
+                f"after {state.global_step} steps none of the {len(still)} trained tensors has moved ({still[0]} ...); "
+                "is the learning rate zero, or does the engine hold other copies of them?"
+            )
         if still:
-            logger.warning("%d of %d LoRA B matrices are still zero: %s", len(still), len(bs), ", ".join(still[:3]))
+            logger.warning("%d trained tensors have not moved: %s", len(still), ", ".join(still[:3]))
+
+    def _samples(self) -> dict[str, Tensor]:
+        """The first 1,024 values of every trained tensor that this process holds whole."""
+        parameters = self.encoder.named_parameters()
+        held = {n: p for n, p in parameters if p.requires_grad and not hasattr(p, "ds_id")}
+        return {name: p.detach().flatten()[:1024].clone() for name, p in held.items()}

@@ -168,10 +168,11 @@ class SmartTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._sums:
-            for name, values in self._sums.items():
-                mean = float(torch.stack(values).float().nanmean())
-                if mean == mean:  # no margin where no pair of the interval had a negative
-                    logs[name] = mean
+            # Every rank logs at the same step, and the parts have one order: the mean over ranks, as "loss" is.
+            means = torch.stack([torch.stack(values).float().nanmean() for values in self._sums.values()])
+            means = self.accelerator.gather(means.unsqueeze(0)).nanmean(0)
+            # No margin where no pair of the interval had a negative.
+            logs.update({n: mean for n, mean in zip(self._sums, means.tolist(), strict=True) if mean == mean})
             self._sums = {}
         super().log(logs, start_time)
 

@@ -21,7 +21,7 @@ from smart_train.model.adapters import AdapterError
 from smart_train.model.encoder import SmartEncoder
 from smart_train.model.folder import verify
 from smart_train.training.arguments import SmartTrainingArguments, training_arguments
-from smart_train.training.checks import TrainingStopped, check_trainable
+from smart_train.training.checks import TrainingStopped, check_engine, check_trainable
 from smart_train.training.trainer import SmartTrainer
 
 JOINT = ObjectiveBlock(TermBlock(1.0, 0.05), TermBlock(1.0, 0.05), TermBlock(0.0, 0.05))
@@ -420,6 +420,20 @@ def test_lora_outside_the_forward_stops_the_run(make):
     trainer = make("bert", AdapterBlock(r=4, targets=r".*(pooler\.dense|attention\.self\.query)"))
     with pytest.raises(TrainingStopped, match="no gradient.*pooler"):
         trainer.train()
+
+
+def test_tensors_that_never_move_stop_the_run(make):
+    trainer = make("bert", AdapterBlock(r=2), late=HEAD, learning_rate=1e-30)
+    with pytest.raises(TrainingStopped, match="none of the .* trained tensors has moved"):
+        trainer.train()
+
+
+def test_engines_that_shard_the_weights_are_refused(monkeypatch, tmp_path):
+    args = training_arguments({"use_cpu": True}, tmp_path)
+    check_engine(args)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(TrainingStopped, match="ZeRO-2"):
+        check_engine(args)
 
 
 def test_batches_without_a_negative_stop_the_run(make):
