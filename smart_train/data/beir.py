@@ -146,7 +146,8 @@ def read_corpus(table: Table, text: str | None = None, image: str | None = None)
     found: dict[str, Document] = {}
     for where, row in table:
         name = id_of(row, key, where)
-        words = " ".join(part for part in (text_of(row, title, where), text_of(row, body, where)) if part)
+        headline = text_of(row, title, where)
+        words = " ".join(part for part in (headline, text_of(row, body, where)) if part)
         pixels = picture_of(row.get(picture), table, where)
         if pixels is not None and not words:
             words = None  # type: ignore[assignment]
@@ -156,6 +157,7 @@ def read_corpus(table: Table, text: str | None = None, image: str | None = None)
             pixels,
             str(row[file]) if file and row.get(file) not in (None, "") else None,
             page_of(row.get(page) if page else None),
+            headline or None,
         )
         if name in found and (found[name].text, found[name].page) != (document.text, document.page):
             raise DataError(f"{where}: the id {name!r} is there before, with another content; ids must be unique")
@@ -214,7 +216,8 @@ def write(collection: Collection, folder: Path, split: str) -> None:
 
 
 def _row(document: Document, folder: Path) -> dict[str, Any]:
-    row: dict[str, Any] = {"_id": document.id, "title": "", "text": document.text or ""}
+    title, text = document.title or "", document.text or ""
+    row: dict[str, Any] = {"_id": document.id, "title": title, "text": text.removeprefix(title).strip()}
     if isinstance(document.image, str | Path):
         row["image"] = os.path.relpath(document.image, folder)
     elif document.image is not None:

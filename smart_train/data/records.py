@@ -30,6 +30,7 @@ class Document:
     image: a path, a PIL image, or an object whose ``load()`` gives one (nothing is decoded before ``content()``)
     file: what the document is a part of (a PDF, a package); a split keeps a file together
     page: its number in there, for messages and links
+    title: what ``text`` begins with, where the source keeps it apart
     """
 
     id: str
@@ -37,6 +38,7 @@ class Document:
     image: Any = None
     file: str | None = None
     page: int | None = None
+    title: str | None = None
 
     def content(self) -> Any:
         """What an encoder takes: ``str``, an RGB PIL image, or ``{"text": str, "image": image}``.

@@ -10,7 +10,7 @@ scores are ordered by a hash, a ranking depends neither on the blocks nor on the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +80,7 @@ def rank_all(
     block: int = BLOCK,
     device: torch.device | str | None = None,
     progress: Callable[[int], object] | None = None,
+    themselves: Collection[str] = (),
 ) -> dict[str, dict[str, Ranking]]:
     """The rankings of all three modes from one pass: {"pooled": {query id: [(document id, score)]}, "late", "hybrid"}.
 
@@ -88,13 +89,23 @@ def rank_all(
     block: float32 values of a document block; it changes memory and speed, never a ranking
     device: where the scores are computed; None = where the embeddings are
     progress: called with the number of query-document pairs after each tile
+    themselves: ids of queries whose ranking leaves out the document of the same id
 
     Scores nearer than NOISE are a tie, ordered by blake2b of (query id, document id).
     Raises EvaluationError for ids that are not one a row or not unique, and, by id, for values that are not finite.
     """
     views = {mode: view(mode, hybrid or HybridBlock()) for mode in MODES}
     return rank_views(
-        queries, documents, query_ids, document_ids, views, top=top, block=block, device=device, progress=progress
+        queries,
+        documents,
+        query_ids,
+        document_ids,
+        views,
+        top=top,
+        block=block,
+        device=device,
+        progress=progress,
+        themselves=themselves,
     )
 
 
@@ -110,6 +121,7 @@ def rank_views(
     device: torch.device | str | None = None,
     progress: Callable[[int], object] | None = None,
     scored: Iterable[Tile] | None = None,
+    themselves: Collection[str] = (),
 ) -> dict[str, dict[str, Ranking]]:
     """As ``rank_all`` for any views: each tile's pooled and late scores are computed once and serve them all.
 
@@ -125,7 +137,7 @@ def rank_views(
     best: dict[str, _Best] = {}
     for rows, columns, pooled, late in scored or tiles(queries, documents, block, device):
         if columns.start == 0:  # a new block of queries begins
-            best = {name: _Best(top, each.noise) for name, each in views.items()}
+            best = {name: _Best(top, each.noise, themselves) for name, each in views.items()}
         for name, each in views.items():
             best[name].add(each.score(pooled, late), columns.start)
         if columns.stop == len(documents):
@@ -176,8 +188,9 @@ def _part(embeddings: Embeddings, rows: slice, device: torch.device) -> Embeddin
 class _Best:
     """The running best of one view for one block of queries."""
 
-    def __init__(self, top: int, noise: float) -> None:
-        self.top, self.noise = top, noise
+    def __init__(self, top: int, noise: float, themselves: Collection[str] = ()) -> None:
+        self.places, self.noise, self.themselves = top, noise, themselves
+        self.top = top + bool(themselves)  # one more, since one may be left out
         self.scores: Tensor | None = None  # [B, kept], best first
         self.columns: Tensor | None = None  # [B, kept], rows of the corpus
 
@@ -202,7 +215,9 @@ class _Best:
         ranked = {}
         for query, values, places in zip(query_ids, scores.tolist(), columns.tolist(), strict=True):
             found = [(document_ids[place], value) for place, value in zip(places, values, strict=True)]
-            ranked[query] = _order_ties(query, found, self.noise)[: self.top]
+            if query in self.themselves:
+                found = [pair for pair in found if pair[0] != query]
+            ranked[query] = _order_ties(query, found, self.noise)[: self.places]
         return ranked
 
 

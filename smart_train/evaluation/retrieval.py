@@ -38,6 +38,7 @@ class Evaluation:
     hybrid: HybridBlock  # the weights and constants of the hybrid score
     bootstrap: int = 1000
     seed: int = 0
+    themselves: int = 0  # queries that stand in the corpus and are left out of their own ranking
 
 
 def evaluate(
@@ -83,6 +84,7 @@ def evaluate_encoded(
             hybrid,
             top=max(k),
             device=device,
+            themselves=encoded.themselves,
         )
     per_query = {mode: measure(judged, rankings[mode], k) for mode in MODES}
     return Evaluation(
@@ -100,6 +102,7 @@ def evaluate_encoded(
         hybrid=hybrid,
         bootstrap=bootstrap,
         seed=seed,
+        themselves=len(encoded.themselves),
     )
 
 
@@ -135,7 +138,8 @@ def calibrate_encoded(
     """As ``calibrate`` for a collection that is embedded already.
 
     The constants are mean and standard deviation of either score over all queries x documents; the weight is the
-    smallest whose mean nDCG comes within ENOUGH of the best, at the block's own scaling.
+    smallest whose mean nDCG comes within ENOUGH of the best, at the block's own scaling.  A query that stands in the
+    corpus is left out of its own ranking, while its one score among thousands stays in the constants.
     """
     scored: list[Tile] | None = None
     if len(encoded.queries) * len(encoded.documents) <= KEPT:
@@ -154,6 +158,7 @@ def calibrate_encoded(
         top=cut,
         device=device,
         scored=scored,
+        themselves=encoded.themselves,
     )
     judged = {query: qrels[query] for query in encoded.query_ids}
     figures = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -237,6 +238,15 @@ def test_what_is_written_is_read_again_and_splits_share_a_folder(tmp_path):
     changed = Collection("t", {"a": Document("a", "another text")}, {}, {})
     with pytest.raises(DataError, match="the id 'a' is there with another content"):
         write_beir(changed, tmp_path / "out", "test")
+
+
+def test_titles_are_kept_apart_and_written_again(tmp_path):
+    found = read_beir(make(tmp_path / "in"))
+    assert {d.id: d.title for d in found.corpus.values()} == {"d1": "Apples", "d2": None, "d3": "Cats"}
+    write_beir(found, tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "corpus.jsonl").read_text().splitlines()]
+    assert rows == CORPUS
+    assert read_beir(tmp_path / "out") == replace(found, name="out/test")
 
 
 def test_an_image_that_is_missing_is_refused_with_its_line(tmp_path):

@@ -75,6 +75,7 @@ class Picture:
 class Page:
     text: str | None = None
     image: str | None = None
+    title: str | None = None
 
     def content(self) -> Any:
         return self.text if self.image is None else Picture(self.image)
@@ -197,6 +198,62 @@ def test_a_query_whose_relevant_documents_the_corpus_lacks_counts_with_0_as_in_b
         for name, figure in measures.items():
             assert found.per_query[mode][name]["lost"] == 0
             assert figure["value"] == pytest.approx(whole.metrics[mode][name]["value"] * 4 / 5)
+
+
+def with_queries_in_the_corpus() -> Collection:
+    """Queries that are documents too: q0 as it is, q1 below a title, q2 judged, q3 with the id alone."""
+    some = collection()
+    some.corpus |= {
+        "q0": Page("apple\n bear "),
+        "q1": Page("Tales dog bear", title="Tales"),
+        "q2": Page(some.queries["q2"]),
+        "q3": Page("ink jam"),
+    }
+    some.qrels["q2"]["q2"] = 1
+    return some
+
+
+def test_a_query_that_stands_in_the_corpus_is_left_out_of_its_own_ranking_and_no_other(caplog):
+    some = with_queries_in_the_corpus()
+    with caplog.at_level(logging.INFO):
+        found = evaluate(Stub(), some, k=[1, 3], bootstrap=10)
+    assert "2 queries stand in the corpus themselves and are left out of their own ranking" in caplog.text
+    assert found.themselves == 2 and found.documents == 11
+    for query, left_out in (("q0", {"q0"}), ("q1", {"q1"}), ("q2", set()), ("q3", set())):
+        pooled = {d: scores_by_hand(some, query, d)[0] for d in some.corpus if d not in left_out}
+        order = sorted(pooled, key=lambda document: -pooled[document])
+        assert found.per_query["pooled"]["ndcg@3"][query] == pytest.approx(ndcg_at(3, some.qrels[query], order))
+        assert found.per_query["pooled"]["success@1"][query] == (some.qrels[query].get(order[0], 0) > 0)
+
+
+def ndcg_at(cut: int, judged: dict[str, int], order: list[str]) -> float:
+    best = sorted(judged, key=lambda document: -judged[document])[:cut]
+    return ndcg(judged, order[:cut]) / ndcg(judged, best)
+
+
+def test_as_many_documents_are_ranked_for_a_query_that_is_left_out_as_for_the_others():
+    some = with_queries_in_the_corpus()
+    encoded = encode(Stub(), some)
+    assert encoded.themselves == {"q0", "q1"}
+    for top in (1, 3, 10, 11):
+        rows = (encoded.queries, encoded.documents, encoded.query_ids, encoded.document_ids)
+        whole = retrieval.rank_all(*rows, top=20)
+        found = retrieval.rank_all(*rows, top=top, block=64, themselves=encoded.themselves)
+        for mode, rankings in found.items():
+            for query, ranking in rankings.items():
+                expected = [d for d, _ in whole[mode][query] if d != query or query not in encoded.themselves][:top]
+                assert [document for document, _ in ranking] == expected
+
+
+def test_calibration_leaves_a_query_out_of_its_own_ranking_too():
+    some = with_queries_in_the_corpus()
+    encoded = encode(Stub(), some)
+    block, figures = calibrate_encoded(encoded, some.qrels, HybridBlock(), cut=1)
+    for figure in figures:
+        same = evaluate_encoded(encoded, some.qrels, replace(block, late=figure["late"]), k=[1], bootstrap=10)
+        assert figure["value"] == pytest.approx(same.metrics["hybrid"]["ndcg@1"]["value"])
+    counted = calibrate_encoded(replace(encoded, themselves=frozenset()), some.qrels, HybridBlock(), cut=1)[1]
+    assert all(figure["value"] > other["value"] for figure, other in zip(figures, counted, strict=True))
 
 
 def test_a_collection_without_any_answer_is_an_error():
