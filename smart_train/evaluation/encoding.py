@@ -1,6 +1,7 @@
-"""Embeds a collection for evaluation: once, with its unanswered queries counted.
+"""Embeds a collection for evaluation: once, portion by portion, with its unanswered queries counted.
 
-The corpus' tokens stay in memory, in float16: 2 x d bytes a token (Encoded.mb_per_document tells how much a document).
+Queries stay in memory, and documents where they are kept: in float16, 2 x d bytes a token and in one copy.  Where they
+are not kept, memory is a portion or two, whatever the corpus.
 
 Knows: an encoder's two methods, a collection's three tables.  Does not know: how either is made, scores, rankings.
 """
@@ -24,7 +25,7 @@ from smart_train.evaluation.metrics import EvaluationError
 
 logger = logging.getLogger(__name__)
 
-TEXT_BATCHES = 64  # of text encoded at a time, so that the float32 tokens of the whole corpus never lie in memory
+TEXT_BATCHES = 16  # of text are a portion: 512 rows of 256 tokens of width 1024 are 0.3 GB in float16
 IMAGE_BATCHES = 2  # decoded images are large: only these are in memory at a time
 
 
@@ -62,26 +63,26 @@ class Collection(Protocol):
 
 @dataclass
 class Encoded:
-    """A collection's embeddings: queries B rows, documents N rows, ids in the rows' order, tokens in float16."""
+    """A collection's embeddings: queries B rows, documents N rows in portions, ids in the rows' order.
+
+    documents: tokens in float16; a list, or an iterator that encodes each portion when it is asked for, once
+    """
 
     queries: Embeddings
-    documents: Embeddings
+    documents: Iterable[Embeddings]
     query_ids: list[str]
     document_ids: list[str]
     unanswered: list[str]  # queries that no document was judged relevant to: not encoded, in no average
     themselves: frozenset[str] = frozenset()  # queries that stand in the corpus, see ``standing``
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def mb_per_document(self) -> float:
-        """Megabytes (1e6 bytes) an index needs for a document: its tokens and its pooled vector, both float16."""
-        numbers = self.documents.tokens.values.numel() + self.documents.pooled.numel()
-        return 2 * numbers / 1e6 / max(1, len(self.documents))
+    seconds: dict[str, float] = field(default_factory=dict)  # queries, documents: grows as they are encoded
 
 
-def encode(encoder: Encoder, collection: Collection, *, batch_size: int = 32, progress: bool = False) -> Encoded:
+def encode(
+    encoder: Encoder, collection: Collection, *, batch_size: int = 32, progress: bool = False, keep: bool = True
+) -> Encoded:
     """Embeds the documents and the queries that have a relevant one; images are decoded a few batches at a time.
 
+    keep: True for a list of all documents; False for an iterator, for who needs each portion once
     A query whose relevant documents the corpus lacks is encoded too: it counts with 0, as in BEIR, and is told.
     Raises EvaluationError where no query has a relevant document in the corpus.
     """
@@ -108,20 +109,38 @@ def encode(encoder: Encoder, collection: Collection, *, batch_size: int = 32, pr
     if themselves:
         what = "queries stand in the corpus themselves and are left out of their own ranking"
         logger.info("%d %s, such as %r", len(themselves), what, min(themselves))
-    seconds: dict[str, float] = {}
+    seconds = {"queries": 0.0, "documents": 0.0}
     texts = [queries[query] for query in query_ids]
     with clock(seconds, "queries"), _bar("queries", len(texts), batch_size, progress) as wrap:
         query_embeddings = encoder.encode_queries(texts, batch_size=batch_size, progress=wrap)
-    with clock(seconds, "documents"), _bar("documents", len(corpus), batch_size, progress) as wrap:
-        parts: list[Embeddings] = []
-        document_ids: list[str] = []
-        for ids in _portions(corpus, batch_size):
-            contents = [corpus[document].content() for document in ids]
-            part = encoder.encode_documents(contents, batch_size=batch_size, progress=wrap)
-            parts.append(Embeddings(part.pooled.float(), part.tokens.to(torch.float16)))
-            document_ids += ids
-    documents = Embeddings.cat(parts)
+    portions = list(_portions(corpus, batch_size))
+    documents: Iterable[Embeddings] = _documents(encoder, corpus, portions, batch_size, progress, seconds)
+    if keep:
+        documents = list(documents)
+    document_ids = [document for ids in portions for document in ids]
     return Encoded(query_embeddings, documents, query_ids, document_ids, unanswered, themselves, seconds)
+
+
+def _documents(
+    encoder: Encoder,
+    corpus: Mapping[str, Document],
+    portions: list[list[str]],
+    batch_size: int,
+    progress: bool,
+    seconds: dict[str, float],
+) -> Iterator[Embeddings]:
+    """Encodes a portion whenever one is asked for."""
+    with _bar("documents", len(corpus), batch_size, progress) as wrap:
+        for ids in portions:
+            with clock(seconds, "documents"):
+                part = encoder.encode_documents(
+                    [corpus[document].content() for document in ids],
+                    batch_size=batch_size,
+                    progress=wrap,
+                    dtype=torch.float16,
+                )
+                part = Embeddings(part.pooled.float(), part.tokens)
+            yield part
 
 
 def standing(collection: Collection, query_ids: Iterable[str]) -> frozenset[str]:
@@ -174,7 +193,7 @@ def _bar(what: str, rows: int, batch_size: int, shown: bool) -> Iterator[Callabl
 
 @contextmanager
 def clock(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Writes how long its block took."""
+    """Adds how long its block took."""
     begun = time.perf_counter()
     yield
-    seconds[name] = time.perf_counter() - begun
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begun

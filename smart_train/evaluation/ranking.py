@@ -2,9 +2,10 @@
 
 Knows: embeddings and the three scores.  Does not know: encoders, collections, qrels.
 
-The corpus goes by in blocks, and of each block only what may still be among the first ``top`` is kept.  So memory is
-one block and B * top, whatever the corpus; and since a score depends on its own query and document alone, and equal
-scores are ordered by a hash, a ranking depends neither on the blocks nor on the order of the corpus.
+The corpus goes by in portions, each in blocks, and of each block only what may still be among the first ``top`` is
+kept.  So memory is one portion and B * top, whatever the corpus; and since a score depends on its own query and
+document alone, and equal scores are ordered by a hash, a ranking depends neither on the portions and blocks nor on the
+order of the corpus.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ NOISE = 1e-6  # cosines nearer than this are equal: float32 sums in another orde
 
 Tile = tuple[slice, slice, Tensor, Tensor]
 """(query rows, document rows, pooled scores, late scores)"""
+Documents = Embeddings | Iterable[Embeddings]
+"""N rows at once, or in portions, each of which is taken once and let go."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def view(mode: str, hybrid: HybridBlock) -> View:
 
 def rank(
     queries: Embeddings,
-    documents: Embeddings,
+    documents: Documents,
     query_ids: Sequence[str],
     document_ids: Sequence[str],
     mode: str = "hybrid",
@@ -71,7 +74,7 @@ def rank(
 
 def rank_all(
     queries: Embeddings,
-    documents: Embeddings,
+    documents: Documents,
     query_ids: Sequence[str],
     document_ids: Sequence[str],
     hybrid: HybridBlock | None = None,
@@ -111,7 +114,7 @@ def rank_all(
 
 def rank_views(
     queries: Embeddings,
-    documents: Embeddings,
+    documents: Documents,
     query_ids: Sequence[str],
     document_ids: Sequence[str],
     views: Mapping[str, View],
@@ -125,41 +128,59 @@ def rank_views(
 ) -> dict[str, dict[str, Ranking]]:
     """As ``rank_all`` for any views: each tile's pooled and late scores are computed once and serve them all.
 
-    scored: what ``tiles`` gave, where somebody has kept it
+    scored: what ``tiles`` gave, where somebody has kept it; the documents are not looked at then
     """
     check(queries, query_ids, "query")
-    check(documents, document_ids, "document")
-    if not len(documents):
+    _check_ids(document_ids, "document")
+    if not len(document_ids):
         raise EvaluationError("there is no document to rank")
     if top < 1:
         raise EvaluationError(f"top is the number of documents kept per query, 1 or more, got {top}")
-    rankings: dict[str, dict[str, Ranking]] = {name: {} for name in views}
-    best: dict[str, _Best] = {}
-    for rows, columns, pooled, late in scored or tiles(queries, documents, block, device):
-        if columns.start == 0:  # a new block of queries begins
-            best = {name: _Best(top, each.noise, themselves) for name, each in views.items()}
+    best: dict[tuple[int, int], dict[str, _Best]] = {}  # by block of queries
+    for rows, columns, pooled, late in scored or tiles(queries, checked(documents, document_ids), block, device):
+        fresh = {name: _Best(top, each.noise, themselves) for name, each in views.items()}
+        of_rows = best.setdefault((rows.start, rows.stop), fresh)
         for name, each in views.items():
-            best[name].add(each.score(pooled, late), columns.start)
-        if columns.stop == len(documents):
-            for name in views:
-                rankings[name].update(best[name].rankings(query_ids[rows], document_ids))
+            of_rows[name].add(each.score(pooled, late), columns.start)
         if progress is not None:
             progress(pooled.numel())
+    rankings: dict[str, dict[str, Ranking]] = {name: {} for name in views}
+    for (begin, end), of_rows in best.items():
+        for name, one in of_rows.items():
+            rankings[name].update(one.rankings(query_ids[begin:end], document_ids))
     return rankings
 
 
 def tiles(
-    queries: Embeddings, documents: Embeddings, block: int = BLOCK, device: torch.device | str | None = None
+    queries: Embeddings, documents: Documents, block: int = BLOCK, device: torch.device | str | None = None
 ) -> Iterator[Tile]:
-    """(query rows, document rows, pooled, late) of every tile, both scores [rows, columns] float32; all documents of
-    one block of queries before the next block."""
+    """(query rows, document rows, pooled, late) of every tile, both scores [rows, columns] float32; all queries of one
+    block of documents before the next block, so that documents are moved and widened once."""
     device = torch.device(device) if device is not None else queries.pooled.device
-    document_blocks = list(_slices(documents.tokens.lengths, max(1, block // documents.tokens.width)))
-    for rows in _slices(queries.tokens.lengths, QUERY_TOKENS):
-        some = _part(queries, rows, device)
-        for columns in document_blocks:
-            part = _part(documents, columns, device)
-            yield rows, columns, pooled_scores(some.pooled, part.pooled), late_scores(some.tokens, part.tokens)
+    query_blocks = list(_slices(queries.tokens.lengths, QUERY_TOKENS))
+    begun = 0
+    for portion in _portions(documents):
+        for some in _slices(portion.tokens.lengths, max(1, block // portion.tokens.width)):
+            part, columns = _part(portion, some, device), slice(begun + some.start, begun + some.stop)
+            for rows in query_blocks:
+                asked = _part(queries, rows, device)
+                yield rows, columns, pooled_scores(asked.pooled, part.pooled), late_scores(asked.tokens, part.tokens)
+        begun += len(portion)
+
+
+def _portions(documents: Documents) -> Iterable[Embeddings]:
+    return [documents] if isinstance(documents, Embeddings) else documents
+
+
+def checked(documents: Documents, document_ids: Sequence[str]) -> Iterator[Embeddings]:
+    """The portions, each checked against its ids before it is given on; raises EvaluationError as ``check`` does."""
+    begun = 0
+    for portion in _portions(documents):
+        check(portion, document_ids[begun : begun + len(portion)], "document")
+        begun += len(portion)
+        yield portion
+    if begun < len(document_ids):
+        raise EvaluationError(f"{begun} document embeddings, but {len(document_ids)} document ids")
 
 
 def _slices(lengths: Tensor, tokens: int) -> Iterator[slice]:
@@ -244,9 +265,7 @@ def check(embeddings: Embeddings, ids: Sequence[str], what: str) -> None:
     """Raises EvaluationError for ids that are not one a row or not unique, and, by id, for values not finite."""
     if len(ids) != len(embeddings):
         raise EvaluationError(f"{len(embeddings)} {what} embeddings, but {len(ids)} {what} ids")
-    if len(set(ids)) != len(ids):
-        twice = next(one for place, one in enumerate(ids) if one in ids[:place])
-        raise EvaluationError(f"the {what} id {twice!r} is there twice; ids must be unique")
+    _check_ids(ids, what)
     embeddings.tokens.check()
     owner = torch.repeat_interleave(torch.arange(len(ids)), embeddings.tokens.lengths.cpu())
     # a sum is finite where its parts are, and needs no mask of the corpus' size
@@ -256,6 +275,13 @@ def check(embeddings: Embeddings, ids: Sequence[str], what: str) -> None:
     if bad.any():
         rows = bad.nonzero().flatten().tolist()
         raise EvaluationError(
-            f"the embedding of {what} {ids[rows[0]]!r} is not finite (NaN or infinity), and {len(rows) - 1} more: "
-            "a diverged run, or an overflow in float16; load the base with model.dtype float32 or bfloat16"
+            f"the embedding of {what} {ids[rows[0]]!r} is not finite (NaN or infinity), and {len(rows) - 1} more of "
+            f"the {len(ids)} at hand: a diverged run, or an overflow in float16; load the base with model.dtype "
+            "float32 or bfloat16"
         )
+
+
+def _check_ids(ids: Sequence[str], what: str) -> None:
+    if len(set(ids)) != len(ids):
+        twice = next(one for place, one in enumerate(ids) if one in ids[:place])
+        raise EvaluationError(f"the {what} id {twice!r} is there twice; ids must be unique")

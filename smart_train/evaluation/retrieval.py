@@ -6,15 +6,16 @@ Knows: rankings, measures and the hybrid's weights.  Does not know: how encoders
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from smart_train.blocks import HybridBlock
+from smart_train.embeddings import Embeddings
 from smart_train.evaluation.encoding import Collection, Encoded, Encoder, clock, encode
 from smart_train.evaluation.metrics import EvaluationError, Interval, interval, measure
-from smart_train.evaluation.ranking import MODES, Tile, View, rank, rank_all, rank_views, tiles, view
+from smart_train.evaluation.ranking import MODES, Tile, View, check, checked, rank, rank_all, rank_views, tiles, view
 
 __all__ = ["Evaluation", "calibrate", "calibrate_encoded", "evaluate", "evaluate_encoded", "rank", "rank_all"]
 
@@ -33,7 +34,7 @@ class Evaluation:
     documents: int
     unanswered: list[str]
     tokens_per_document: float
-    mb_per_document: float
+    mb_per_document: float  # megabytes (1e6 bytes) an index needs for its tokens and its pooled vector, both float16
     seconds: dict[str, float]  # queries, documents (encoding), scores
     hybrid: HybridBlock  # the weights and constants of the hybrid score
     bootstrap: int = 1000
@@ -53,10 +54,12 @@ def evaluate(
 ) -> Evaluation:
     """Encodes the collection once and measures the pooled, late and hybrid rankings of its corpus.
 
+    A portion of documents is encoded, ranked and let go before the next: memory does not grow with the corpus.
+
     k: cut-offs of nDCG, recall, MRR and success; bootstrap, seed: of the 95 % intervals over queries
     Raises EvaluationError where no query has a relevant document, and for embeddings that are not finite, by id.
     """
-    encoded = encode(encoder, collection, batch_size=batch_size, progress=progress)
+    encoded = encode(encoder, collection, batch_size=batch_size, progress=progress, keep=False)
     return evaluate_encoded(
         encoded, collection.qrels, encoder.late.hybrid, k=k, bootstrap=bootstrap, seed=seed, device=_device(encoder)
     )
@@ -74,11 +77,12 @@ def evaluate_encoded(
 ) -> Evaluation:
     """As ``evaluate`` for a collection that is embedded already (to compare several hybrid weights, say)."""
     judged = {query: qrels[query] for query in encoded.query_ids}
-    seconds = dict(encoded.seconds)
-    with clock(seconds, "scores"):
+    size, before = _Size(), encoded.seconds.get("documents", 0.0)
+    passed: dict[str, float] = {}
+    with clock(passed, "scores"):
         rankings = rank_all(
             encoded.queries,
-            encoded.documents,
+            size.of(encoded.documents),
             encoded.query_ids,
             encoded.document_ids,
             hybrid,
@@ -86,6 +90,8 @@ def evaluate_encoded(
             device=device,
             themselves=encoded.themselves,
         )
+    seconds = dict(encoded.seconds)
+    seconds["scores"] = passed["scores"] - (seconds.get("documents", 0.0) - before)  # what was encoded on the way
     per_query = {mode: measure(judged, rankings[mode], k) for mode in MODES}
     return Evaluation(
         metrics={
@@ -96,8 +102,8 @@ def evaluate_encoded(
         queries=len(encoded.query_ids),
         documents=len(encoded.document_ids),
         unanswered=encoded.unanswered,
-        tokens_per_document=float(encoded.documents.tokens.lengths.float().mean()),
-        mb_per_document=encoded.mb_per_document,
+        tokens_per_document=size.tokens / size.documents,
+        mb_per_document=2 * size.numbers / 1e6 / size.documents,
         seconds=seconds,
         hybrid=hybrid,
         bootstrap=bootstrap,
@@ -140,13 +146,15 @@ def calibrate_encoded(
     The constants are mean and standard deviation of either score over all queries x documents; the weight is the
     smallest whose mean nDCG comes within ENOUGH of the best, at the block's own scaling.  A query that stands in the
     corpus is left out of its own ranking, while its one score among thousands stays in the constants.
+    The documents are gone through twice, so they are a list here: what ``encode`` keeps.
     """
+    check(encoded.queries, encoded.query_ids, "query")
+    documents = checked(encoded.documents, encoded.document_ids)
+    every: Iterable[Tile] = tiles(encoded.queries, documents, device=device)
     scored: list[Tile] | None = None
-    if len(encoded.queries) * len(encoded.documents) <= KEPT:
-        scored = list(tiles(encoded.queries, encoded.documents, device=device))
-    (pooled_mean, pooled_std), (late_mean, late_std) = _moments(
-        scored or tiles(encoded.queries, encoded.documents, device=device)
-    )
+    if len(encoded.query_ids) * len(encoded.document_ids) <= KEPT:
+        every = scored = list(every)
+    (pooled_mean, pooled_std), (late_mean, late_std) = _moments(every)
     fitted = replace(hybrid, pooled_mean=pooled_mean, pooled_std=pooled_std, late_mean=late_mean, late_std=late_std)
     views: dict[str, View] = {str(weight): view("hybrid", replace(fitted, late=weight)) for weight in sorted(grid)}
     rankings = rank_views(
@@ -168,6 +176,20 @@ def calibrate_encoded(
     best = max(figure["value"] for figure in figures)
     chosen = next(figure["late"] for figure in figures if figure["value"] >= best - ENOUGH)
     return replace(fitted, late=chosen), figures
+
+
+class _Size:
+    """Counts what an index would hold, as the portions go by."""
+
+    def __init__(self) -> None:
+        self.documents = self.tokens = self.numbers = 0
+
+    def of(self, portions: Iterable[Embeddings]) -> Iterator[Embeddings]:
+        for portion in portions:
+            self.documents += len(portion)
+            self.tokens += int(portion.tokens.lengths.sum())
+            self.numbers += portion.tokens.values.numel() + portion.pooled.numel()
+            yield portion
 
 
 def _moments(scored: Iterable[Tile]) -> list[tuple[float, float]]:

@@ -132,6 +132,38 @@ def test_block_sizes_never_change_a_ranking(monkeypatch):
                 assert [s for _, s in parts[mode][query]] == pytest.approx([s for _, s in whole[mode][query]], abs=1e-6)
 
 
+@settings(max_examples=40, deadline=None)
+@given(some_lengths, st.integers(0, 10**6), st.integers(1, 14), st.lists(st.integers(1, 4), min_size=12, max_size=12))
+def test_documents_in_portions_are_ranked_as_they_are_at_once(lengths, seed, top, sizes):
+    queries, documents = few_values(2, [2, 3], seed), few_values(len(lengths), lengths, seed + 1)
+    document_ids = ids("d", len(documents))
+    whole = rank_all(queries, documents, ["a", "b"], document_ids, HYBRID, top=top)
+
+    def portions():
+        rest = documents
+        for size in sizes:
+            part, rest = rest.split(size)
+            if len(part):
+                yield part
+
+    parts = rank_all(queries, portions(), ["a", "b"], document_ids, HYBRID, top=top)
+    for mode in MODES:
+        for query in "ab":
+            assert [d for d, _ in parts[mode][query]] == [d for d, _ in whole[mode][query]]
+            assert [s for _, s in parts[mode][query]] == pytest.approx([s for _, s in whole[mode][query]], abs=1e-6)
+
+
+def test_portions_that_do_not_fit_the_ids_are_an_error():
+    parts = embeddings([2, 3, 1], 1).split(2)
+    query = embeddings([2], 3)
+    with pytest.raises(EvaluationError, match="3 document embeddings, but 4 document ids"):
+        rank_all(query, iter(parts), ["q"], ids("d", 4))
+    with pytest.raises(EvaluationError, match="1 document embeddings, but 0 document ids"):
+        rank_all(query, iter(parts), ["q"], ids("d", 2))
+    with pytest.raises(EvaluationError, match="the document id 'a' is there twice"):
+        rank_all(query, iter(parts), ["q"], ["a", "b", "a"])
+
+
 def test_identical_documents_beyond_the_cut_are_chosen_by_hash_and_not_by_block():
     row = embeddings([3], 5)
     documents = row.select([0] * 40)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import weakref
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,8 +50,11 @@ class Stub:
     def encode_queries(self, contents: list[Any], batch_size: int = 32, progress: Any = None) -> Embeddings:
         return self._encode("query", contents, batch_size, progress)
 
-    def encode_documents(self, contents: list[Any], batch_size: int = 32, progress: Any = None) -> Embeddings:
-        return self._encode("document", contents, batch_size, progress)
+    def encode_documents(
+        self, contents: list[Any], batch_size: int = 32, progress: Any = None, dtype: torch.dtype | None = None
+    ) -> Embeddings:
+        found = self._encode("document", contents, batch_size, progress)
+        return Embeddings(found.pooled, found.tokens.to(dtype or torch.float32))
 
 
 class Picture:
@@ -148,9 +152,10 @@ def test_everything_is_encoded_exactly_once_longest_text_first():
     assert [len(text) for text in given] == sorted(map(len, given), reverse=True)
     assert [role for role, _ in stub.calls].count("query") == 1
     # the ids follow the rows
+    documents = Embeddings.cat(encoded.documents)
     for row, document in enumerate(encoded.document_ids):
         again = Stub().encode_documents([collection().corpus[document].text])
-        assert torch.equal(encoded.documents.pooled[row], again.pooled[0])
+        assert torch.equal(documents.pooled[row], again.pooled[0])
 
 
 def test_few_images_are_decoded_at_a_time_and_texts_are_apart_from_them():
@@ -172,6 +177,70 @@ def test_few_images_are_decoded_at_a_time_and_texts_are_apart_from_them():
     # one portion, and the one before it until its name is bound again
     assert 0 < Picture.most <= 2 * encoding.IMAGE_BATCHES * 3
     assert Picture.opened == 0
+
+
+class Watched(Stub):
+    """Knows how many portions of documents were alive at most when it was asked for another one."""
+
+    def __init__(self) -> None:
+        super().__init__(HybridBlock(late=2.0))
+        self.given: list[weakref.ref] = []
+        self.alive = 0
+
+    def encode_documents(self, contents: list[Any], **options: Any) -> Embeddings:
+        found = super().encode_documents(contents, **options)
+        self.given.append(weakref.ref(found.tokens.values))
+        self.alive = max(self.alive, sum(tokens() is not None for tokens in self.given))
+        return found
+
+
+def test_an_evaluation_holds_two_portions_of_documents_at_most_and_figures_are_those_of_all_at_once(monkeypatch):
+    some = collection()
+    some.corpus |= {f"more{i}": Page(f"elm{i % 5} fig{i} hat") for i in range(40)}
+    monkeypatch.setattr(encoding, "TEXT_BATCHES", 2)
+    kept, watched = Watched(), Watched()
+    encoded = encode(kept, some, batch_size=2)
+    assert len(kept.given) == kept.alive == 12  # 47 documents, 4 a portion
+    whole = evaluate_encoded(encoded, some.qrels, kept.late.hybrid, bootstrap=10)
+    found = evaluate(watched, some, batch_size=2, bootstrap=10)
+    assert len(watched.given) == 12 and watched.alive == 2
+    assert replace(found, seconds={}) == replace(whole, seconds={})
+    monkeypatch.setattr(encoding, "TEXT_BATCHES", 100)
+    at_once = evaluate(Stub(HybridBlock(late=2.0)), some, batch_size=2, bootstrap=10)
+    assert found.per_query == at_once.per_query
+    assert found.tokens_per_document == at_once.tokens_per_document
+    assert found.mb_per_document == at_once.mb_per_document
+
+
+def test_encoding_is_told_apart_from_scoring_though_they_take_turns(monkeypatch):
+    monkeypatch.setattr(encoding, "TEXT_BATCHES", 1)
+    now = [0.0]
+    monkeypatch.setattr(encoding.time, "perf_counter", lambda: now[0])
+
+    class Slow(Stub):
+        def _encode(self, role: str, *rest: Any) -> Embeddings:
+            now[0] += {"query": 5.0, "document": 1.0}[role]
+            return super()._encode(role, *rest)
+
+    measure, scored = retrieval.rank_all, []
+
+    def slow(*rows: Any, **options: Any) -> Any:
+        found = measure(*rows, **options)
+        now[0] += 100.0
+        scored.append(found)
+        return found
+
+    monkeypatch.setattr(retrieval, "rank_all", slow)
+    found = evaluate(Slow(), collection(), batch_size=2, bootstrap=10)
+    assert found.seconds == {"queries": 5.0, "documents": 4.0, "scores": 100.0} and len(scored) == 1
+
+
+def test_portions_that_are_not_kept_cannot_be_gone_through_twice():
+    some = collection()
+    encoded = encode(Stub(), some, keep=False)
+    evaluate_encoded(encoded, some.qrels, HybridBlock(), bootstrap=10)
+    with pytest.raises(EvaluationError, match="0 document embeddings, but 7 document ids"):
+        evaluate_encoded(encoded, some.qrels, HybridBlock(), bootstrap=10)
 
 
 def test_queries_without_a_relevant_document_are_counted_and_reported(caplog):
@@ -263,15 +332,20 @@ def test_a_collection_without_any_answer_is_an_error():
         evaluate(Stub(), some)
 
 
-def test_a_broken_embedding_stops_the_evaluation_by_id():
+def test_a_broken_embedding_stops_evaluation_and_calibration_by_id(monkeypatch):
     class Broken(Stub):
         def encode_documents(self, contents: list[Any], **options: Any) -> Embeddings:
             embeddings = super().encode_documents(contents, **options)
-            embeddings.pooled[contents.index("dog3")] = float("nan")
+            if "dog3" in contents:
+                embeddings.pooled[contents.index("dog3")] = float("nan")
             return embeddings
 
-    with pytest.raises(EvaluationError, match="document 'd3' is not finite"):
-        evaluate(Broken(), collection())
+    for batches in (1, 64):
+        monkeypatch.setattr(encoding, "TEXT_BATCHES", batches)
+        with pytest.raises(EvaluationError, match="document 'd3' is not finite"):
+            evaluate(Broken(), collection(), batch_size=2)
+        with pytest.raises(EvaluationError, match="document 'd3' is not finite"):
+            calibrate(Broken(), collection(), batch_size=2)
 
 
 def test_calibration_fits_the_constants_over_all_pairs():
@@ -317,14 +391,14 @@ def test_calibration_prefers_the_view_that_ranks_better():
     good = Tokens(d, torch.ones(4, dtype=torch.int64))
     bad = d[[1, 2, 3, 0]]
     names, qrels = list("abcd"), {q: {q: 1} for q in "abcd"}
-    late_right = encoding.Encoded(Embeddings(bad, good), Embeddings(d, good), names, names, [])
-    pooled_right = encoding.Encoded(Embeddings(d, Tokens(bad, good.lengths)), Embeddings(d, good), names, names, [])
+    late_right = encoding.Encoded(Embeddings(bad, good), [Embeddings(d, good)], names, names, [])
+    pooled_right = encoding.Encoded(Embeddings(d, Tokens(bad, good.lengths)), [Embeddings(d, good)], names, names, [])
     assert calibrate_encoded(late_right, qrels, HybridBlock(), cut=1)[0].late == 2.0  # the first that outweighs 1
     assert calibrate_encoded(pooled_right, qrels, HybridBlock(), cut=1)[0].late == 0.25
 
 
 def test_a_collapsed_encoder_cannot_be_calibrated():
     same = Embeddings(torch.eye(3)[[0, 0]], Tokens(torch.eye(3)[[0, 0]], torch.tensor([1, 1])))
-    encoded = encoding.Encoded(same, same, ["a", "b"], ["x", "y"], [])
+    encoded = encoding.Encoded(same, [same], ["a", "b"], ["x", "y"], [])
     with pytest.raises(EvaluationError, match="pooled scores of 4 query-document pairs are all about 1.0"):
         calibrate_encoded(encoded, {"a": {"x": 1}, "b": {"y": 1}}, HybridBlock())
