@@ -25,7 +25,19 @@ if TYPE_CHECKING:
 # Seconds.  Every rank finds the same mistake in a recipe and rank 0 tells it; the launcher ends the others while they
 # wait, and would end rank 0 before its message if one of them left first.  Who is still there then tells it too.
 PATIENCE = 30
-STORED = ("query_tokens", "document_tokens", "query_prompt", "document_prompt", "max_pixels")
+# Keys of the model block that an adapter brings along, each the name of a flag of ``evaluate`` too.
+STORED = ("revision", "query_tokens", "document_tokens", "query_prompt", "document_prompt", "max_pixels")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+FLAGS = {  # what the library tells those who write recipes or Python -> the flag of ``evaluate``
+    "write model.trust_remote_code: true": "give --trust-remote-code",
+    "from_pretrained(..., trust_remote_code=True)": "give --trust-remote-code",
+    "from_pretrained(..., base=FOLDER)": "--model FOLDER",
+    "model.revision in a recipe": "--revision",
+    "model.revision": "--revision",
+    "model.dtype": "--dtype",
+    "model.base": "--model",
+    "late.layer": "--layer",
+}
 
 
 class UsageError(ValueError):
@@ -49,8 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rank = _rank()
         if wrong and rank:
             time.sleep(PATIENCE)
-        print(f"rank {rank}: {error}" if rank else str(error), file=sys.stderr, flush=True)
+        told = _in_flags(str(error)) if options.run is _evaluate else str(error)
+        print(f"rank {rank}: {told}" if rank else told, file=sys.stderr, flush=True)
         return 2 if wrong else 1
+
+
+def _in_flags(told: str) -> str:
+    for key, flag in FLAGS.items():
+        told = told.replace(key, flag)
+    return told
 
 
 def _rank() -> int:
@@ -104,6 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--query-prompt", help="put before a query (default: the model's own)")
     evaluate.add_argument("--document-prompt", help="put before a document")
     evaluate.add_argument("--max-pixels", type=_count, help="pixel budget of an image")
+    evaluate.add_argument("--revision", help="Hub branch, tag or commit of --model (default: the newest)")
+    evaluate.add_argument("--dtype", choices=DTYPES, help="how the base is held in memory (default: as it is stored)")
+    evaluate.add_argument("--trust-remote-code", action="store_true", help="run model code of the base's repository")
     evaluate.add_argument("--device", help="cpu, cuda:0 ... (default: the best there is)")
     evaluate.set_defaults(run=_evaluate)
 
@@ -198,7 +220,7 @@ def _check_reading(options: argparse.Namespace) -> None:
     blocked = next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None)
     if blocked is not None:
         raise UsageError(f"--output: {blocked} is a file; name a folder")
-    base = read_base(options.model)
+    base = read_base(options.model, options.revision, options.trust_remote_code)
     for name in ("query_tokens", "document_tokens"):
         limit = getattr(options, name)
         if limit is not None and base.positions is not None and limit > base.positions:
@@ -222,11 +244,20 @@ def _encoder(options: argparse.Namespace) -> SmartEncoder:
 
     if options.adapter:
         encoder = SmartEncoder.from_pretrained(
-            options.adapter, base=options.model, layer=options.layer, device=options.device
+            options.adapter,
+            base=options.model,
+            layer=options.layer,
+            dtype=options.dtype,
+            trust_remote_code=options.trust_remote_code,
+            device=options.device,
         )
     else:
         late = LateBlock() if options.layer is None else LateBlock(layer=options.layer)
-        model = ModelBlock(**{name: getattr(options, name) for name in STORED})
+        model = ModelBlock(
+            **{name: getattr(options, name) for name in STORED},
+            dtype=options.dtype or "auto",
+            trust_remote_code=options.trust_remote_code,
+        )
         encoder = SmartEncoder(options.model, model=model, late=late, device=options.device)
     if options.late_weight is not None:
         encoder.late.hybrid.late = options.late_weight

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -208,6 +209,80 @@ def test_an_adapter_makes_the_trained_row(tmp_path, tiny_bert, beir_folder):
     assert metrics["trained"]["pooled"] != base["pooled"]
     other = evaluated(tmp_path / "other", *arguments, "--adapter", tmp_path / "adapter", "--layer", 1)["trained"]
     assert other["pooled"] == metrics["trained"]["pooled"] and other["late"] != metrics["trained"]["late"]
+
+
+OWN = """
+from transformers import BertConfig, BertModel
+
+class OwnConfig(BertConfig):
+    model_type = "own"
+
+class OwnModel(BertModel):
+    config_class = OwnConfig
+"""
+
+
+def test_code_of_the_bases_repository_runs_only_when_the_flag_that_is_told_is_given(
+    tmp_path, tiny_bert, beir_folder, monkeypatch, capsys
+):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    base = tmp_path / "own"
+    shutil.copytree(tiny_bert, base)
+    config = next(path for path in base.rglob("config.json") if "model_type" in path.read_text())
+    settings = json.loads(config.read_text()) | {
+        "model_type": "own",
+        "architectures": ["OwnModel"],
+        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"},
+    }
+    config.write_text(json.dumps(settings))
+    (config.parent / "own.py").write_text(OWN)
+    arguments = ("evaluate", str(beir_folder), "--model", str(base), "--output", str(tmp_path / "out"))
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert "brings model code of its own; read it, then give --trust-remote-code" in told and "model." not in told
+    own = evaluated(tmp_path / "out", beir_folder, "--model", base, "--trust-remote-code")
+    assert own == evaluated(tmp_path / "plain", beir_folder, "--model", tiny_bert)
+
+
+def test_revision_and_dtype_reach_the_check_and_the_encoder(tmp_path, tiny_bert, beir_folder, monkeypatch, capsys):
+    from smart_train import base_config, hub
+    from smart_train.bases import BaseNotFound
+    from smart_train.evaluation.metrics import EvaluationError
+
+    read_base, asked, encoders = base_config.read_base, [], []
+
+    def reading(*given):
+        asked.append(given)
+        return read_base(*given)
+
+    def stop(encoder, collection, **options):
+        encoders.append(encoder)
+        raise EvaluationError("load the base with model.dtype float32")
+
+    monkeypatch.setattr(base_config, "read_base", reading)
+    monkeypatch.setattr("smart_train.evaluation.retrieval.evaluate", stop)
+    command = ["evaluate", str(beir_folder), "--model", str(tiny_bert), "--output", str(tmp_path / "out")]
+    assert main([*command, "--revision", "v2", "--dtype", "bfloat16"]) == 1
+    assert asked == [(str(tiny_bert), "v2", False)]
+    (encoder,) = encoders
+    assert encoder.settings.revision == "v2" and next(encoder.backbone.parameters()).dtype == torch.bfloat16
+    assert capsys.readouterr().err.endswith("load the base with --dtype float32\n")
+
+    encoder.settings.revision = None
+    encoder.save_pretrained(tmp_path / "adapter")
+    adapted = [*command, "--adapter", str(tmp_path / "adapter")]
+    assert main([*adapted, "--dtype", "float32"]) == 1
+    assert next(encoders[-1].backbone.parameters()).dtype == torch.float32
+    assert main([*adapted, "--revision", "v2"]) == 2
+    assert "the adapter brings its own --revision" in capsys.readouterr().err
+
+    def missing(*given):
+        raise BaseNotFound(*hub.READING["revision"])
+
+    monkeypatch.setattr(base_config, "read_base", missing)
+    assert main([*command, "--revision", "v9"]) == 2
+    assert capsys.readouterr().err == "the repository has no such revision; correct the revision (--revision)\n"
 
 
 @pytest.mark.parametrize(
