@@ -62,8 +62,7 @@ def load(data: DataBlock) -> tuple[Collection, Collection, Collection]:
     )
     for side, name in zip(sides, ("train", "dev", "test"), strict=True):
         side.name = f"{_name(data)}/{name}"
-    if source.kind == "rows":
-        _tell_shared(*sides)
+    _tell_shared(*sides, corpus=source.kind == "beir")
     return sides
 
 
@@ -194,15 +193,18 @@ def _sample(collection: Collection, limit: int | None) -> Collection:
     return collection.select(queries, [d for q in queries for d in collection.qrels[q]])
 
 
-def _tell_shared(train: Collection, dev: Collection, test: Collection) -> None:
+def _tell_shared(train: Collection, dev: Collection, test: Collection, corpus: bool) -> None:
+    """Warns of what is trained on and ranked too.  corpus: the splits are of one corpus, so only queries count."""
+    trained = set(train.queries.values())
     for side in (dev, test):
-        documents, queries = (len(side.corpus.keys() & train.corpus.keys()), len(side.queries.keys() & train.queries))
+        queries = sum(query in train.queries or text in trained for query, text in side.queries.items())
+        documents = 0 if corpus else len(side.corpus.keys() & train.corpus.keys())
         if documents or queries:
             logger.warning(
-                "%s shares %d documents and %d queries with %s: the data's own splits overlap, and its figures are "
-                "better than they should be",
+                "%s shares %s%d queries with %s: what is trained on is ranked too, and its figures are better than "
+                "they should be",
                 side.name,
-                documents,
+                "" if corpus else f"{documents} documents and ",
                 queries,
                 train.name,
             )

@@ -140,6 +140,24 @@ def test_own_splits_that_overlap_are_reported(tmp_path, caplog):
     assert "/test shares 2 documents and 2 queries with" in caplog.text
 
 
+def test_queries_that_a_collection_both_trains_on_and_ranks_are_reported_and_its_one_corpus_is_not(tmp_path, caplog):
+    texts = [f"what is topic {n % 6}" for n in range(9)]  # q6, q7 and q8 ask what q0, q1 and q2 ask
+    jsonl(tmp_path / "corpus.jsonl", [{"_id": f"d{n}", "title": "", "text": f"topic {n}"} for n in range(9)])
+    jsonl(tmp_path / "queries.jsonl", [{"_id": f"q{n}", "text": text} for n, text in enumerate(texts)])
+
+    def told(train, test):
+        (tmp_path / "qrels").mkdir(exist_ok=True)
+        for split, numbers in (("train", train), ("test", test)):
+            (tmp_path / "qrels" / f"{split}.tsv").write_text("".join(f"q{n}\td{n}\t1\n" for n in numbers))
+        caplog.clear()
+        load(data(tmp_path, dev=0))
+        return caplog.text
+
+    assert "shares" not in told(range(4), (4, 5))
+    assert "/test shares 2 queries with" in told(range(4), (2, 3, 4))
+    assert "/test shares 3 queries with" in told(range(4), (2, 6, 7, 5))  # by id, and by text under another id
+
+
 def test_rows_with_the_same_query_or_the_same_document_merge(tmp_path):
     rows = [
         {"query": "a", "text": "one"},
