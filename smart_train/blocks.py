@@ -95,7 +95,7 @@ class DataBlock:
     image: str | None = None  # rows: column of the document's image; null = image, if there
     id: str | None = None  # rows: column that names the document (image_filename ...); null = hash of the content
     negatives: int = 0  # hard negatives per query; the data must have them
-    limit: int | None = None  # first pairs only
+    limit: int | None = None  # first pairs only; the last query of a retrieval collection keeps all of its own
     dev: float | int = 0.05  # share (below 1) or number of queries held out to choose by, whole files together
     test: float | int = 0.05  # the same for the reported figures; ignored where the data has a test split
     test_documents: int | None = None  # at most this many documents to rank; relevant ones always stay

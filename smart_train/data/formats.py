@@ -36,7 +36,8 @@ def load(data: DataBlock) -> tuple[Collection, Collection, Collection]:
     Dev and test are the data's own splits (dev, validation, valid or val; test) where it has them, and are otherwise
     held out of ``data.split`` by whole files (``records.split``); ``dev: 0`` means none.  Of an own dev split, a
     whole number ``data.dev`` takes that many queries.  ``data.limit`` counts pairs of ``data.split`` before anything
-    is held out, in their order (pydocs: a fixed sample over all packages).
+    is held out, in their order (pydocs: a fixed sample over all packages); the query of a retrieval collection that
+    reaches it keeps all of its judgements, so that none of its known answers turns into a negative.
     Raises DataError where ``check_data`` would name a problem, and for rows that cannot be read.
     """
     source = find(data)

@@ -357,12 +357,16 @@ def test_a_beir_folder_gives_its_own_splits_and_holds_out_what_it_lacks(beir_fol
     assert not dev.corpus.keys() & train.corpus.keys()
     capped = load(data(beir_folder, test_documents=12, dev_documents=4))
     assert len(capped[2].corpus) == 12 and len(capped[1].corpus) == max(4, len({d for _, d in capped[1].pairs()}))
-    assert (
-        len(load(data(beir_folder, dev=0, limit=4))[0].pairs())
-        >= 4
-        > len(load(data(beir_folder, limit=4, dev=0))[0].queries)
-    )
     assert set(load(data(beir_folder, split="test", dev=1))[0].queries) < {f"q{n}" for n in range(16, 24)}
+
+
+def test_the_limit_counts_pairs_of_a_collection_and_the_query_that_reaches_it_keeps_all_of_its_own(beir_folder):
+    whole_train = load(data(beir_folder, dev=0))[0]
+    assert [len(whole_train.qrels[f"q{n}"]) for n in range(6)] == [2, 1, 1, 1, 2, 1]
+    for limit, queries, pairs in ((1, 1, 2), (2, 1, 2), (3, 2, 3), (4, 3, 4), (6, 5, 7), (7, 5, 7), (8, 6, 8)):
+        train = load(data(beir_folder, dev=0, limit=limit))[0]
+        assert list(train.queries) == [f"q{n}" for n in range(queries)] and len(train.pairs()) == pairs
+        assert train.qrels == {query: whole_train.qrels[query] for query in train.queries}
 
 
 def test_own_dev_and_test_splits_are_cut_to_the_numbers_asked_for(beir_folder, tmp_path):
