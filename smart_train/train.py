@@ -134,6 +134,10 @@ def _figures(encoder: SmartEncoder, sides: Sides, recipe: Recipe, row: str, into
         encoder.late.hybrid, figures = calibrate(encoder, sides.dev, batch_size=options.batch_size)
         chosen = encoder.late.hybrid.late
         logger.info("%s: late weight %g of %s on dev", row, chosen, {f["late"]: round(f["value"], 4) for f in figures})
+        given, key = recipe.late.hybrid.late, "late.hybrid.late"
+        if key in recipe.where.lines and given != chosen:
+            what = "of the recipe gives way to the calibrated"
+            logger.info("%s: %s %g %s %g; evaluation.calibrate: false keeps it", row, key, given, what, chosen)
         if into is not None:
             encoder.save_settings(into)
     logger.info("%s: ranking the test split", row)

@@ -53,7 +53,7 @@ def start(tmp_path, tiny_qwen3, beir_folder):
 def ndcg(encoder: SmartEncoder, beir: Path, mode: str) -> float:
     """nDCG@10 with linear gain, counted by hand over the whole corpus."""
     corpus = [json.loads(line) for line in (beir / "corpus.jsonl").read_text().splitlines()]
-    texts = [f"{row['title']}\n{row['text']}" for row in corpus]
+    texts = [f"{row['title']} {row['text']}" for row in corpus]
     queries = {row["_id"]: row["text"] for row in map(json.loads, (beir / "queries.jsonl").read_text().splitlines())}
     wanted: dict[str, set[str]] = {}
     for line in (beir / "qrels" / "test.tsv").read_text().splitlines()[1:]:
@@ -89,6 +89,23 @@ def test_the_calibrated_hybrid_is_stored_with_the_adapter(start):
     stored = SmartEncoder.from_pretrained(output / "adapter", device="cpu").late.hybrid
     assert stored == HybridBlock(**rows["trained"]["hybrid"])
     assert stored.scaling == "standardised" and 0 < stored.pooled_std < 1 and stored.late_mean > 0
+
+
+def test_a_late_weight_of_the_recipe_that_calibration_replaces_is_told(start, caplog):
+    short = ("training.max_steps=1", "evaluation.before=false")
+    told = "of the recipe gives way to the calibrated"
+    with caplog.at_level("INFO"):
+        output, _ = start(*short)
+    assert told not in caplog.text  # the recipe named none
+    chosen = SmartEncoder.from_pretrained(output / "adapter", device="cpu").late.hybrid.late
+    with caplog.at_level("INFO"):
+        start(*short, "late.hybrid.late=3.5")  # no weight of the grid
+    line = f"trained: late.hybrid.late 3.5 {told} {chosen:g}; evaluation.calibrate: false keeps it"
+    assert caplog.text.count(told) == 1 and line in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        start(*short, f"late.hybrid.late={chosen}")
+    assert told not in caplog.text
 
 
 def test_without_calibration_the_weights_are_the_recipes(start):
