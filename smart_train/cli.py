@@ -48,7 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status; errors that this package foresees are one line, no traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     given = [a for a in given if not re.fullmatch(r"--local[-_]rank=-?\d+", a)]  # the deepspeed launcher adds it
-    options = _parser().parse_args(given)
+    parser = _parser()
+    options, unknown = parser.parse_known_args(given)
+    if unknown and options.run is not _train:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if unknown:  # --training.max_steps=2 and the like: the recipe's reader says how it is written
+        options.overrides = unknown + options.overrides
     _speak()
     try:
         return int(options.run(options) or 0)

@@ -69,6 +69,28 @@ def test_train_runs_the_checked_recipe_with_its_overrides(runs, recipe):
     assert given.late.layer == [1, 2] and given.data.limit is None
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--training.max_steps=2"], "'--training.max_steps=2' is not key=value; write training.max_steps=2"),
+        (["--training.max_steps", "2"], "'--training.max_steps' is not key=value; write training.max_steps=VALUE"),
+        (["late.layer=1", "--data.limit=3", "name=x"], "'--data.limit=3' is not key=value; write data.limit=3"),
+        (["-data.limit=3"], "'-data.limit=3' is not key=value; write data.limit=3"),
+    ],
+)
+def test_an_override_written_as_a_flag_is_told_how_it_is_written(runs, recipe, capsys, given, told):
+    assert main(["train", str(recipe), *given]) == 2
+    assert capsys.readouterr().err == f"command line: {told}\n"
+    assert runs == []
+
+
+def test_an_unknown_flag_of_another_command_is_told_with_its_usage(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["new", "mine", "--form", "quickstart"])
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --form" in capsys.readouterr().err
+
+
 def test_train_tells_a_bad_recipe_on_rank_0_alone_and_runs_nothing(runs, recipe, monkeypatch, capsys):
     assert main(["train", str(recipe), "late.layer=9"]) == 2
     assert capsys.readouterr().err.startswith("command line: late.layer: the model has no layer 9")
