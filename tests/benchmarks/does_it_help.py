@@ -2,9 +2,10 @@
 
     python tests/benchmarks/does_it_help.py --seeds 0 1 2 --json does_it_help.json [--arms pooled joint ...]
 
-Every arm sees the same pairs in the same order for the same number of steps, seed by seed.  The hybrid's late weight
-is chosen on the dev split, figures are of the test split (packages that neither training nor choosing has seen).
-Differences are paired by query over all seeds together, with 95 % bootstrap intervals.
+Seed by seed every arm sees the same pairs in the same order for the same number of steps (the b128 arms: twice as many
+a step).  The hybrid's late weight is chosen on the dev split ("w*"; the plain hybrid has weights 1 and 1), figures are
+of the test split: packages that neither training nor choosing has seen.  Differences are paired by seed and query; the
+95 % intervals resample both.
 Results are added to the JSON after each run; a run that is there already is not done again.
 """
 
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from smart_train.evaluation.encoding import encode
 from smart_train.evaluation.retrieval import calibrate_encoded, evaluate_encoded
@@ -82,7 +82,6 @@ def train(arm: str, seed: int, common: list[str], recipe_file: str, output: Path
     overrides = [*common, *ARMS[arm], f"training.seed={seed}", f"training.data_seed={seed}", f"output={output}"]
     recipe = read(recipe_file, overrides)
     sides = Sides(*load(recipe.data))
-    torch.manual_seed(seed)
     trainer = make_trainer(recipe, sides, output)
     started = time.monotonic()
     trainer.train()
@@ -90,18 +89,24 @@ def train(arm: str, seed: int, common: list[str], recipe_file: str, output: Path
     return {"arm": arm, "seed": seed, "seconds": seconds, "overrides": overrides, **figures(trainer.encoder, sides)}
 
 
-def compare(a: list[dict[str, Any]], b: list[dict[str, Any]], name: str) -> tuple[float, float, float]:
-    """Mean difference a - b of ``name`` paired by seed and query, and its 95 % interval (queries resampled)."""
-    by_seed = {one["seed"]: one for one in b}
-    rows = []
-    for one in a:
-        if one["seed"] in by_seed:
-            other = by_seed[one["seed"]][name]
-            rows.append([one[name][query] - other[query] for query in sorted(other)])
-    difference = np.array(rows).mean(0)  # over seeds, per query
-    draws = np.random.default_rng(0).integers(0, len(difference), (2000, len(difference)))
-    low, high = np.percentile(difference[draws].mean(1), [2.5, 97.5])
-    return float(difference.mean()), float(low), float(high)
+def compare(a: list[dict[str, Any]], b: list[dict[str, Any]], name: str) -> tuple[list[float], float, float] | None:
+    """Differences a - b of ``name``, one a seed, each paired by query, and the 95 % interval of their mean.
+
+    The interval resamples seeds and queries, both, so that a lucky seed does not pass for an effect.  None where the
+    two share no seed.
+    """
+    other = {one["seed"]: one[name] for one in b}
+    rows = [[one[name][q] - other[one["seed"]][q] for q in sorted(one[name])] for one in a if one["seed"] in other]
+    if not rows:
+        return None
+    difference = np.array(rows)  # [seeds, queries]
+    draw, means = np.random.default_rng(0), []
+    for _ in range(2000):
+        seeds = draw.integers(0, len(difference), len(difference))
+        queries = draw.integers(0, difference.shape[1], difference.shape[1])
+        means.append(difference[np.ix_(seeds, queries)].mean())
+    low, high = np.percentile(means, [2.5, 97.5])
+    return [float(row.mean()) for row in difference], float(low), float(high)
 
 
 VIEWS = ["dev pooled", "dev late", "dev hybrid", "dev chosen hybrid"]
@@ -120,8 +125,12 @@ def report(results: list[dict[str, Any]], against: str) -> str:
         if arm not in (against, "base"):
             of_arm = [one for one in results if one["arm"] == arm]
             for view in ("test late", "test chosen hybrid"):
-                value, low, high = compare(of_arm, base, view)
-                lines.append(f"{arm} - {against}, {view}: {value:+.4f} [{low:+.4f}, {high:+.4f}]")
+                found = compare(of_arm, base, view)
+                if found is not None:
+                    seeds = ", ".join(f"{100 * value:+.1f}" for value in found[0])
+                    interval = f"[{100 * found[1]:+.1f}, {100 * found[2]:+.1f}]"
+                    mean = 100 * float(np.mean(found[0]))
+                    lines.append(f"{arm} - {against}, {view}: {mean:+.2f} points {interval}, by seed {seeds}")
     return "\n".join(lines)
 
 

@@ -423,7 +423,7 @@ def test_lora_outside_the_forward_stops_the_run(make):
 
 
 def test_tensors_that_never_move_stop_the_run(make):
-    trainer = make("bert", AdapterBlock(r=2), late=HEAD, learning_rate=1e-30)
+    trainer = make("bert", AdapterBlock(kind="full"), learning_rate=1e-30)
     with pytest.raises(TrainingStopped, match="none of the .* trained tensors has moved"):
         trainer.train()
 
