@@ -92,7 +92,7 @@ class DataBlock:
     split: str = "train"  # rows or qrels of this split are trained on
     query: str = "query"  # rows: column of the query text
     document: str | None = None  # rows: column of the document's text; null = positive / document / text, if there
-    image: str | None = None  # rows: column of the document's image; null = image, if there
+    image: str | None = None  # rows: column of the document's image; null = image, if there; "" = none
     id: str | None = None  # rows: column that names the document (image_filename ...); null = hash of the content
     negatives: int = 0  # hard negatives per query; the data must have them
     limit: int | None = None  # first pairs only; the last query of a retrieval collection keeps all of its own

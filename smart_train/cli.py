@@ -20,6 +20,7 @@ from smart_train.bases import BaseNotFound
 from smart_train.recipe_types import RecipeError
 
 if TYPE_CHECKING:
+    from smart_train.base_config import BaseConfig
     from smart_train.model.encoder import SmartEncoder
 
 # Seconds.  Every rank finds the same mistake in a recipe and rank 0 tells it; the launcher ends the others while they
@@ -191,8 +192,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     from smart_train.evaluation.report import table, write_metrics
     from smart_train.evaluation.retrieval import evaluate
 
-    _check_reading(options)
+    base = _check_reading(options)
     collection = read_beir(options.data, options.split)
+    pages = [document.id for document in collection.corpus.values() if document.image is not None]
+    if pages and not base.vision:
+        what = f"{len(pages)} documents of {options.data} are images, such as {pages[0]!r}"
+        raise UsageError(f"--model: {what}, and {options.model} has no image side; choose a vision-language base")
     encoder = _encoder(options)
     measured = evaluate(
         encoder,
@@ -210,8 +215,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(f"{measured.queries} queries, {measured.documents} documents of {options.data}; figures: {path}")
 
 
-def _check_reading(options: argparse.Namespace) -> None:
-    """What can be refused before a model is loaded."""
+def _check_reading(options: argparse.Namespace) -> BaseConfig:
+    """The sizes of the base; refuses what can be refused before data and a model are read."""
     from smart_train.base_config import read_base
     from smart_train.model.files import SETTINGS
 
@@ -235,6 +240,7 @@ def _check_reading(options: argparse.Namespace) -> None:
     if options.layer is not None and not -layers - 1 <= options.layer <= layers:
         what = f"{options.model} has no layer {options.layer}"
         raise UsageError(f"--layer: {what}: it has 0 (embeddings) to {layers}, or -1 for the last")
+    return base
 
 
 def _publish(options: argparse.Namespace) -> None:

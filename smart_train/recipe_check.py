@@ -37,7 +37,7 @@ def check(recipe: Recipe, data: bool = True) -> BaseConfig:
     if base is not None:
         problems += [problem for one in AGAINST_BASE for problem in one(recipe, base)]
     if data and recipe.data.path:
-        problems += list(check_data(recipe))
+        problems += list(check_data(recipe, base))
     if problems or base is None:
         raise RecipeError(list(dict.fromkeys(problems)), recipe.where)
     return base
@@ -273,7 +273,7 @@ def check_vision(recipe: Recipe, base: BaseConfig) -> Problems:
         "adapter.vision": recipe.adapter.vision,
         "model.min_pixels": recipe.model.min_pixels is not None,
         "model.max_pixels": recipe.model.max_pixels is not None,
-        "data.image": recipe.data.image is not None,
+        "data.image": bool(recipe.data.image),  # "" leaves images out
     }
     for key, given in asked.items():
         if given:
@@ -284,9 +284,9 @@ def check_vision(recipe: Recipe, base: BaseConfig) -> Problems:
 # Against the data ----------------------------------------------------------------------------------------------------
 
 
-def check_data(recipe: Recipe) -> Problems:
+def check_data(recipe: Recipe, base: BaseConfig | None) -> Problems:
     from smart_train.data.formats import check_data as look
-    from smart_train.data.formats import has_test
+    from smart_train.data.formats import has_test, image_column
 
     problems = look(recipe.data)
     yield from problems
@@ -294,6 +294,15 @@ def check_data(recipe: Recipe) -> Problems:
     if recipe.data.test == 0 and ranked and not problems and not has_test(recipe.data):
         what = "is 0 and the data has no test split, but evaluation.before and evaluation.after rank one"
         yield Problem("data.test", what, "hold some out, or write both of them false")
+    if base is not None and not base.vision and recipe.data.image is None and not problems:
+        found = image_column(recipe.data)
+        if found:
+            what = (
+                f"is not given, so the images of the column {found} are read, but {recipe.model.base} has no image side"
+            )
+            yield Problem(
+                "data.image", what, 'choose a vision-language base, or write data.image: "" for the text alone'
+            )
 
 
 ALONE: list[Callable[[Recipe], Problems]] = [

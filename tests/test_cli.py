@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 from smart_train.blocks import AdapterBlock, LateBlock
@@ -231,6 +232,20 @@ def test_an_adapter_makes_the_trained_row(tmp_path, tiny_bert, beir_folder):
     assert metrics["trained"]["pooled"] != base["pooled"]
     other = evaluated(tmp_path / "other", *arguments, "--adapter", tmp_path / "adapter", "--layer", 1)["trained"]
     assert other["pooled"] == metrics["trained"]["pooled"] and other["late"] != metrics["trained"]["late"]
+
+
+def test_pages_are_not_given_to_a_base_without_an_image_side(tmp_path, tiny_bert, tiny_qwen3vl, beir_folder, capsys):
+    pages = shutil.copytree(beir_folder, tmp_path / "pages")
+    rows = [json.loads(line) for line in (pages / "corpus.jsonl").read_text().splitlines()]
+    for row in rows[5:7]:
+        row["image"] = "page.png"
+    Image.new("RGB", (64, 64), "red").save(pages / "page.png")
+    (pages / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    assert main(["evaluate", str(pages), "--model", str(tiny_bert), "--output", str(out)]) == 2
+    told = f"2 documents of {pages} are images, such as 'd5', and {tiny_bert} has no image side"
+    assert told in capsys.readouterr().err and not out.exists()
+    assert set(evaluated(out, pages, "--model", tiny_qwen3vl)["base"]) == {"pooled", "late", "hybrid"}
 
 
 OWN = """

@@ -15,9 +15,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
+from tiny_data import write_lines
 
 from smart_train import recipe_check
 from smart_train.blocks import Recipe
+from smart_train.data.formats import load
 from smart_train.recipe import BOOT, CLOSE, RecipeError, plain, read, save
 from smart_train.recipe_check import check
 from smart_train.recipe_docs import comments, page, rows, shipped
@@ -58,7 +61,37 @@ def written(tmp_path: Path, text: str) -> Path:
     return path
 
 
+@pytest.fixture
+def page_folder(tmp_path) -> Path:
+    """A retrieval collection of pages: a corpus with the column image beside its text."""
+    write_lines(tmp_path / "pages" / "queries.jsonl", [{"_id": f"q{n}", "text": f"page {n}"} for n in range(4)])
+    corpus = [{"_id": f"d{n}", "text": f"words {n}", "image": f"{n}.png"} for n in range(4)]
+    for row in corpus:
+        Image.new("RGB", (40, 40), "red").save(tmp_path / "pages" / str(row["image"]))
+    write_lines(tmp_path / "pages" / "corpus.jsonl", corpus)
+    (tmp_path / "pages" / "qrels").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "pages" / "qrels" / f"{split}.tsv").write_text("".join(f"q{n}\td{n}\t1\n" for n in range(4)))
+    return tmp_path / "pages"
+
+
 # Mistakes ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_base_without_an_image_side_is_refused_for_images_that_are_found_though_no_key_names_them(
+    told, page_rows, page_folder, tiny_qwen3vl
+):
+    for place in (page_rows, page_folder):
+        pages = GOOD.replace("{beir}", str(place)) + "  dev: 1\n"
+        assert told(pages) == [
+            "FILE, line 3: data.image: is not given, so the images of the column image are read, but BERT has no image "
+            'side; choose a vision-language base, or write data.image: "" for the text alone'
+        ]
+        assert told(pages.replace("{bert}", str(tiny_qwen3vl))) == []
+    assert told(pages + '  image: ""\n') == []
+    assert {document.image for document in load(read("mine.yaml").data)[0].corpus.values()} == {None}
+    (line,) = told(GOOD.replace("{beir}", str(page_rows)) + '  image: ""\n')
+    assert line.startswith("FILE, line 3: data.document: no column holds the documents")
 
 
 def test_the_recipe_that_the_bad_ones_are_made_of_is_good(told):

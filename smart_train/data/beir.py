@@ -137,11 +137,12 @@ def read_corpus(table: Table, text: str | None = None, image: str | None = None)
             require(table, (given,), "documents")
     key = require(table, CORPUS_IDS, "document ids")
     body, title = text or column(columns, ("text",)), column(columns, ("title",))
-    picture = image or column(columns, ("image",))
+    picture = column(columns, ("image",)) if image is None else image
     if not body and not picture:
         require(table, ("text", "image"), "documents")
     # a column of a text file may first appear after the rows that were looked at
-    body, title, picture = body or "text", title or "title", picture or "image"
+    body, title = body or "text", title or "title"
+    picture = "image" if picture is None else picture
     file, page = column([c for c in columns if c != key], FILES), column(columns, PAGES)
     found: dict[str, Document] = {}
     for where, row in table:

@@ -91,6 +91,31 @@ def has_test(data: DataBlock) -> bool:
     return source.kind != "pydocs" and _own(source, data, TEST) is not None
 
 
+def image_column(data: DataBlock) -> str | None:
+    """The column whose images would be encoded, given or found; None where there is none, or where a Hub dataset does
+    not describe its columns.  Raises as ``find`` does."""
+    source = find(data)
+    if source.kind == "pydocs":
+        return None
+    if source.kind == "beir":
+        hosted = source.place == "hub"
+        columns = _described(data, "corpus") if hosted else columns_of(beir.part(Path(data.path), "corpus"))
+        return (column(columns, ("image",)) if data.image is None else data.image) or None
+    chosen, _ = choose_columns(_columns(source, data), data)
+    return chosen.image if chosen else None
+
+
+def _columns(source: Source, data: DataBlock) -> list[str]:
+    found = source.splits[data.split]
+    if source.place == "hub":
+        return _described(data, data.subset)
+    return columns_of(found) if isinstance(found, list) else _open(source, data, data.split).columns
+
+
+def _described(data: DataBlock, subset: str | None) -> list[str]:
+    return hub.columns(data.path, subset, data.revision)
+
+
 def _check_beir(source: Source, data: DataBlock) -> Iterator[Problem]:
     if source.place == "hub":
         yield from _no_negatives(data, f"{data.path} has none")
@@ -111,11 +136,7 @@ def _check_beir(source: Source, data: DataBlock) -> Iterator[Problem]:
 
 
 def _check_rows(source: Source, data: DataBlock) -> Iterator[Problem]:
-    found = source.splits[data.split]
-    if source.place == "hub":
-        columns = hub.columns(data.path, data.subset, data.revision)
-    else:
-        columns = columns_of(found) if isinstance(found, list) else _open(source, data, data.split).columns
+    columns = _columns(source, data)
     if columns:  # a Hub dataset need not describe its columns; then reading tells
         yield from choose_columns(columns, data)[1]
 

@@ -164,7 +164,7 @@ def read_beir(folder: str | Path, split: str = "test", text: str | None = None, 
     Columns ``file`` (or ``doc_id``) and ``page`` are kept, and ``negatives.jsonl`` is read where there is one.
     Queries are those judged in the split.
 
-    text, image: column of the corpus, where it is not called so.
+    text, image: column of the corpus, where it is not called so; an empty ``image`` leaves the images out.
 
     Judged documents that the corpus lacks stay in the qrels (they lower recall, as in BEIR); judged queries without
     a text are left out.  Both are counted in a warning, and ``check()`` lists the former.

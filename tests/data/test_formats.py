@@ -17,7 +17,7 @@ from PIL import Image
 
 from smart_train.blocks import DataBlock
 from smart_train.data import formats, hub
-from smart_train.data.formats import check_data, load
+from smart_train.data.formats import check_data, image_column, load
 from smart_train.data.records import Collection, DataError, Document, write_beir
 from smart_train.data.tables import PEEK, StoredImage
 
@@ -520,6 +520,28 @@ def test_a_hub_table_with_its_own_test_split(fake_hub):
     assert (len(train.queries), len(dev.queries)) == (9, 3) and texts(test) == expected(ROWS[12:])
     (problem,) = check_data(data("owner/rows", split="dev"))
     assert problem.key == "data.split" and "there is test, train" in problem.what
+
+
+def test_the_column_of_images_is_known_before_reading_wherever_the_data_lies(fake_hub, page_rows, beir_folder):
+    assert image_column(data(page_rows)) == "image" and image_column(data(page_rows, image="")) is None
+    assert image_column(data(beir_folder)) is None and image_column(data("pydocs")) is None
+    parts = {
+        "corpus": {"corpus-id": 1, "image": "a.png"},
+        "queries": {"query-id": 1, "query": "one"},
+        "qrels": {"query-id": 1, "corpus-id": 1, "score": 1},
+    }
+    configs, info = ["configs:"], ["dataset_info:"]
+    for name, row in parts.items():
+        jsonl(fake_hub / "pages" / name / "train.jsonl", [row])
+        configs += [f"- config_name: {name}", "  data_files:", "  - split: train", f"    path: {name}/train.jsonl"]
+        info += [f"- config_name: {name}", "  features:"]
+        info += [f"  - {{name: {key}, dtype: {'string' if isinstance(v, str) else 'int64'}}}" for key, v in row.items()]
+    card = fake_hub / "pages" / "README.md"
+    card.write_text("\n".join(["---", *configs, *info, "---", ""]))
+    assert image_column(data("owner/pages")) == "image"
+    assert image_column(data("owner/pages", image="")) is None
+    card.write_text("\n".join(["---", *configs, "---", ""]))
+    assert image_column(data("owner/pages")) is None  # not described: reading tells
 
 
 def test_a_hub_retrieval_set_is_known_by_its_configurations(fake_hub):
