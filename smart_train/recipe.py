@@ -159,8 +159,8 @@ def _parse(text: str, where: Where) -> dict[str, Any]:
     loader = _Loader(text)
     try:
         documents: list[yaml.Node] = []
-        while loader.check_node():
-            documents.append(loader.get_node())
+        while loader.check_node() and (node := loader.get_node()) is not None:
+            documents.append(node)
         booted = text.lstrip("\ufeff").startswith(BOOT)
         bodies = documents[1:] if booted else documents
         if len(bodies) > 1:
