@@ -247,6 +247,11 @@ def check_lengths(recipe: Recipe, base: BaseConfig) -> Problems:
         if limit is not None and base.positions is not None and limit > base.positions:
             what = f"is {limit}, above the {base.positions} positions of the model"
             yield Problem(f"model.{name}", what, f"write at most {base.positions}, or null for the base's own limit")
+        cut, most = getattr(recipe.data, name), limit or base.positions
+        yield from _at_least(f"data.{name}", cut, 1)
+        if cut is not None and most is not None and cut > most:
+            what = f"is {cut}, above the {most} tokens that are ever read"
+            yield Problem(f"data.{name}", what, f"write at most {most}, or null for no shorter cut while training")
 
 
 def check_blocks(recipe: Recipe, base: BaseConfig) -> Problems:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from smart_train.blocks import LateBlock, Recipe
-from smart_train.data.collate import Collator, Pairs
+from smart_train.data.collate import Collator, Pairs, Shorter
 from smart_train.data.formats import load
 from smart_train.data.records import Collection
 from smart_train.evaluation.metrics import Interval
@@ -167,8 +167,9 @@ def make_trainer(recipe: Recipe, sides: Sides, output: Path) -> SmartTrainer:
     device = None if args.device.type != "cpu" else "cpu"
     encoder = SmartEncoder(recipe.model.base, model=recipe.model, late=late, adapter=recipe.adapter, device=device)
     data = recipe.data
+    preprocess = Shorter(encoder.preprocess, data.query_tokens, data.document_tokens)
     collate = Collator(
-        sides.train, encoder.preprocess, negatives=data.negatives, length_groups=data.length_groups, seed=args.seed
+        sides.train, preprocess, negatives=data.negatives, length_groups=data.length_groups, seed=args.seed
     )
     during = recipe.evaluation.during and bool(sides.dev.queries) and args.eval_strategy != "no"
     trainer = SmartTrainer(

@@ -65,6 +65,18 @@ def length(content: Any) -> int:
 
 
 @dataclass
+class Shorter:
+    """``preprocess`` with a cut of its own for either role: rows are trained on shorter than they are read later."""
+
+    preprocess: Callable[..., Features]
+    query_tokens: int | None = None
+    document_tokens: int | None = None
+
+    def __call__(self, contents: list[Any], role: Any) -> Features:
+        return self.preprocess(contents, role, self.query_tokens if role == "query" else self.document_tokens)
+
+
+@dataclass
 class Collator:
     """Rows of (query id, document id) -> Batch; runs in a data worker and can be pickled.
 

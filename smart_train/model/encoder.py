@@ -161,27 +161,36 @@ class SmartEncoder(nn.Module):
         name = next((n for n in names if n in self.st.prompts), self.st.default_prompt_name)
         return self.st.prompts.get(name) if name is not None else None
 
-    def preprocess(self, contents: Contents, role: Role) -> Features:
-        """Rows (text, PIL image, pathlib.Path of an image, or {"text": ..., "image": ...}) -> Features, on the CPU."""
-        limit = self.settings.query_tokens if role == "query" else self.settings.document_tokens
+    def preprocess(self, contents: Contents, role: Role, limit: int | None = None) -> Features:
+        """Rows (text, PIL image, pathlib.Path of an image, or {"text": ..., "image": ...}) -> Features, on the CPU.
+
+        limit: longest text in tokens; None = model.query_tokens or model.document_tokens, else the base's own.
+        """
+        if limit is None:
+            limit = self.settings.query_tokens if role == "query" else self.settings.document_tokens
         rows = [open_content(content) for content in contents]
         cut: list[int] = []
         chat = "message" in self.st.modalities
+        options: dict[str, Any] = {"task": role}
         if chat and limit is not None:
             # Only the text is cut, before the template: cutting the rendered chat would take image placeholders
             # or the token that is pooled.
             rows = [self._cut_text(row, limit, cut) for row in rows]
-            limit = None
+        elif limit is not None:
+            options["max_length"] = limit
         if set(self.st.modalities) - {"text", "message"}:
             # sentence-transformers would open a string that names a file, and fetch one that reads like a picture's URL
             rows = [{"text": row} if isinstance(row, str) else row for row in rows]
-        options: dict[str, Any] = {"task": role}
-        if limit is not None:
-            options["max_length"] = limit
         features: Features = dict(self.st.preprocess(rows, prompt=self.prompt(role), **options))
         features["role"] = role
-        features["cut"] = len(cut)  # counted where the forward is: a data worker's own count would be lost with it
+        # Counted here and added up where the forward is: a data worker's own count would be lost with the worker.
+        features["cut"] = len(cut) if chat else self._at_limit(features, limit)
         return features
+
+    def _at_limit(self, features: Features, limit: int | None) -> int:
+        """Rows of a text batch that fill the limit: cut, or (rarely) just as long."""
+        limit, mask = limit or self.st.max_seq_length, features.get("attention_mask")
+        return 0 if limit is None or mask is None else int((mask.sum(1) >= limit).sum())
 
     def _cut_text(self, row: Any, limit: int, cut: list[int]) -> Any:
         text = row.get("text") if isinstance(row, dict) else row
@@ -207,7 +216,6 @@ class SmartEncoder(nn.Module):
         role: Role = features.pop("role", "document")
         self.cut_rows[role] += features.pop("cut", 0)
         ids, mask = features["input_ids"], features["attention_mask"]
-        self._count_cut(role, mask)
         with self._recording(features):
             out = self.st(features)
         pooled = out["sentence_embedding"]
@@ -256,12 +264,6 @@ class SmartEncoder(nn.Module):
             return self.head([pooled[empty].to(states[0].dtype)] * len(states))
         weights = (mask[empty].float() / mask[empty].sum(1, keepdim=True)).unsqueeze(-1)
         return self.head([(state[empty] * weights.to(state.dtype)).sum(1) for state in states])
-
-    def _count_cut(self, role: Role, mask: Tensor) -> None:
-        limit = self.settings.query_tokens if role == "query" else self.settings.document_tokens
-        limit = limit or self.st.max_seq_length
-        if limit is not None and mask.shape[1] >= limit and "message" not in self.st.modalities:
-            self.cut_rows[role] += int((mask.sum(1) >= limit).sum())
 
     # -- encoding many rows
 

@@ -11,6 +11,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from smart_train.blocks import LateBlock, ModelBlock
+from smart_train.data.collate import Shorter
 from smart_train.embeddings import Embeddings
 from smart_train.model.encoder import SmartEncoder
 from smart_train.model.processors import images_without_torchvision
@@ -319,3 +320,15 @@ def test_the_token_width_is_what_the_head_gives(base_of):
     for late, width in ((LateBlock(), 32), (LateBlock(dim=8), 8), (LateBlock(head="linear", dim=12), 12)):
         encoder = SmartEncoder(base_of("bert"), late=late, device="cpu")
         assert encoder.encode_documents(["a chart"]).tokens.width == encoder.token_width == width
+
+
+def test_rows_are_trained_on_shorter_than_they_are_read(base_of):
+    encoder = SmartEncoder(base_of("bert"), device="cpu")
+    shorter = Shorter(encoder.preprocess, query_tokens=4, document_tokens=6)
+    lengths = [shorter([LONG], role)["input_ids"].shape[1] for role in ("query", "document")]
+    assert lengths == [4, 6]
+    encoder(shorter([LONG, "a chart"], "document"))
+    assert encoder.cut_rows == {"query": 0, "document": 1}, "what training cuts is counted too"
+    assert torch.equal(
+        encoder.encode([LONG], "document").pooled, SmartEncoder(base_of("bert")).encode([LONG], "document").pooled
+    )
