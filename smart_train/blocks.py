@@ -100,7 +100,7 @@ class DataBlock:
     test: float | int = 0.05  # the same for the reported figures; ignored where the data has a test split
     test_documents: int | None = None  # at most this many documents to rank; relevant ones always stay
     dev_documents: int | None = None  # the same for the dev split: it is ranked during training, so keep it small
-    query_tokens: int | None = None  # queries are cut here while training only; null = model.query_tokens
+    query_tokens: int | None = None  # queries are cut here, too, while training; null = at model.query_tokens only
     document_tokens: int | None = None  # the same for documents: short rows train fast, and whole ones are still read
     length_groups: int = 4  # documents of a batch are encoded in this many groups of like length: less padding
 

@@ -243,15 +243,13 @@ def check_widths(recipe: Recipe, base: BaseConfig) -> Problems:
 
 def check_lengths(recipe: Recipe, base: BaseConfig) -> Problems:
     for name in ("query_tokens", "document_tokens"):
-        limit = getattr(recipe.model, name)
-        if limit is not None and base.positions is not None and limit > base.positions:
-            what = f"is {limit}, above the {base.positions} positions of the model"
-            yield Problem(f"model.{name}", what, f"write at most {base.positions}, or null for the base's own limit")
-        cut, most = getattr(recipe.data, name), limit or base.positions
-        yield from _at_least(f"data.{name}", cut, 1)
-        if cut is not None and most is not None and cut > most:
-            what = f"is {cut}, above the {most} tokens that are ever read"
-            yield Problem(f"data.{name}", what, f"write at most {most}, or null for no shorter cut while training")
+        for key, limit in (("model", getattr(recipe.model, name)), ("data", getattr(recipe.data, name))):
+            if limit is not None and base.positions is not None and limit > base.positions:
+                what = f"is {limit}, above the {base.positions} positions of the model"
+                yield Problem(
+                    f"{key}.{name}", what, f"write at most {base.positions}, or null for the base's own limit"
+                )
+        yield from _at_least(f"data.{name}", getattr(recipe.data, name), 1)
 
 
 def check_blocks(recipe: Recipe, base: BaseConfig) -> Problems:

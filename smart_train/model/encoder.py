@@ -164,10 +164,11 @@ class SmartEncoder(nn.Module):
     def preprocess(self, contents: Contents, role: Role, limit: int | None = None) -> Features:
         """Rows (text, PIL image, pathlib.Path of an image, or {"text": ..., "image": ...}) -> Features, on the CPU.
 
-        limit: longest text in tokens; None = model.query_tokens or model.document_tokens, else the base's own.
+        limit: longest text in tokens, if it is below model.query_tokens or model.document_tokens; None = those, else
+        the base's own.
         """
-        if limit is None:
-            limit = self.settings.query_tokens if role == "query" else self.settings.document_tokens
+        own = self.settings.query_tokens if role == "query" else self.settings.document_tokens
+        limit = min((n for n in (limit, own) if n is not None), default=None)
         rows = [open_content(content) for content in contents]
         cut: list[int] = []
         chat = "message" in self.st.modalities

@@ -327,6 +327,8 @@ def test_rows_are_trained_on_shorter_than_they_are_read(base_of):
     shorter = Shorter(encoder.preprocess, query_tokens=4, document_tokens=6)
     lengths = [shorter([LONG], role)["input_ids"].shape[1] for role in ("query", "document")]
     assert lengths == [4, 6]
+    shortest = SmartEncoder(base_of("bert"), model=ModelBlock(document_tokens=5), device="cpu")
+    assert Shorter(shortest.preprocess, 4, 6)([LONG], "document")["input_ids"].shape[1] == 5, "never longer than read"
     encoder(shorter([LONG, "a chart"], "document"))
     assert encoder.cut_rows == {"query": 0, "document": 1}, "what training cuts is counted too"
     assert torch.equal(
