@@ -168,11 +168,12 @@ def check_data_block(recipe: Recipe) -> Problems:
     if data.dev == 0 and recipe.evaluation.during and strategy != "no":
         what = f"is 0, but evaluation.during ranks the dev split (training.eval_strategy is {strategy})"
         yield Problem("data.dev", what, "hold some out, or write evaluation.during: false")
-    hybrid, calibrated = recipe.late.hybrid, recipe.evaluation.calibrate
-    if data.dev == 0 and hybrid.scaling == "standardised" and hybrid.pooled_std == hybrid.late_std == 1:
+    hybrid = recipe.late.hybrid
+    unfitted = hybrid.scaling == "standardised" and hybrid.pooled_std == hybrid.late_std == 1
+    if unfitted and data.dev == 0:
         what = "is 0, but late.hybrid.scaling standardised is fitted on the dev split"
         yield Problem("data.dev", what, "hold some out, or write the four constants")
-    elif hybrid.scaling == "standardised" and hybrid.pooled_std == hybrid.late_std == 1 and not calibrated:
+    elif unfitted and not recipe.evaluation.calibrate:
         what = "is standardised, but evaluation.calibrate is false and the constants are not given"
         yield Problem("late.hybrid.scaling", what, "write evaluation.calibrate: true, or the four constants")
 

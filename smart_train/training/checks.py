@@ -118,10 +118,11 @@ class FirstStep(TrainerCallback):
             return
         self.moved = True
         now = self._samples()
-        still = [name for name, before in self.start.items() if torch.equal(before, now[name])]
         # LoRA's A moves only once B has left zero; B has to, and so has whatever else is trained.
-        still = [name for name in still if "lora_A" not in name]
-        if still and len(still) == len([name for name in self.start if "lora_A" not in name]):
+        due = [name for name in self.start if "lora_A" not in name]
+        still = [name for name in due if torch.equal(self.start[name], now[name])]
+        self.start = {}
+        if still and len(still) == len(due):
             raise TrainingStopped(
                 f"after {state.global_step} steps none of the {len(still)} trained tensors has moved ({still[0]} ...); "
                 "is the learning rate zero, or does the engine hold other copies of them?"
