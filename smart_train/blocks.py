@@ -94,6 +94,7 @@ class DataBlock:
     document: str | None = None  # rows: column of the document's text; null = positive / document / text, if there
     image: str | None = None  # rows: column of the document's image; null = image, if there; "" = none
     id: str | None = None  # rows: column that names the document (image_filename ...); null = hash of the content
+    scores: str | None = None  # rows: column of a teacher's scores of the documents; null = scores, if there; "" = none
     negatives: int = 0  # hard negatives per query; the data must have them
     limit: int | None = None  # first pairs only; the last query of a retrieval collection keeps all of its own
     dev: float | int = 0.05  # share (below 1) or number of queries held out to choose by, whole files together
@@ -112,10 +113,49 @@ class TermBlock:
 
 
 @dataclass
+class TeacherBlock:
+    weight: float = 0.0  # of learning another model's scores, which the data must have; 0 turns it off
+    temperature: float = 0.05  # tau of both softmaxes (kl), or the unit of the scores (margin_mse)
+    kind: Literal["kl", "margin_mse"] = "kl"  # kl = its distribution; margin_mse = its differences to the positive
+    scale: float = 1.0  # the teacher's scores are multiplied by it first: brings another unit to that of cosines
+    score: Literal["pooled", "late", "hybrid"] = "hybrid"  # which of the student's scores learns
+
+
+WEIGHTS = (
+    "pooled.weight",
+    "late.weight",
+    "hybrid.weight",
+    "self_distillation.weight",
+    "teacher.weight",
+    "diversity",
+    "overlap",
+)
+"""Keys of ``objective`` that its ``schedule`` may name, as it names them."""
+
+
+@dataclass
 class ObjectiveBlock:
     pooled: TermBlock = field(default_factory=TermBlock)  # cross entropy of the pooled scores
     late: TermBlock = field(default_factory=TermBlock)  # cross entropy of the late scores
     hybrid: TermBlock = field(default_factory=lambda: TermBlock(weight=0.0))  # the two scores added before the softmax
+    batch: int | None = None  # pairs per loss over all GPUs, by gradient caching; null = per_device_train_batch_size
+    chunk_rows: int | None = None  # most rows of one forward; null = no limit, or 32 with batch: memory follows it
+    chunk_tokens: int | None = None  # most tokens of one forward, padding included (rows x longest); null = no limit
+    gather: bool = True  # documents of all GPUs are negatives; false = of the own one only
+    gather_group: int | None = None  # gather among this many neighbouring GPUs only, for large worlds; null = all
+    neighbour_pages: int | None = None  # pages this near to an answer in its file are no negatives; null = all are
+    loss: Literal["softmax", "sigmoid"] = "softmax"  # sigmoid: every pair judged by itself (SigLIP)
+    sigmoid_bias: float = -10.0  # sigmoid: added to score / temperature; most pairs are negatives
+    symmetric: bool = False  # mean of both directions: document among documents, and query among queries
+    hardness: float = 0.0  # alpha: a negative counts exp(alpha x its score) times (LLaVE); 0 = all alike
+    false_negatives: float | None = None  # leave out negatives above this share of the positive's score; 0.95 is usual
+    margin: float = 0.0  # taken from the positive's score, in cosines (additive margin)
+    graded: bool = False  # known answers in the batch share the target by their grade, instead of being left out
+    self_distillation: TermBlock = field(default_factory=lambda: TermBlock(weight=0.0))  # the late score teaches pooled
+    teacher: TeacherBlock = field(default_factory=TeacherBlock)  # another model's scores, where the data has them
+    diversity: float = 0.0  # weight of the mean squared cosine between tokens of one row
+    overlap: float = 0.0  # weight of the mean squared cosine between a row's pooled vector and its tokens
+    schedule: dict[str, list[list[float]]] = field(default_factory=dict)  # weight -> [[share of training, value], ...]
 
 
 @dataclass

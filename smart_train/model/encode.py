@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from smart_train.contents import length
 from smart_train.embeddings import Embeddings, Tokens
-from smart_train.model.inputs import Contents, Role, same_kind, text_length
+from smart_train.model.inputs import Contents, Role, same_kind
 
 if TYPE_CHECKING:
     from smart_train.model.encoder import SmartEncoder
@@ -34,7 +35,7 @@ def encode(
     """See ``SmartEncoder.encode``."""
     if isinstance(contents, (str, dict)):
         raise TypeError(f"contents is a list of rows, and this is a single {type(contents).__name__}; write [row]")
-    order = sorted(range(len(contents)), key=lambda i: -text_length(contents[i]))  # the longest first: memory shows now
+    order = sorted(range(len(contents)), key=lambda i: -length(contents[i]))  # the longest first: memory shows now
     starts: Iterable[int] = range(0, len(order), batch_size)
     if progress:
         starts = progress(starts) if callable(progress) else _bar(starts, f"{role} batches")

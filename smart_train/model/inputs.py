@@ -12,6 +12,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from smart_train.blocks import ModelBlock
+from smart_train.contents import kind
 from smart_train.pictures import on_paper
 
 Role = Literal["query", "document"]
@@ -61,22 +62,9 @@ def _read_image(path: Path) -> Any:
         raise ValueError(f"{path}: not a readable image ({error}); repair it or leave it out") from error
 
 
-def content_kind(content: Any) -> str:
-    """text, image, or image+text: a forward takes rows of one kind."""
-    if isinstance(content, dict):
-        return "+".join(sorted(content))
-    return "text" if isinstance(content, str) else "image"
-
-
 def same_kind(rows: list[int], contents: Contents) -> list[list[int]]:
     """The rows of a batch by kind (text, image, both): a forward takes one kind."""
     groups: dict[str, list[int]] = {}
     for row in rows:
-        groups.setdefault(content_kind(contents[row]), []).append(row)
+        groups.setdefault(kind(contents[row]), []).append(row)
     return list(groups.values())
-
-
-def text_length(content: Any) -> int:
-    if isinstance(content, dict):
-        content = content.get("text") or ""
-    return len(content) if isinstance(content, str) else 0
