@@ -135,6 +135,27 @@ def _check_cut(width: int | None, there: int, what: str) -> None:
         raise ValueError(f"{what} are {there} wide and can't be cut to {width}; choose 1 to {there}")
 
 
+KEYS = ("id", "content", "file", "page")
+"""Columns of a document's keys, int64: hash of its id, hash of what it shows (0 = not known), hash of the file it is
+a part of (0 = none), its page in there (-1 = none).  The same on every rank."""
+
+
+@dataclass
+class Known:
+    """The known answers of some queries, drawn or not, in the batch or not; ragged, one row a query.
+
+    keys: [sum of lengths, 4] int64, see KEYS; grades: [sum of lengths] float32, above 0; lengths: [B] int64
+    """
+
+    keys: Tensor
+    grades: Tensor
+    lengths: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Known:
+        parts = (self.keys, self.grades, self.lengths)
+        return Known(*(part.to(device, non_blocking=non_blocking) for part in parts))
+
+
 @dataclass
 class Batch:
     """One step's rows on one rank.
@@ -142,19 +163,27 @@ class Batch:
     queries, documents: lists of Features; the rows of the chunks, one chunk after another, are the B queries and
         the N documents.  A chunk is one backbone forward; rows of like length share one, so that little padding is
         computed.  Documents are unique by id.
-    query_ids: [B], document_ids: [N], int64 hashes of the ids, the same on every rank
-    relevance: [B, N] bool; True where the document answers the query (of all known qrels, not of the drawn pair only)
+    query_ids: [B], int64 hashes of the ids, the same on every rank
+    document_keys: [N, 4] int64, see KEYS
+    known: every known answer of the queries (all qrels, not the drawn pairs only); which documents of this batch, or
+        of the other ranks' batches, answer which query follows from it (objective/identity.py)
     positives: [P, 2] int64; the drawn (query row, document row) pairs that the loss has a term for
+    teacher: [B, N] float32, another model's scores of these pairs, NaN where it gave none; None = no teacher
     notes: counts of what the batch was made of, for logs (see data/collate.py)
     """
 
     queries: list[Features]
     documents: list[Features]
     query_ids: Tensor
-    document_ids: Tensor
-    relevance: Tensor
+    document_keys: Tensor
+    known: Known
     positives: Tensor
+    teacher: Tensor | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def document_ids(self) -> Tensor:
+        return self.document_keys[:, 0]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         def move(chunk: Features) -> Features:
@@ -165,8 +194,9 @@ class Batch:
             [move(c) for c in self.queries],
             [move(c) for c in self.documents],
             self.query_ids.to(device, non_blocking=non_blocking),
-            self.document_ids.to(device, non_blocking=non_blocking),
-            self.relevance.to(device, non_blocking=non_blocking),
+            self.document_keys.to(device, non_blocking=non_blocking),
+            self.known.to(device, non_blocking),
             self.positives.to(device, non_blocking=non_blocking),
+            None if self.teacher is None else self.teacher.to(device, non_blocking=non_blocking),
             self.notes,
         )

@@ -1,0 +1,82 @@
+"""One step's loss from embeddings: gather the documents, find out who may be a negative, compute the joint loss.
+
+Knows: batches, Gather, identity, the joint loss.  Does not know: models, optimisers, how the embeddings were made.
+Plain and cached training call the same function, so that they cannot differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from smart_train.blocks import HybridBlock, ObjectiveBlock
+from smart_train.embeddings import Batch, Embeddings
+from smart_train.objective.gather import Gather
+from smart_train.objective.identity import grades, relevance, repeats
+from smart_train.objective.losses import Labels, Loss, at, joint_loss, needs
+
+
+@dataclass
+class Step:
+    """What turns a rank's embeddings into its loss.
+
+    pooled_widths, token_widths: Matryoshka cuts; progress: share of the training that is done, for schedules
+    """
+
+    objective: ObjectiveBlock
+    hybrid: HybridBlock
+    pooled_widths: Sequence[int] = ()
+    token_widths: Sequence[int] = ()
+    progress: float = 0.0
+    gather: Gather = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gather = Gather(self.objective.gather_group, enabled=self.objective.gather)
+
+    def loss(self, both: Embeddings, batch: Batch) -> Loss:
+        """both: the rows of the batch's queries, then those of its documents, on this rank.
+
+        The mean over ranks of the returned totals is the mean over all drawn pairs of the world, and the mean over
+        ranks of their gradients its gradient, exactly (see objective/gather.py).
+        """
+        queries, own = both.split(len(batch.query_ids))
+        pooled, tokens = needs(self.objective)
+        documents, mine = self.gather.documents(own, pooled, tokens)
+        labels = self._labels(batch, mine, len(documents))
+        return joint_loss(
+            queries,
+            documents,
+            labels,
+            at(self.objective, self.progress),
+            self.hybrid,
+            self.pooled_widths,
+            self.token_widths,
+            self.gather.columns,
+        )
+
+    def _labels(self, batch: Batch, mine: slice, count: int) -> Labels:
+        """Labels over the ``count`` gathered documents, of which the slice ``mine`` are this rank's."""
+        keys = self.gather.keys(batch.document_keys)
+        offset = batch.positives.new_tensor([0, mine.start])
+        pairs, queries, documents = self.gather.shares(
+            len(batch.positives), len(batch.query_ids), len(batch.document_keys)
+        )
+        return Labels(
+            relevance=relevance(batch.known, keys, self.objective.neighbour_pages),
+            positives=batch.positives + offset,
+            grades=grades(batch.known, keys) if self.objective.graded else None,
+            teacher=_widened(batch.teacher, mine, count),
+            repeats=repeats(keys),
+            own=mine,
+            shares=(pairs, queries, documents),
+        )
+
+
+def _widened(teacher: Tensor | None, mine: slice, count: int) -> Tensor | None:
+    """The own [B, N] columns among those of all ranks: a teacher says nothing of the others' documents."""
+    if teacher is None:
+        return None
+    return F.pad(teacher, (mine.start, count - mine.stop), value=float("nan"))
