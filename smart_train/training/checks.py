@@ -62,6 +62,23 @@ def check_engine(args: TrainingArguments) -> None:
         )
 
 
+def check_cached(args: TrainingArguments, batch: int | None, cached: bool) -> None:
+    """batch: pairs per loss over all ranks that the recipe promises.  Raises ValueError where the ranks draw another
+    number, TrainingStopped for optimizers that move weights within a backward, when caching is not yet through."""
+    drawn = args.train_batch_size * args.world_size
+    if batch is not None and batch != drawn:
+        raise ValueError(
+            f"objective.batch is {batch}, but {args.world_size} processes draw {drawn} pairs together "
+            f"({args.train_batch_size} each); set per_device_train_batch_size to its share"
+        )
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    if cached and ("lomo" in optimizer or "layerwise" in optimizer):
+        raise TrainingStopped(
+            f"optim {optimizer} moves the weights during a backward, and gradient caching needs several backwards of "
+            "the same weights; choose another optim, or leave out objective.batch"
+        )
+
+
 class FirstStep(TrainerCallback):
     """After the first backward every trained tensor has a finite gradient; after the first step with a learning rate
     above zero, what is trained has moved (LoRA B matrices from zero).  Stops with the tensors' names otherwise."""

@@ -1,6 +1,7 @@
-"""SmartTrainer: transformers.Trainer whose step is one forward, two views and the joint loss.
+"""SmartTrainer: transformers.Trainer whose step is one forward, two views and the joint loss; or the same with
+gradient caching, chunk after chunk.
 
-Knows: the encoder's forward, the joint loss, transformers.Trainer.
+Knows: the encoder's forward, a step's loss, transformers.Trainer.
 Does not know: files of data, prompts, recipes, metrics (a function ranks the dev split).
 """
 
@@ -8,26 +9,31 @@ from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
 from smart_train.blocks import AdapterBlock, ObjectiveBlock
-from smart_train.embeddings import Batch
+from smart_train.embeddings import Batch, Embeddings, Features
 from smart_train.model.adapters import load_lora_weights
 from smart_train.model.encoder import SmartEncoder
 from smart_train.model.files import SETTINGS
 from smart_train.model.folder import base_identity, check_base, check_processing, load, load_head
-from smart_train.objective.losses import Loss, joint_loss
+from smart_train.objective.losses import Loss
 from smart_train.training.arguments import SmartTrainingArguments
-from smart_train.training.checks import FirstStep, TrainingStopped, check_trainable
+from smart_train.training.checks import FirstStep, TrainingStopped, check_cached, check_trainable
+from smart_train.training.engines import Engine, in_order
+from smart_train.training.gradcache import cached_backward
+from smart_train.training.logs import JsonLog, Means
+from smart_train.training.step import Step
 
 logger = logging.getLogger(__name__)
 
@@ -35,24 +41,51 @@ Rows = list[tuple[str, str]]
 
 
 @dataclass
+class Held:
+    """A Batch that stays where it is: accelerate moves whatever has a ``to``, and a cached step moves one chunk after
+    another (the pixels of 1,024 pages are 18 GB)."""
+
+    batch: Batch
+
+
+@dataclass
 class Inputs:
     """A Batch as Trainer's inputs, a dict; a class, because a spawned data worker gets it pickled."""
 
     collate: Callable[[Rows], Batch]
+    hold: bool = False
 
-    def __call__(self, rows: Rows) -> dict[str, Batch]:
-        return {"batch": self.collate(rows)}
+    def __call__(self, rows: Rows) -> dict[str, Any]:
+        batch = self.collate(rows)
+        return {"batch": Held(batch) if self.hold else batch}
+
+
+@dataclass
+class Moved(Sequence[Features]):
+    """Chunks that go to the device when they are asked for."""
+
+    chunks: list[Features]
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, number: Any) -> Any:
+        chunk = self.chunks[number]
+        return {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in chunk.items()}
 
 
 class SmartTrainer(Trainer):
     """transformers.Trainer over (query id, document id) pairs.
 
-    encoder: with its adapter added; objective: weights and temperatures; pairs: the training pairs; collate: rows ->
-    Batch, run in data workers; rank_dev: ranks the dev split with the encoder and returns {"pooled/ndcg@10": ...};
-    log: the JSONL file that every logged line goes to.
+    encoder: with its adapter added; objective: the loss; pairs: the training pairs; collate: rows -> Batch, run in data
+    workers, and its chunks are the forwards; rank_dev: ranks the dev split with the encoder and returns
+    {"pooled/ndcg@10": ...}; log: the JSONL file that every logged line goes to.
+    cached: gradient caching (training/gradcache.py), where memory follows a chunk and not the batch; None = where
+    ``objective.batch`` is given.  A frozen backbone keeps no activations: one pass is as small, and is what it gets.
+    Raises ValueError where ``objective.batch`` is not what the ranks draw together, TrainingStopped for what can't be
+    trained.
     """
-
-    objective: ObjectiveBlock
 
     def __init__(
         self,
@@ -64,27 +97,59 @@ class SmartTrainer(Trainer):
         rank_dev: Callable[[SmartEncoder], dict[str, float]] | None = None,
         log: Path | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        cached: bool | None = None,
     ) -> None:
         if args.n_gpu > 1:
             raise TrainingStopped(
                 f"one process sees {args.n_gpu} GPUs, and torch's DataParallel would take a batch's rows apart; write "
                 f"accelerate launch --multi_gpu --num_processes {args.n_gpu} ..., or set CUDA_VISIBLE_DEVICES=0"
             )
-        self.objective = objective
+        adapter = encoder.adapter or AdapterBlock(kind="frozen")
         self.rank_dev = rank_dev
-        self.counts = check_trainable(encoder, encoder.adapter or AdapterBlock(kind="frozen"))
-        self._sums: dict[str, list[Tensor]] = {}
+        self.counts = check_trainable(encoder, adapter)
+        wanted = objective.batch is not None if cached is None else cached
+        self.cached = wanted and adapter.kind != "frozen"
+        check_cached(args, objective.batch, self.cached)
+        self.means = Means()
         super().__init__(
             model=encoder,
             args=args,
             train_dataset=pairs,
             eval_dataset=pairs,  # only its presence counts: Trainer refuses eval_strategy without; rank_dev ranks
-            data_collator=Inputs(collate),
+            data_collator=Inputs(collate, hold=self.cached),
             callbacks=[FirstStep(encoder), *([JsonLog(log)] if log is not None else []), *(callbacks or [])],
         )
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs: accumulation divides it
+        # After the processes have joined: the groups that gather together are made here.
+        widths = encoder.settings.matryoshka, encoder.late.matryoshka
+        self.step = Step(objective, encoder.late.hybrid, *widths)
+        self.engine = Engine(self.accelerator, encoder)
 
     # -- the step
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        self.step.progress = self.state.global_step / max(1, self.state.max_steps)
+        one = self._cached_step if self.cached else super().training_step
+        loss = one(model, inputs, num_items_in_batch)
+        if self.step.gather.world > 1:
+            self.means.add({"gather/MiB": self.step.gather.taken() / 2**20})
+        return loss
+
+    def _cached_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """What Trainer.training_step does, with several forwards and backwards."""
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers have two modes, too
+            self.optimizer.train()  # type: ignore[union-attr]
+        found = inputs["batch"]
+        loss = self.cached_loss(model, found.batch if isinstance(found, Held) else found)
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
+        return loss.total / self.current_gradient_accumulation_steps
 
     def compute_loss(
         self,
@@ -94,32 +159,49 @@ class SmartTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         batch: Batch = inputs["batch"].to(self.args.device)
-        loss = self.batch_loss(model, batch)
-        for name, value in loss.parts.items():
-            self._sums.setdefault(name, []).append(value)
+        loss = self._seen(self.batch_loss(model, batch), batch)
+        return (loss.total, None) if return_outputs else loss.total
+
+    def batch_loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """One forward for every chunk of both sides (one call, so that DDP and ZeRO see one forward a step)."""
+        chunks = [*batch.queries, *batch.documents]
+        plan = self.engine.plan(chunks, cached=False)
+        both = model([chunks[number] for number in plan])
+        return self.step.loss(in_order(both, plan, chunks), batch)
+
+    def cached_loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """The same loss, detached, and its gradient (a share of the accumulation's) in the weights: every chunk runs
+        twice, but only one's activations exist at a time.  See training/gradcache.py."""
+        chunks = [*batch.queries, *batch.documents]
+        labels = replace(batch, queries=[], documents=[]).to(self.args.device)
+        steps = self.current_gradient_accumulation_steps
+
+        def forward(chunk: Features) -> Embeddings:
+            if torch.is_grad_enabled():
+                chunk = chunk | {"cut": 0}  # counted the first time
+            both: Embeddings = model(chunk)
+            return both
+
+        return cached_backward(
+            forward,
+            Moved(chunks, self.args.device),
+            lambda both: self._seen(self.step.loss(both, labels), labels),
+            lambda surrogate, last: self.engine.backward(surrogate / steps),
+            self.engine.plan(chunks, cached=True),
+            partial(self.engine.around, model),
+        )
+
+    def _seen(self, loss: Loss, batch: Batch) -> Loss:
+        """Notes what the log will say, and stops where the loss is no number."""
+        counts = {f"batch/{n}": v for n, v in batch.notes.items() if isinstance(v, int | float)}
+        self.means.add({**loss.parts, **counts})
         if not bool(torch.isfinite(loss.total)):
             parts = {name: round(float(value), 4) for name, value in loss.parts.items()}
             raise TrainingStopped(
                 f"step {self.state.global_step + 1}: the loss is {loss.total.item()} (parts {parts}; query ids "
                 f"{batch.query_ids.tolist()[:8]} ...); lower the learning rate or raise the temperature"
             )
-        return (loss.total, None) if return_outputs else loss.total
-
-    def batch_loss(self, model: nn.Module, batch: Batch) -> Loss:
-        """One forward for every chunk of both sides (one call, so that DDP and ZeRO see one forward a step)."""
-        both = model([*batch.queries, *batch.documents])
-        queries, documents = both.split(len(batch.query_ids))
-        encoder: SmartEncoder = self.encoder
-        return joint_loss(
-            queries,
-            documents,
-            batch.relevance,
-            batch.positives,
-            self.objective,
-            encoder.late.hybrid,
-            encoder.settings.matryoshka,
-            encoder.late.matryoshka,
-        )
+        return loss
 
     @property
     def encoder(self) -> SmartEncoder:
@@ -167,13 +249,8 @@ class SmartTrainer(Trainer):
     # -- what is seen
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._sums:
-            # Every rank logs at the same step, and the parts have one order: the mean over ranks, as "loss" is.
-            means = torch.stack([torch.stack(values).float().nanmean() for values in self._sums.values()])
-            means = self.accelerator.gather(means.unsqueeze(0)).nanmean(0)
-            # No margin where no pair of the interval had a negative.
-            logs.update({n: mean for n, mean in zip(self._sums, means.tolist(), strict=True) if mean == mean})
-            self._sums = {}
+        if "loss" in logs:
+            logs.update(self.means.take(self.accelerator))
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
@@ -211,28 +288,3 @@ def load_weights(encoder: SmartEncoder, folder: Path) -> None:
         fresh = load(str(folder), trust_remote_code=encoder.settings.trust_remote_code)
         encoder.st.load_state_dict(fresh.st.state_dict())
     load_head(encoder, folder)
-
-
-class JsonLog(TrainerCallback):
-    """Every logged line as JSON, one object a line, with its step and seconds; appended, so that a resume goes on."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.started = path, time.monotonic()
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if state.is_world_process_zero and logs:
-            line = {"step": state.global_step, "seconds": round(time.monotonic() - self.started, 2), **_renamed(logs)}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf8") as stream:
-                stream.write(json.dumps(line) + "\n")
-
-
-def _renamed(logs: dict[str, float]) -> dict[str, float]:
-    return {f"dev/{k.removeprefix('eval_')}" if k.startswith("eval_") else k: v for k, v in logs.items()}

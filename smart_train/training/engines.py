@@ -1,0 +1,109 @@
+"""What the engines around a model ask of a step that runs it chunk by chunk: DDP, DeepSpeed, FSDP, or none.
+
+    DDP         reduces gradients in the backward of whatever forward it was told to; once a step is enough
+    DeepSpeed   reduces in every backward and steps in the one at the accumulation boundary
+    ZeRO-3, FSDP  collect the weights in every forward: all ranks must run as many, of the same kind
+
+Knows: accelerate, Features.  Does not know: losses, data, the trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+from smart_train.embeddings import Embeddings, Features
+from smart_train.model.layers import is_vision
+from smart_train.model.slices import rows_of
+from smart_train.training.checks import TrainingStopped
+
+
+class Engine:
+    """The engine that accelerate launched, as a chunked step sees it.
+
+    deepspeed, fsdp: which it is (neither = DDP or one process); sharded: weights are collected in every forward
+    by_kind: chunks with and without images must agree among ranks one by one, not in number only
+    """
+
+    def __init__(self, accelerator: Accelerator, model: nn.Module) -> None:
+        self.accelerator = accelerator
+        kind = accelerator.distributed_type
+        self.deepspeed = kind == DistributedType.DEEPSPEED
+        self.fsdp = kind == DistributedType.FSDP
+        plugin = accelerator.state.deepspeed_plugin if self.deepspeed else None
+        self.sharded = self.fsdp or (plugin is not None and plugin.zero_stage == 3)
+        # A trained vision tower has gradients to reduce in the backward of an image chunk only.
+        vision = any(is_vision(name) for name, p in model.named_parameters() if p.requires_grad)
+        self.by_kind = self.sharded or vision
+
+    def plan(self, chunks: Sequence[Features], cached: bool) -> list[int]:
+        """Numbers of the chunks in the order of running; some twice, where this rank has fewer than another and the
+        engine wants as many of everyone.  (In one plain pass only a sharded forward does; each backward of a cached
+        step is a reduction under DeepSpeed.)
+
+        Raises TrainingStopped, on every rank, where one has no image chunk, or no text chunk, to repeat.
+        """
+        if not (self.sharded or (self.deepspeed and cached)) or self.accelerator.num_processes == 1:
+            return list(range(len(chunks)))
+        kinds = ["pixel_values" in chunk if self.by_kind else False for chunk in chunks]
+        counts = [kinds.count(False), kinds.count(True)]
+        most, least = self._extremes(counts)
+        for what, high, low in zip(("text", "image"), most, least, strict=True):
+            if high and not low:
+                raise TrainingStopped(
+                    f"one rank's batch has {high} chunks of {what} and another's none, which {self._name()} can't run "
+                    "together; train on one kind of documents, or launch with DDP (--multi_gpu) instead"
+                )
+        order: list[int] = []
+        for kind, high in zip((False, True), most, strict=True):
+            own = [number for number, found in enumerate(kinds) if found == kind]
+            order += own + own[-1:] * (high - len(own))
+        return order
+
+    def _extremes(self, counts: list[int]) -> tuple[list[int], list[int]]:
+        table = torch.tensor([counts, [-count for count in counts]], device=self.accelerator.device)
+        dist.all_reduce(table, op=dist.ReduceOp.MAX)
+        most, least = table.tolist()
+        return most, [-count for count in least]
+
+    def _name(self) -> str:
+        return "FSDP" if self.fsdp else "DeepSpeed ZeRO-3" if self.sharded else "DeepSpeed with a trained vision tower"
+
+    @contextmanager
+    def around(self, model: nn.Module, last: bool) -> Iterator[None]:
+        """Around the forward and backward of one chunk of a cached step: gradients cross ranks, and DeepSpeed steps,
+        with the last only, and there only if the accumulation has come to its end, too."""
+        state, synced = self.accelerator.gradient_state, self.accelerator.sync_gradients
+        # DeepSpeed has its boundary.  FSDP2's no_sync ends in "sync", which an accumulation around must not hear.
+        local = not last and not self.deepspeed and (synced or not self.accelerator.is_fsdp2)
+        state._set_sync_gradients(last and synced)
+        try:
+            with self.accelerator.no_sync(model) if local else nullcontext():
+                yield
+        finally:
+            state._set_sync_gradients(synced)
+
+    def backward(self, value: Tensor, **options: Any) -> None:
+        """A scalar's backward, through the engine or the fp16 scaler; the value has its share of the accumulation."""
+        if self.deepspeed:
+            options["scale_wrt_gas"] = False
+        self.accelerator.backward(value, **options)
+
+
+def in_order(both: Embeddings, order: Sequence[int], chunks: Sequence[Features]) -> Embeddings:
+    """Rows as they came out of a plan, in the order of the chunks, repetitions left out."""
+    if list(order) == list(range(len(chunks))):
+        return both
+    starts: dict[int, int] = {}
+    at = 0
+    for number in order:
+        starts.setdefault(number, at)
+        at += rows_of(chunks[number])
+    return both.select([starts[n] + row for n in range(len(chunks)) for row in range(rows_of(chunks[n]))])
