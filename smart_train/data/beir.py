@@ -23,6 +23,7 @@ from smart_train.data.columns import (
     page_of,
     picture_of,
     require,
+    score_of,
     text_of,
 )
 from smart_train.data.ids import DataError, content_id, some
@@ -31,6 +32,8 @@ from smart_train.data.records import Collection, Document
 from smart_train.data.tables import Table, open_files, read_json_lines, readable, split_of, suffix
 
 logger = logging.getLogger(__name__)
+
+TEACHER = "teacher.jsonl"
 
 # ---------------------------------------------------------------------------------------------- finding
 
@@ -91,6 +94,7 @@ def read(
     name = name or f"{folder.name}/{split}"
     whole = collect(name, open_files(files["corpus"]), open_files(files["queries"]), judged, text, image)
     whole.negatives = _negatives(folder, whole)
+    whole.teacher = _teacher(folder, whole)
     return whole
 
 
@@ -196,6 +200,27 @@ def _negatives(folder: Path, collection: Collection) -> dict[str, list[str]]:
     return found
 
 
+def _teacher(folder: Path, collection: Collection) -> dict[str, dict[str, float]]:
+    file = folder / TEACHER
+    if not file.is_file():
+        return {}
+    found: dict[str, dict[str, float]] = {}
+    lost = 0
+    for where, row in read_json_lines(file):
+        query, scores = id_of(row, "_id", where), row.get("scores")
+        if not isinstance(scores, dict):
+            raise DataError(f"{where}: scores must be an object of document id -> score")
+        if query in found:
+            raise DataError(f"{where}: the query {query!r} has a line before; write its scores in one line")
+        if query in collection.queries:
+            known = {d: score_of(s, f"{where}: {d}") for d, s in scores.items() if d in collection.corpus}
+            lost += len(scores) - len(known)
+            found[query] = known
+    if lost:
+        logger.warning("%s: %d scores are of documents missing in the corpus and are left out", file, lost)
+    return found
+
+
 # ---------------------------------------------------------------------------------------------- writing
 
 
@@ -207,6 +232,9 @@ def write(collection: Collection, folder: Path, split: str) -> None:
     if collection.negatives:
         rows = ({"_id": q, "negatives": n} for q, n in collection.negatives.items())
         _merge(folder / "negatives.jsonl", rows, replace=True)
+    if collection.teacher:
+        scored = ({"_id": q, "scores": s} for q, s in collection.teacher.items())
+        _merge(folder / TEACHER, scored, replace=True)
     out = ["query-id\tcorpus-id\tscore\n"]
     for query, row in collection.qrels.items():
         for document, grade in row.items():

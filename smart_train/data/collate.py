@@ -6,18 +6,23 @@ Knows: collections, and that something preprocesses contents.  Does not know: mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from random import Random
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from smart_train.contents import kind, length
+from smart_train.data.identity import Identity
 from smart_train.data.records import Collection, DataError, hash_id
 from smart_train.embeddings import Batch, Features
 
 Row = tuple[str, str]  # query id, document id
 Preprocess = Callable[[list[Any], Any], Features]  # contents and "query" or "document", as SmartEncoder.preprocess
+Split = Callable[[Features], list[Features]]
 
 
 class Pairs(Dataset[Row]):
@@ -35,33 +40,26 @@ class Pairs(Dataset[Row]):
         return self.rows[index]
 
 
-def chunks(lengths: Sequence[int], kinds: Sequence[str], groups: int) -> list[list[int]]:
-    """Row numbers in chunks: each of one kind, of like length, shorter ones first; at most ``groups`` per kind, whose
-    sizes differ by at most one.  Ties keep their order."""
+def chunks(lengths: Sequence[int], kinds: Sequence[str], groups: int, rows: int | None = None) -> list[list[int]]:
+    """Row numbers in chunks: each of one kind, of like length, shorter ones first; at most ``groups`` per kind, or as
+    many as it takes for none to have more than ``rows``, whose sizes differ by at most one.  Ties keep their order."""
     if groups < 1:
         raise ValueError(f"length_groups is {groups}; it must be 1 or more")
     out: list[list[int]] = []
-    for kind in sorted(set(kinds)):
-        rows = sorted((r for r, k in enumerate(kinds) if k == kind), key=lengths.__getitem__)
-        count = min(groups, len(rows))
-        bounds = [len(rows) * i // count for i in range(count + 1)]
-        out += [rows[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    for one in sorted(set(kinds)):
+        of_kind = sorted((r for r, k in enumerate(kinds) if k == one), key=lengths.__getitem__)
+        out += even(of_kind, groups, rows)
     return out
 
 
-def kind(content: Any) -> str:
-    """``text``, ``image`` or ``text+image``: a chunk holds one of them, since a backbone's forward does."""
-    if isinstance(content, dict):
-        return "text+image"
-    return "text" if isinstance(content, str) else "image"
-
-
-def length(content: Any) -> int:
-    """What padding depends on: characters of a text, pixels of an image (of both, the pixels: they weigh more)."""
-    if isinstance(content, str):
-        return len(content)
-    image = content["image"] if isinstance(content, dict) else content
-    return image.width * image.height
+def even(items: list[int], groups: int, rows: int | None = None) -> list[list[int]]:
+    """The items in ``groups`` parts, in order, whose sizes differ by at most one; fewer where there are fewer items,
+    and more where a part would have more than ``rows``."""
+    if rows is not None and rows < 1:
+        raise ValueError(f"chunk_rows is {rows}; it must be 1 or more")
+    count = max(min(groups, len(items)), -(-len(items) // (rows or len(items) or 1)))
+    bounds = [len(items) * i // count for i in range(count + 1)] if count else []
+    return [items[a:b] for a, b in pairwise(bounds)]
 
 
 @dataclass
@@ -80,16 +78,20 @@ class Shorter:
 class Collator:
     """Rows of (query id, document id) -> Batch; runs in a data worker and can be pickled.
 
-    collection: texts, images, and all known qrels (the relevance comes from there, not from the rows drawn)
+    collection: texts, images, and all known qrels (known answers come from there, not from the rows drawn)
     preprocess: (contents, "query" | "document") -> Features of one chunk; every row keeps its place
     negatives: hard negatives per query, drawn among those the collection names; a query that has fewer gets those
     length_groups: chunks that the documents of a kind are divided into by length; a chunk is one backbone forward
     seed: of the drawing, which depends on (seed, query id, row position) alone: a resumed run draws the same
+    chunk_rows: no chunk has more rows; None = no limit, and then the queries are one chunk
+    split: divides a preprocessed chunk further, its rows staying in order (by tokens, which only the model can count)
 
-    The queries are one chunk, in the order of their first row.  Documents are unique by id: positives, then
-    negatives, then sorted into chunks; ``positives`` and ``relevance`` point at that final order.
-    ``Batch.notes`` counts queries, documents, negatives, negatives_missing (asked, but the collection has no more)
-    and also_relevant (relevant pairs in the batch beyond those drawn: masked, or positives as well).
+    Queries keep the order of their first row.  Documents are unique by id, so a page that answers three queries is
+    encoded once: positives, then negatives, then sorted into chunks; ``positives`` and ``document_keys`` speak of
+    that final order.  A named negative that shows the text of a known answer is never drawn.
+    ``Batch.notes`` counts queries, documents, negatives, negatives_missing (asked, but the collection has no more),
+    negatives_copies (named, but a known answer has the same text) and also_relevant (relevant pairs in the batch
+    beyond those drawn, by id: masked, or positives as well).
     """
 
     collection: Collection
@@ -97,64 +99,80 @@ class Collator:
     negatives: int = 0
     length_groups: int = 1
     seed: int = 0
+    chunk_rows: int | None = None
+    split: Split | None = None
+    identity: Identity = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.identity = Identity(self.collection)
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """Raises DataError where a row names a query or document that is not there, or an image cannot be decoded."""
         if not rows:
             raise DataError("a batch needs at least one row")
         queries = list(dict.fromkeys(query for query, _ in rows))
-        drawn, missing = self._draw(rows)
+        drawn, notes = self._draw(rows)
         unique = list(dict.fromkeys([*(document for _, document in rows), *drawn]))
         contents = [self._document(document) for document in unique]
-        parts = chunks([length(c) for c in contents], [kind(c) for c in contents], self.length_groups)
+        parts = chunks([length(c) for c in contents], [kind(c) for c in contents], self.length_groups, self.chunk_rows)
         documents = [unique[row] for part in parts for row in part]
-        relevance, positives = self._relevance(rows, queries, documents)
-        notes = {
-            "queries": len(queries),
-            "documents": len(documents),
-            "negatives": len(drawn),
-            "negatives_missing": missing,
-            "also_relevant": int(relevance.sum()) - len(positives),
-        }
+        positives, also = self._positives(rows, queries, documents)
+        notes = {"queries": len(queries), "documents": len(documents), **notes, "also_relevant": also}
+        keys = self.identity.keys(documents, [contents[row] for part in parts for row in part])
         return Batch(
-            queries=[self.preprocess([self._query(q) for q in queries], "query")],
-            documents=[self.preprocess([contents[row] for row in part], "document") for part in parts],
+            queries=self._features(
+                [[self._query(queries[q]) for q in part] for part in even([*range(len(queries))], 1, self.chunk_rows)],
+                "query",
+            ),
+            documents=self._features([[contents[row] for row in part] for part in parts], "document"),
             query_ids=torch.tensor([hash_id(q) for q in queries], dtype=torch.int64),
-            document_ids=torch.tensor([hash_id(d) for d in documents], dtype=torch.int64),
-            relevance=relevance,
+            document_keys=keys,
+            known=self.identity.known(queries),  # after the keys: a page that was just decoded is known by its pixels
             positives=positives,
+            teacher=self._teacher(queries, documents),
             notes=notes,
         )
 
-    def _draw(self, rows: Sequence[Row]) -> tuple[list[str], int]:
-        """(ids of the negatives of these rows, how many were asked for but are not there)."""
-        drawn: list[str] = []
-        missing = 0
-        if self.negatives:
-            for position, (query, _) in enumerate(rows):
-                relevant = self.collection.relevant(query)
-                named = dict.fromkeys(self.collection.negatives.get(query, ()))
-                candidates = [d for d in named if d not in relevant and d in self.collection.corpus]
-                count = min(self.negatives, len(candidates))
-                missing += self.negatives - count
-                drawn += Random(hash_id(f"{self.seed}\n{query}\n{position}")).sample(candidates, count)
-        return drawn, missing
+    def _features(self, parts: Iterable[list[Any]], role: str) -> list[Features]:
+        whole = (self.preprocess(part, role) for part in parts)
+        return [piece for chunk in whole for piece in (self.split(chunk) if self.split else [chunk])]
 
-    def _relevance(self, rows: Iterable[Row], queries: list[str], documents: list[str]) -> tuple[Any, Any]:
-        """(relevance [B, N] bool of all known qrels, positives [P, 2] of the distinct rows)."""
+    def _draw(self, rows: Sequence[Row]) -> tuple[list[str], dict[str, int]]:
+        """(ids of the negatives of these rows, counts for the notes)."""
+        drawn: list[str] = []
+        missing = copies = 0
+        corpus = self.collection.corpus
+        for position, (query, _) in enumerate(rows if self.negatives else ()):
+            relevant = self.collection.relevant(query)
+            named = dict.fromkeys(self.collection.negatives.get(query, ()))
+            found = [d for d in named if d not in relevant and d in corpus]
+            # Texts only: of an image the drawing would depend on what this worker has decoded before.
+            answers = {self.identity.text(d) for d in relevant} - {0}
+            candidates = [d for d in found if self.identity.text(d) not in answers]
+            count = min(self.negatives, len(candidates))
+            copies += len(found) - len(candidates)
+            missing += self.negatives - count
+            drawn += Random(hash_id(f"{self.seed}\n{query}\n{position}")).sample(candidates, count)
+        return drawn, {"negatives": len(drawn), "negatives_missing": missing, "negatives_copies": copies}
+
+    def _positives(self, rows: Iterable[Row], queries: list[str], documents: list[str]) -> tuple[Tensor, int]:
+        """(positives [P, 2] of the distinct rows, how many other pairs of the batch are relevant by id)."""
         query_row = {q: i for i, q in enumerate(queries)}
         document_row = {d: i for i, d in enumerate(documents)}
-        relevance = torch.zeros(len(queries), len(documents), dtype=torch.bool)
-        for query, i in query_row.items():
-            for document in self.collection.relevant(query):
-                if document in document_row:
-                    relevance[i, document_row[document]] = True
-        pairs = list(dict.fromkeys((query_row[q], document_row[d]) for q, d in rows))
-        positives = torch.tensor(pairs, dtype=torch.int64)
-        unknown = [(queries[i], documents[j]) for i, j in pairs if not relevance[i, j]]
+        relevant = {(q, d) for q in queries for d in self.collection.relevant(q) if d in document_row}
+        pairs = list(dict.fromkeys(rows))
+        unknown = [pair for pair in pairs if pair not in relevant]
         if unknown:
             raise DataError(f"{self.collection.name}: the pair {unknown[0]} is not relevant in the qrels")
-        return relevance, positives
+        places = [(query_row[q], document_row[d]) for q, d in pairs]
+        return torch.tensor(places, dtype=torch.int64), len(relevant) - len(pairs)
+
+    def _teacher(self, queries: list[str], documents: list[str]) -> Tensor | None:
+        if not self.collection.teacher:
+            return None
+        unknown: dict[str, float] = {}
+        rows = (self.collection.teacher.get(query, unknown) for query in queries)
+        return torch.tensor([[row.get(d, float("nan")) for d in documents] for row in rows], dtype=torch.float32)
 
     def _query(self, query: str) -> str:
         if query not in self.collection.queries:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from math import isfinite
 from typing import Any
 
 from smart_train.data.ids import DataError
@@ -49,6 +50,13 @@ def text_of(row: dict[str, Any], key: str | None, where: str) -> str:
     if value is not None and not isinstance(value, str):
         raise DataError(f"{where}: {key} is {type(value).__name__}; it must be a text")
     return (value or "").strip()
+
+
+def score_of(value: Any, where: str) -> float:
+    """A teacher's score, which may have any unit and sign but must be a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise DataError(f"{where}: the score is {value!r}; it must be a finite number")
+    return float(value)
 
 
 def picture_of(value: Any, table: Table, where: str) -> Any:

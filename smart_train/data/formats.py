@@ -27,11 +27,15 @@ from smart_train.recipe_types import Problem
 
 logger = logging.getLogger(__name__)
 
+TEACHER_KEY = "objective.teacher.weight"  # of the recipe, which is all that this room knows of the objective
+TEACHER_FIX = "write 0, or give the data a teacher's scores (docs/data.md)"
 SEED = 0  # of the split: the same sides for every training seed, so that runs can be compared
 
 
-def load(data: DataBlock) -> tuple[Collection, Collection, Collection]:
+def load(data: DataBlock, teacher: bool = False) -> tuple[Collection, Collection, Collection]:
     """(train, dev, test) of a recipe's data; see docs/data.md for every shape that is read.
+
+    teacher: another model's scores are needed, so that it is a problem where no query to train on has one.
 
     Dev and test are the data's own splits (dev, validation, valid or val; test) where it has them, and are otherwise
     held out of ``data.split`` by whole files (``records.split``); ``dev: 0`` means none.  Of an own dev split, a
@@ -42,6 +46,8 @@ def load(data: DataBlock) -> tuple[Collection, Collection, Collection]:
     """
     source = find(data)
     if source.kind == "pydocs":
+        if teacher:
+            raise DataProblem(TEACHER_KEY, f"is above 0, but {no_scores(data)}", TEACHER_FIX)
         return _hold_out(_sample(read_pydocs(), data.limit), data, data.dev, data.test)
     train = _read(source, data, data.split)
     if source.kind == "beir" and data.limit is not None:
@@ -49,6 +55,8 @@ def load(data: DataBlock) -> tuple[Collection, Collection, Collection]:
     if data.negatives and not any(train.negatives.values()):
         what = f"is {data.negatives}, but no query of {data.path} has a negative"
         raise DataProblem("data.negatives", what, "write data.negatives: 0, or mine negatives first")
+    if teacher and not any(train.teacher.values()):
+        raise DataProblem(TEACHER_KEY, f"is above 0, but no query of {data.path} has a score", TEACHER_FIX)
     own = {side: _own(source, data, names) for side, names in (("dev", DEV), ("test", TEST))}
     whole = dataclasses.replace(data, limit=None)
     test = _read(source, whole, own["test"]) if own["test"] else None
@@ -89,6 +97,21 @@ def has_test(data: DataBlock) -> bool:
     """Whether the data brings a test split of its own; raises as ``find`` does."""
     source = find(data)
     return source.kind != "pydocs" and _own(source, data, TEST) is not None
+
+
+def no_scores(data: DataBlock) -> str | None:
+    """Why the data has no scores of another model, as far as it can be told without reading the rows; None where it
+    may have some.  Raises as ``find`` does."""
+    source = find(data)
+    if source.kind == "pydocs":
+        return "docstrings have no scores"
+    if source.kind == "beir":
+        local = source.place == "local"
+        there = local and (Path(data.path) / beir.TEACHER).is_file()
+        return None if there else f"{data.path} has no {beir.TEACHER if local else 'scores'}"
+    columns = _columns(source, data)
+    chosen, _ = choose_columns(columns, data)
+    return f"{data.path} has no column of scores" if columns and chosen and not chosen.scores else None
 
 
 def image_column(data: DataBlock) -> str | None:

@@ -1,6 +1,6 @@
 """The one data shape of this project: a corpus, queries and qrels, by document id.
 
-Knows: documents (text, image, or both), queries, judgements, negatives.
+Knows: documents (text, image, or both), queries, judgements, negatives, another model's scores.
 Does not know: models, tokenisers, batches, how it all lies on a disk (beir.py) or elsewhere (formats.py).
 """
 
@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ class Collection:
     queries: query id -> text
     qrels: query id -> document id -> grade; above 0 is relevant, 0 is judged and not relevant
     negatives: query id -> ids of hard negatives in the corpus, hardest first where they were mined
+    teacher: query id -> document id -> another model's score of the pair, in that model's unit; any pairs, or none
     """
 
     name: str
@@ -89,6 +91,7 @@ class Collection:
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]]
     negatives: dict[str, list[str]] = field(default_factory=dict)
+    teacher: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def relevant(self, query: str) -> set[str]:
         """Ids of the documents judged relevant, whether the corpus has them or not."""
@@ -106,8 +109,8 @@ class Collection:
         ]
 
     def fingerprint(self) -> str:
-        """SHA-256 over ids, texts, files, grades and negatives, in the order of the ids; independent of the order of
-        reading and of where the folder lies.  An image counts by its document's id."""
+        """SHA-256 over ids, texts, files, grades, negatives and a teacher's scores, in the order of the ids;
+        independent of the order of reading and of where the folder lies.  An image counts by its document's id."""
         total = sha256()
         for key in sorted(self.corpus):
             d = self.corpus[key]
@@ -115,12 +118,17 @@ class Collection:
         total.update(json.dumps(sorted(self.queries.items())).encode())
         total.update(json.dumps([[q, sorted(self.qrels[q].items())] for q in sorted(self.qrels)]).encode())
         total.update(json.dumps(sorted((q, n) for q, n in self.negatives.items() if n)).encode())
+        scored = sorted((q, sorted(row.items())) for q, row in self.teacher.items() if row)
+        if scored:  # data without a teacher keeps the fingerprint it had before there were teachers
+            total.update(json.dumps(scored).encode())
         return total.hexdigest()
 
     def problems(self) -> list[str]:
         """What is wrong inside, one sentence each, with the ids; empty where all is well."""
         judged = {d: q for q, row in self.qrels.items() for d in row}
         named = {d for row in self.negatives.values() for d in row}
+        scored = {d for row in self.teacher.values() for d in row}
+        infinite = [q for q, row in self.teacher.items() if not all(map(isfinite, row.values()))]
         blank = [d.id for d in self.corpus.values() if d.image is None and not (d.text or "").strip()]
         found = {
             "queries in the qrels without a text": [q for q in self.qrels if q not in self.queries],
@@ -128,6 +136,9 @@ class Collection:
             "queries without a judgement": [q for q in self.queries if not self.qrels.get(q)],
             "judged documents missing in the corpus": [d for d in judged if d not in self.corpus],
             "negatives missing in the corpus": sorted(named - self.corpus.keys()),
+            "queries with a teacher's scores, but without a text": [q for q in self.teacher if q not in self.queries],
+            "documents with a teacher's score missing in the corpus": sorted(scored - self.corpus.keys()),
+            "queries with a teacher's score that is not finite": infinite,
             "documents that are empty": blank,
             "documents filed under another id": [k for k, d in self.corpus.items() if k != d.id],
         }
@@ -141,17 +152,20 @@ class Collection:
         return self
 
     def select(self, query_ids: Iterable[str], document_ids: Iterable[str] | None = None) -> Collection:
-        """These queries with these documents (None = the whole corpus); judgements and negatives of other documents
-        are left out.  Raises KeyError for an id that is not there."""
+        """These queries with these documents (None = the whole corpus); judgements, negatives and scores of other
+        documents are left out.  Raises KeyError for an id that is not there."""
         corpus = self.corpus if document_ids is None else {d: self.corpus[d] for d in document_ids}
         queries = {q: self.queries[q] for q in query_ids}
-        qrels, negatives = {}, {}
+        qrels, negatives, teacher = {}, {}, {}
         for query in queries:
             judged = self.qrels.get(query, {})
             qrels[query] = {d: g for d, g in judged.items() if document_ids is None or d in corpus}
             if query in self.negatives:
                 negatives[query] = [d for d in self.negatives[query] if document_ids is None or d in corpus]
-        return Collection(self.name, dict(corpus), queries, qrels, negatives)
+            if query in self.teacher:
+                scores = self.teacher[query]
+                teacher[query] = {d: s for d, s in scores.items() if document_ids is None or d in corpus}
+        return Collection(self.name, dict(corpus), queries, qrels, negatives, teacher)
 
 
 def read_beir(folder: str | Path, split: str = "test", text: str | None = None, image: str | None = None) -> Collection:
@@ -161,7 +175,8 @@ def read_beir(folder: str | Path, split: str = "test", text: str | None = None, 
     (``_id``, ``text``) and ``qrels/SPLIT.tsv`` (query id, document id, grade; with or without a header, or with the
     four columns of TREC), each also gzipped or as Parquet, and the layout of retrieval sets on the Hub (folders
     ``corpus``, ``queries`` and ``qrels`` with ``corpus-id``, ``query-id``, ``score``, and an ``image`` column).
-    Columns ``file`` (or ``doc_id``) and ``page`` are kept, and ``negatives.jsonl`` is read where there is one.
+    Columns ``file`` (or ``doc_id``) and ``page`` are kept, and ``negatives.jsonl`` (``_id``, ``negatives``: document
+    ids) and ``teacher.jsonl`` (``_id``, ``scores``: document id -> score) are read where there are such.
     Queries are those judged in the split.
 
     text, image: column of the corpus, where it is not called so; an empty ``image`` leaves the images out.
@@ -179,8 +194,9 @@ def read_beir(folder: str | Path, split: str = "test", text: str | None = None, 
 def write_beir(collection: Collection, folder: str | Path, split: str = "test") -> None:
     """Writes a collection as ``read_beir`` reads it; images that are not files go to ``images/`` as PNG.
 
-    Corpus, queries and negatives are added to those that the folder already has (so several splits can share one
-    folder); the qrels of this split are replaced.  Raises DataError where an id is there with another content.
+    Corpus, queries, negatives and a teacher's scores are added to those that the folder already has (so several
+    splits can share one folder); the qrels of this split are replaced.  Raises DataError where an id is there with
+    another content.
     """
     from smart_train.data import beir  # it builds on this module
 

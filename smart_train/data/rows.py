@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from smart_train.blocks import DataBlock
-from smart_train.data.columns import FILES, PAGES, column, page_of, picture_of
+from smart_train.data.columns import FILES, PAGES, column, page_of, picture_of, score_of
 from smart_train.data.ids import DataError, content_id, some
 from smart_train.data.records import Collection, Document
 from smart_train.data.tables import StoredImage, Table
@@ -36,12 +36,13 @@ class Columns:
     file: str | None
     page: str | None
     negatives: tuple[str, ...]
+    scores: str | None
 
 
 def choose_columns(columns: list[str], data: DataBlock) -> tuple[Columns | None, list[Problem]]:
     """(columns, []), or (None, what is wrong), each problem with the nearest names."""
     problems: list[Problem] = []
-    named = {"query": data.query, "document": data.document, "image": data.image, "id": data.id}
+    named = {"query": data.query, "document": data.document, "image": data.image, "id": data.id, "scores": data.scores}
     for key, name in named.items():
         if name and name not in columns:
             near = get_close_matches(name, columns, 1, 0.5)
@@ -61,10 +62,10 @@ def choose_columns(columns: list[str], data: DataBlock) -> tuple[Columns | None,
         problems.append(Problem("data.negatives", what, "write data.negatives: 0, or add such a column"))
     if problems:
         return None, problems
+    scores = data.scores if data.scores is not None else ("scores" if "scores" in columns else None)
     rest = [c for c in columns if c not in (data.query, document, image, data.id)]
-    found = Columns(
-        data.query, document or None, image or None, data.id, column(rest, FILES), column(rest, PAGES), tuple(negatives)
-    )
+    file, page = column(rest, FILES), column(rest, PAGES)
+    found = Columns(data.query, document or None, image or None, data.id, file, page, tuple(negatives), scores or None)
     return found, []
 
 
@@ -78,6 +79,9 @@ class _Builder:
     queries: dict[str, str] = field(default_factory=dict)
     qrels: dict[str, dict[str, int]] = field(default_factory=dict)
     negatives: dict[str, dict[str, None]] = field(default_factory=dict)  # texts or ids, ordered and unique
+    teacher: dict[str, dict[str, float]] = field(default_factory=dict)  # of documents by id
+    scored: dict[str, dict[str, float]] = field(default_factory=dict)  # of negatives: texts or ids
+    rescored: int = 0
     unasked: dict[str, Document] = field(default_factory=dict)  # of rows without a query: a negative may name them
     by_text: dict[str, str] = field(default_factory=dict)
     pairs: int = 0
@@ -97,9 +101,19 @@ class _Builder:
             judged = self.qrels.setdefault(key, {})
             self.pairs += document.id not in judged
             judged[document.id] = 1
-        for name in self.columns.negatives:
-            for text in _texts(row.get(name), name, where):
-                self.negatives.setdefault(key, {})[text] = None
+        negatives = [text for name in self.columns.negatives for text in _texts(row.get(name), name, where)]
+        self.negatives.setdefault(key, {}).update(dict.fromkeys(negatives))
+        if self.columns.scores and row.get(self.columns.scores) is not None:
+            values = row_scores(row, self.columns, len(documents), where)
+            ids = [document.id for document in documents]
+            self._score(self.teacher.setdefault(key, {}), ids, values[: len(ids)])
+            self._score(self.scored.setdefault(key, {}), negatives, values[len(ids) :])
+
+    def _score(self, into: dict[str, float], names: list[str], values: list[float | None]) -> None:
+        for name, value in zip(names, values, strict=True):
+            if value is not None:
+                self.rescored += into.get(name, value) != value
+                into[name] = value
 
     def finish(self, name: str) -> Collection:
         """Negatives become documents: an id of one where the table has ids, a text that some row's document has
@@ -111,12 +125,21 @@ class _Builder:
                 key = self._negative(value)
                 if key is None:
                     unknown.append(value)
-                elif key not in self.qrels[query]:
+                    continue
+                if key not in self.qrels[query]:
                     lists.setdefault(query, []).append(key)
+                if value in self.scored.get(query, ()):
+                    self._score(self.teacher[query], [key], [self.scored[query][value]])
         if unknown:
             what = "negatives name no document that was read and are left out"
             logger.warning("%s: %d %s: %s", name, len(unknown), what, some(unknown))
-        return Collection(name, self.corpus, self.queries, self.qrels, lists)
+        if self.rescored:
+            logger.warning(
+                "%s: %d pairs have two scores in %s; the last counts", name, self.rescored, self.columns.scores
+            )
+        return Collection(
+            name, self.corpus, self.queries, self.qrels, lists, {q: s for q, s in self.teacher.items() if s}
+        )
 
     def _negative(self, value: str) -> str | None:
         if self.columns.id:
@@ -140,7 +163,8 @@ def read_rows(table: Table, data: DataBlock, name: str) -> Collection:
     bytes, which reads every image once).  File names of page images are not unique in some published sets; where an
     id meets a different content, this raises.  Columns ``file`` (or ``doc_id``) and ``page`` are kept.  Negatives
     are texts, or with ``data.id`` ids of other rows, in ``negative``, ``negative_1`` ... or lists in ``negatives``;
-    rows may have different numbers.
+    rows may have different numbers.  A list in ``scores`` (or ``data.scores``) holds another model's scores of the
+    row's documents, then of its negatives, in the order of the columns; see ``row_scores``.
 
     Rows without a query or without a document are left out, counted in a warning; the document of a row without a
     query stays where a negative names its id.  ``data.limit`` stops the reading.
@@ -184,6 +208,36 @@ def _texts(value: Any, name: str, where: str) -> list[str]:
     if any(v is not None and not isinstance(v, str) for v in values):
         raise DataError(f"{where}: {name} holds {type(values[0]).__name__}; it must be a text or a list of texts")
     return [v.strip() for v in values if v is not None and v.strip()]
+
+
+def row_scores(row: dict[str, Any], columns: Columns, documents: int, where: str) -> list[float | None]:
+    """One score, or None, for each of the row's documents and then for each of its negatives, empty cells left out.
+
+    The list may also count the empty cells (rows padded to equal numbers of negatives); a number stands for a list
+    of one.  Raises DataError for any other length, and for what is no finite number.
+    """
+    name = str(columns.scores)
+    value = row[name]
+    given = list(value) if isinstance(value, list | tuple) else [value]
+    if any(isinstance(score, str | list | dict) for score in given):
+        told = 'data.scores: "" leaves the column out'
+        raise DataError(f"{where}: {name} must be a list of numbers, got {str(value)[:40]!r}; {told}")
+    scores = [None if score is None else score_of(score, f"{where}: {name}") for score in given]
+    cells = [*_cells(row, columns.document)] if columns.document else []
+    cells = cells if any(cells) else [True] * documents  # a page has no text to be counted by
+    cells += [filled for negatives in columns.negatives for filled in _cells(row, negatives)]
+    if len(scores) == len(cells):
+        return [score for score, filled in zip(scores, cells, strict=True) if filled]
+    if len(scores) != sum(cells):
+        what = f"{name} has {len(scores)} values, but the row has {documents} documents and {sum(cells) - documents}"
+        raise DataError(f"{where}: {what} negatives; give one for each of these, in this order")
+    return scores
+
+
+def _cells(row: dict[str, Any], name: str) -> list[bool]:
+    """Whether each value of a cell holds a text; a cell without a list is one value."""
+    value = row.get(name)
+    return [bool(v and v.strip()) for v in (value if isinstance(value, list | tuple) else [value])]
 
 
 def _documents(row: dict[str, Any], columns: Columns, table: Table, where: str) -> Iterable[Document]:

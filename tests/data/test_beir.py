@@ -226,18 +226,47 @@ def test_what_is_written_is_read_again_and_splits_share_a_folder(tmp_path):
         "m": Document("m", "with a picture", Image.new("RGB", (3, 4), "blue")),
     }
     train = Collection("t", corpus, {"q1": "one"}, {"q1": {"a": 1, "p": 0}}, {"q1": ["m", "p"]})
-    test = Collection("t", {"z": Document("z", "zebra")}, {"q2": "two"}, {"q2": {"z": 3}})
+    train.teacher = {"q1": {"a": 12.5, "m": -0.1}}
+    test = Collection("t", {"z": Document("z", "zebra")}, {"q2": "two"}, {"q2": {"z": 3}}, teacher={"q2": {"z": 1.0}})
     write_beir(train, tmp_path / "out", "train")
     alone = read_beir(tmp_path / "out", "train")
     assert alone.fingerprint() == train.fingerprint() and alone.negatives == train.negatives
+    assert alone.teacher == train.teacher
     write_beir(test, tmp_path / "out", "test")
     both = read_beir(tmp_path / "out", "train")
     assert list(both.corpus) == ["a", "p", "m", "z"] and both.qrels == train.qrels
+    assert both.teacher == train.teacher and read_beir(tmp_path / "out").teacher == test.teacher
     assert both.corpus["p"].content().size == (9, 5) and both.corpus["m"].content()["image"].size == (3, 4)
     assert read_beir(tmp_path / "out").qrels == {"q2": {"z": 3}}
     changed = Collection("t", {"a": Document("a", "another text")}, {}, {})
     with pytest.raises(DataError, match="the id 'a' is there with another content"):
         write_beir(changed, tmp_path / "out", "test")
+
+
+def test_a_teachers_scores_are_read_for_the_queries_of_the_split(tmp_path, caplog):
+    rows = [{"_id": "q1", "scores": {"d1": 3, "gone": 1.5, "d2": -0.5}}, {"_id": "q9", "scores": {"d1": 9}}]
+    (make(tmp_path) / "teacher.jsonl").write_text(lines(rows))
+    assert read_beir(tmp_path).teacher == {"q1": {"d1": 3.0, "d2": -0.5}}
+    assert "1 scores are of documents missing in the corpus and are left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"_id": "q2", "scores": [1.0]}, r"teacher\.jsonl:2: scores must be an object of document id -> score"),
+        ({"_id": "q2"}, r"teacher\.jsonl:2: scores must be an object"),
+        ({"scores": {"d1": 1.0}}, r"teacher\.jsonl:2: _id is None"),
+        ({"_id": "q1", "scores": {"d2": 1.0}}, r"teacher\.jsonl:2: the query 'q1' has a line before"),
+        ({"_id": "q2", "scores": {"d1": "high"}}, r"teacher\.jsonl:2: d1: the score is 'high'; it must be a finite"),
+        ({"_id": "q2", "scores": {"d1": None}}, r"teacher\.jsonl:2: d1: the score is None"),
+        ({"_id": "q2", "scores": {"d1": True}}, r"teacher\.jsonl:2: d1: the score is True"),
+        ({"_id": "q2", "scores": {"d1": float("nan")}}, r"teacher\.jsonl:2: d1: the score is nan"),
+    ],
+)
+def test_a_malformed_score_is_refused_with_its_line(tmp_path, row, told):
+    (make(tmp_path) / "teacher.jsonl").write_text(lines([{"_id": "q1", "scores": {"d1": 1.0}}, row]))
+    with pytest.raises(DataError, match=told):
+        read_beir(tmp_path)
 
 
 def test_titles_are_kept_apart_and_written_again(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from functools import partial
+from math import ceil, isnan
 
 import pytest
 import torch
@@ -56,9 +57,9 @@ def test_a_batch_is_what_a_plain_reading_of_the_qrels_says(case, seed):
     # nothing twice, nothing missing
     assert len(set(documents)) == len(documents) and len(set(queries)) == len(queries)
     assert set(queries) == {q for q, _ in rows} and {d for _, d in rows} <= set(documents)
-    # relevance: all known judgements, not only the pairs that were drawn
-    expected = [[made.qrels[q].get(d, 0) > 0 for d in documents] for q in queries]
-    assert batch.relevance.dtype == torch.bool and batch.relevance.tolist() == expected
+    # known: all judgements above 0, not only the pairs that were drawn, nor only what is in the batch
+    assert answers(batch) == [[(hash_id(d), g) for d, g in made.qrels[q].items() if g > 0] for q in queries]
+    also = sum(made.qrels[q].get(d, 0) > 0 for q in queries for d in documents)
     # positives: the drawn pairs, each once
     pairs = [(queries[i], documents[j]) for i, j in batch.positives.tolist()]
     assert batch.positives.dtype == torch.int64 and len(pairs) == len(set(pairs)) and set(pairs) == set(rows)
@@ -69,13 +70,21 @@ def test_a_batch_is_what_a_plain_reading_of_the_qrels_says(case, seed):
     assert lengths == sorted(lengths)
     # what came besides the positives: negatives that some query of the batch names, and no more than were asked for
     besides = set(documents) - {d for _, d in rows}
-    allowed = {d for q in queries for d in set(made.negatives[q]) - made.relevant(q) if d in made.corpus}
-    assert besides <= allowed
-    possible = [min(asked, len(set(made.negatives[q]) - made.relevant(q) - {"not in the corpus"})) for q, _ in rows]
+    named = {q: set(made.negatives[q]) - made.relevant(q) - {"not in the corpus"} for q in queries}
+    assert besides <= set().union(*named.values())
+    possible = [min(asked, len(named[q])) for q, _ in rows]
     assert batch.notes["negatives"] == sum(possible)
     assert batch.notes["negatives_missing"] == asked * len(rows) - sum(possible)
     assert (batch.notes["queries"], batch.notes["documents"]) == (len(queries), len(documents))
-    assert batch.notes["also_relevant"] == sum(map(sum, expected)) - len(pairs)
+    assert batch.notes["also_relevant"] == also - len(pairs) and batch.notes["negatives_copies"] == 0
+    assert batch.teacher is None
+
+
+def answers(batch: Batch) -> list[list[tuple[int, float]]]:
+    """(id hash, grade) of the known answers of each query."""
+    known = batch.known
+    pairs = list(zip(known.keys[:, 0].tolist(), known.grades.tolist(), strict=True))
+    return [[pairs.pop(0) for _ in range(length)] for length in known.lengths.tolist()]
 
 
 def collection(negatives: int = 30) -> Collection:
@@ -92,7 +101,7 @@ def test_negatives_are_never_known_positives_however_often_they_are_drawn():
     for seed in range(200):
         batch = Collator(made, record, negatives=3, seed=seed)([("q1", "d1")])
         ids = {d for d in made.corpus if hash_id(d) in batch.document_ids.tolist()}
-        assert len(ids) == 4 and "d11" not in ids and batch.relevance.sum() == 1
+        assert len(ids) == 4 and "d11" not in ids and answers(batch) == [[(hash_id("d1"), 1), (hash_id("d11"), 1)]]
         drawn |= ids
     assert drawn == {"d0", "d1", "d20", "d21"}
 
@@ -129,17 +138,20 @@ def test_drawing_depends_on_seed_query_and_position_alone():
 @given(
     st.lists(st.tuples(st.integers(0, 20), st.sampled_from(["text", "image", "text+image"])), min_size=1, max_size=30),
     st.integers(1, 6),
+    st.none() | st.integers(1, 12),
 )
-def test_chunks_hold_every_row_once_of_one_kind_and_in_order_of_length(rows, groups):
+def test_chunks_hold_every_row_once_of_one_kind_and_in_order_of_length(rows, groups, most):
     lengths, kinds = [length for length, _ in rows], [kind for _, kind in rows]
-    parts = chunks(lengths, kinds, groups)
+    parts = chunks(lengths, kinds, groups, most)
     assert sorted(r for part in parts for r in part) == list(range(len(rows)))
     assert all(part and len({kinds[r] for r in part}) == 1 for part in parts)
     for kind in set(kinds):
         of_kind = [r for part in parts for r in part if kinds[r] == kind]
         assert of_kind == sorted(of_kind, key=lambda r: (lengths[r], r))
         sizes = [len(part) for part in parts if kinds[part[0]] == kind]
-        assert len(sizes) == min(groups, len(of_kind)) and max(sizes) - min(sizes) <= 1
+        needed = ceil(len(of_kind) / (most or len(of_kind)))
+        assert len(sizes) == max(min(groups, len(of_kind)), needed) and max(sizes) - min(sizes) <= 1
+        assert max(sizes) <= (most or len(of_kind))
 
 
 def test_length_groups_save_padding():
@@ -151,6 +163,83 @@ def test_length_groups_save_padding():
     assert padded(2) < 0.6 * padded(1)
     with pytest.raises(ValueError, match="length_groups is 0"):
         chunks(lengths, ["text"] * 8, 0)
+    with pytest.raises(ValueError, match="chunk_rows is 0"):
+        chunks(lengths, ["text"] * 8, 1, 0)
+
+
+def halves(chunk: dict) -> list[dict]:
+    """Stands in for a split by tokens: no piece has more than two rows."""
+    rows = range(0, len(chunk["contents"]), 2)
+    return [{"role": chunk["role"], "contents": chunk["contents"][at : at + 2]} for at in rows]
+
+
+@pytest.mark.parametrize("split", [None, halves])
+@pytest.mark.parametrize("most", [1, 3, 7, 100])
+def test_smaller_chunks_change_nothing_but_where_the_cuts_are(most, split):
+    rows = collection().pairs()[:15]
+    whole = Collator(collection(), record, negatives=2, length_groups=2)(rows)
+    cut = Collator(collection(), record, negatives=2, length_groups=2, chunk_rows=most, split=split)(rows)
+    for side in ("queries", "documents"):
+        expected = [content for chunk in getattr(whole, side) for content in chunk["contents"]]
+        assert [content for chunk in getattr(cut, side) for content in chunk["contents"]] == expected
+        sizes = [len(chunk["contents"]) for chunk in getattr(cut, side)]
+        assert max(sizes) <= (min(most, 2) if split else most)
+    assert [len(chunk["contents"]) for chunk in whole.queries] == [8]
+    if most == 3 and not split:  # balanced: not 3, 3, 2 by the way of 3, 3, 3 - 1, but sizes that differ by one
+        assert [len(chunk["contents"]) for chunk in cut.queries] == [2, 3, 3]
+    for name in ("query_ids", "document_keys", "positives"):
+        assert getattr(cut, name).tolist() == getattr(whole, name).tolist()
+    assert cut.known.keys.tolist() == whole.known.keys.tolist() and cut.notes == whole.notes
+
+
+def test_a_page_that_answers_three_queries_is_decoded_and_encoded_once(monkeypatch):
+    pages = {f"p{n}": Document(f"p{n}", image=Image.new("RGB", (8, 8 + n))) for n in range(3)}
+    queries = {f"q{n}": f"query {n}" for n in range(4)}
+    qrels = {"q0": {"p1": 1}, "q1": {"p1": 1}, "q2": {"p1": 1, "p2": 1}, "q3": {"p0": 1}}
+    made = Collection("pages", pages, queries, qrels, {"q3": ["p1"]})
+    decoded: list[str] = []
+    plain = Document.content
+    monkeypatch.setattr(Document, "content", lambda self: (decoded.append(self.id), plain(self))[1])
+    batch = Collator(made, record, negatives=1)(made.pairs())
+    assert sorted(decoded) == ["p0", "p1", "p2"] and len(batch.document_ids) == 3
+    assert sum(len(chunk["contents"]) for chunk in batch.documents) == 3
+    column = batch.document_ids.tolist().index(hash_id("p1"))
+    assert [i for i, j in batch.positives.tolist() if j == column] == [0, 1, 2]
+    assert batch.notes["documents"] == 3 and batch.notes["negatives"] == 1
+
+
+def test_a_negative_with_the_text_of_a_known_answer_is_never_drawn_and_counted():
+    made = collection(negatives=2)
+    made.corpus["copy"] = Document("copy", made.corpus["d11"].text)
+    made.corpus["shouted"] = Document("shouted", made.corpus["d11"].text.upper())
+    made.corpus["page"] = Document("page", made.corpus["d11"].text, Image.new("RGB", (4, 4)))
+    made.negatives["q1"] = ["copy", "shouted", "page", "d11"]
+    batch = Collator(made, record_mixed, negatives=3)([("q1", "d1")])
+    assert {*batch.document_ids.tolist()} == {hash_id(d) for d in ("d1", "shouted", "page")}
+    notes = batch.notes
+    assert (notes["negatives"], notes["negatives_missing"], notes["negatives_copies"]) == (2, 1, 1)
+
+
+def record_mixed(contents: list, role: str) -> dict:
+    return {"contents": contents}
+
+
+def test_a_teachers_scores_stand_where_their_pairs_stand():
+    made = collection()
+    made.teacher = {"q1": {"d1": 7.5, "d20": -3.0, "d59": 1.0}, "q2": {"d1": 0.25}, "q9": {"d9": 1.0}}
+    made.negatives = {"q1": ["d20", "d21"]}
+    batch = Collator(made, record, negatives=2)([("q1", "d1"), ("q2", "d2"), ("q3", "d3")])
+    names = {hash_id(d): d for d in made.corpus}
+    documents = [names[i] for i in batch.document_ids.tolist()]
+    assert batch.teacher is not None and batch.teacher.dtype == torch.float32
+    found = {
+        (query, document): score
+        for query, row in zip(("q1", "q2", "q3"), batch.teacher.tolist(), strict=True)
+        for document, score in zip(documents, row, strict=True)
+        if not isnan(score)
+    }
+    assert found == {("q1", "d1"): 7.5, ("q1", "d20"): -3.0, ("q2", "d1"): 0.25}
+    assert batch.to("meta").teacher.is_meta
 
 
 def test_texts_pages_and_captioned_pages_never_share_a_chunk():
@@ -165,11 +254,11 @@ def test_texts_pages_and_captioned_pages_never_share_a_chunk():
     names = {hash_id(d): d for d in corpus}
     order = [names[i] for i in batch.document_ids.tolist()]
     # kinds by name, then by pixels or characters
-    assert order == ["i2", "i1", "i0", "t0", "t1", "t2", "b0", "b1", "b2"]
+    assert order == ["i2", "i1", "i0", "b0", "b1", "b2", "t0", "t1", "t2"]
     assert [len(c["contents"]) for c in batch.documents] == [1, 2, 1, 2, 1, 2]
     contents = [c for chunk in batch.documents for c in chunk["contents"]]
     assert [c.getpixel((0, 0))[0] for c in contents[:3]] == [2, 1, 0]
-    assert [(c["text"], c["image"].width) for c in contents[6:]] == [(f"caption {n}", 4 + n) for n in range(3)]
+    assert [(c["text"], c["image"].width) for c in contents[3:6]] == [(f"caption {n}", 4 + n) for n in range(3)]
     queries_in_order = [q for q, _ in made.pairs()]
     assert [(queries_in_order[i], order[j]) for i, j in batch.positives.tolist()] == made.pairs()
 
@@ -205,14 +294,14 @@ def test_workers_give_the_batches_that_the_main_process_gives():
         for c, w in ((collate, 0), (collate, 2), (pickle.loads(pickle.dumps(collate)), 0))
     ]
     seen = [
-        [(b.document_ids.tolist(), b.relevance.tolist(), b.positives.tolist()) for b in loader] for loader in loaders
+        [(b.document_keys.tolist(), b.known.keys.tolist(), b.positives.tolist()) for b in loader] for loader in loaders
     ]
     assert seen[0] == seen[1] == seen[2] and len(seen[0]) == 5
 
 
 def test_a_batch_moves_to_a_device_with_its_chunks():
     batch = Collator(collection(), record)([("q1", "d1")]).to("meta")
-    assert isinstance(batch, Batch) and batch.documents[0]["rows"].is_meta and batch.relevance.is_meta
+    assert isinstance(batch, Batch) and batch.documents[0]["rows"].is_meta and batch.known.keys.is_meta
 
 
 def test_pairs_are_a_dataset_of_ids():

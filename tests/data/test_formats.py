@@ -17,7 +17,7 @@ from PIL import Image
 
 from smart_train.blocks import DataBlock
 from smart_train.data import formats, hub
-from smart_train.data.formats import check_data, image_column, load
+from smart_train.data.formats import check_data, image_column, load, no_scores
 from smart_train.data.records import Collection, DataError, Document, write_beir
 from smart_train.data.tables import PEEK, StoredImage
 
@@ -184,6 +184,104 @@ def test_negatives_in_every_spelling_and_in_unequal_numbers(tmp_path):
     assert named == {"a": ["n1", "n2", "n0", "two", "n5"], "b": ["n3", "n4"]}
     assert len(found.corpus) == 4 + 6
     assert found.check()
+
+
+def scored(found) -> dict[str, dict[str, float]]:
+    """query text -> document text -> the teacher's score."""
+    return {found.queries[q]: {found.corpus[d].text: s for d, s in row.items()} for q, row in found.teacher.items()}
+
+
+def test_scores_belong_to_the_documents_of_their_row_then_to_its_negatives(tmp_path):
+    rows = [
+        {"query": "a", "positive": "one", "negative_2": "n2", "negative_1": "n1", "scores": [9.5, 3, -1.0]},
+        {"query": "b", "positive": ["two", "three"], "negative": "n1", "scores": [8, 7, 6.0]},
+        {"query": "c", "positive": "four", "scores": [5]},
+        {"query": "d", "positive": "five", "scores": 4.5},
+        {"query": "e", "positive": "six", "negative_1": "n3", "scores": None},
+        {"query": "f", "positive": "seven", "negative_1": "n4", "negatives": ["n5", "n6"], "scores": [1, None, 3, 4]},
+    ]
+    found = whole(jsonl(tmp_path / "r.jsonl", rows), negatives=1)
+    assert scored(found) == {
+        "a": {"one": 9.5, "n1": 3.0, "n2": -1.0},
+        "b": {"two": 8.0, "three": 7.0, "n1": 6.0},
+        "c": {"four": 5.0},
+        "d": {"five": 4.5},
+        "f": {"seven": 1.0, "n5": 3.0, "n6": 4.0},
+    }
+    assert found.check() and whole(jsonl(tmp_path / "r.jsonl", rows), negatives=1, scores="").teacher == {}
+
+
+@pytest.mark.parametrize("scores", [[9, 1, 2], [9, 1, None, 2, None, None]])
+def test_scores_of_rows_padded_to_equal_numbers_of_negatives_may_count_the_empty_cells_or_not(tmp_path, scores):
+    row = {"query": "a", "positive": "one", "negative_1": "n1", "negative_2": " ", "negatives": ["n2", None, ""]}
+    found = whole(jsonl(tmp_path / "r.jsonl", [row | {"scores": scores}]))
+    assert scored(found) == {"a": {"one": 9.0, "n1": 1.0, "n2": 2.0}}
+
+
+def test_scores_of_pages_and_of_negatives_by_id_from_a_column_of_another_name(tmp_path):
+    columns = {
+        "id": ["a", "b", "c"],
+        "query": ["first", "second", None],
+        "image": [tiny_data.draw_page(n) for n in range(3)],
+        "negatives": [["b", "c"], ["gone", "a"], []],
+        "reranker": [[0.9, 0.5, 0.25], [0.8, 0.1, 0.2], None],
+    }
+    kinds = {"id": datasets.Value("string"), "query": datasets.Value("string"), "image": datasets.Image()}
+    kinds |= {
+        "negatives": datasets.List(datasets.Value("string")),
+        "reranker": datasets.List(datasets.Value("float32")),
+    }
+    datasets.Dataset.from_dict(columns, features=datasets.Features(kinds)).to_parquet(str(tmp_path / "r.parquet"))
+    found = whole(tmp_path / "r.parquet", id="id", negatives=2, scores="reranker")
+    by_query = {found.queries[q]: {d: round(s, 6) for d, s in row.items()} for q, row in found.teacher.items()}
+    assert by_query == {"first": {"a": 0.9, "b": 0.5, "c": 0.25}, "second": {"b": 0.8, "a": 0.2}}
+
+
+def test_a_pair_with_two_scores_keeps_the_last_and_is_reported(tmp_path, caplog):
+    rows = [
+        {"query": "a", "positive": "one", "negative": "n1", "scores": [1, 2]},
+        {"query": "a", "positive": "n1", "negative": "one", "scores": [3, 4]},
+        {"query": "a", "positive": "one", "scores": [4]},
+    ]
+    found = whole(jsonl(tmp_path / "r.jsonl", rows))
+    assert scored(found)["a"].keys() == {"one", "n1"} and not found.negatives
+    assert "pairs have two scores in scores; the last counts" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("scores", "told"),
+    [
+        ([1, 2], r"r\.jsonl:2: scores has 2 values, but the row has 1 documents and 2 negatives; give one for each"),
+        ([1, 2, 3, 4], r"r\.jsonl:2: scores has 4 values"),
+        ([], r"r\.jsonl:2: scores has 0 values"),
+        (5, r"r\.jsonl:2: scores has 1 values"),
+        ("[1, 2, 3]", r"r\.jsonl:2: scores must be a list of numbers, got '\[1, 2, 3\]'; data\.scores: \"\" leaves"),
+        ([1, "2", 3], r"r\.jsonl:2: scores must be a list of numbers"),
+        ([1, True, 3], r"r\.jsonl:2: scores: the score is True; it must be a finite number"),
+        ([1, float("inf"), 3], r"r\.jsonl:2: scores: the score is inf"),
+    ],
+)
+def test_scores_that_do_not_fit_their_row_are_refused_with_it(tmp_path, scores, told):
+    row = {"query": "a", "positive": "one", "negatives": ["n1", "n2"]}
+    with pytest.raises(DataError, match=told):
+        whole(jsonl(tmp_path / "r.jsonl", [row | {"scores": [1, 2, 3]}, row | {"scores": scores}]))
+
+
+def test_data_without_a_teacher_is_known_before_and_after_reading(tmp_path, beir_folder):
+    rows = jsonl(tmp_path / "r.jsonl", ROWS)
+    assert no_scores(data("pydocs")) == "docstrings have no scores"
+    assert no_scores(data(rows)) == f"{rows} has no column of scores"
+    assert no_scores(data(beir_folder)) == f"{beir_folder} has no teacher.jsonl"
+    empty = jsonl(tmp_path / "e.jsonl", [{**row, "scores": None} for row in ROWS])
+    assert no_scores(data(empty)) is None and load(data(empty))
+    for block in (data("pydocs"), data(rows), data(beir_folder), data(empty)):
+        with pytest.raises(DataError, match=r"objective\.teacher\.weight: is above 0, but .*no (query|scores)"):
+            load(block, teacher=True)
+    full = jsonl(tmp_path / "f.jsonl", [{**row, "scores": [1.0]} for row in ROWS])
+    assert any(load(data(full, dev=1, test=1), teacher=True)[0].teacher.values())
+    assert no_scores(data(full, scores="")) is not None
+    write_beir(whole(full), tmp_path / "beir", "train")
+    assert no_scores(data(tmp_path / "beir")) is None and len(whole(tmp_path / "beir").teacher) == len(ROWS)
 
 
 def test_a_column_that_first_appears_late_in_the_file_is_told(tmp_path, caplog):
@@ -419,6 +517,7 @@ def test_pydocs_is_split_by_package_and_a_limit_samples_all_packages(monkeypatch
         ({"query": "qeury"}, "data.query", "there is no column 'qeury'", "write data.query: query"),
         ({"document": "positives"}, "data.document", "it has query, positive, source", "write data.document: positive"),
         ({"image": "page"}, "data.image", "there is no column 'page'", "one of these"),
+        ({"scores": "score"}, "data.scores", "there is no column 'score'", "write data.scores: source"),
         ({"id": "sorce"}, "data.id", "there is no column 'sorce'", "write data.id: source"),
         ({"document": ""}, "data.document", "no column holds the documents", "name the column"),
         ({"negatives": 2}, "data.negatives", "is 2, but", "write data.negatives: 0"),

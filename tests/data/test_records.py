@@ -49,6 +49,7 @@ def test_check_names_every_dangling_id_and_empty_text():
         queries={"q1": "", "q2": "what flies", "q3": "never judged"},
         qrels={"q1": {"a": 1, "gone": 1}, "q2": {"b": 1}, "q4": {"b": 1}},
         negatives={"q1": ["missing"]},
+        teacher={"q1": {"b": 1.0, "nowhere": 2.0}, "q2": {"b": float("nan")}, "q7": {"b": 1.0}},
     )
     with pytest.raises(DataError) as error:
         broken.check()
@@ -59,6 +60,9 @@ def test_check_names_every_dangling_id_and_empty_text():
         "1 queries without a judgement: q3",
         "1 judged documents missing in the corpus: gone",
         "1 negatives missing in the corpus: missing",
+        "1 queries with a teacher's scores, but without a text: q7",
+        "1 documents with a teacher's score missing in the corpus: nowhere",
+        "1 queries with a teacher's score that is not finite: q2",
         "1 documents that are empty: a",
         "1 documents filed under another id: x",
     ):
@@ -84,14 +88,26 @@ def test_the_fingerprint_does_not_depend_on_the_order_of_reading():
         {"qrels": {"q1": {"a": 1, "c": 0}, "q2": {"b": 1, "a": 1}}},
         {"negatives": {"q1": ["c", "b"]}},
         {"negatives": {}},
+        {"teacher": {"q1": {"a": 0.5}}},
     ],
 )
 def test_the_fingerprint_changes_with_every_part(change):
     assert small().fingerprint() != small(**change).fingerprint()
 
 
-def test_a_selection_keeps_only_judgements_and_negatives_of_its_documents():
-    part = small().select(["q1"], ["a", "b"])
+def test_a_teachers_scores_count_by_pair_and_value_in_the_fingerprint():
+    scored = {"q1": {"a": 0.5, "b": 2.0}, "q2": {"b": -1.0}}
+    one = small(teacher=scored).fingerprint()
+    assert one == small(teacher={q: dict(reversed(s.items())) for q, s in reversed(scored.items())}).fingerprint()
+    changed = [{**scored, "q2": {"b": 1.0}}, {**scored, "q2": {"a": -1.0}}, {"q1": scored["q1"]}]
+    assert len({one, *(small(teacher=other).fingerprint() for other in changed)}) == 4
+    assert small(teacher={"q1": {}}).fingerprint() == small().fingerprint()  # no score, no teacher
+
+
+def test_a_selection_keeps_only_judgements_negatives_and_scores_of_its_documents():
+    scored = small(teacher={"q1": {"a": 1.0, "c": 2.0}, "q2": {"b": 3.0}})
+    part = scored.select(["q1"], ["a", "b"])
+    assert part.teacher == {"q1": {"a": 1.0}} and scored.select(["q2", "q1"]).teacher == scored.teacher
     assert list(part.corpus) == ["a", "b"] and part.queries == {"q1": "what is red"}
     assert part.qrels == {"q1": {"a": 2}} and part.negatives == {"q1": ["b"]}
     whole = small().select(["q2"])

@@ -1,0 +1,144 @@
+"""Keys of documents: what they tell apart, what they find alike, and what is known without decoding."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from PIL import Image
+
+from smart_train.data.collate import Collator
+from smart_train.data.identity import Identity, content_hash
+from smart_train.data.records import Collection, Document, hash_id
+from smart_train.embeddings import KEYS
+from smart_train.objective.identity import relevance, repeats
+
+
+def gradient(width: int = 12, height: int = 8, shift: int = 0) -> Image.Image:
+    pixels = bytes((7 * x + 13 * y + shift) % 256 for y in range(height) for x in range(width) for _ in range(3))
+    return Image.frombytes("RGB", (width, height), pixels)
+
+
+def pages(folder) -> Collection:
+    """Three files: two hold the same picture as PNG and as BMP, the third another one; and a text."""
+    for name, shift in (("a.png", 0), ("b.bmp", 0), ("c.png", 1)):
+        gradient(shift=shift).save(folder / name)
+    corpus = {
+        "a": Document("a", image=folder / "a.png", file="one.pdf", page=3),
+        "b": Document("b", image=folder / "b.bmp", file="two.pdf", page=0),
+        "c": Document("c", image=folder / "c.png", file="one.pdf"),
+        "t": Document("t", "a text"),
+    }
+    queries = {"q": "which", "r": "what"}
+    return Collection("pages", corpus, queries, {"q": {"a": 2, "gone": 1, "c": 0}, "r": {"t": 1, "c": 3}})
+
+
+def test_content_is_what_is_shown_whatever_the_file_it_lies_in(tmp_path):
+    made = pages(tmp_path)
+    a, b, c, t = (content_hash(document.content()) for document in made.corpus.values())
+    assert a == b and len({a, c, t}) == 3
+
+
+def test_every_part_of_the_content_counts():
+    image = gradient()
+    turned = Image.frombytes("RGB", (8, 12), image.tobytes())  # the same bytes in another shape
+    contents = [
+        "words",
+        "words ",
+        "",
+        image,
+        turned,
+        gradient(shift=1),
+        {"text": "words", "image": image},
+        {"text": "", "image": image},
+        {"text": "words", "image": turned},
+        {"text": "other", "image": image},
+    ]
+    found = [content_hash(content) for content in contents]
+    assert len(set(found)) == len(found) and 0 not in found
+    assert all(-(2**63) <= value < 2**63 for value in found)
+    assert content_hash(image.copy()) == content_hash(image)
+
+
+def test_the_one_content_whose_hash_would_be_0_gets_another(monkeypatch):
+    class Zero:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        update = __init__
+
+        def digest(self):
+            return bytes(8)
+
+    monkeypatch.setattr("smart_train.data.identity.blake2b", Zero)
+    assert content_hash("words") == 1
+
+
+def test_keys_are_id_content_file_and_page(tmp_path):
+    made = pages(tmp_path)
+    ids = list(made.corpus)
+    contents = [document.content() for document in made.corpus.values()]
+    keys = Identity(made).keys(ids, contents)
+    assert keys.dtype == torch.int64 and keys.shape == (4, len(KEYS))
+    assert keys[:, 0].tolist() == [hash_id(name) for name in ids]
+    assert keys[:, 1].tolist() == [content_hash(content) for content in contents]
+    assert keys[:, 2].tolist() == [hash_id("one.pdf"), hash_id("two.pdf"), hash_id("one.pdf"), 0]
+    assert keys[:, 3].tolist() == [3, 0, -1, -1]
+    assert Identity(made).keys([], []).shape == (0, 4)
+
+
+def test_known_answers_are_all_of_the_qrels_and_undecoded_pages_have_no_content(tmp_path, monkeypatch):
+    made = pages(tmp_path)
+    page = made.corpus["a"].content()
+    monkeypatch.setattr(Document, "_decode", lambda self: pytest.fail("an image was decoded for its hash alone"))
+    identity = Identity(made)
+    known = identity.known(["q", "r"])
+    assert known.lengths.tolist() == [2, 2] and known.grades.tolist() == [2, 1, 1, 3]
+    assert known.grades.dtype == torch.float32 and known.keys.dtype == known.lengths.dtype == torch.int64
+    assert known.keys.tolist() == [
+        [hash_id("a"), 0, hash_id("one.pdf"), 3],
+        [hash_id("gone"), 0, 0, -1],
+        [hash_id("t"), content_hash("a text"), 0, -1],
+        [hash_id("c"), 0, hash_id("one.pdf"), -1],
+    ]
+    identity.keys(["a"], [page])  # what a batch has decoded is known from then on
+    assert identity.known(["q"]).keys[0, 1] == content_hash(page)
+    assert identity.text("t") == content_hash("a text") and identity.text("a") == identity.text("gone") == 0
+
+
+def test_no_more_keys_are_remembered_than_allowed_and_they_stay_right(tmp_path):
+    made = pages(tmp_path)
+    identity = Identity(made, most=2)
+    contents = {name: document.content() for name, document in made.corpus.items()}
+    for name in ["a", "b", "a", "c", "t", "a", "b"]:
+        assert identity.keys([name], [contents[name]])[0, 1] == content_hash(contents[name])
+        assert len(identity._found) <= 2
+
+
+def test_a_page_is_hashed_once_while_it_is_remembered(tmp_path, monkeypatch):
+    made = pages(tmp_path)
+    identity, contents = Identity(made), [made.corpus["a"].content()]
+    first = identity.keys(["a"], contents)
+    monkeypatch.setattr("smart_train.data.identity.content_hash", lambda content: pytest.fail("hashed again"))
+    assert torch.equal(identity.keys(["a"], contents), first)
+
+
+def test_a_copy_of_an_answer_is_no_negative_in_the_batch_that_holds_both(tmp_path):
+    """Data and objective together: the copy has another id, another file and another format."""
+    made = pages(tmp_path)
+    made.qrels["r"] = {"b": 1}
+    made.corpus["d"] = Document("d", image=tmp_path / "c.png", file="one.pdf", page=4)
+    made.queries["s"], made.qrels["s"] = "who", {"d": 1}
+    batch = pickle.loads(pickle.dumps(Collator(made, keep)))([("q", "a"), ("r", "b"), ("s", "d")])
+    order = [("a", "b", "d")[[hash_id(x) for x in "abd"].index(i)] for i in batch.document_ids.tolist()]
+    found = relevance(batch.known, batch.document_keys)
+    masked = [{order[j] for j in row.nonzero().flatten().tolist()} for row in found]
+    assert masked == [{"a", "b"}, {"a", "b"}, {"d"}]
+    near = relevance(batch.known, batch.document_keys, neighbour_pages=1)
+    assert {order[j] for j in near[0].nonzero().flatten().tolist()} == {"a", "b", "d"}
+    assert int(repeats(batch.document_keys).sum()) == 1
+
+
+def keep(contents: list, role: str) -> dict:
+    return {"contents": contents}
