@@ -17,8 +17,10 @@ from smart_train.objective.maxsim import maxsim
 def pooled_scores(queries: Tensor, documents: Tensor) -> Tensor:
     """s_pooled = p_q . p_x.   queries [B, D], documents [N, D], L2-normalised -> [B, N], float32 or wider."""
     if queries.dtype in (torch.float16, torch.bfloat16):
-        queries, documents = queries.float(), documents.float()
-    return queries @ documents.to(queries.dtype).t()
+        queries = queries.float()
+    # Autocast off: a bfloat16 score matrix has about 8 distinct values where 64 differ.
+    with torch.autocast(queries.device.type, enabled=False):
+        return queries @ documents.to(queries.dtype).t()
 
 
 def late_scores(queries: Tokens, documents: Tokens) -> Tensor:
@@ -50,14 +52,17 @@ def scores(queries: Embeddings, documents: Embeddings, mode: str, hybrid: Hybrid
     raise ValueError(f"mode is pooled, late or hybrid, not {mode!r}")
 
 
-def negatives_mask(relevance: Tensor, positives: Tensor) -> Tensor:
+def negatives_mask(relevance: Tensor, positives: Tensor, repeats: Tensor | None = None) -> Tensor:
     """Which documents stand in the denominator of each drawn pair (the identity mask).
 
     relevance: [B, N] bool, every known answer; positives: [P, 2] rows of the drawn (query, document) pairs
+    repeats:   [N] bool, later copies of a document, which would count it twice; None = there are none
     returns:   [P, N] bool: the pair's own document and every document that is no known answer to its query
 
     Without it a second page that answers the query, or the same page under another query, would be pushed away.
     """
     query, document = positives.unbind(1)
-    mask = ~relevance[query]
-    return mask.scatter(1, document.unsqueeze(1), True)
+    mask = relevance[query].logical_not_()
+    if repeats is not None:
+        mask &= ~repeats
+    return mask.scatter_(1, document.unsqueeze(1), True)

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from smart_train.blocks import HybridBlock, ObjectiveBlock, TermBlock
 from smart_train.embeddings import Embeddings, Tokens
-from smart_train.objective.losses import joint_loss
+from smart_train.objective.losses import Labels, joint_loss
 from smart_train.objective.scores import hybrid_scores, late_scores, negatives_mask, pooled_scores, scores
 
 # (pooled, late, hybrid) weights and temperatures of the method's named settings; "convert" is two runs of this loss.
@@ -111,7 +111,7 @@ def batch(name: str, dtype=torch.float32):
 def test_every_named_setting_is_a_point_of_the_loss(setting, name):
     queries, documents, relevance, positives = batch(name)
     weights, temperatures = SETTINGS[setting]
-    loss = joint_loss(queries, documents, relevance, positives, objective(weights, temperatures), HybridBlock())
+    loss = joint_loss(queries, documents, Labels(relevance, positives), objective(weights, temperatures), HybridBlock())
     expected = formula(queries, documents, relevance.tolist(), positives.tolist(), weights, temperatures)
     assert loss.total.item() == pytest.approx(expected["total"], abs=1e-5)
     logged = {n.removeprefix("loss/"): v.item() for n, v in loss.parts.items() if n.startswith("loss/")}
@@ -124,7 +124,7 @@ def test_the_gradient_is_that_of_the_written_out_loss(setting):
     queries, documents, relevance, positives = batch("known answers that were not drawn", torch.float64)
     weights, temperatures = SETTINGS[setting]
     leaves = [queries.pooled, documents.pooled, queries.tokens.values, documents.tokens.values]
-    loss = joint_loss(queries, documents, relevance, positives, objective(weights, temperatures), HybridBlock())
+    loss = joint_loss(queries, documents, Labels(relevance, positives), objective(weights, temperatures), HybridBlock())
     loss.total.backward()
     ours = [leaf.grad for leaf in leaves]
 
@@ -161,7 +161,7 @@ def test_the_pooled_term_is_sentence_transformers_own(negatives, temperature):
     columns = [documents.pooled[4 * column : 4 * column + 4] for column in range(1 + negatives)]
     expected = theirs.compute_loss_from_embeddings([queries.pooled, *columns], None)
     ours = joint_loss(
-        queries, documents, relevance, positives, objective((1, 0, 0), (temperature, 1, 1)), HybridBlock()
+        queries, documents, Labels(relevance, positives), objective((1, 0, 0), (temperature, 1, 1)), HybridBlock()
     )
     torch.testing.assert_close(ours.total, expected, atol=1e-5, rtol=0)
 
@@ -175,7 +175,7 @@ def test_the_late_term_is_sentence_transformers_own_with_its_mean_maxsim(negativ
     theirs = MultiVectorMultipleNegativesRankingLoss(Ready(), scale=1 / temperature, similarity_fct=mean_colbert_scores)
     expected = theirs([padded(queries.tokens, [0, 1, 2, 3]), *columns])
     ours = joint_loss(
-        queries, documents, relevance, positives, objective((0, 1, 0), (1, temperature, 1)), HybridBlock()
+        queries, documents, Labels(relevance, positives), objective((0, 1, 0), (1, temperature, 1)), HybridBlock()
     )
     torch.testing.assert_close(ours.total, expected, atol=1e-5, rtol=0)
 
@@ -186,7 +186,9 @@ def test_their_sum_over_query_tokens_is_our_mean_at_a_temperature_times_the_quer
     queries, documents = draw([5, 5, 5, 5], 0), draw([5, 2, 7, 1], 1)
     theirs = MultiVectorMultipleNegativesRankingLoss(Ready(), scale=1 / (5 * 0.05), similarity_fct=colbert_scores)
     expected = theirs([padded(queries.tokens, [0, 1, 2, 3]), padded(documents.tokens, [0, 1, 2, 3])])
-    ours = joint_loss(queries, documents, relevance, positives, objective((0, 1, 0), (1, 0.05, 1)), HybridBlock())
+    ours = joint_loss(
+        queries, documents, Labels(relevance, positives), objective((0, 1, 0), (1, 0.05, 1)), HybridBlock()
+    )
     torch.testing.assert_close(ours.total, expected, atol=1e-5, rtol=0)
 
 
@@ -195,13 +197,15 @@ def test_a_known_answer_is_never_a_negative(name):
     """Its vector may be anything: the other pairs of its query neither see nor move it."""
     queries, documents, relevance, positives = batch(name)
     where = objective((1, 1, 1), (0.05, 0.05, 0.05))
-    before = joint_loss(queries, documents, relevance, positives, where, HybridBlock()).total
+    before = joint_loss(queries, documents, Labels(relevance, positives), where, HybridBlock()).total
     for query, document in (relevance & ~drawn(relevance, positives)).nonzero().tolist():
         alone = positives[positives[:, 0] == query]
-        loss = joint_loss(queries, documents, relevance, alone, where, HybridBlock()).total
+        loss = joint_loss(queries, documents, Labels(relevance, alone), where, HybridBlock()).total
         (gradient,) = torch.autograd.grad(loss, documents.pooled)
         assert gradient[document].abs().max() == 0
-    unmasked = joint_loss(queries, documents, drawn(relevance, positives), positives, where, HybridBlock()).total
+    unmasked = joint_loss(
+        queries, documents, Labels(drawn(relevance, positives), positives), where, HybridBlock()
+    ).total
     assert (before == unmasked) == bool((relevance == drawn(relevance, positives)).all())
 
 
@@ -218,7 +222,9 @@ def test_the_identity_mask_holds_the_own_document_and_every_unknown_one():
 def test_a_pair_alone_costs_nothing_and_has_a_finite_gradient():
     relevance, positives, _ = plain_batch(1)
     queries, documents = draw([2], 0), draw([3], 1)
-    loss = joint_loss(queries, documents, relevance, positives, objective((1, 1, 1), (0.05,) * 3), HybridBlock())
+    loss = joint_loss(
+        queries, documents, Labels(relevance, positives), objective((1, 1, 1), (0.05,) * 3), HybridBlock()
+    )
     loss.total.backward()
     assert loss.total.item() == 0
     assert all(torch.isfinite(v.grad).all() for v in (queries.pooled, queries.tokens.values))
@@ -229,7 +235,7 @@ def test_hybrid_weights_are_those_of_the_block(lambdas):
     queries, documents, relevance, positives = batch("hard negatives of unequal number")
     hybrid = HybridBlock(pooled=lambdas[0], late=lambdas[1])
     where = ((0, 0, 1), (0.05, 0.05, 0.07))
-    ours = joint_loss(queries, documents, relevance, positives, objective(*where), hybrid)
+    ours = joint_loss(queries, documents, Labels(relevance, positives), objective(*where), hybrid)
     expected = formula(queries, documents, relevance.tolist(), positives.tolist(), *where, lambdas)
     assert ours.total.item() == pytest.approx(expected["total"], abs=1e-5)
 
@@ -250,15 +256,19 @@ def test_accuracy_and_margin_are_counted_against_the_negatives_alone():
     documents = Embeddings(pooled_documents, tokens)
     relevance = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 0]], dtype=torch.bool)
     positives = torch.tensor([[0, 0], [1, 2]])
-    parts = joint_loss(queries, documents, relevance, positives, objective((1, 0, 0), (0.05,) * 3), HybridBlock()).parts
+    parts = joint_loss(
+        queries, documents, Labels(relevance, positives), objective((1, 0, 0), (0.05,) * 3), HybridBlock()
+    ).parts
     assert parts["accuracy/pooled"].item() == pytest.approx(0.5)
     assert parts["margin/pooled"].item() == pytest.approx((0.1 - 0.2) / 2, abs=1e-6)
 
 
 def test_terms_that_are_off_are_neither_computed_nor_logged():
     queries, documents, relevance, positives = batch("in-batch negatives")
-    loss = joint_loss(queries, documents, relevance, positives, objective((1, 0, 0), (0.05,) * 3), HybridBlock())
-    assert set(loss.parts) == {"loss/pooled", "accuracy/pooled", "margin/pooled"}
+    loss = joint_loss(
+        queries, documents, Labels(relevance, positives), objective((1, 0, 0), (0.05,) * 3), HybridBlock()
+    )
+    assert set(loss.parts) == {"loss/pooled", "accuracy/pooled", "margin/pooled", "masked", "negatives"}
     loss.total.backward()
     assert queries.tokens.values.grad is None
 
@@ -266,7 +276,7 @@ def test_terms_that_are_off_are_neither_computed_nor_logged():
 def test_no_term_at_all_is_refused():
     queries, documents, relevance, positives = batch("in-batch negatives")
     with pytest.raises(ValueError, match="every weight is 0"):
-        joint_loss(queries, documents, relevance, positives, objective((0, 0, 0), (0.05,) * 3), HybridBlock())
+        joint_loss(queries, documents, Labels(relevance, positives), objective((0, 0, 0), (0.05,) * 3), HybridBlock())
 
 
 def test_matryoshka_is_the_mean_of_the_term_over_the_cuts():
@@ -276,8 +286,7 @@ def test_matryoshka_is_the_mean_of_the_term_over_the_cuts():
     ours = joint_loss(
         queries,
         documents,
-        relevance,
-        positives,
+        Labels(relevance, positives),
         objective(weights, taus),
         HybridBlock(),
         pooled_widths=[4],
@@ -305,7 +314,7 @@ def test_half_precision_embeddings_and_autocast_do_not_coarsen_the_loss():
     where = ((1, 1, 1), (0.02, 0.02, 0.02))
     wide = formula(queries, documents, relevance.tolist(), positives.tolist(), *where)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = joint_loss(queries, documents, relevance, positives, objective(*where), HybridBlock()).total
+        loss = joint_loss(queries, documents, Labels(relevance, positives), objective(*where), HybridBlock()).total
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(wide["total"], rel=0.03)
     pooled = pooled_scores(queries.pooled, documents.pooled)

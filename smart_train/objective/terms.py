@@ -1,0 +1,225 @@
+"""The contrastive terms: a drawn pair's document against its negatives, and every option of that, one function each.
+
+Knows: score matrices, and who is a pair, an answer, a negative.  Does not know: embeddings, models, processes (what
+the symmetric direction needs of other ranks comes through a function).
+
+Scores stay cosines until ``temperature`` divides them: margins, shares and strengths are in the unit of cosines.
+With [B, N] scores and P pairs no function holds more than about four float [P, N] tensors at once, and of one term
+only one stays for its backward (two with graded answers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smart_train.blocks import ObjectiveBlock
+from smart_train.objective.scores import negatives_mask
+
+FLOOR = -1e30
+"""A logit that counts as nothing, yet finite: a softmax over such logits alone keeps finite gradients."""
+
+Exchange = Callable[[Tensor], Tensor]
+"""[M] -> [ranks, M]: what every rank gave, differentiable (Gather.columns)."""
+
+
+@dataclass
+class Pairs:
+    """Who stands where in a batch, found once for all terms.
+
+    query, document: [P] row and column of the drawn pairs
+    known:     [B, N] bool, never negatives; drawn pairs included
+    repeats:   [N] bool, later copies of a document, or None
+    negatives: [P, N] bool
+    answers:   [P, N] bool, what the softmax should find: the pair's own document; graded: every known answer, once
+    targets:   [P, N], graded: how the target is shared among the answers; None = all on the own document
+    """
+
+    query: Tensor
+    document: Tensor
+    known: Tensor
+    repeats: Tensor | None
+    negatives: Tensor
+    answers: Tensor
+    targets: Tensor | None = None
+
+    @staticmethod
+    def of(relevance: Tensor, positives: Tensor, repeats: Tensor | None = None, grades: Tensor | None = None) -> Pairs:
+        """relevance [B, N] bool, positives [P, 2], repeats [N] bool, grades [B, N]: see losses.Labels."""
+        query, document = positives.unbind(1)
+        known = relevance.index_put((query, document), torch.ones((), dtype=torch.bool, device=relevance.device))
+        negatives = negatives_mask(known, positives, repeats).scatter_(1, document.unsqueeze(1), False)
+        if grades is None:
+            answers = torch.zeros_like(negatives).scatter_(1, document.unsqueeze(1), True)
+            return Pairs(query, document, known, repeats, negatives, answers)
+        targets = graded_targets(grades, positives, repeats)
+        return Pairs(query, document, known, repeats, negatives, targets > 0, targets)
+
+    @property
+    def count(self) -> int:
+        return max(1, len(self.query))  # a rank without pairs costs 0, not NaN
+
+
+def info_nce(logits: Tensor, members: Tensor, document: Tensor) -> Tensor:
+    """InfoNCE (van den Oord et al. 2018, arXiv 1807.03748), of every pair.
+
+    logits: [P, N]; members: [P, N] bool, the softmax's members; document: [P], the pair's own column
+    returns [P]:  -log( exp(l_own) / sum over members of exp(l) )
+    """
+    return F.cross_entropy(logits.masked_fill(~members, float("-inf")), document, reduction="none")
+
+
+def graded_cross_entropy(logits: Tensor, members: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy with a soft target (the ListNet loss of Cao et al. 2007 with grades for its target distribution).
+
+    logits, targets: [P, N]; members: [P, N] bool; every target's row adds up to 1 over members
+    returns [P]:  log sum over members of exp(l)  -  sum over answers of target * l
+    """
+    return logits.masked_fill(~members, float("-inf")).logsumexp(1) - (targets * logits).sum(1)
+
+
+def graded_targets(grades: Tensor, positives: Tensor, repeats: Tensor | None) -> Tensor:
+    """How a pair's target is shared: by grade, over its query's known answers in the batch.
+
+    grades: [B, N], 0 = no known answer; positives: [P, 2]; repeats: [N] bool or None
+    returns [P, N]:  t = grade / sum of the query's grades
+
+    A document that stands in several columns counts once: by its first one.  A pair's own column that is a later
+    copy stays where no first column of its grade is known for the query (a copy by content under another id), so
+    that no pair is without a target.  An own document without a grade counts as grade 1.
+    A query with one known answer in the batch has plain InfoNCE.
+    """
+    query, document = positives.unbind(1)
+    shares = grades[query]
+    own = shares.gather(1, document.unsqueeze(1))
+    own = torch.where(own > 0, own, 1.0)
+    if repeats is not None:
+        shares.masked_fill_(repeats, 0.0)
+        stands_before = repeats[document].unsqueeze(1) & (shares == own).any(1, keepdim=True)
+        own = own.masked_fill(stands_before, 0.0)
+    shares.scatter_(1, document.unsqueeze(1), own)
+    return shares.div_(shares.sum(1, keepdim=True))
+
+
+def with_margin(logits: Tensor, answers: Tensor, margin: float, temperature: float) -> Tensor:
+    """Additive margin (Yang et al. 2019, arXiv 1902.08564): answers have to win by ``margin``, in cosines.
+
+    logits: any shape, scores / temperature; answers: bool, the same shape
+    returns:  (s - margin) / temperature for answers, s / temperature for others
+    """
+    return logits - answers * (margin / temperature) if margin else logits
+
+
+def with_hardness(logits: Tensor, scores: Tensor, answers: Tensor, strength: float) -> Tensor:
+    """Hardness weighting (LLaVE, Lan et al. 2025, arXiv 2503.04812, equation 5).
+
+    A negative of score s counts w = exp(strength * stop_gradient(s)) times in the softmax's denominator, which is
+    strength * s added to its logit; s is the score itself, not divided by the temperature (the paper's strength: 9).
+    logits, scores, answers (bool): of one shape; returns that shape
+    """
+    return logits + (strength * scores.detach()).masked_fill_(answers, 0.0) if strength else logits
+
+
+def too_near(positive: Tensor, share: float) -> Tensor:
+    """Scores above which a negative is taken for a false one (positive-aware mining, NV-Retriever, Moreira et al.
+    2024, arXiv 2407.15831, here inside the loss): share * s_pos for s_pos > 0.
+
+    positive: any shape, detached here; returns the same shape:  s_pos - (1 - share) * |s_pos|
+    Below 0 (standardised hybrid scores) share * s_pos would lie above the positive; the distance stays on its side.
+    """
+    positive = positive.detach()
+    return positive - (1 - share) * positive.abs()
+
+
+def _lowest(limits: Tensor, query: Tensor, queries: int) -> Tensor:
+    """[P] limits of pairs -> [B] the lowest one of each query, infinity for a query without a pair."""
+    return limits.new_full((queries,), float("inf")).scatter_reduce(0, query, limits, "amin")
+
+
+def sigmoid(logits: Tensor, drawn: Tensor, negatives: Tensor, bias: float) -> Tensor:
+    """Sigmoid loss (SigLIP, Zhai et al. 2023, arXiv 2303.15343): every (query, document) judged by itself.
+
+    logits: [B, N], scores / temperature; drawn, negatives: [B, N] bool; others are left out; bias is added
+    returns a scalar, to be divided by the number of drawn pairs:
+        sum over drawn and negatives of  -log sigmoid(z (l + bias)),   z = 1 for drawn pairs, -1 for negatives
+    A document among several drawn pairs' negatives of one query counts once.
+    """
+    judged = logits + bias
+    signed = torch.where(drawn, judged, -judged)
+    return -F.logsigmoid(signed).masked_fill(~(drawn | negatives), 0.0).sum()
+
+
+def among_queries(
+    scores: Tensor, pairs: Pairs, competitors: Tensor, objective: ObjectiveBlock, temperature: float, columns: Exchange
+) -> Tensor:
+    """The other direction of the symmetric loss (CLIP, Radford et al. 2021, arXiv 2103.00020), of every pair.
+
+    scores: [B, N]; competitors: [B, N] bool, this rank's queries that are negatives of a document
+    returns [P]:  -log( exp(l_qx) / ( exp(l_qx) + sum over all ranks' competitors b of exp(l_bx) ) )
+
+    Queries are not gathered: every rank sums its own for all N documents, and the [N] log-sums are exchanged.
+    """
+    logits = with_hardness(scores / temperature, scores, ~competitors, objective.hardness)
+    sums = columns(logits.masked_fill(~competitors, FLOOR).logsumexp(0))[:, pairs.document]
+    own = (scores[pairs.query, pairs.document] - objective.margin) / temperature
+    return torch.cat([own.unsqueeze(0), sums]).logsumexp(0) - own
+
+
+def contrastive(
+    scores: Tensor, pairs: Pairs, objective: ObjectiveBlock, temperature: float, columns: Exchange | None = None
+) -> tuple[Tensor, Tensor]:
+    """One term on one score matrix, with the options of the block: the mean over pairs, and the mean number of
+    negatives that the positive-aware filter dropped (0 without one).
+
+    With ``symmetric`` a (query, document) that the filter dropped is dropped in both directions; a query with
+    several drawn pairs goes by the lowest of their limits there, and so it does in the sigmoid loss.
+    """
+    columns = columns or (lambda own: own.unsqueeze(0))
+    limits = None
+    if objective.false_negatives is not None:
+        limits = too_near(scores[pairs.query, pairs.document], objective.false_negatives)
+    if objective.loss == "sigmoid":
+        return _sigmoid_term(scores, pairs, objective, temperature, limits)
+    costs, dropped = _among_documents(scores, pairs, objective, temperature, limits)
+    if objective.symmetric:
+        competitors = ~pairs.known
+        if limits is not None:
+            competitors &= scores.detach() <= _lowest(limits, pairs.query, len(scores)).unsqueeze(1)
+        costs = (costs + among_queries(scores, pairs, competitors, objective, temperature, columns)) / 2
+    return costs.sum() / pairs.count, dropped
+
+
+def _among_documents(
+    scores: Tensor, pairs: Pairs, objective: ObjectiveBlock, temperature: float, limits: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    rows, negatives = scores[pairs.query], pairs.negatives
+    if limits is not None:
+        negatives = negatives & (rows.detach() <= limits.unsqueeze(1))
+    logits = with_margin(rows / temperature, pairs.answers, objective.margin, temperature)
+    logits = with_hardness(logits, rows, pairs.answers, objective.hardness)
+    members = negatives | pairs.answers
+    dropped = (pairs.negatives.sum() - negatives.sum()) / pairs.count
+    if pairs.targets is None:
+        return info_nce(logits, members, pairs.document), dropped
+    return graded_cross_entropy(logits, members, pairs.targets.to(logits.dtype)), dropped
+
+
+def _sigmoid_term(
+    scores: Tensor, pairs: Pairs, objective: ObjectiveBlock, temperature: float, limits: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    drawn = torch.zeros_like(pairs.known)
+    drawn[pairs.query, pairs.document] = True
+    negatives = ~pairs.known & drawn.any(1, keepdim=True)  # a query without a pair has no term in any of the losses
+    if pairs.repeats is not None:
+        negatives &= ~pairs.repeats
+    dropped = torch.zeros((), device=scores.device)
+    if limits is not None:
+        kept = negatives & (scores.detach() <= _lowest(limits, pairs.query, len(scores)).unsqueeze(1))
+        dropped = (negatives.sum() - kept.sum()) / pairs.count
+        negatives = kept
+    logits = with_margin(scores / temperature, drawn, objective.margin, temperature)
+    return sigmoid(logits, drawn, negatives, objective.sigmoid_bias) / pairs.count, dropped
