@@ -22,11 +22,10 @@ def grades(known: Known, keys: Tensor) -> Tensor:
     owner = _owners(known, keys)
     ids, column = torch.unique(keys[:, 0], return_inverse=True)
     place, there = _find(known.keys[:, 0], ids)
-    # Unnamed places go to a column of their own at the end.
-    table = known.grades.new_zeros(len(known.lengths) * (len(ids) + 1), dtype=torch.float32)
-    place = torch.where(there, place, len(ids)) + owner * (len(ids) + 1)
-    table.scatter_reduce_(0, place, known.grades.float(), "amax")
-    return table.view(len(known.lengths), -1)[:, column]
+    table = known.grades.new_zeros(len(known.lengths), len(ids) + 1, dtype=torch.float32)
+    spot = owner * table.shape[1] + torch.where(there, place, len(ids))  # the last column is for those not here
+    table.view(-1).scatter_reduce_(0, spot, known.grades.float(), "amax")
+    return table[:, column]
 
 
 def relevance(known: Known, keys: Tensor, neighbour_pages: int | None = None) -> Tensor:
