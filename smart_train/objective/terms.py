@@ -111,7 +111,7 @@ def with_margin(logits: Tensor, answers: Tensor, margin: float, temperature: flo
     logits: any shape, scores / temperature; answers: bool, the same shape
     returns:  (s - margin) / temperature for answers, s / temperature for others
     """
-    return logits - answers * (margin / temperature) if margin else logits
+    return logits - answers.to(logits.dtype).mul_(margin / temperature) if margin else logits
 
 
 def with_hardness(logits: Tensor, scores: Tensor, answers: Tensor, strength: float) -> Tensor:
