@@ -121,29 +121,17 @@ class TeacherBlock:
     score: Literal["pooled", "late", "hybrid"] = "hybrid"  # which of the student's scores learns
 
 
-WEIGHTS = (
-    "pooled.weight",
-    "late.weight",
-    "hybrid.weight",
-    "self_distillation.weight",
-    "teacher.weight",
-    "diversity",
-    "overlap",
-)
-"""Keys of ``objective`` that its ``schedule`` may name, as it names them."""
-
-
 @dataclass
 class ObjectiveBlock:
     pooled: TermBlock = field(default_factory=TermBlock)  # cross entropy of the pooled scores
     late: TermBlock = field(default_factory=TermBlock)  # cross entropy of the late scores
     hybrid: TermBlock = field(default_factory=lambda: TermBlock(weight=0.0))  # the two scores added before the softmax
     batch: int | None = None  # pairs per loss over all GPUs, by gradient caching; null = per_device_train_batch_size
-    chunk_rows: int | None = None  # most rows of one forward; null = no limit, or 32 with batch: memory follows it
+    chunk_rows: int | None = None  # most rows of one forward: memory follows it; null = no limit (batch: 32)
     chunk_tokens: int | None = None  # most tokens of one forward, padding included (rows x longest); null = no limit
     gather: bool = True  # documents of all GPUs are negatives; false = of the own one only
     gather_group: int | None = None  # gather among this many neighbouring GPUs only, for large worlds; null = all
-    neighbour_pages: int | None = None  # pages this near to an answer in its file are no negatives; null = all are
+    neighbour_pages: int | None = None  # pages this near to an answer in its file are no negatives; null = they are
     loss: Literal["softmax", "sigmoid"] = "softmax"  # sigmoid: every pair judged by itself (SigLIP)
     sigmoid_bias: float = -10.0  # sigmoid: added to score / temperature; most pairs are negatives
     symmetric: bool = False  # mean of both directions: document among documents, and query among queries
@@ -155,7 +143,7 @@ class ObjectiveBlock:
     teacher: TeacherBlock = field(default_factory=TeacherBlock)  # another model's scores, where the data has them
     diversity: float = 0.0  # weight of the mean squared cosine between tokens of one row
     overlap: float = 0.0  # weight of the mean squared cosine between a row's pooled vector and its tokens
-    schedule: dict[str, list[list[float]]] = field(default_factory=dict)  # weight -> [[share of training, value], ...]
+    schedule: dict[str, list[list[float]]] = field(default_factory=dict)  # weight -> points [share of training, value]
 
 
 @dataclass

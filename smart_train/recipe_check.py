@@ -7,18 +7,27 @@ A check is a function from a recipe to the problems it sees; every problem is to
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 
 from smart_train.base_config import BaseConfig, read_base
 from smart_train.bases import BaseNotFound
-from smart_train.blocks import HybridBlock, LateBlock, Recipe
+from smart_train.blocks import HybridBlock, Recipe
+from smart_train.recipe_bounds import Problems, at_least, distinct, layers, widths
+from smart_train.recipe_check_objective import (
+    check_batch,
+    check_blocks,
+    check_objective,
+    check_overlap,
+    check_schedule,
+    check_trained,
+    needs_teacher,
+)
 from smart_train.recipe_training import check_training
 from smart_train.recipe_types import Problem, RecipeError
 
 MODES = ("pooled", "late", "hybrid")
 ATTENTION = ["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
-Problems = Iterator[Problem]
 
 
 def check(recipe: Recipe, data: bool = True) -> BaseConfig:
@@ -59,14 +68,14 @@ def check_model(recipe: Recipe) -> Problems:
     model = recipe.model
     low, high = model.min_pixels, model.max_pixels
     for name in ("query_tokens", "document_tokens", "min_pixels", "max_pixels"):
-        yield from _at_least(f"model.{name}", getattr(model, name), 1)
+        yield from at_least(f"model.{name}", getattr(model, name), 1)
     if low is not None and high is not None and low > high:
         what = f"is {low}, above model.max_pixels {high}"
         yield Problem("model.min_pixels", what, "lower it, or raise model.max_pixels")
     if model.dropout is not None and not 0 <= model.dropout < 1:
         what = f"is {model.dropout:g}, must be from 0 to below 1"
         yield Problem("model.dropout", what, "write 0, or null for the base's own")
-    yield from _rising("model.matryoshka", model.matryoshka)
+    yield from widths("model.matryoshka", model.matryoshka)
     attention = model.attention
     if attention is not None and attention not in ATTENTION and "/" not in attention:
         what = f"{attention!r} is no attention of transformers"
@@ -79,14 +88,14 @@ def check_model(recipe: Recipe) -> Problems:
 
 def check_late(recipe: Recipe) -> Problems:
     late = recipe.late
-    yield from _at_least("late.dim", late.dim, 1)
-    yield from _rising("late.matryoshka", late.matryoshka)
-    if late.norm != "auto" and _layers(late) and all(layer == -1 for layer in _layers(late)):
+    yield from at_least("late.dim", late.dim, 1)
+    yield from widths("late.matryoshka", late.matryoshka)
+    if late.norm != "auto" and layers(late) and all(layer == -1 for layer in layers(late)):
         what = f"is {late.norm}, but late.layer is -1: last_hidden_state is used as the model gives it"
         yield Problem("late.norm", what, "write auto, or choose another layer")
     hybrid: HybridBlock = late.hybrid
     for name in ("pooled", "late"):
-        yield from _at_least(f"late.hybrid.{name}", getattr(hybrid, name), 0)
+        yield from at_least(f"late.hybrid.{name}", getattr(hybrid, name), 0)
     if hybrid.pooled == 0 and hybrid.late == 0:
         yield Problem("late.hybrid", "both weights are 0, so every hybrid score is 0", "give one a positive weight")
     for name in ("pooled_std", "late_std"):
@@ -96,8 +105,8 @@ def check_late(recipe: Recipe) -> Problems:
 
 def check_adapter(recipe: Recipe) -> Problems:
     adapter = recipe.adapter
-    yield from _at_least("adapter.r", adapter.r, 1)
-    yield from _at_least("adapter.alpha", adapter.alpha, 1)
+    yield from at_least("adapter.r", adapter.r, 1)
+    yield from at_least("adapter.alpha", adapter.alpha, 1)
     if not 0 <= adapter.dropout < 1:
         yield Problem("adapter.dropout", f"is {adapter.dropout:g}, must be from 0 to below 1", "write 0.05, or 0")
     if adapter.layers is not None and isinstance(adapter.targets, str) and adapter.targets != "auto":
@@ -115,49 +124,19 @@ def check_adapter(recipe: Recipe) -> Problems:
     if adapter.layers is not None:
         if not adapter.layers:
             yield Problem("adapter.layers", "is empty, so nothing would get LoRA", "write null for all blocks")
-        yield from _distinct("adapter.layers", adapter.layers)
-
-
-def check_objective(recipe: Recipe) -> Problems:
-    terms = {"pooled": recipe.objective.pooled, "late": recipe.objective.late, "hybrid": recipe.objective.hybrid}
-    for name, term in terms.items():
-        yield from _at_least(f"objective.{name}.weight", term.weight, 0)
-        if term.temperature <= 0:
-            what = f"is {term.temperature:g}, must be above 0"
-            yield Problem(f"objective.{name}.temperature", what, "write 0.02 to 0.05 (scores are cosines)")
-    if all(term.weight == 0 for term in terms.values()):
-        yield Problem("objective", "all three weights are 0, so there is no loss", "give one term a positive weight")
-
-
-def check_trained(recipe: Recipe) -> Problems:
-    """Something is trained, and every term of the loss that is asked for can reach it."""
-    late, objective, kind = recipe.late, recipe.objective, recipe.adapter.kind
-    head = late.head != "none" or len(_layers(late)) > 1
-    if kind == "frozen" and not head:
-        what = "is frozen, and with late.head none and a single layer nothing is left to train"
-        yield Problem("adapter.kind", what, "write late.head: layernorm_linear, a list of layers, or kind: lora")
-    if kind == "frozen" and objective.late.weight == 0 and objective.hybrid.weight == 0:
-        what = "is frozen, but only the pooled term has a weight, and the pooled vector has nothing to train then"
-        yield Problem("adapter.kind", what, "give objective.late a weight, or write kind: lora")
-    if recipe.training.get("head_learning_rate") is not None and not head:
-        what = "has nothing to set: late.head is none and there is a single layer"
-        yield Problem("training.head_learning_rate", what, "remove it, or write late.head: layernorm_linear")
-    rows = recipe.training.get("per_device_train_batch_size", 8)
-    if rows == 1 and recipe.data.negatives == 0:
-        what = "is 1, and without hard negatives a batch of one pair has no negative: the loss would always be 0"
-        yield Problem("training.per_device_train_batch_size", what, "raise it, or set data.negatives")
+        yield from distinct("adapter.layers", adapter.layers)
 
 
 def check_data_block(recipe: Recipe) -> Problems:
     data = recipe.data
     if not data.path:
         yield Problem("data.path", "is not given", "name pydocs, a local folder or file, or a Hub dataset")
-    yield from _at_least("data.negatives", data.negatives, 0)
+    yield from at_least("data.negatives", data.negatives, 0)
     for name in ("limit", "dev_documents", "test_documents", "length_groups"):
-        yield from _at_least(f"data.{name}", getattr(data, name), 1)
+        yield from at_least(f"data.{name}", getattr(data, name), 1)
     shares = {"dev": data.dev, "test": data.test}
     for name, share in shares.items():
-        yield from _at_least(f"data.{name}", share, 0)
+        yield from at_least(f"data.{name}", share, 0)
         if isinstance(share, float) and share >= 1:
             what = f"is {share:g}: a share must be below 1"
             yield Problem(f"data.{name}", what, f"write a share such as 0.05, or {int(share)} for that many queries")
@@ -182,12 +161,12 @@ def check_evaluation(recipe: Recipe) -> Problems:
     evaluation = recipe.evaluation
     if not evaluation.k:
         yield Problem("evaluation.k", "is empty, so nothing would be measured", "write [1, 5, 10]")
-    yield from _distinct("evaluation.k", evaluation.k)
+    yield from distinct("evaluation.k", evaluation.k)
     for cut in evaluation.k:
-        yield from _at_least("evaluation.k", cut, 1)
-    yield from _at_least("evaluation.batch_size", evaluation.batch_size, 1)
-    yield from _at_least("evaluation.bootstrap", evaluation.bootstrap, 1)
-    yield from _at_least("evaluation.seed", evaluation.seed, 0)
+        yield from at_least("evaluation.k", cut, 1)
+    yield from at_least("evaluation.batch_size", evaluation.batch_size, 1)
+    yield from at_least("evaluation.bootstrap", evaluation.bootstrap, 1)
+    yield from at_least("evaluation.seed", evaluation.seed, 0)
 
 
 def check_best(recipe: Recipe) -> Problems:
@@ -212,14 +191,14 @@ def check_best(recipe: Recipe) -> Problems:
 
 def check_layers(recipe: Recipe, base: BaseConfig) -> Problems:
     """late.layer names layers that are there, each once."""
-    layers = _layers(recipe.late)
-    if not layers:
+    read = layers(recipe.late)
+    if not read:
         yield Problem("late.layer", "is an empty list", "write -1 for the last layer")
-    wrong = [layer for layer in layers if not -base.layers - 1 <= layer <= base.layers]
+    wrong = [layer for layer in read if not -base.layers - 1 <= layer <= base.layers]
     if wrong:
         what = f"the model has no layer {', '.join(map(str, wrong))}: it has 0 (embeddings) to {base.layers}"
         yield Problem("late.layer", what, f"write -1 or {base.layers} for the last")
-    numbers = [layer % (base.layers + 1) for layer in layers]
+    numbers = [layer % (base.layers + 1) for layer in read]
     twice = sorted({number for number in numbers if numbers.count(number) > 1})
     if twice and not wrong:
         what = f"layer {', '.join(map(str, twice))} is named twice (-1 is layer {base.layers})"
@@ -232,11 +211,11 @@ def check_widths(recipe: Recipe, base: BaseConfig) -> Problems:
     if width > hidden:
         what = f"is {width}, above the model's hidden size {hidden}"
         yield Problem("late.dim", what, f"write at most {hidden}, or null for all of it")
-    for key, widths, whole, name in (
+    for key, cuts, whole, name in (
         ("late.matryoshka", late.matryoshka, width, "token width"),
         ("model.matryoshka", recipe.model.matryoshka, base.pooled, "pooled width"),
     ):
-        high = [w for w in widths if w >= whole]
+        high = [w for w in cuts if w >= whole]
         if high:
             what = f"{', '.join(map(str, high))} is not below the whole {name} {whole}, which is trained anyway"
             yield Problem(key, what, f"keep only widths below {whole}")
@@ -250,23 +229,7 @@ def check_lengths(recipe: Recipe, base: BaseConfig) -> Problems:
                 yield Problem(
                     f"{key}.{name}", what, f"write at most {base.positions}, or null for the base's own limit"
                 )
-        yield from _at_least(f"data.{name}", getattr(recipe.data, name), 1)
-
-
-def check_blocks(recipe: Recipe, base: BaseConfig) -> Problems:
-    """LoRA goes into blocks that are there, and nothing is trained above the layers that the loss reads."""
-    adapter, read = recipe.adapter, [layer % (base.layers + 1) for layer in _layers(recipe.late)]
-    blocks = range(1, base.layers + 1)
-    trained = {"lora": adapter.layers or list(blocks), "full": list(blocks), "frozen": []}[adapter.kind]
-    wrong = [block for block in trained if block not in blocks]
-    if wrong:
-        what = f"the model has no block {', '.join(map(str, wrong))}: it has 1 to {base.layers}"
-        yield Problem("adapter.layers", what, f"write numbers from 1 to {base.layers}, or null for all")
-    late_alone = recipe.objective.pooled.weight == recipe.objective.hybrid.weight == 0
-    if late_alone and read and not wrong and any(block > max(read) for block in trained):
-        what = f"the late term alone reads layer {max(read)}, so what is trained above it gets no gradient"
-        fix = f"write adapter.layers: {list(range(1, max(read) + 1))}" if max(read) else "choose a layer above 0"
-        yield Problem("late.layer", what, f"{fix}, or give the pooled term a weight")
+        yield from at_least(f"data.{name}", getattr(recipe.data, name), 1)
 
 
 def check_vision(recipe: Recipe, base: BaseConfig) -> Problems:
@@ -292,7 +255,7 @@ def check_data(recipe: Recipe, base: BaseConfig | None) -> Problems:
     from smart_train.data.formats import check_data as look
     from smart_train.data.formats import has_test, image_column
 
-    problems = look(recipe.data)
+    problems = look(recipe.data, needs_teacher(recipe))
     yield from problems
     ranked = recipe.evaluation.before or recipe.evaluation.after
     if recipe.data.test == 0 and ranked and not problems and not has_test(recipe.data):
@@ -315,6 +278,8 @@ ALONE: list[Callable[[Recipe], Problems]] = [
     check_late,
     check_adapter,
     check_objective,
+    check_batch,
+    check_schedule,
     check_trained,
     check_data_block,
     check_evaluation,
@@ -325,30 +290,6 @@ AGAINST_BASE: list[Callable[[Recipe, BaseConfig], Problems]] = [
     check_widths,
     check_lengths,
     check_blocks,
+    check_overlap,
     check_vision,
 ]
-
-
-# Small parts ---------------------------------------------------------------------------------------------------------
-
-
-def _layers(late: LateBlock) -> list[int]:
-    return [late.layer] if isinstance(late.layer, int) else list(late.layer)
-
-
-def _at_least(key: str, value: float | None, least: int) -> Problems:
-    if value is not None and value < least:
-        fix = f"write {least} or more" if least else "write 0 (off) or more"
-        yield Problem(key, f"is {value:g}, must be at least {least}", fix)
-
-
-def _distinct(key: str, values: list[int]) -> Problems:
-    twice = sorted({value for value in values if values.count(value) > 1})
-    if twice:
-        yield Problem(key, f"has {', '.join(map(str, twice))} twice", "name each once")
-
-
-def _rising(key: str, widths: list[int]) -> Problems:
-    yield from _distinct(key, widths)
-    for width in widths:
-        yield from _at_least(key, width, 1)

@@ -17,9 +17,11 @@ import tokenize
 import typing
 from importlib.metadata import files
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from smart_train import blocks
+from smart_train.objective.schedule import SCHEDULED
 from smart_train.recipe import BOOT
 from smart_train.recipe_training import MOVED
 from smart_train.recipe_types import described
@@ -62,8 +64,30 @@ YAML 1.1 reads it as text; `no`, `yes`, `on` and `off` are text, so write `true`
     recipes/mine.yaml, line 12: late.lyer: there is no such key, the nearest is late.layer; write late.layer, or ...
 
 Checked against the model's configuration (layers, widths, positions, image side), against the data (columns, files,
-hard negatives), and by trying the values of `training` on TrainingArguments. Not checked before the run: what only a
+hard negatives, a teacher's scores), against the number of processes where a launcher has said it (`WORLD_SIZE`), and
+by trying the values of `training` on TrainingArguments. Not checked before the run: what only a
 device, a DeepSpeed engine or an FSDP wrapping would refuse.
+
+## Three sizes of a batch
+
+| key | what it changes |
+|---|---|
+| `training.per_device_train_batch_size` | pairs per GPU and loss, in one pass; with `objective.gather` the documents of all GPUs are negatives of each |
+| `objective.batch` | pairs per loss over all GPUs, instead of the former: gradients are cached, so that memory follows a chunk (`objective.chunk_rows`, `chunk_tokens`) and the gradient is that of one pass over the whole batch; the price is a second forward |
+| `training.gradient_accumulation_steps` | losses per step. k of them of b pairs each are not one loss of k x b pairs: each pair has the negatives of its own b alone, and the step is the mean of k smaller tasks. For more negatives raise `objective.batch`; both together are k losses of `objective.batch` pairs |
+
+## Weights that change
+
+`objective.schedule` names weights and gives each a line through points [share of training, value]; before the first
+and after the last point the value stays. What stands at the key itself plays no part then.
+
+    objective:
+      schedule:
+        late.weight: [[0, 0], [0.3, 1]]   # grows for the first third
+        diversity: [[0.5, 0.1], [1, 0]]
+
+{scheduled}
+An override writes `'objective.schedule.late.weight=[[0,0],[1,1]]'`.
 
 ## Shipped
 
@@ -125,6 +149,7 @@ def page() -> str:
     return PAGE.format(
         boot=BOOT,
         quotes='"' * 3,
+        scheduled=fill("It may name " + ", ".join(f"`{name}`" for name in SCHEDULED) + ".", 118),
         shipped=shown,
         blocks=HEAD + "\n".join(top) + "\n\n" + "\n".join(parts),
         moved="\n".join(f"| `{name}` | {fix} |" for name, fix in MOVED.items()),

@@ -34,6 +34,10 @@ MEANT = {  # words of other programs -> the key here
     "model_name_or_path": "model.base",
     "max_length": "model.document_tokens",
     "max_seq_length": "model.document_tokens",
+    "mini_batch_size": "objective.chunk_rows",
+    "gradcache": "objective.batch",
+    "grad_cache": "objective.batch",
+    "gather_across_devices": "objective.gather",
 }
 WRONG = object()
 
@@ -103,11 +107,30 @@ def _block(cls: Any, values: Any, prefix: str, problems: list[Problem], training
             found[name] = _block(hints[name], value, f"{key}.", problems, training)
         elif value is None and typing.get_origin(hints[name]) is dict:
             found[name] = {}
+        elif isinstance(value, dict) and (inner := _values_of(hints[name])) is not Any:
+            found[name] = _entries(value, inner, f"{key}.", problems)
         else:
             fitted = fit(value, hints[name], key, problems)
             if fitted is not WRONG:
                 found[name] = fitted
     return cls(**found)
+
+
+def _values_of(hint: Any) -> Any:
+    """The type of the values of a block whose keys are free; Any where the hint names none."""
+    return typing.get_args(hint)[1] if typing.get_origin(hint) is dict else Any
+
+
+def _entries(values: dict[str, Any], hint: Any, prefix: str, problems: list[Problem]) -> dict[str, Any]:
+    """The entries of a block whose keys are free and whose values are of one type; blocks inside of it are dotted keys
+    (an override writes them so), of which the last one counts."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= {f"{name}.{k}": v for k, v in _entries(value, hint, f"{prefix}{name}.", problems).items()}
+        elif (fitted := fit(value, hint, prefix + name, problems)) is not WRONG:
+            found[name] = fitted
+    return found
 
 
 def keys(cls: Any = Recipe, prefix: str = "") -> list[str]:
@@ -200,12 +223,19 @@ def described(hint: Any) -> str:
     for option in _options(hint):
         if typing.get_origin(option) is list or option is list:
             inner = (typing.get_args(option) or (Any,))[0]
-            words.append(f"a list of {PLURAL.get(inner, ' or '.join(_choices(inner)) or 'values')}")
+            words.append(f"a list of {_plural(inner)}")
         elif option is types.NoneType:
             words.append("null")
         elif (name := NAMES.get(typing.get_origin(option) or option)) and not (_choices(hint) and option is str):
             words.append(name)
     return " or ".join(dict.fromkeys(words)) or "left out: it cannot be written in a recipe"
+
+
+def _plural(hint: Any) -> str:
+    """The type of a list's items in words."""
+    if typing.get_origin(hint) is list:
+        return f"lists of {_plural((typing.get_args(hint) or (Any,))[0])}"
+    return str(PLURAL.get(hint) or " or ".join(_choices(hint)) or "values")
 
 
 def told(value: Any) -> str:
@@ -230,6 +260,8 @@ def _fix(value: Any, hint: Any) -> str:
     if str in options and not isinstance(value, (dict, list)) and value is not None:
         return f'put it in quotes: "{value}"'
     lists = [o for o in options if typing.get_origin(o) is list]
+    if any(typing.get_origin(item) is list for o in lists for item in typing.get_args(o)):
+        return f"write {described(hint)}, such as [[0, 0], [0.5, 1]]"
     if lists and not isinstance(value, (list, dict)) and _fit([value], lists[0]) is not WRONG:
         return f"write [{value}]"
     return f"write {described(hint)}"

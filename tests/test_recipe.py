@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
-from tiny_data import write_lines
+from tiny_data import write_lines, write_scored
 
 from smart_train import recipe_check
 from smart_train.blocks import Recipe
@@ -35,8 +35,10 @@ GOOD = "model:\n  base: {bert}\ndata:\n  path: {beir}\n"
 @pytest.fixture
 def told(tmp_path, monkeypatch, tiny_bert, beir_folder, triples_file):
     """told(text, *overrides) -> the lines that are told about a recipe; [] where nothing is wrong."""
-    names = {"bert": str(tiny_bert), "beir": str(beir_folder), "triples": str(triples_file)}
+    scored = write_scored(tmp_path / "data" / "scored.jsonl")
+    names = {"bert": str(tiny_bert), "beir": str(beir_folder), "triples": str(triples_file), "scored": str(scored)}
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
 
     def lines(text: str, *overrides: str) -> list[str]:
         path = tmp_path / "mine.yaml"
@@ -175,7 +177,7 @@ def test_checking_joins_no_process_group_and_makes_no_folder(told, tmp_path):
     )
     assert PartialState._shared_state == before
     assert not dist.is_initialized()
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "mine.yaml"]
 
 
 def test_a_model_in_the_first_module_folder_is_found(tmp_path, tiny_bert, beir_folder):
@@ -204,6 +206,87 @@ def test_a_vision_language_model_is_measured_by_its_language_side(tmp_path, tiny
 def test_layers_are_counted_from_the_end_too(told):
     assert told(GOOD + "late:\n  layer: [-4, -3, -2, -1]\n") == []
     assert told(GOOD + "late:\n  layer: -5\n") != []
+
+
+@pytest.mark.parametrize(
+    ("processes", "objective", "expected"),
+    [
+        (
+            8,
+            "batch: 100",
+            ["batch: is 100, which 8 processes cannot share evenly; write 96 or 104, or another multiple of 8"],
+        ),
+        (8, "batch: 4", ["batch: is 4, which 8 processes cannot share evenly; write 8, or another multiple of 8"]),
+        (8, "batch: 64", []),
+        (
+            8,
+            "gather_group: 3",
+            ["gather_group: is 3, and 8 processes are no multiple of it; write one of 1, 2, 4, 8, or"],
+        ),
+        (8, "gather_group: 4", []),
+        (1, "gather_group: 4", []),  # a recipe for a larger machine can be looked at on this one
+        (2, "batch: 2", []),
+        (2, "batch: 2, gather_group: 1", ["batch: is 2 over 2 processes that do not gather: one pair each, without a"]),
+        (
+            2,
+            "batch: 2, gather: false",
+            ["batch: is 2 over 2 processes that do not gather: one pair each, without a neg"],
+        ),
+    ],
+)
+def test_what_depends_on_the_number_of_processes_is_told_when_they_are_known(
+    told, monkeypatch, processes, objective, expected
+):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    lines = told(GOOD + f"objective: {{{objective}}}\n")
+    assert len(lines) == len(expected)
+    for line, start in zip(lines, expected, strict=True):
+        assert line.startswith(f"FILE, line 5: objective.{start}"), line
+
+
+def test_one_pair_per_process_has_negatives_where_the_processes_gather(told, monkeypatch):
+    text = GOOD + "training: {per_device_train_batch_size: 1}\nobjective: {gather: true}\n"
+    assert len(told(text)) == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert told(text) == [] and len(told(text.replace("true", "false"))) == 1
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        "batch: 64, chunk_rows: 8, chunk_tokens: 4096",
+        "loss: sigmoid, sigmoid_bias: -5, margin: 0.1, false_negatives: 1.0",
+        "symmetric: true, hardness: 9, graded: true, neighbour_pages: 0",
+        "pooled: {weight: 0}, late: {weight: 0}, teacher: {weight: 1, kind: margin_mse, scale: 0.1}",
+        "pooled: {weight: 0}, self_distillation: {weight: 0.5}, diversity: 0.1, overlap: 0.1",
+        "late: {weight: 0}, schedule: {late.weight: [[0, 0], [0.3, 1], [1, 1]], margin: [[0, 0], [1, 0.2]]}",
+        "pooled: {weight: 0}, late: {weight: 0}, schedule: {hybrid.weight: [[0, 1], [1, 0]]}",
+    ],
+)
+def test_every_setting_of_the_objective_has_a_good_recipe(told, objective):
+    text = GOOD.replace("{beir}", "{scored}") + f"objective: {{{objective}}}\n"
+    assert told(text) == [] and told(text + "training: {gradient_accumulation_steps: 4}\n") == []
+
+
+def test_a_resolved_recipe_is_as_good_as_the_one_it_came_from(told, tmp_path):
+    """Every key is given then, and none of them may be taken for a contradiction."""
+    assert told(GOOD + "objective: {batch: 64, schedule: {late.weight: [[0, 0], [0.3, 1]]}}\n") == []
+    check(read(save(read(tmp_path / "mine.yaml"), tmp_path / "run")))
+
+
+def test_self_distillation_alone_trains_no_tokens_but_the_blocks_below_the_pooled_vector(told):
+    lone = GOOD + "objective: {pooled: {weight: 0}, late: {weight: 0}, self_distillation: {weight: 1}}\n"
+    assert told(lone) == []
+    (line,) = told(lone + "late: {head: linear}\n")
+    assert line.startswith("FILE, line 6: late.head: is linear, but no term with a weight trains the tokens")
+    (line,) = told(lone + "adapter: {kind: frozen}\nlate: {head: linear}\n")
+    assert line.startswith("FILE, line 6: adapter.kind: is frozen, but no term with a weight trains the tokens")
+
+
+def test_overlap_is_fine_where_both_widths_are_one(told):
+    assert (
+        told(GOOD + "objective: {overlap: 0.1}\n") == told(GOOD + "late: {dim: 32}\nobjective: {overlap: 0.1}\n") == []
+    )
 
 
 # Types and YAML's traps ----------------------------------------------------------------------------------------------
@@ -276,6 +359,15 @@ def test_overrides_reach_every_kind_of_key(tmp_path):
     assert (recipe.objective.hybrid.weight, recipe.objective.hybrid.temperature) == (1.0, 0.02)
     assert recipe.model.query_prompt == "Find a page"
     assert recipe.late.drop == ["punctuation"]
+
+
+def test_a_schedule_is_overridden_key_by_key(tmp_path):
+    text = "objective:\n  schedule:\n    late.weight: [[0, 0], [1, 1]]\n    diversity: [[0, 1], [1, 0]]\n"
+    recipe = read(written(tmp_path, text), ["objective.schedule.late.weight=[[0.5, 2]]"])
+    assert recipe.objective.schedule == {"late.weight": [[0.5, 2.0]], "diversity": [[0.0, 1.0], [1.0, 0.0]]}
+    assert all(type(part) is float for points in recipe.objective.schedule.values() for p in points for part in p)
+    assert recipe.where.place("objective.schedule.late.weight") == "command line"
+    assert read(written(tmp_path, text), ["objective.schedule=null"]).objective.schedule == {}
 
 
 def test_the_last_override_of_a_key_counts(tmp_path):

@@ -121,3 +121,12 @@ def write_triples(path: Path) -> Path:
         row |= {f"negative_{k + 1}": passage((n + k + 2) % PAGES) for k in range(1 + n % 3)}
         rows.append(row)
     return write_lines(path, rows)
+
+
+def write_scored(path: Path) -> Path:
+    """The triples with another model's scores: of the positive, then of each negative, in its own unit."""
+    rows = [json.loads(line) for line in write_triples(path).read_text(encoding="utf-8").splitlines()]
+    for n, row in enumerate(rows):
+        count = sum(name.startswith("negative_") for name in row)
+        row["scores"] = [9.0 + n % 3, *(4.0 - 2 * k for k in range(count))]
+    return write_lines(path, rows)

@@ -47,7 +47,7 @@ def load(data: DataBlock, teacher: bool = False) -> tuple[Collection, Collection
     source = find(data)
     if source.kind == "pydocs":
         if teacher:
-            raise DataProblem(TEACHER_KEY, f"is above 0, but {no_scores(data)}", TEACHER_FIX)
+            raise DataProblem(TEACHER_KEY, f"is on, but {no_scores(data)}", TEACHER_FIX)
         return _hold_out(_sample(read_pydocs(), data.limit), data, data.dev, data.test)
     train = _read(source, data, data.split)
     if source.kind == "beir" and data.limit is not None:
@@ -56,7 +56,7 @@ def load(data: DataBlock, teacher: bool = False) -> tuple[Collection, Collection
         what = f"is {data.negatives}, but no query of {data.path} has a negative"
         raise DataProblem("data.negatives", what, "write data.negatives: 0, or mine negatives first")
     if teacher and not any(train.teacher.values()):
-        raise DataProblem(TEACHER_KEY, f"is above 0, but no query of {data.path} has a score", TEACHER_FIX)
+        raise DataProblem(TEACHER_KEY, f"is on, but no query of {data.path} has a score", TEACHER_FIX)
     own = {side: _own(source, data, names) for side, names in (("dev", DEV), ("test", TEST))}
     whole = dataclasses.replace(data, limit=None)
     test = _read(source, whole, own["test"]) if own["test"] else None
@@ -75,22 +75,33 @@ def load(data: DataBlock, teacher: bool = False) -> tuple[Collection, Collection
     return sides
 
 
-def check_data(data: DataBlock) -> list[Problem]:
-    """What is wrong with ``data`` as far as it can be told without reading the rows and without any model."""
+def check_data(data: DataBlock, teacher: bool = False) -> list[Problem]:
+    """What is wrong with ``data`` as far as it can be told without reading the rows and without any model.
+
+    teacher: as in ``load``
+    """
     try:
         source = find(data)
-        if source.kind == "pydocs":
-            return list(_no_negatives(data, "docstrings have no hard negatives"))
-        if data.split not in source.splits:
-            there = ", ".join(sorted(source.splits)) or "none"
-            near = get_close_matches(data.split, source.splits, 1)
-            what = f"{data.path} has no split {data.split!r}; there is {there}"
-            return [Problem("data.split", what, f"write data.split: {near[0] if near else 'one of these'}")]
-        return list(_check_beir(source, data) if source.kind == "beir" else _check_rows(source, data))
+        problems = list(_check_source(source, data))
+        if teacher and not problems and (why := no_scores(data)):
+            problems.append(Problem(TEACHER_KEY, f"is on, but {why}", TEACHER_FIX))
+        return problems
     except DataProblem as error:
         return [error.problem]
     except DataError as error:
         return [Problem("data.path", str(error), "repair the data, or name other data in data.path")]
+
+
+def _check_source(source: Source, data: DataBlock) -> Iterator[Problem]:
+    if source.kind == "pydocs":
+        yield from _no_negatives(data, "docstrings have no hard negatives")
+    elif data.split not in source.splits:
+        there = ", ".join(sorted(source.splits)) or "none"
+        near = get_close_matches(data.split, source.splits, 1)
+        what = f"{data.path} has no split {data.split!r}; there is {there}"
+        yield Problem("data.split", what, f"write data.split: {near[0] if near else 'one of these'}")
+    else:
+        yield from _check_beir(source, data) if source.kind == "beir" else _check_rows(source, data)
 
 
 def has_test(data: DataBlock) -> bool:

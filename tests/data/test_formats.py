@@ -275,7 +275,7 @@ def test_data_without_a_teacher_is_known_before_and_after_reading(tmp_path, beir
     empty = jsonl(tmp_path / "e.jsonl", [{**row, "scores": None} for row in ROWS])
     assert no_scores(data(empty)) is None and load(data(empty))
     for block in (data("pydocs"), data(rows), data(beir_folder), data(empty)):
-        with pytest.raises(DataError, match=r"objective\.teacher\.weight: is above 0, but .*no (query|scores)"):
+        with pytest.raises(DataError, match=r"objective\.teacher\.weight: is on, but .*no (query|scores)"):
             load(block, teacher=True)
     full = jsonl(tmp_path / "f.jsonl", [{**row, "scores": [1.0]} for row in ROWS])
     assert any(load(data(full, dev=1, test=1), teacher=True)[0].teacher.values())
