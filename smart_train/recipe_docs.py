@@ -70,11 +70,14 @@ device, a DeepSpeed engine or an FSDP wrapping would refuse.
 
 ## Three sizes of a batch
 
-| key | what it changes |
-|---|---|
-| `training.per_device_train_batch_size` | pairs per GPU and loss, in one pass; with `objective.gather` the documents of all GPUs are negatives of each |
-| `objective.batch` | pairs per loss over all GPUs, instead of the former: gradients are cached, so that memory follows a chunk (`objective.chunk_rows`, `chunk_tokens`) and the gradient is that of one pass over the whole batch; the price is a second forward |
-| `training.gradient_accumulation_steps` | losses per step. k of them of b pairs each are not one loss of k x b pairs: each pair has the negatives of its own b alone, and the step is the mean of k smaller tasks. For more negatives raise `objective.batch`; both together are k losses of `objective.batch` pairs |
+- `training.per_device_train_batch_size`: pairs per GPU and loss, in one pass. With `objective.gather` the documents of
+  all GPUs are negatives on each.
+- `objective.batch`: pairs per loss over all GPUs, instead of the former. Gradients are cached, so that memory follows a
+  chunk (`objective.chunk_rows`, `objective.chunk_tokens`), and the gradient is that of one pass over the whole batch;
+  the price is a second forward.
+- `training.gradient_accumulation_steps`: losses per step. k losses of b pairs each are not one loss of k x b pairs: a
+  pair has the negatives of its own b alone, and the step is the mean of k smaller tasks. For more negatives raise
+  `objective.batch`; both together are k losses of `objective.batch` pairs.
 
 ## Weights that change
 
