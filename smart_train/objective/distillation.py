@@ -15,17 +15,21 @@ from smart_train.blocks import TeacherBlock
 from smart_train.objective.terms import FLOOR, Pairs
 
 
-def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of every row; the teacher gets no gradient.
+@torch.no_grad()
+def soft_target(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """A teacher's distribution and its negative entropy: [rows, K] logits -> p [rows, K], sum p log p [rows]."""
+    logs = logits.log_softmax(1)
+    target = logs.exp()
+    return target, logs.mul_(target).sum(1)
 
-    student, teacher: [rows, K] logits, FLOOR where a place is no member of the row
+
+def divergence(student: Tensor, target: Tensor, negative_entropy: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of every row.
+
+    student: [rows, K] logits, FLOOR where a place is no member of the row; the others: see ``soft_target``, FLOOR at
+    the same places
     returns [rows]:  sum p_teacher (log p_teacher - log p_student);  0 for a row with fewer than two members
     """
-    with torch.no_grad():
-        log_target = teacher.log_softmax(1)
-        target = log_target.exp()
-        negative_entropy = log_target.mul_(target).sum(1)
-    del log_target
     return negative_entropy - (target * student.log_softmax(1)).sum(1)
 
 
@@ -38,9 +42,9 @@ def self_distillation(pooled: Tensor, late: Tensor, pairs: Pairs, temperature: f
         KL( softmax(stop_gradient(s_late) / tau) || softmax(s_pooled / tau) )   over the pair's answers and negatives
     """
     others = (pairs.negatives | pairs.answers).logical_not_()
-    teacher = late.detach()[pairs.query].div_(temperature).masked_fill_(others, FLOOR)
+    target = soft_target(late.detach()[pairs.query].div_(temperature).masked_fill_(others, FLOOR))
     student = (pooled[pairs.query] / temperature).masked_fill(others, FLOOR)
-    return divergence(student, teacher).sum() / pairs.count
+    return divergence(student, *target).sum() / pairs.count
 
 
 def from_teacher(scores: Tensor, teacher: Tensor, pairs: Pairs, block: TeacherBlock) -> Tensor:
@@ -65,9 +69,8 @@ def kl_to_teacher(student: Tensor, teacher: Tensor, there: Tensor, temperature: 
     student, teacher: [B, K] scores; there: [B, K] bool, which are scores
     returns [B]:  KL( softmax(t / tau) || softmax(s / tau) )
     """
-    return divergence(
-        (student / temperature).masked_fill(~there, FLOOR), (teacher / temperature).masked_fill(~there, FLOOR)
-    )
+    target = soft_target((teacher / temperature).masked_fill(~there, FLOOR))
+    return divergence((student / temperature).masked_fill(~there, FLOOR), *target)
 
 
 def margin_mse(student: Tensor, teacher: Tensor, own: Tensor, there: Tensor, temperature: float) -> Tensor:
