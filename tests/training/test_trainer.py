@@ -4,7 +4,6 @@ is the uninterrupted one, and what would train silently wrong stops with the rea
 from __future__ import annotations
 
 import copy
-import json
 import pickle
 from pathlib import Path
 
@@ -12,81 +11,19 @@ import pytest
 import tiny_data
 import torch
 from formula import formula_loss
+from steps import JOINT, lines, texts, weights
 from torch import nn
 
-from smart_train.blocks import AdapterBlock, HybridBlock, LateBlock, ModelBlock, ObjectiveBlock, TermBlock
-from smart_train.data.collate import Collator, Pairs
-from smart_train.data.records import Collection, Document
+from smart_train.blocks import AdapterBlock, HybridBlock, ModelBlock, ObjectiveBlock, TermBlock
+from smart_train.data.records import Collection
+from smart_train.embeddings import Batch
 from smart_train.model.adapters import AdapterError
 from smart_train.model.encoder import SmartEncoder
 from smart_train.model.folder import verify
 from smart_train.training.arguments import SmartTrainingArguments, training_arguments
 from smart_train.training.checks import TrainingStopped, check_engine, check_trainable
-from smart_train.training.trainer import SmartTrainer
 
-JOINT = ObjectiveBlock(TermBlock(1.0, 0.05), TermBlock(1.0, 0.05), TermBlock(0.0, 0.05))
 HEAD = {"layer": [2, -1], "head": "layernorm_linear", "dim": 12}
-
-
-def texts() -> Collection:
-    corpus = {f"d{n}": Document(f"d{n}", tiny_data.passage(n)) for n in range(24)}
-    queries = {f"q{n}": f"what stands beside the {tiny_data.TOPICS[n]}" for n in range(24)}
-    qrels = {f"q{n}": {f"d{n}": 1} for n in range(24)}
-    return Collection("texts", corpus, queries, qrels, {f"q{n}": [f"d{(n + 3) % 24}"] for n in range(0, 24, 2)})
-
-
-def pages() -> Collection:
-    corpus = {f"d{n}": Document(f"d{n}", image=tiny_data.draw_page(n)) for n in range(8)}
-    corpus |= {f"d{n}": Document(f"d{n}", tiny_data.passage(n), tiny_data.draw_page(n)) for n in range(8, 12)}
-    queries = {f"q{n}": f"the page about {tiny_data.TOPICS[n]}" for n in range(12)}
-    return Collection("pages", corpus, queries, {f"q{n}": {f"d{n}": 1} for n in range(12)})
-
-
-@pytest.fixture
-def make(tiny_models, tmp_path):
-    """make(kind, adapter, late=..., objective=..., **TrainingArguments) -> a trainer on tiny data."""
-
-    def build(
-        kind: str,
-        adapter: AdapterBlock,
-        late: dict | None = None,
-        objective: ObjectiveBlock = JOINT,
-        collection: Collection | None = None,
-        negatives: int = 0,
-        rank_dev=None,
-        folder: str = "run",
-        **training,
-    ) -> SmartTrainer:
-        block = {
-            "max_steps": 2,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-2,
-            "lr_scheduler_type": "constant",
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "use_cpu": True,
-            "disable_tqdm": True,
-            **training,
-        }
-        args = training_arguments(block, tmp_path / folder)
-        base = str(tiny_models(kind))
-        torch.manual_seed(0)  # LoRA's A and the head are drawn when they are added
-        encoder = SmartEncoder(base, model=ModelBlock(), late=LateBlock(**(late or {})), adapter=adapter, device="cpu")
-        data = collection or (pages() if kind == "qwen3vl" else texts())
-        collate = Collator(data, encoder.preprocess, negatives=negatives, length_groups=2, seed=args.seed)
-        log = tmp_path / folder / "log.jsonl"
-        return SmartTrainer(encoder, args, objective, Pairs(data), collate, rank_dev=rank_dev, log=log)
-
-    return build
-
-
-def weights(encoder: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in encoder.named_parameters()}
-
-
-def lines(trainer: SmartTrainer) -> list[dict]:
-    path = Path(trainer.args.output_dir).parent / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 # -- what trains
@@ -158,12 +95,18 @@ def test_training_lowers_the_loss(make):
 # -- the step
 
 
+def known_answers(batch: Batch) -> torch.Tensor:
+    """[B, N]: by id, one after another (no two documents of these collections have one content)."""
+    answers = [set(keys[:, 0].tolist()) for keys in batch.known.keys.split(batch.known.lengths.tolist())]
+    return torch.tensor([[i in known for i in batch.document_ids.tolist()] for known in answers])
+
+
 def by_hand(encoder: SmartEncoder, batches: list, objective: ObjectiveBlock) -> dict[str, torch.Tensor]:
     """Gradients of the mean loss over the batches, by autograd of the padded formula; no trainer involved."""
     total = 0.0
     for batch in batches:
         queries, documents = encoder(batch.queries), encoder(batch.documents)
-        total = total + formula_loss(queries, documents, batch.relevance, batch.positives, objective)
+        total = total + formula_loss(queries, documents, known_answers(batch), batch.positives, objective)
     (total / len(batches)).backward()
     found = {n: p.grad.clone() for n, p in encoder.named_parameters() if p.requires_grad and p.grad is not None}
     encoder.zero_grad()
@@ -526,7 +469,7 @@ def test_hybrid_constants_of_the_block_are_those_of_the_loss(make):
     block = HybridBlock(1.0, 2.0, "standardised", 0.3, 0.2, 0.5, 0.1)
     hybrid = ObjectiveBlock(TermBlock(0.0), TermBlock(0.0), TermBlock(1.0, 1.0))
     trainer = make("bert", AdapterBlock(r=4), {"hybrid": block}, hybrid)
-    batch = trainer.data_collator([("q0", "d0"), ("q1", "d1"), ("q2", "d2")])["batch"]
+    batch = trainer.data_collator([("q1", "d1"), ("q2", "d2"), ("q3", "d3")])["batch"]
     encoder = trainer.encoder.eval()
     with torch.no_grad():
         loss = trainer.batch_loss(encoder, batch).total
