@@ -27,7 +27,6 @@ MODES = ("pooled", "late", "hybrid")
 # Only what a tiny machine needs: where model and data lie, and how many rows and pixels.
 FEW = {
     "training.max_steps": 2,
-    "training.per_device_train_batch_size": 4,
     "training.use_cpu": "true",
     "training.dataloader_num_workers": 0,
     "training.logging_steps": 1,
@@ -35,6 +34,8 @@ FEW = {
     "data.test": 6,
     "evaluation.bootstrap": 20,
 }
+FOUR = {"training.per_device_train_batch_size": 4}
+CACHED = {"objective.batch": 4, "objective.chunk_rows": 3}  # two chunks a side
 PAGES = {"model.min_pixels": 1024, "model.max_pixels": 16384}
 
 
@@ -81,7 +82,7 @@ def pages(page_rows) -> dict[str, object]:
 
 
 def test_visdoc_lora(tiny_qwen3vl, pages, tmp_path):
-    printed = launch(RECIPES / "visdoc_lora.yaml", tmp_path / "run", **{"model.base": tiny_qwen3vl}, **pages)
+    printed = launch(RECIPES / "visdoc_lora.yaml", tmp_path / "run", **{"model.base": tiny_qwen3vl}, **CACHED, **pages)
     encoder = check_run(tmp_path / "run", printed, {"pooled", "late"})
     assert encoder.adapter.r == 32 and encoder.late.head == "none"
     assert encoder.settings.max_pixels == 16384 and encoder.prompt("query").startswith("Find a document image")
@@ -93,7 +94,7 @@ def test_visdoc_lora(tiny_qwen3vl, pages, tmp_path):
 
 def test_visdoc_head(tiny_qwen3vl, pages, tmp_path):
     tiny = {"model.base": tiny_qwen3vl, "late.dim": 32}  # its hidden states are 64 wide
-    printed = launch(RECIPES / "visdoc_head.yaml", tmp_path / "run", **tiny, **pages)
+    printed = launch(RECIPES / "visdoc_head.yaml", tmp_path / "run", **tiny, **FOUR, **pages)
     encoder = check_run(tmp_path / "run", printed, {"late"})
     assert encoder.token_width == 32 and len(encoder.layers) == 4
     assert not (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
@@ -102,7 +103,9 @@ def test_visdoc_head(tiny_qwen3vl, pages, tmp_path):
 
 
 def test_visdoc_hybrid(tiny_qwen3vl, pages, tmp_path):
-    printed = launch(RECIPES / "visdoc_hybrid.yaml", tmp_path / "run", **{"model.base": tiny_qwen3vl}, **pages)
+    printed = launch(
+        RECIPES / "visdoc_hybrid.yaml", tmp_path / "run", **{"model.base": tiny_qwen3vl}, **CACHED, **pages
+    )
     encoder = check_run(tmp_path / "run", printed, {"hybrid"})
     assert (encoder.adapter.r, encoder.adapter.alpha) == (128, 256)
 
@@ -111,7 +114,11 @@ def test_text_lora(tiny_qwen3, triples_file, tmp_path):
     """Its data are a Hub dataset; a local file has other names for the columns, and hard negatives."""
     data = {"data.path": triples_file, "data.subset": "null", "data.query": "query", "data.document": "positive"}
     printed = launch(
-        RECIPES / "text_lora.yaml", tmp_path / "run", **{"model.base": tiny_qwen3}, **data, **{"data.negatives": 2}
+        RECIPES / "text_lora.yaml",
+        tmp_path / "run",
+        **{"model.base": tiny_qwen3, "data.negatives": 2},
+        **CACHED,
+        **data,
     )
     encoder = check_run(tmp_path / "run", printed, {"pooled", "late"})
     assert encoder.settings.document_tokens == 256 and encoder.prompt("query").startswith("Instruct:")
