@@ -2,16 +2,16 @@
 
     s(q, x) = 1/|q| * sum_i max_j  q_i . x_j          (ColBERT, Khattab & Zaharia 2020, with a mean for the sum)
 
-Knows: Tokens.  Does not know: models, losses, processes.
+Knows: Tokens, the tiles, and that kernels may do it faster on CUDA.  Does not know: models, losses, processes.
 
-Forward goes in tiles of documents; of each tile only the maxima and their int32 places are kept, so that memory is
-O(B*Q*N) and not O(B*N*Q*T).  Backward touches the winning tokens alone: two weighted gathers (``embedding_bag``),
-each about a tenth of the forward's cost.
+Forward keeps the winners' places and nothing else of the similarities, one or two bytes each where documents are short
+enough: memory is O(B*Q*N), never O(B*N*Q*T).  Backward touches the winning tokens alone: two weighted gathers
+(``embedding_bag``), together about a twentieth of the forward's cost.  In shapes M is sum Q.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from smart_train.embeddings import Tokens
+from smart_train.objective import kernels
+from smart_train.objective.tiles import Rows, search, sum_dtype
 
-TILE = 1 << 20  # similarities in a tile (4 MiB of float32): stays in a CPU core's cache, small next to any GPU
-QUERY_ROWS = 1024  # query tokens of a tile
-CHUNK = 32  # torch's max(dim) with places is slow on CPU; chunk maxima first and a look into the winning chunk is not
+BLOCK = 1 << 19  # winners that backward sorts and weighs at once, about 30 bytes each
 
 
 def maxsim(queries: Tokens, documents: Tokens) -> Tensor:
@@ -32,117 +32,121 @@ def maxsim(queries: Tokens, documents: Tokens) -> Tensor:
     queries: B rows of tokens, documents: N rows of tokens, one width d, any float dtypes
     returns: [B, N] float32 (float64 for float64 tokens); sums are never taken in a half-precision dtype
 
-    A score depends on its own query and document alone: neither padding nor the batch's other rows reach it.
+    A score depends on its own query and document alone: neither padding nor the batch's other rows reach it, so a NaN
+    or an infinity among the tokens spoils the scores of its own row and no other.  bfloat16 tokens are multiplied in
+    bfloat16 (float16 ones in float32 on a CPU), so that their similarities carry its rounding; sums do not.
     Gradients go to both sides; of several equal maxima one takes the whole gradient (a valid subgradient).
-    Raises ValueError where the widths differ.
+    On CUDA half-precision tokens go to fused kernels where these are installed and fit, see kernels.py.
+    Raises ValueError where the widths differ, lengths and values disagree or a row has no token.
     """
     if queries.width != documents.width:
         raise ValueError(f"query tokens are {queries.width} wide, document tokens {documents.width}; scores need one")
-    if len(queries) == 0 or len(documents) == 0:
-        return queries.values.new_zeros(len(queries), len(documents), dtype=_sum_dtype(queries.values.dtype))
-    # Under autocast a float32 product would be taken in bfloat16: scores 1e-3 apart would collapse into one.
     dtype = torch.promote_types(queries.values.dtype, documents.values.dtype)  # one side may be kept in float16
-    with torch.autocast(queries.values.device.type, enabled=False):
-        scores: Tensor = _MaxSim.apply(
-            queries.values.to(dtype), documents.values.to(dtype), queries.lengths, documents.lengths
-        )
-    return scores
+    q, x = queries.values.to(dtype), documents.values.to(dtype)
+    if len(queries) == 0 or len(documents) == 0:  # nothing to score, and yet a part of the graph
+        return q.new_zeros(len(queries), len(documents), dtype=sum_dtype(dtype)) + 0 * (q.sum() + x.sum())
+    query_rows, rows = _rows(queries, documents)
+    # Under autocast a float32 product would be taken in bfloat16: scores 1e-3 apart would collapse into one.
+    with torch.autocast(q.device.type, enabled=False):
+        if kernels.usable(q, x, query_rows, rows):
+            return kernels.score(q, x, query_rows, rows)
+        q, x = q.to(_tile_dtype(q)), x.to(_tile_dtype(x))
+        if torch.is_grad_enabled() and (q.requires_grad or x.requires_grad):
+            scores: Tensor = _MaxSim.apply(q, x, query_rows, rows)
+            return scores
+        with torch.no_grad():
+            return search(q.contiguous(), x.contiguous(), query_rows, rows, keep=False)[0]
 
 
-def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _rows(queries: Tokens, documents: Tokens) -> tuple[Rows, Rows]:
+    """Both sides' lengths, checked; the one place where a GPU is waited for."""
+    lengths = [tokens.lengths.to(queries.values.device) for tokens in (queries, documents)]
+    sizes = torch.cat(lengths).tolist()
+    found = Rows(lengths[0], sizes[: len(queries)]), Rows(lengths[1], sizes[len(queries) :])
+    for rows, tokens, what in zip(found, (queries, documents), ("query", "document"), strict=True):
+        if min(rows.sizes) < 1:
+            empty = rows.sizes.index(min(rows.sizes))
+            raise ValueError(f"{what} {empty} has no token; every row needs at least one")
+        if sum(rows.sizes) != len(tokens.values):
+            raise ValueError(
+                f"the {what} lengths add up to {sum(rows.sizes)}, but there are {len(tokens.values)} token vectors"
+            )
+    return found
 
 
-def _tiles(lengths: list[int], query_rows: int) -> Iterator[tuple[list[int], int]]:
-    """Documents of like length together: yields (document rows, padded length), each about TILE similarities."""
-    order = sorted(range(len(lengths)), key=lambda n: -lengths[n])
-    start = 0
-    while start < len(order):
-        longest = lengths[order[start]]
-        count = max(1, TILE // (min(query_rows, QUERY_ROWS) * longest))
-        yield order[start : start + count], longest
-        start += count
-
-
-def _best(similarity: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum and its place over the last dimension: [..., T] -> ([...], [...] int64)."""
-    length = similarity.shape[-1]
-    if similarity.is_cuda or length <= CHUNK or length % CHUNK:
-        return similarity.max(-1)
-    chunks = similarity.unflatten(-1, (length // CHUNK, CHUNK))
-    best, chunk = chunks.amax(-1).max(-1)
-    winner = chunks.gather(-2, chunk[..., None, None].expand(*chunk.shape, 1, CHUNK)).squeeze(-2)
-    return best, winner.max(-1).indices + chunk * CHUNK
-
-
-def _search(queries: Tensor, documents: Tensor, lengths: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
-    """Best document token of every query token in every document.
-
-    queries [M, d], documents [sum T, d], lengths [N]
-    returns maxima [N, M] in the sum dtype and, if ``keep``, their rows in ``documents`` [N, M] int32
-    """
-    rows, device = queries.shape[0], queries.device
-    lengths_list = lengths.tolist()
-    starts = lengths.cumsum(0) - lengths
-    maxima = torch.empty(len(lengths_list), rows, dtype=_sum_dtype(queries.dtype), device=device)
-    places = torch.empty(len(lengths_list), rows, dtype=torch.int32, device=device) if keep else None
-    for members, longest in _tiles(lengths_list, rows):
-        longest = -(-longest // CHUNK) * CHUNK if longest > CHUNK else longest
-        index = torch.tensor(members, device=device)
-        # A short document is filled up by its own last token: no mask is needed, and the winner stays a real token.
-        offset = torch.minimum(torch.arange(longest, device=device).unsqueeze(0), lengths[index].unsqueeze(1) - 1)
-        where = (starts[index].unsqueeze(1) + offset).reshape(-1)
-        tile = documents.index_select(0, where)
-        for begin in range(0, rows, QUERY_ROWS):
-            part = slice(begin, min(rows, begin + QUERY_ROWS))
-            similarity = (queries[part] @ tile.t()).view(-1, len(members), longest)
-            if places is None:
-                maxima[index, part] = similarity.amax(-1).t().to(maxima.dtype)
-                continue
-            best, at = _best(similarity)
-            maxima[index, part] = best.t().to(maxima.dtype)
-            at = at + torch.arange(len(members), device=device) * longest
-            places[index, part] = where[at].t().to(torch.int32)
-    return maxima, places
+def _tile_dtype(tokens: Tensor) -> torch.dtype:
+    """float32 for the half precisions that a CPU has no instructions for (ten times as fast), else what they are."""
+    if tokens.device.type != "cpu" or tokens.dtype not in (torch.float16, torch.bfloat16):
+        return tokens.dtype
+    fast = tokens.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return tokens.dtype if fast else torch.float32
 
 
 class _MaxSim(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, queries: Tensor, documents: Tensor, query_lengths: Tensor, document_lengths: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, queries: Tensor, documents: Tensor, query_rows: Rows, rows: Rows) -> Tensor:  # type: ignore[override]
         queries, documents = queries.contiguous(), documents.contiguous()
-        query_lengths = query_lengths.to(queries.device)
-        document_lengths = document_lengths.to(queries.device)
-        keep = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        maxima, places = _search(queries, documents, document_lengths, keep)
-        owner = torch.repeat_interleave(torch.arange(len(query_lengths), device=queries.device), query_lengths)
-        scores = maxima.new_zeros(len(query_lengths), len(document_lengths)).index_add_(0, owner, maxima.t())
-        scores /= query_lengths.unsqueeze(1)
-        if keep:
-            ctx.save_for_backward(queries, documents, places, owner, query_lengths)
+        scores, places = search(queries, documents, query_rows, rows, keep=True)
+        ctx.save_for_backward(queries, documents, places, query_rows.owner, query_rows.lengths, rows.starts)
+        ctx.sizes = rows.sizes
         return scores
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        queries, documents, places, owner, query_lengths = ctx.saved_tensors
-        weights = (gradient / query_lengths.unsqueeze(1)).to(queries.dtype).index_select(0, owner)  # [M, N]
+        queries, documents, places, owner, lengths, starts = ctx.saved_tensors
+        weights = (gradient / lengths.unsqueeze(1)).to(queries.dtype)  # [B, N], of each of a query's tokens
         for_queries = for_documents = None
         if ctx.needs_input_grad[0]:
-            # Each query token receives its winners, weighted: N rows of ``documents`` a bag.
-            for_queries = F.embedding_bag(
-                places.t().contiguous(), documents, mode="sum", per_sample_weights=weights.contiguous()
-            )
+            for_queries = _for_queries(documents, places, weights, owner, starts)
         if ctx.needs_input_grad[1]:
-            # The same the other way round: sort the places, and every document token is one bag of query tokens.
-            places, order = torch.sort(places.reshape(-1))
-            bounds = torch.searchsorted(places, torch.arange(len(documents), dtype=torch.int32, device=places.device))
-            for_documents = F.embedding_bag(
-                order.remainder(len(queries)),
-                queries,
-                bounds,
-                mode="sum",
-                per_sample_weights=weights.t().reshape(-1)[order],
-            )
+            for_documents = _for_documents(queries, places, weights, owner, starts, ctx.sizes)
         return for_queries, for_documents, None, None
+
+
+def _index_dtype(rows: int) -> torch.dtype:
+    return torch.int32 if rows < 1 << 31 else torch.int64
+
+
+def _for_queries(documents: Tensor, places: Tensor, weights: Tensor, owner: Tensor, starts: Tensor) -> Tensor:
+    """Each query token receives its winners, weighted: a bag of N document tokens.  -> [M, d]
+
+    places [N, M] within the documents, weights [B, N], owner [M] the query of a token, starts [N]
+    """
+    count, total = places.shape
+    starts = starts.to(_index_dtype(len(documents)))
+    step = max(1, BLOCK // count)
+    bags = []
+    for begin in range(0, total, step):
+        part = slice(begin, begin + step)
+        index = starts.new_empty(places[:, part].shape[::-1])
+        torch.add(places[:, part].t(), starts, out=index)
+        weight = weights.index_select(0, owner[part])
+        bags.append(F.embedding_bag(index, documents, mode="sum", per_sample_weights=weight))
+    return bags[0] if len(bags) == 1 else torch.cat(bags)
+
+
+def _for_documents(
+    queries: Tensor, places: Tensor, weights: Tensor, owner: Tensor, starts: Tensor, sizes: list[int]
+) -> Tensor:
+    """The same the other way round: sorted by place, every document token is a bag of the query tokens it won.  A place
+    lies in its own document, so documents go in blocks and nothing is sorted across them.  -> [sum T, d]"""
+    count, total = places.shape
+    ends = [0, *accumulate(sizes)]
+    step = max(1, BLOCK // total)
+    gradient = queries.new_empty(ends[-1] if step < count else 0, queries.shape[1])
+    for begin in range(0, count, step):
+        block = slice(begin, min(count, begin + step))
+        first, final = ends[begin], ends[block.stop]
+        begins = starts[block].sub(first).to(_index_dtype(final - first)).unsqueeze(1)
+        place = (places[block] + begins).view(-1)
+        won = torch.zeros(final - first, dtype=torch.int64, device=place.device)
+        won.index_add_(0, place, won.new_ones(1).expand(len(place)))
+        order = torch.sort(place, stable=True).indices
+        weight = weights[:, block].t().index_select(1, owner).view(-1)[order]
+        won = won.cumsum(0).sub_(won)  # where each token's bag begins
+        bags = F.embedding_bag(order.remainder_(total), queries, won, mode="sum", per_sample_weights=weight)
+        if step >= count:
+            return bags
+        gradient[first:final] = bags
+    return gradient
