@@ -246,6 +246,15 @@ def test_half_precision_embeddings_and_autocast_do_not_coarsen_the_loss():
     )
 
 
+def test_autocast_does_not_reach_a_score():
+    queries, documents = draw([2, 3], 0), draw([3, 1, 4], 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pooled_scores(queries.pooled, documents.pooled), late_scores(queries.tokens, documents.tokens)
+    expected = queries.pooled @ documents.pooled.T, late_scores(queries.tokens, documents.tokens)
+    for ours, wide in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, wide, atol=1e-6, rtol=0)
+
+
 def test_scores_by_mode_are_the_same_functions_and_other_words_are_refused():
     queries, documents = draw([2, 3], 0), draw([3, 1, 4], 1)
     block = HybridBlock(pooled=1.0, late=2.0)

@@ -233,3 +233,12 @@ def test_a_query_without_a_pair_has_no_term_in_the_sigmoid_loss():
     without = Pairs.of(torch.eye(2, 3, dtype=torch.bool), torch.tensor([[0, 0], [1, 1]]))
     ours, _ = contrastive(scores, with_it, objective, 0.05)
     torch.testing.assert_close(ours, contrastive(scores[:2], without, objective, 0.05)[0])
+
+
+@pytest.mark.parametrize("option", [{}, {"symmetric": True}, {"loss": "sigmoid", "sigmoid_bias": -1.0}])
+def test_a_drawn_pair_is_known_whether_the_labels_say_so_or_not(option):
+    queries, documents = draw([1] * 4, 0), draw([1] * 4, 1)
+    labels = labels_of(4, 0)
+    silent = Labels(torch.zeros_like(labels.relevance), labels.positives)
+    totals = [loss_of(queries, documents, known, pooled_only(**option)).total for known in (labels, silent)]
+    assert totals[0] == totals[1]
