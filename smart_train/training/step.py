@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,6 +25,7 @@ class Step:
     """What turns a rank's embeddings into its loss.
 
     pooled_widths, token_widths: Matryoshka cuts; progress: share of the training that is done, for schedules
+    dtype: what tokens are rounded to before they are gathered and compared (see ``token_dtype``); None = as they are
     """
 
     objective: ObjectiveBlock
@@ -31,6 +33,7 @@ class Step:
     pooled_widths: Sequence[int] = ()
     token_widths: Sequence[int] = ()
     progress: float = 0.0
+    dtype: torch.dtype | None = None
     gather: Gather = field(init=False)
 
     def __post_init__(self) -> None:
@@ -42,6 +45,8 @@ class Step:
         The mean over ranks of the returned totals is the mean over all drawn pairs of the world, and the mean over
         ranks of their gradients its gradient, exactly (see objective/gather.py).
         """
+        if self.dtype is not None:
+            both = Embeddings(both.pooled, both.tokens.to(self.dtype))
         queries, own = both.split(len(batch.query_ids))
         pooled, tokens = needs(self.objective)
         documents, mine = self.gather.documents(own, pooled, tokens)
@@ -73,6 +78,19 @@ class Step:
             own=mine,
             shares=(pairs, queries, documents),
         )
+
+
+def token_dtype(similarity: str, device: torch.device, bf16: bool = False, fp16: bool = False) -> torch.dtype | None:
+    """dtype of the tokens' similarities from ``objective.similarity``; None = float32, as the encoder gives them.
+
+    "auto" is the half precision that a GPU trains in: hidden states have no more digits there, the fused kernels take
+    no float32 (kernels.py), and half as much crosses between GPUs.  Maxima, sums, softmax and the pooled scores stay
+    in float32.  On a CPU "auto" is float32.
+    """
+    if similarity == "auto":
+        half = torch.bfloat16 if bf16 else torch.float16 if fp16 else None
+        return half if device.type == "cuda" else None
+    return None if similarity == "float32" else {"bfloat16": torch.bfloat16, "float16": torch.float16}[similarity]
 
 
 def _widened(teacher: Tensor | None, mine: slice, count: int) -> Tensor | None:

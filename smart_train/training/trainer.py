@@ -33,7 +33,7 @@ from smart_train.training.checks import FirstStep, TrainingStopped, check_cached
 from smart_train.training.engines import Engine, in_order
 from smart_train.training.gradcache import cached_backward
 from smart_train.training.logs import JsonLog, Means
-from smart_train.training.step import Step
+from smart_train.training.step import Step, token_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -119,10 +119,12 @@ class SmartTrainer(Trainer):
             data_collator=Inputs(collate, hold=self.cached),
             callbacks=[FirstStep(encoder), *([JsonLog(log)] if log is not None else []), *(callbacks or [])],
         )
+        self.current_gradient_accumulation_steps = 1  # Trainer sets it in its loop; a step may run outside of one
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs: accumulation divides it
         # After the processes have joined: the groups that gather together are made here.
         widths = encoder.settings.matryoshka, encoder.late.matryoshka
-        self.step = Step(objective, encoder.late.hybrid, *widths)
+        dtype = token_dtype(objective.similarity, args.device, args.bf16, args.fp16)
+        self.step = Step(objective, encoder.late.hybrid, *widths, dtype=dtype)
         self.engine = Engine(self.accelerator, encoder)
 
     # -- the step
