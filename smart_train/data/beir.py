@@ -13,9 +13,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from smart_train.data import attached
 from smart_train.data.columns import (
     CORPUS_IDS,
     FILES,
+    HASHES,
     PAGES,
     QUERY_IDS,
     column,
@@ -23,7 +25,6 @@ from smart_train.data.columns import (
     page_of,
     picture_of,
     require,
-    score_of,
     text_of,
 )
 from smart_train.data.ids import DataError, content_id, some
@@ -32,8 +33,6 @@ from smart_train.data.records import Collection, Document
 from smart_train.data.tables import Table, open_files, read_json_lines, readable, split_of, suffix
 
 logger = logging.getLogger(__name__)
-
-TEACHER = "teacher.jsonl"
 
 # ---------------------------------------------------------------------------------------------- finding
 
@@ -92,9 +91,8 @@ def read(
         raise DataError(f"{folder}: no qrels for the split {split!r}; there is {', '.join(sorted(there)) or 'none'}")
     judged = [j for file in there[split] for j in judgements(file)]
     name = name or f"{folder.name}/{split}"
-    whole = collect(name, open_files(files["corpus"]), open_files(files["queries"]), judged, text, image)
-    whole.negatives = _negatives(folder, whole)
-    whole.teacher = _teacher(folder, whole)
+    whole = collect(name, open_files(files["corpus"]), open_files(files["queries"]), judged, text, image, folder)
+    attached.attach(whole, *(attached.tables(folder, kind) for kind in (attached.NEGATIVES, attached.TEACHER)))
     return whole
 
 
@@ -105,10 +103,11 @@ def collect(
     judged: Iterable[Judgement],
     text: str | None = None,
     image: str | None = None,
+    home: Path | None = None,
 ) -> Collection:
-    """A collection of three tables; queries are those judged."""
-    documents = read_corpus(corpus, text, image)
-    texts = _texts(queries)
+    """A collection of three tables; queries are those judged.  home: see ``columns.picture_of``."""
+    documents = read_corpus(corpus, text, image, home)
+    texts = read_queries(queries)
     qrels: dict[str, dict[str, int]] = {}
     twice = 0
     for _, query, document, grade in judged:
@@ -133,36 +132,43 @@ def collect(
     return Collection(name, documents, kept, qrels)
 
 
-def read_corpus(table: Table, text: str | None = None, image: str | None = None) -> dict[str, Document]:
-    """id -> Document; ``title`` and ``text`` are joined by a space, as BEIR and MTEB join them."""
+def read_corpus(
+    table: Table, text: str | None = None, image: str | None = None, home: Path | None = None, there: bool = True
+) -> dict[str, Document]:
+    """id -> Document; ``title`` and ``text`` are joined by a space, as BEIR and MTEB join them.
+
+    text, image: columns, where they are not called so; "" leaves all texts, or all images, out
+    home, there: see ``columns.picture_of``
+    """
     columns = table.columns
     for given in (text, image):
         if given and given not in columns:
             require(table, (given,), "documents")
     key = require(table, CORPUS_IDS, "document ids")
-    body, title = text or column(columns, ("text",)), column(columns, ("title",))
+    body = column(columns, ("text",)) if text is None else text
     picture = column(columns, ("image",)) if image is None else image
     if not body and not picture:
         require(table, ("text", "image"), "documents")
     # a column of a text file may first appear after the rows that were looked at
-    body, title = body or "text", title or "title"
+    body = "text" if body is None else body
+    title = "" if text == "" else column(columns, ("title",)) or "title"
     picture = "image" if picture is None else picture
     file, page = column([c for c in columns if c != key], FILES), column(columns, PAGES)
+    digest = column(columns, HASHES)
     found: dict[str, Document] = {}
     for where, row in table:
         name = id_of(row, key, where)
         headline = text_of(row, title, where)
         words = " ".join(part for part in (headline, text_of(row, body, where)) if part)
-        pixels = picture_of(row.get(picture), table, where)
-        if pixels is not None and not words:
-            words = None  # type: ignore[assignment]
+        pixels = picture_of(row.get(picture), table, where, home, there)
         document = Document(
             name,
-            words,
+            words if words or pixels is None else None,
             pixels,
             str(row[file]) if file and row.get(file) not in (None, "") else None,
             page_of(row.get(page) if page else None),
             headline or None,
+            text_of(row, digest, where) or None,
         )
         if name in found and (found[name].text, found[name].page) != (document.text, document.page):
             raise DataError(f"{where}: the id {name!r} is there before, with another content; ids must be unique")
@@ -170,7 +176,8 @@ def read_corpus(table: Table, text: str | None = None, image: str | None = None)
     return found
 
 
-def _texts(table: Table) -> dict[str, str]:
+def read_queries(table: Table) -> dict[str, str]:
+    """id -> text; raises DataError for an id with two texts."""
     key, text = require(table, QUERY_IDS, "query ids"), require(table, ("text", "query"), "query texts")
     found: dict[str, str] = {}
     for where, row in table:
@@ -181,60 +188,23 @@ def _texts(table: Table) -> dict[str, str]:
     return found
 
 
-def _negatives(folder: Path, collection: Collection) -> dict[str, list[str]]:
-    file = folder / "negatives.jsonl"
-    if not file.is_file():
-        return {}
-    found: dict[str, list[str]] = {}
-    lost = 0
-    for where, row in read_json_lines(file):
-        query, ids = id_of(row, "_id", where), row.get("negatives")
-        if not isinstance(ids, list):
-            raise DataError(f"{where}: negatives must be a list of document ids")
-        if query in collection.queries:
-            known = [str(d) for d in ids if str(d) in collection.corpus]
-            lost += len(ids) - len(known)
-            found[query] = known
-    if lost:
-        logger.warning("%s: %d negatives are missing in the corpus and are left out", file, lost)
-    return found
-
-
-def _teacher(folder: Path, collection: Collection) -> dict[str, dict[str, float]]:
-    file = folder / TEACHER
-    if not file.is_file():
-        return {}
-    found: dict[str, dict[str, float]] = {}
-    lost = 0
-    for where, row in read_json_lines(file):
-        query, scores = id_of(row, "_id", where), row.get("scores")
-        if not isinstance(scores, dict):
-            raise DataError(f"{where}: scores must be an object of document id -> score")
-        if query in found:
-            raise DataError(f"{where}: the query {query!r} has a line before; write its scores in one line")
-        if query in collection.queries:
-            known = {d: score_of(s, f"{where}: {d}") for d, s in scores.items() if d in collection.corpus}
-            lost += len(scores) - len(known)
-            found[query] = known
-    if lost:
-        logger.warning("%s: %d scores are of documents missing in the corpus and are left out", file, lost)
-    return found
-
-
 # ---------------------------------------------------------------------------------------------- writing
 
 
 def write(collection: Collection, folder: Path, split: str) -> None:
     """See ``records.write_beir``."""
+    stored = [name for name in ("corpus", "queries") if (found := part(folder, name)) and suffix(found[0]) != ".jsonl"]
+    if stored:
+        what = f"its {stored[0]} is there as {suffix(part(folder, stored[0])[0])}"
+        raise DataError(f"{folder}: {what}, and JSON Lines would hide it; write to an empty folder, or use store.write")
     (folder / "qrels").mkdir(parents=True, exist_ok=True)
     _merge(folder / "corpus.jsonl", (_row(d, folder) for d in collection.corpus.values()))
     _merge(folder / "queries.jsonl", ({"_id": q, "text": t} for q, t in collection.queries.items()))
     if collection.negatives:
-        rows = ({"_id": q, "negatives": n} for q, n in collection.negatives.items())
-        _merge(folder / "negatives.jsonl", rows, replace=True)
+        _merge(folder / "negatives.jsonl", _negatives(collection), replace=True)
     if collection.teacher:
         scored = ({"_id": q, "scores": s} for q, s in collection.teacher.items())
-        _merge(folder / TEACHER, scored, replace=True)
+        _merge(folder / "teacher.jsonl", scored, replace=True)
     out = ["query-id\tcorpus-id\tscore\n"]
     for query, row in collection.qrels.items():
         for document, grade in row.items():
@@ -244,9 +214,27 @@ def write(collection: Collection, folder: Path, split: str) -> None:
     _replace(folder / "qrels" / f"{split}.tsv", out)
 
 
-def _row(document: Document, folder: Path) -> dict[str, Any]:
+def _negatives(collection: Collection) -> Iterable[dict[str, Any]]:
+    for query, documents in collection.negatives.items():
+        row: dict[str, Any] = {"_id": query, "negatives": documents}
+        mined = collection.mined.get(query)
+        if mined is not None and list(mined.documents) == documents:
+            told = {"scores": list(mined.scores), "positive": mined.positive, "miner": mined.miner}
+            row.update({name: value for name, value in told.items() if value not in (None, "", [])})
+        yield row
+
+
+def parts_of(document: Document) -> tuple[str, str]:
+    """(title, the text after it), which the readers join again; a title that the text lacks is not written."""
     title, text = document.title or "", document.text or ""
-    row: dict[str, Any] = {"_id": document.id, "title": title, "text": text.removeprefix(title).strip()}
+    if f"{title} {text.removeprefix(title).strip()}".strip() != text.strip():
+        return "", text
+    return title, text.removeprefix(title).strip()
+
+
+def _row(document: Document, folder: Path) -> dict[str, Any]:
+    title, body = parts_of(document)
+    row: dict[str, Any] = {"_id": document.id, "title": title, "text": body}
     if isinstance(document.image, str | Path):
         row["image"] = os.path.relpath(document.image, folder)
     elif document.image is not None:
@@ -255,7 +243,8 @@ def _row(document: Document, folder: Path) -> dict[str, Any]:
         content = document.content()
         (content["image"] if isinstance(content, dict) else content).save(file)
         row["image"] = str(file.relative_to(folder))
-    row.update({k: v for k, v in (("file", document.file), ("page", document.page)) if v is not None})
+    more = {"file": document.file, "page": document.page, "hash": document.hash}
+    row.update({name: value for name, value in more.items() if value is not None})
     return row
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 from smart_train.data.ids import DataError
@@ -17,6 +18,7 @@ QUERY_IDS = ("_id", "id", "query-id", "qid")
 CORPUS_IDS = ("_id", "id", "corpus-id", "docid")
 FILES = ("file", "doc-id")
 PAGES = ("page", "page-number-in-doc")
+HASHES = ("hash",)
 
 
 def column(columns: Iterable[str], names: Iterable[str]) -> str | None:
@@ -59,18 +61,23 @@ def score_of(value: Any, where: str) -> float:
     return float(value)
 
 
-def picture_of(value: Any, table: Table, where: str) -> Any:
-    """A stored image as it is, or the path of an existing file, relative to the table's folder; None for none."""
+def picture_of(value: Any, table: Table, where: str, home: Path | None = None, there: bool = True) -> Any:
+    """A stored image as it is, or the path of an image file; None for none.
+
+    home: paths that lead nowhere from the table's own folder are looked for here (a corpus/ inside a collection)
+    there: False takes the path of a file that is missing, which then fails when it is decoded
+    """
     if value is None or value == "":
         return None
     if isinstance(value, StoredImage):
         return value
     if not isinstance(value, str):
         raise DataError(f"{where}: the image is {type(value).__name__}; give the path of an image file")
-    path = table.folder(where) / value
-    if not path.is_file():
-        raise DataError(f"{where}: no image file {path}; paths are relative to the folder of the table")
-    return str(path)
+    paths = [folder / value for folder in (table.folder(where), home) if folder is not None]
+    path = next((p for p in paths if p.is_file()), None)
+    if path is None and there:
+        raise DataError(f"{where}: no image file {paths[-1]}; paths are relative to the folder of the table")
+    return str(path or paths[-1])
 
 
 def page_of(value: Any) -> int | None:

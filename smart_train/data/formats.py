@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from smart_train.blocks import DataBlock
-from smart_train.data import beir, hub
+from smart_train.data import attached, beir, hub
 from smart_train.data.columns import CORPUS_IDS, QUERY_IDS, column
 from smart_train.data.ids import DataError, hash_id
 from smart_train.data.pydocs import read_pydocs
@@ -118,8 +118,8 @@ def no_scores(data: DataBlock) -> str | None:
         return "docstrings have no scores"
     if source.kind == "beir":
         local = source.place == "local"
-        there = local and (Path(data.path) / beir.TEACHER).is_file()
-        return None if there else f"{data.path} has no {beir.TEACHER if local else 'scores'}"
+        there = local and attached.has(Path(data.path), attached.TEACHER)
+        return None if there else f"{data.path} has no {'teacher.jsonl' if local else 'scores'}"
     columns = _columns(source, data)
     chosen, _ = choose_columns(columns, data)
     return f"{data.path} has no column of scores" if columns and chosen and not chosen.scores else None
@@ -165,7 +165,7 @@ def _check_beir(source: Source, data: DataBlock) -> Iterator[Problem]:
         if column(columns, names) is None:
             what = f"the {part} of {data.path} has no id column ({', '.join(names)}); it has {', '.join(columns)}"
             yield Problem("data.path", what, f"rename its id column to {names[0]}")
-    if not (folder / "negatives.jsonl").is_file():
+    if not attached.has(folder, attached.NEGATIVES):
         yield from _no_negatives(data, f"{data.path} has no negatives.jsonl")
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from math import isfinite
 from pathlib import Path
@@ -19,7 +19,7 @@ from smart_train.data.ids import DataError, content_id, hash_id, some
 from smart_train.data.split import split
 from smart_train.pictures import on_paper
 
-__all__ = ["Collection", "DataError", "Document", "content_id", "hash_id", "read_beir", "split", "write_beir"]
+__all__ = ["Collection", "DataError", "Document", "Mined", "content_id", "hash_id", "read_beir", "split", "write_beir"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ class Document:
     file: what the document is a part of (a PDF, a package); a split keeps a file together
     page: its number in there, for messages and links
     title: what ``text`` begins with, where the source keeps it apart
+    hash: of the content it was made of, in hexadecimal, where the source has one (ingest does); nothing relies on it
     """
 
     id: str
@@ -40,6 +41,7 @@ class Document:
     file: str | None = None
     page: int | None = None
     title: str | None = None
+    hash: str | None = None
 
     def content(self) -> Any:
         """What an encoder takes: ``str``, an RGB PIL image, or ``{"text": str, "image": image}``.
@@ -75,6 +77,32 @@ class Document:
             ) from error
 
 
+@dataclass(frozen=True)
+class Mined:
+    """The hard negatives of one query, and who says so.
+
+    documents: ids, hardest first
+    scores: the miner's score of each, in its own unit; empty where it gave none
+    positive: its score of the query's best relevant document
+    miner: the model, the kind of score and when, in words
+    """
+
+    documents: tuple[str, ...]
+    scores: tuple[float, ...] = ()
+    positive: float | None = None
+    miner: str = ""
+
+    def __post_init__(self) -> None:
+        if self.scores and len(self.scores) != len(self.documents):
+            raise DataError(f"{len(self.documents)} negatives have {len(self.scores)} scores; give one for each")
+
+    def only(self, kept: Callable[[str], bool]) -> Mined:
+        """Without the documents that are not kept, and without their scores."""
+        places = [i for i, document in enumerate(self.documents) if kept(document)]
+        scores = tuple(self.scores[i] for i in places) if self.scores else ()
+        return replace(self, documents=tuple(self.documents[i] for i in places), scores=scores)
+
+
 @dataclass
 class Collection:
     """A corpus to search in, queries, and which documents answer them.
@@ -84,6 +112,7 @@ class Collection:
     qrels: query id -> document id -> grade; above 0 is relevant, 0 is judged and not relevant
     negatives: query id -> ids of hard negatives in the corpus, hardest first where they were mined
     teacher: query id -> document id -> another model's score of the pair, in that model's unit; any pairs, or none
+    mined: query id -> how its negatives were found, for those who look; training reads ``negatives``
     """
 
     name: str
@@ -92,6 +121,7 @@ class Collection:
     qrels: dict[str, dict[str, int]]
     negatives: dict[str, list[str]] = field(default_factory=dict)
     teacher: dict[str, dict[str, float]] = field(default_factory=dict)
+    mined: dict[str, Mined] = field(default_factory=dict)
 
     def relevant(self, query: str) -> set[str]:
         """Ids of the documents judged relevant, whether the corpus has them or not."""
@@ -110,7 +140,8 @@ class Collection:
 
     def fingerprint(self) -> str:
         """SHA-256 over ids, texts, files, grades, negatives and a teacher's scores, in the order of the ids;
-        independent of the order of reading and of where the folder lies.  An image counts by its document's id."""
+        independent of the order of reading and of where the folder lies.  An image counts by its document's id; who
+        mined the negatives, and when, does not count."""
         total = sha256()
         for key in sorted(self.corpus):
             d = self.corpus[key]
@@ -156,7 +187,7 @@ class Collection:
         documents are left out.  Raises KeyError for an id that is not there."""
         corpus = self.corpus if document_ids is None else {d: self.corpus[d] for d in document_ids}
         queries = {q: self.queries[q] for q in query_ids}
-        qrels, negatives, teacher = {}, {}, {}
+        qrels, negatives, teacher, mined = {}, {}, {}, {}
         for query in queries:
             judged = self.qrels.get(query, {})
             qrels[query] = {d: g for d, g in judged.items() if document_ids is None or d in corpus}
@@ -165,7 +196,9 @@ class Collection:
             if query in self.teacher:
                 scores = self.teacher[query]
                 teacher[query] = {d: s for d, s in scores.items() if document_ids is None or d in corpus}
-        return Collection(self.name, dict(corpus), queries, qrels, negatives, teacher)
+            if query in self.mined:
+                mined[query] = self.mined[query].only(lambda d: document_ids is None or d in corpus)
+        return Collection(self.name, dict(corpus), queries, qrels, negatives, teacher, mined)
 
 
 def read_beir(folder: str | Path, split: str = "test", text: str | None = None, image: str | None = None) -> Collection:
@@ -175,11 +208,12 @@ def read_beir(folder: str | Path, split: str = "test", text: str | None = None, 
     (``_id``, ``text``) and ``qrels/SPLIT.tsv`` (query id, document id, grade; with or without a header, or with the
     four columns of TREC), each also gzipped or as Parquet, and the layout of retrieval sets on the Hub (folders
     ``corpus``, ``queries`` and ``qrels`` with ``corpus-id``, ``query-id``, ``score``, and an ``image`` column).
-    Columns ``file`` (or ``doc_id``) and ``page`` are kept, and ``negatives.jsonl`` (``_id``, ``negatives``: document
-    ids) and ``teacher.jsonl`` (``_id``, ``scores``: document id -> score) are read where there are such.
+    Columns ``file`` (or ``doc_id``), ``page`` and ``hash`` are kept.  Hard negatives and a teacher's scores are read
+    where there are such: ``negatives.jsonl`` (``_id``, ``negatives``: document ids) and ``teacher.jsonl`` (``_id``,
+    ``scores``: document id -> score), or the folders ``negatives`` and ``teacher`` that store.py writes.
     Queries are those judged in the split.
 
-    text, image: column of the corpus, where it is not called so; an empty ``image`` leaves the images out.
+    text, image: column of the corpus, where it is not called so; empty leaves the texts, or the images, out.
 
     Judged documents that the corpus lacks stay in the qrels (they lower recall, as in BEIR); judged queries without
     a text are left out.  Both are counted in a warning, and ``check()`` lists the former.
