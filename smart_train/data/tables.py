@@ -218,18 +218,36 @@ def open_files(files: list[Path], name: str | None = None) -> Table:
     if kinds <= set(TEXT_FILES):
         return TextTable(files)
     if len(kinds) == 1 and kinds <= set(STORED_FILES):
-        import datasets
-
-        kind, paths = kinds.pop()[1:], [str(f) for f in files]
-        try:
-            stored = datasets.load_dataset(kind, data_files={"train": paths}, split="train")
-        except datasets.exceptions.DatasetGenerationError as error:
-            raise DataError(f"{files[0]}: not a readable {kind} file ({error.__cause__ or error})") from error
+        stored = _stored(files, kinds.pop()[1:])
         return StoredTable(stored, name or str(files[0] if len(files) == 1 else files[0].parent), files[0].parent)
     raise DataError(
         f"{files[0]}: files of kind {', '.join(sorted(kinds))} cannot be read as one table; "
         f"use {', '.join(TEXT_FILES + STORED_FILES)} (text also as .gz)"
     )
+
+
+def _stored(files: list[Path], kind: str) -> Any:
+    """A datasets.Dataset.  Parquet without images is held in memory, where its rows go anyway: `datasets` would first
+    copy it into its cache, which is for what does not fit."""
+    import datasets
+    import pyarrow as pa
+    from pyarrow.parquet import read_schema, read_table
+
+    try:
+        if kind == "parquet":
+            schemas = [read_schema(f) for f in files]
+            if not any(_heavy(column.type) for schema in schemas for column in schema):
+                parts = [read_table(f, partitioning=None) for f in files]
+                return datasets.Dataset(pa.concat_tables(parts, promote_options="default"))
+        return datasets.load_dataset(kind, data_files={"train": [str(f) for f in files]}, split="train")
+    except (pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
+        raise DataError(f"{files[0]}: not a readable {kind} file ({error.__cause__ or error})") from error
+
+
+def _heavy(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def columns_of(files: list[Path]) -> list[str]:

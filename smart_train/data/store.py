@@ -1,0 +1,238 @@
+"""A collection as Parquet files in a folder, each image once: what ingest, mine and check write and every reader reads.
+
+    corpus/corpus.parquet        id, title, text, image (path in the folder), file, page, hash, and what else is given
+    queries/queries.parquet      id, text, and what else is given
+    qrels/SPLIT.parquet          query-id, corpus-id, score
+    negatives/negatives.parquet  query-id, corpus-ids, scores, positive, miner
+    teacher/teacher.parquet      query-id, corpus-ids, scores
+    images/                      files that were not in the folder before, named by their content
+
+Knows: that layout; every file is written whole or not at all.
+Does not know: how it is read (beir.py), the Hub (share.py), models.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from smart_train.data import attached
+from smart_train.data.beir import part, parts_of
+from smart_train.data.ids import DataError, content_id
+from smart_train.data.records import Collection, Document, Mined
+from smart_train.data.tables import TEXT_FILES, readable, suffix
+
+Row = dict[str, Any]
+More = Mapping[str, Mapping[str, Any]]  # column -> id -> value
+
+TYPES = {
+    **dict.fromkeys(("id", "title", "text", "image", "file", "hash", "query-id", "corpus-id", "miner"), "string"),
+    **{"page": "int32", "score": "int64", "positive": "float64", "corpus-ids": "strings", "scores": "floats"},
+}
+MAGIC = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"GIF8", ".gif"), (b"BM", ".bmp"), (b"II*\0", ".tif"))
+
+
+def write(
+    collection: Collection,
+    folder: str | Path,
+    split: str,
+    corpus_more: More | None = None,
+    query_more: More | None = None,
+) -> None:
+    """Writes a collection as one split of the folder.
+
+    Corpus, queries, negatives and a teacher's scores are added to those that are there, so that several splits can
+    share a folder; the qrels of this split are replaced.  more: further columns, by id.
+    Raises DataError where an id is there with another content, and where the folder holds other files for a part.
+    """
+    folder = Path(folder)
+    write_corpus(folder, collection.corpus.values(), corpus_more)
+    write_queries(folder, collection.queries, query_more)
+    write_qrels(folder, split, collection.qrels)
+    if collection.negatives:
+        mined = {q: collection.mined.get(q, Mined(tuple(n))) for q, n in collection.negatives.items()}
+        write_negatives(folder, mined)
+    if collection.teacher:
+        write_teacher(folder, collection.teacher)
+
+
+def write_corpus(
+    folder: str | Path, documents: Iterable[Document], more: More | None = None, merge: bool = True
+) -> None:
+    """Documents, added to those that are there (``merge``) or instead of them; ``more`` as in ``write``.
+
+    An image file inside the folder is referred to; any other image is stored in ``images/``, once per content, as the
+    bytes it has (an image in memory as PNG).  Raises as ``write``, and where an image file is missing.
+    """
+    folder = Path(folder)
+    rows: list[Row] = []
+    for document in documents:
+        title, text = parts_of(document)
+        none = document.text is None
+        row: Row = {"id": document.id, "title": title or None, "text": None if none else text}
+        row["image"] = stored_image(document, folder)
+        row |= {"file": document.file, "page": document.page, "hash": document.hash}
+        rows.append(row | {name: values.get(document.id) for name, values in (more or {}).items()})
+    _write(folder, "corpus", rows, ("id", "title", "text", "image", "file", "page", "hash"), merge)
+
+
+def write_queries(folder: str | Path, queries: Mapping[str, str], more: More | None = None, merge: bool = True) -> None:
+    """Queries by id; ``more`` and ``merge`` as in ``write_corpus``."""
+    extra = (more or {}).items()
+    rows = [{"id": q, "text": text, **{name: values.get(q) for name, values in extra}} for q, text in queries.items()]
+    _write(Path(folder), "queries", rows, ("id", "text"), merge)
+
+
+def write_qrels(folder: str | Path, split: str, qrels: Mapping[str, Mapping[str, int]]) -> None:
+    """query id -> document id -> grade, instead of what this split had.  Raises DataError where qrels of another kind
+    are there."""
+    place = Path(folder) / "qrels"
+    others = [f.name for f in readable(place, ".tsv", ".txt", ".trec", ".qrels", ".qrel") if suffix(f) != ".parquet"]
+    if others:
+        raise DataError(f"{place} holds {others[0]}, which Parquet would hide; write to an empty folder")
+    rows = [
+        {"query-id": query, "corpus-id": document, "score": grade}
+        for query, judged in qrels.items()
+        for document, grade in judged.items()
+    ]
+    save(place / f"{split}.parquet", rows, ("query-id", "corpus-id", "score"))
+
+
+def write_negatives(folder: str | Path, mined: Mapping[str, Mined], merge: bool = True) -> None:
+    """Hard negatives by query id; a query that is there gets the new ones, others stay (``merge``) or go."""
+    rows = [
+        {
+            "query-id": query,
+            "corpus-ids": list(found.documents),
+            "scores": list(found.scores) or None,
+            "positive": found.positive,
+            "miner": found.miner or None,
+        }
+        for query, found in mined.items()
+    ]
+    columns = ("query-id", "corpus-ids", "scores", "positive", "miner")
+    _write(Path(folder), attached.NEGATIVES, rows, columns, merge, replace=True)
+
+
+def write_teacher(folder: str | Path, scores: Mapping[str, Mapping[str, float]], merge: bool = True) -> None:
+    """Another model's scores, query id -> document id -> score; ``merge`` as in ``write_negatives``."""
+    rows = [{"query-id": q, "corpus-ids": list(row), "scores": list(row.values())} for q, row in scores.items()]
+    _write(Path(folder), attached.TEACHER, rows, ("query-id", "corpus-ids", "scores"), merge, replace=True)
+
+
+# ---------------------------------------------------------------------------------------------- images
+
+
+def image_bytes(image: Any) -> bytes:
+    """The undecoded bytes of a path or a stored image; PNG of an image in memory.  Raises what opening raises."""
+    if isinstance(image, str | Path):
+        return Path(image).read_bytes()
+    if hasattr(image, "raw"):
+        return image.raw()
+    from PIL.Image import Image
+
+    stream = io.BytesIO()
+    (image if isinstance(image, Image) else image.load()).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def image_suffix(raw: bytes) -> str:
+    """By the first bytes, whatever the file was called; readers do not look at it."""
+    if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
+        return ".webp"
+    return next((end for start, end in MAGIC if raw.startswith(start)), ".image")
+
+
+def stored_image(document: Document, folder: Path) -> str | None:
+    """Where the document's image is in the folder, as a relative path with slashes; put there where it is not."""
+    image = document.image
+    if image is None:
+        return None
+    if isinstance(image, str | Path) and Path(image).is_file():
+        path = Path(image).resolve()
+        if path.is_relative_to(folder.resolve()):
+            return path.relative_to(folder.resolve()).as_posix()
+    try:
+        raw = image_bytes(image)
+    except OSError as error:
+        raise DataError(f"the image of document {document.id!r} cannot be read ({error})") from error
+    file = folder / "images" / (content_id("image", raw) + image_suffix(raw))
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_name(file.name + ".part")
+        unfinished.write_bytes(raw)
+        unfinished.replace(file)
+    return file.relative_to(folder).as_posix()
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+def _write(
+    folder: Path, name: str, rows: list[Row], columns: tuple[str, ...], merge: bool, replace: bool = False
+) -> None:
+    file, key = folder / name / f"{name}.parquet", columns[0]
+    _alone(folder, name, file)
+    merged = {row[key]: row for row in load(file)} if merge and file.is_file() else {}
+    for row in rows:
+        before = merged.get(row[key], {})
+        if not replace and any(before[c] != row[c] for c in before.keys() & row.keys()):
+            fix = "write to an empty folder, or write the part anew (merge=False)"
+            raise DataError(f"{file}: the id {row[key]!r} is there with another content; {fix}")
+        merged[row[key]] = row if replace else {**before, **row}
+    save(file, list(merged.values()), columns)
+
+
+def _alone(folder: Path, name: str, file: Path) -> None:
+    """Raises DataError where this part is there in files that the new one would hide, or be read together with."""
+    if name in (attached.NEGATIVES, attached.TEACHER):
+        others = [f for f in readable(file.parent) if f != file]  # a .jsonl beside the folder counts for less
+    else:
+        others = [f for f in part(folder, name) if f != file]
+        others += [f for f in readable(file.parent) if f != file and suffix(f) in TEXT_FILES]
+    if others:
+        raise DataError(f"{folder}: its {name} is there in {others[0].name}; write to an empty folder")
+
+
+def load(file: Path) -> list[Row]:
+    """The rows of a Parquet file; raises DataError where it is not one."""
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import read_table
+
+    try:
+        return read_table(file, partitioning=None).to_pylist()
+    except ArrowInvalid as error:
+        raise DataError(f"{file}: not a readable parquet file ({error})") from error
+
+
+def save(file: Path, rows: list[Row], columns: tuple[str, ...]) -> None:
+    """Rows to a Parquet file with these columns first, whole or not at all; a stopped run leaves the old file.
+
+    The file carries the types that `datasets` knows it by.
+    """
+    import datasets
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
+    table = pa.table({name: _array([row.get(name) for row in rows], name, file) for name in names})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(file.name + ".part")
+    write_table(table.cast(datasets.Features.from_arrow_schema(table.schema).arrow_schema), unfinished)
+    unfinished.replace(file)
+
+
+def _array(values: list[Any], name: str, file: Path) -> Any:
+    import pyarrow as pa
+
+    known = {"strings": pa.list_(pa.string()), "floats": pa.list_(pa.float64())}
+    try:
+        kind = TYPES.get(name)
+        if kind is not None:
+            return pa.array(values, known.get(kind) or pa.type_for_alias(kind))
+        array = pa.array(values)
+        return pa.array(values, pa.string()) if pa.types.is_null(array.type) else array
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"{file}: the column {name} cannot be stored ({error})") from error
