@@ -1,0 +1,269 @@
+"""Which words of a page are a question that the page answers: one function per rule, and what is no question.
+
+Knows: one page.  Does not know: other pages (own_words.py decides what is unique), models.
+
+Every rule gives candidates with the words they were taken from; ``fault`` says why one is no question.  The words that
+rules look for (Figure, Tabelle, "is a", "how") are English and, where a rule is as safe, those of some neighbours;
+rules that follow the form alone (outlines, numbered headings, Markdown) know no language.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from smart_train.data.questions import PageLike
+from smart_train.data.wording import LABEL, LEADERS, Span, bare, clean, lines, sentences, squeeze, unlabelled, words
+
+
+def _set(listed: str) -> frozenset[str]:
+    return frozenset(listed.split())
+
+
+RULES = ("outline", "title", "heading", "question", "caption", "definition")  # the first to find a text has it
+
+_CAPTION = re.compile(
+    r"^(?:(?:figure|fig|table|tab|listing|algorithm|chart|diagram|plate|scheme|exhibit|box|map|abbildung|abb|tabelle|"
+    r"schaubild|tableau|schéma|figura|tabla|tabela|gráfico|figuur|tabell)\b\.?|[图表圖])\s*"
+    r"(?:[A-Z]?\d+(?:[.\-–]\d+)*|[A-Z](?:\.\d+)+|[IVXLC]+\b)[a-z]?\s*(?P<mark>[:.–—|\-：]|(?=\s)|$)\s*(?P<rest>.*)$",
+    re.IGNORECASE,
+)
+_ASKS = _set(
+    "how what why when where which who whom whose can could does do did is are was were should shall will would may "
+    "must has have am wie was warum wieso wann wo wer wem wen welche welcher welches welchen kann können darf muss "
+    "ist sind gibt hat comment pourquoi quand où qui que quel quelle quels quelles est peut cómo qué por cuándo dónde "
+    "quién cuál cuáles cuánto cuánta puede come perché quando dove chi quale como quem onde"
+)
+_Q = re.compile(r"^\s*(?:q|question|frage|faq)\s*\d*\s*[:.)]\s*", re.IGNORECASE)
+_DEFINES = re.compile(
+    r"^(?:(?:In|For|Within|On)\s[^,.;]{3,40},\s)?(?P<term>(?:(?:An?|The)\s)?\S+(?:\s\S+){0,5}?)(?:,?\s\([^)]{1,40}\))?\s"
+    r"(?:(?:is|are)\s(?:an?|the|any|one\sof|defined\s(?:as|to\sbe)|called|known\sas|the\sname\s(?:of|for))|refers?\sto|"
+    r"means|denotes?|stands\sfor|describes|consists?\sof|specif(?:y|ies)|represents?)\s"
+    r"(?!(?:(?:an?|the)\s)?(?:good|bad|better|best|slow|common|difficult|easy|simple|matter|case)\b)"
+)
+_POINTS = _set(
+    "this that these those it its they he she we you i there here what which who such all some many most one both "
+    "each if when although since however note also another other next see then thus so but as by with to "
+    "at from where while because for not no any only after before even our your their his her"
+)
+_VAGUE = _set(
+    "result results value values default following first latter former main last second third same aim purpose reason "
+    "idea problem point answer difference simplest easiest best above below previous current argument arguments output "
+    "input rest remainder goal effect example examples option options name case return object"
+)
+_LEANS = re.compile(
+    r"\b(?:above|below|following|previous|preceding|earlier|later|aforementioned|here|this|these|those|herein)\b|"
+    r"\b(?:figure|fig|table|section|chapter|appendix|page|equation|eq|example|listing)s?\.?\s*\(?\d|§\s*\d|\[\d+\]",
+    re.IGNORECASE,
+)
+_GENERIC = _set(
+    "a about abbreviations abstract acknowledgement acknowledgements acknowledgments acknowledgment acronyms an and "
+    "annex appendices appendix appendixes argument arguments at author authors background basic basics bibliography "
+    "by bug bugs change changelog changes chapter chapters cited conclusion conclusions content contents continued "
+    "copyright credits description detail details discussion document documentation end example examples faq figure "
+    "figures final for foreword from function further general getting glossary guide history how i ii iii in index "
+    "information introduction introductory inhalt inhaltsverzeichnis einleitung vorwort anhang literatur license "
+    "licence list main manual material methods misc miscellaneous more name names note notes notice of on or other "
+    "others overview page pages part preface preliminaries problems publications questions reading reference "
+    "references related remark remarks requirement requirements resources result results revision scope section "
+    "sections see also some source sources start started summary support synopsis table tables terms the this title "
+    "to topics usage use used using value values variable variables version versions warning warnings with works "
+    "table des matières sommaire introduction conclusion annexes índice introducción"
+)
+_LEGAL = re.compile(
+    r"©|\(c\)\s*\d|copyright|all rights reserved|permission is granted|https?:|www\.|@\w|isbn|issn|left intentionally|"
+    r"intentionally left|continued\)|doi:",
+    re.IGNORECASE,
+)
+_CODE = re.compile(r"<-|->|[{}=;$|\\<>~^]|::|\.\.\.|…|\w\(|\w_\w|%\w|#|\s[.+*/]\s|[a-z]\.[a-z]")
+_HANGING = _set("and or of the a an to in for with by on at as from und oder der die das von et ou de du y e")
+_LISTED = re.compile(r"[A-Za-z)\"'],?\s(?:\d{1,4}(?:[–-]\d+)?,\s?)*\d{1,4}$")
+_NUMBERED = re.compile(r"\d|chapter|appendix|kapitel|anhang|annexe", re.IGNORECASE)
+_SURELY = re.compile(r"[\dA-Z]\.\d|chapter|appendix|kapitel|anhang|annexe", re.IGNORECASE)
+_CLOSED = re.compile(r"[.!?:;。！？：]['\")\]]*$")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A text that may be a question; source: the words of the page it was taken from."""
+
+    text: str
+    rule: str
+    source: str
+
+
+class Sheet:
+    """A page and its lines, read once.
+
+    bare: of each line, see ``wording.bare``; listing: it is a table of contents or an index, which is where a third
+    of its lines, and five at least, end in page numbers
+    """
+
+    def __init__(self, page: PageLike) -> None:
+        self.page = page
+        self.lines = lines(page.text)
+        self.bare = [bare(line.text) for line in self.lines]
+        listed = sum(bool(LEADERS.search(line.text) or _LISTED.search(line.text)) for line in self.lines)
+        self.listing = listed >= 5 and 3 * listed >= len(self.lines)
+
+
+def candidates(sheet: Sheet, outlined: bool, definitions: int) -> Iterator[Candidate]:
+    """Of all rules, in the rules' order; the same text may come more than once.
+
+    outlined: the file has an outline, which is to be believed before numbers at the beginning of lines
+    """
+    page, found = sheet.page, sheet.lines
+    for entry in page.outline:
+        yield _from_outline(clean(entry.title), sheet)
+    if page.title and page.kind != "image":
+        first = page.kind == "text" and page.page == 1
+        yield Candidate(unlabelled(clean(page.title)), "title" if first else "heading", clean(page.title))
+    yield from headings(found, page.kind, outlined)
+    yield from questions(found)
+    yield from captions(found)
+    yield from definition_sentences(page.text, found, definitions)
+
+
+def _from_outline(title: str, sheet: Sheet) -> Candidate:
+    """A bookmark; of a short one the rest of its line, where that is a heading ("lm  Fitting Linear Models")."""
+    text = unlabelled(title)
+    source = next((line.text for line, key in zip(sheet.lines, sheet.bare, strict=True) if key == bare(title)), title)
+    if text and len(words(text)) < 3 and not LABEL.match(source):
+        for line in sheet.lines:
+            rest = line.text.removeprefix(text + " ")
+            if rest != line.text and 2 <= len(words(rest)) <= 12 and rest[0].isupper() and not _CLOSED.search(rest):
+                return Candidate(rest if len(words(rest)) > 2 else line.text, "outline", line.text)
+    return Candidate(text, "outline", source)
+
+
+def headings(found: list[Span], kind: str, outlined: bool) -> Iterator[Candidate]:
+    """Lines with a number such as 2.1 before them, or ``#`` (Markdown).
+
+    A single number begins footnotes, lists and rows of tables as well: it counts where the file has no outline, no
+    neighbouring line begins with a number, and the line could not be a sentence's beginning.
+    """
+    for place, line in enumerate(found):
+        text = line.text
+        if kind == "text" and (mark := re.match(r"#{1,6}\s+(.+?)\s*#*$", text)):
+            yield Candidate(unlabelled(mark[1]), "heading", text)
+            continue
+        label = LABEL.match(text)
+        if not label or not _NUMBERED.search(label[0]) or LEADERS.search(text) or place == len(found) - 1:
+            continue
+        rest = unlabelled(text)
+        single = not _SURELY.search(label[0])
+        if single and (outlined or len(words(rest)) > 8 or text[0] == "("):
+            continue
+        near = [one.text for one in (*found[max(0, place - 1) : place], found[place + 1])]
+        if single and (any(_NUMBERED.match(one) for one in near) or not near[-1][:1].isupper()):
+            continue
+        whole = rest and (rest[0].isupper() or not rest[0].isascii()) and not _CLOSED.search(rest.removesuffix("?"))
+        if whole and not rest.endswith((",", "?")) and not rest[-1].isdigit() and rest.count(",") < 3:
+            yield Candidate(rest, "heading", text)
+
+
+def questions(found: list[Span]) -> Iterator[Candidate]:
+    """Of one to three whole lines, ended by a question mark, with something behind them: as a FAQ has them."""
+    for place, line in enumerate(found):
+        stripped = LABEL.sub("", _Q.sub("", line.text), count=1).lstrip("¿ ")
+        marked = stripped != line.text
+        if not stripped or not (stripped[0].isupper() or not stripped[0].isascii()):
+            continue
+        if stripped.split()[0].casefold().rstrip(",'s") not in _ASKS and stripped[0].isascii():
+            continue
+        if not marked and place and not _CLOSED.search(found[place - 1].text) and len(found[place - 1].text) > 60:
+            continue  # the middle of a sentence
+        parts = [stripped]
+        for more in range(3):
+            if parts[-1].endswith(("?", "？")) or place + more + 1 >= len(found):
+                break
+            parts.append(found[place + more + 1].text)
+        whole = " ".join(parts)
+        if not whole.endswith(("?", "？")) or re.search(r"[?？.!]\s", whole[:-1]):
+            continue
+        if len(words(" ".join(one.text for one in found[place + len(parts) :]))) >= 15:
+            yield Candidate(whole, "question", " ".join([line.text, *parts[1:]]))
+
+
+def captions(found: list[Span]) -> Iterator[Candidate]:
+    """ "Figure 3: ..." and "Table 2 ..." up to the end of the first sentence; "Figure 3 shows" is none."""
+    for place, line in enumerate(found):
+        match = _CAPTION.match(line.text)
+        if not match or LEADERS.search(line.text):
+            continue
+        rest, behind = match["rest"], found[place + 1 : place + 4]
+        if not match["mark"] and rest and not (rest[0].isupper() or rest[0] in "\"'("):
+            continue
+        if not rest and behind:  # the label has a line of its own
+            rest, behind = behind[0].text, behind[1:]
+        taken = [line.text] if match["rest"] else [line.text, rest]
+        stop = next(sentences(rest), None)
+        while stop is None and behind and len(rest) > 40 and not _CAPTION.match(behind[0].text):
+            rest, taken, behind = f"{rest} {behind[0].text}", [*taken, behind[0].text], behind[1:]
+            stop = next(sentences(rest), None)
+        if stop is None and len(taken) > 1 and match["rest"]:
+            rest, taken = match["rest"], [line.text]  # it runs into the text: what follows is no caption
+        text = rest[: stop.end] if stop else rest
+        yield Candidate(text.strip(" .:–—"), "caption", text)
+
+
+def definition_sentences(text: str, found: list[Span], most: int) -> Iterator[Candidate]:
+    """ "A data frame is a list of ...": sentences that say what a thing is and can stand alone."""
+    given = 0
+    for start, end in _paragraphs(found):
+        for sentence in sentences(text[start:end]):
+            if given < most and _defines(sentence.text):
+                given += 1
+                yield Candidate(sentence.text, "definition", sentence.text)
+
+
+def _paragraphs(found: list[Span]) -> Iterator[tuple[int, int]]:
+    """(start, end) of lines that may be one text: a line that ends early begins a new one, and so does a label."""
+    if not found:
+        return
+    full = 0.7 * sorted(len(line.text) for line in found)[int(0.9 * (len(found) - 1))]
+    begin = found[0].start
+    for before, line in zip(found, found[1:], strict=False):
+        if len(before.text) < full or LABEL.match(line.text) or _CAPTION.match(line.text):
+            yield begin, before.end
+            begin = line.start
+    yield begin, found[-1].end
+
+
+def _defines(sentence: str) -> bool:
+    match = _DEFINES.match(sentence)
+    if not match or not sentence[0].isupper() or sentence[-1] != "." or not 8 <= len(words(sentence)) <= 30:
+        return False
+    term = [w.casefold() for w in words(match["term"]) if w.casefold() not in ("a", "an", "the")]
+    if not any(len(w) > 2 for w in term) or not _POINTS.isdisjoint(term) or "," in match["term"]:
+        return False
+    if term[0].endswith("ly"):  # normally, usually, often enough the rest is no term
+        return False
+    return _VAGUE.isdisjoint(term) and not _LEANS.search(sentence) and not _CODE.search(sentence)
+
+
+def fault(candidate: Candidate, fewest: int, most: int) -> str | None:
+    """Why this is no question, in a few words; None where it is one."""
+    text, found = candidate.text, words(candidate.text)
+    if len(found) < fewest:
+        return "too short"
+    if len(found) > most:
+        return "too long"
+    if _LEGAL.search(text):
+        return "legal or address"
+    if all(w.casefold() in _GENERIC for w in found):
+        return "says nothing of its own"
+    letters = sum(c.isalpha() or c.isspace() for c in text)
+    if letters < 0.75 * len(text) or sum(len(w) == 1 for w in found) > len(found) / 2:
+        return "not words"
+    if found[-1].casefold() in _HANGING or text.endswith((",", "-", "(")) or text.count("(") != text.count(")"):
+        return "cut off"
+    return None
+
+
+def on_page(candidate: Candidate, page: PageLike) -> bool:
+    """Whether half of a bookmark's words stand on the page it points to (a destination may be a page off)."""
+    have = squeeze(page.text)
+    wanted = [squeeze(w) for w in words(candidate.text) if len(w) > 2]
+    return not have or 2 * sum(w in have for w in wanted) >= len(wanted)
