@@ -106,8 +106,13 @@ def collect(
     home: Path | None = None,
 ) -> Collection:
     """A collection of three tables; queries are those judged.  home: see ``columns.picture_of``."""
-    documents = read_corpus(corpus, text, image, home)
-    texts = read_queries(queries)
+    return judged_collection(name, read_corpus(corpus, text, image, home), read_queries(queries), judged)
+
+
+def judged_collection(
+    name: str, documents: dict[str, Document], texts: dict[str, str], judged: Iterable[Judgement]
+) -> Collection:
+    """The judged queries over these documents; what dangles or is empty is counted in a warning."""
     qrels: dict[str, dict[str, int]] = {}
     twice = 0
     for _, query, document, grade in judged:

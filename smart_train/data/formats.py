@@ -13,17 +13,19 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from smart_train.blocks import DataBlock
-from smart_train.data import attached, beir, hub
+from smart_train.data import attached, beir, by_page, hub
 from smart_train.data.columns import CORPUS_IDS, QUERY_IDS, column
 from smart_train.data.ids import DataError, hash_id
 from smart_train.data.pydocs import read_pydocs
-from smart_train.data.qrels import judgement_rows
+from smart_train.data.reading import image_column, read_split, row_columns, short_name
 from smart_train.data.records import Collection, split
-from smart_train.data.rows import choose_columns, read_rows
+from smart_train.data.rows import choose_columns
 from smart_train.data.sources import DEV, TEST, DataProblem, Source, find
 from smart_train.data.split import cap
-from smart_train.data.tables import StoredTable, Table, columns_of, open_files
+from smart_train.data.tables import columns_of
 from smart_train.recipe_types import Problem
+
+__all__ = ["check_data", "has_test", "image_column", "load", "no_scores"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ def load(data: DataBlock, teacher: bool = False) -> tuple[Collection, Collection
         if teacher:
             raise DataProblem(TEACHER_KEY, f"is on, but {no_scores(data)}", TEACHER_FIX)
         return _hold_out(_sample(read_pydocs(), data.limit), data, data.dev, data.test)
-    train = _read(source, data, data.split)
+    train = read_split(source, data, data.split)
     if source.kind == "beir" and data.limit is not None:
         train = train.select(dict.fromkeys(q for q, _ in train.pairs()[: data.limit]))
     if data.negatives and not any(train.negatives.values()):
@@ -59,8 +61,8 @@ def load(data: DataBlock, teacher: bool = False) -> tuple[Collection, Collection
         raise DataProblem(TEACHER_KEY, f"is on, but no query of {data.path} has a score", TEACHER_FIX)
     own = {side: _own(source, data, names) for side, names in (("dev", DEV), ("test", TEST))}
     whole = dataclasses.replace(data, limit=None)
-    test = _read(source, whole, own["test"]) if own["test"] else None
-    dev = _read(source, whole, own["dev"]) if own["dev"] and data.dev else None
+    test = read_split(source, whole, own["test"]) if own["test"] else None
+    dev = read_split(source, whole, own["dev"]) if own["dev"] and data.dev else None
     if dev and isinstance(data.dev, int):
         dev = dev.select(sorted(dev.queries, key=lambda q: (hash_id(f"{SEED}\n{q}"), q))[: data.dev])
     train, dev_part, test_part = _hold_out(train, data, 0 if dev else data.dev, 0 if test else data.test)
@@ -70,8 +72,8 @@ def load(data: DataBlock, teacher: bool = False) -> tuple[Collection, Collection
         _capped(test, data.test_documents) if test else test_part,
     )
     for side, name in zip(sides, ("train", "dev", "test"), strict=True):
-        side.name = f"{_name(data)}/{name}"
-    _tell_shared(*sides, corpus=source.kind == "beir")
+        side.name = f"{short_name(data)}/{name}"
+    _tell_shared(*sides, corpus=source.kind in ("beir", "pool"))
     return sides
 
 
@@ -100,7 +102,7 @@ def _check_source(source: Source, data: DataBlock) -> Iterator[Problem]:
         near = get_close_matches(data.split, source.splits, 1)
         what = f"{data.path} has no split {data.split!r}; there is {there}"
         yield Problem("data.split", what, f"write data.split: {near[0] if near else 'one of these'}")
-    else:
+    elif source.kind != "pool":
         yield from _check_beir(source, data) if source.kind == "beir" else _check_rows(source, data)
 
 
@@ -117,42 +119,27 @@ def no_scores(data: DataBlock) -> str | None:
     if source.kind == "pydocs":
         return "docstrings have no scores"
     if source.kind == "beir":
-        local = source.place == "local"
-        there = local and attached.has(Path(data.path), attached.TEACHER)
-        return None if there else f"{data.path} has no {'teacher.jsonl' if local else 'scores'}"
-    columns = _columns(source, data)
+        there, name = _has(source, data, attached.TEACHER)
+        return None if there else f"{data.path} has no {name}"
+    columns = [] if source.kind == "pool" else row_columns(source, data)
+    if source.kind == "pool" or by_page.fits(columns, data):
+        return f"{data.path} has no scores"
     chosen, _ = choose_columns(columns, data)
     return f"{data.path} has no column of scores" if columns and chosen and not chosen.scores else None
 
 
-def image_column(data: DataBlock) -> str | None:
-    """The column whose images would be encoded, given or found; None where there is none, or where a Hub dataset does
-    not describe its columns.  Raises as ``find`` does."""
-    source = find(data)
-    if source.kind == "pydocs":
-        return None
-    if source.kind == "beir":
-        hosted = source.place == "hub"
-        columns = _described(data, "corpus") if hosted else columns_of(beir.part(Path(data.path), "corpus"))
-        return (column(columns, ("image",)) if data.image is None else data.image) or None
-    chosen, _ = choose_columns(_columns(source, data), data)
-    return chosen.image if chosen else None
-
-
-def _columns(source: Source, data: DataBlock) -> list[str]:
-    found = source.splits[data.split]
-    if source.place == "hub":
-        return _described(data, data.subset)
-    return columns_of(found) if isinstance(found, list) else _open(source, data, data.split).columns
-
-
-def _described(data: DataBlock, subset: str | None) -> list[str]:
-    return hub.columns(data.path, subset, data.revision)
+def _has(source: Source, data: DataBlock, name: str) -> tuple[bool, str]:
+    """Whether a retrieval collection has ``negatives`` or ``teacher``, and what they would be called there."""
+    if source.place == "local":
+        return attached.has(Path(data.path), name), f"{name}.jsonl"
+    return name in hub.configs(data.path, data.revision), f"configuration {name}"
 
 
 def _check_beir(source: Source, data: DataBlock) -> Iterator[Problem]:
+    there, wanted = _has(source, data, attached.NEGATIVES)
+    if not there:
+        yield from _no_negatives(data, f"{data.path} has no {wanted}")
     if source.place == "hub":
-        yield from _no_negatives(data, f"{data.path} has none")
         return
     folder = Path(data.path)
     corpus, queries = columns_of(beir.part(folder, "corpus")), columns_of(beir.part(folder, "queries"))
@@ -165,13 +152,13 @@ def _check_beir(source: Source, data: DataBlock) -> Iterator[Problem]:
         if column(columns, names) is None:
             what = f"the {part} of {data.path} has no id column ({', '.join(names)}); it has {', '.join(columns)}"
             yield Problem("data.path", what, f"rename its id column to {names[0]}")
-    if not attached.has(folder, attached.NEGATIVES):
-        yield from _no_negatives(data, f"{data.path} has no negatives.jsonl")
 
 
 def _check_rows(source: Source, data: DataBlock) -> Iterator[Problem]:
-    columns = _columns(source, data)
-    if columns:  # a Hub dataset need not describe its columns; then reading tells
+    columns = row_columns(source, data)
+    if by_page.fits(columns, data):
+        yield from _no_negatives(data, f"{data.path} is a table of pages, and names none")
+    elif columns:  # a Hub dataset need not describe its columns; then reading tells
         yield from choose_columns(columns, data)[1]
 
 
@@ -185,39 +172,7 @@ def _own(source: Source, data: DataBlock, names: tuple[str, ...]) -> str | None:
     return next((n for n in names if n in source.splits and n != data.split), None)
 
 
-# ---------------------------------------------------------------------------------------------- reading
-
-
-def _name(data: DataBlock) -> str:
-    """Short: a local path's last part, or the Hub id."""
-    return Path(data.path).name if Path(data.path).exists() else data.path
-
-
-def _read(source: Source, data: DataBlock, name: str) -> Collection:
-    if name not in source.splits:
-        raise DataProblem(
-            "data.split",
-            f"{data.path} has no split {name!r}; there is {', '.join(sorted(source.splits)) or 'none'}",
-            "name one of these",
-        )
-    if source.kind == "rows":
-        return read_rows(_open(source, data, name), data, _name(data))
-    if source.place == "local":
-        return beir.read(Path(data.path), name, data.document, data.image, _name(data))
-    tables = hub.retrieval_tables(data.path, name, data.revision)
-    judged = list(judgement_rows(tables["qrels"]))
-    return beir.collect(_name(data), tables["corpus"], tables["queries"], judged, data.document, data.image)
-
-
-def _open(source: Source, data: DataBlock, name: str) -> Table:
-    found = source.splits[name]
-    if isinstance(found, list):
-        return open_files(found)
-    if isinstance(found, Path):
-        import datasets
-
-        return StoredTable(datasets.load_from_disk(str(found)), str(found), found)
-    return hub.table(data.path, data.subset, name, data.revision)
+# ---------------------------------------------------------------------------------------------- sides
 
 
 def _hold_out(

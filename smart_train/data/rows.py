@@ -22,7 +22,9 @@ from smart_train.recipe_types import Problem
 
 logger = logging.getLogger(__name__)
 
-DOCUMENTS = ("positive", "document", "text")
+QUERIES = ("query", "anchor", "question")  # the first is the default; the others are sentence-transformers' names
+DOCUMENTS = ("positive", "document", "text", "pos", "passage", "answer")
+NEGATIVES = ("negative", "negatives", "neg")
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,17 @@ class Columns:
     scores: str | None
 
 
+def query_column(columns: list[str], data: DataBlock) -> str:
+    """``data.query``; where that is not given, the first usual name that the table has."""
+    usual = QUERIES if data.query == QUERIES[0] else (data.query,)
+    return next((name for name in usual if name in columns), data.query)
+
+
 def choose_columns(columns: list[str], data: DataBlock) -> tuple[Columns | None, list[Problem]]:
     """(columns, []), or (None, what is wrong), each problem with the nearest names."""
     problems: list[Problem] = []
-    named = {"query": data.query, "document": data.document, "image": data.image, "id": data.id, "scores": data.scores}
+    query = query_column(columns, data)
+    named = {"query": query, "document": data.document, "image": data.image, "id": data.id, "scores": data.scores}
     for key, name in named.items():
         if name and name not in columns:
             near = get_close_matches(name, columns, 1, 0.5)
@@ -55,7 +64,7 @@ def choose_columns(columns: list[str], data: DataBlock) -> tuple[Columns | None,
         problems.append(
             Problem("data.document", what + (", ".join(columns) or "no rows"), "name the column in data.document")
         )
-    negatives = [c for c in columns if c in ("negative", "negatives") or re.fullmatch(r"negative_\d+", c)]
+    negatives = [c for c in columns if c in NEGATIVES or re.fullmatch(r"negative_\d+", c)]
     negatives.sort(key=lambda c: (not c.startswith("negative_"), int("0" + "".join(filter(str.isdigit, c)))))
     if data.negatives and not negatives:
         what = f"is {data.negatives}, but {data.path} has no column negative, negative_1 ... or negatives"
@@ -63,9 +72,9 @@ def choose_columns(columns: list[str], data: DataBlock) -> tuple[Columns | None,
     if problems:
         return None, problems
     scores = data.scores if data.scores is not None else ("scores" if "scores" in columns else None)
-    rest = [c for c in columns if c not in (data.query, document, image, data.id)]
+    rest = [c for c in columns if c not in (query, document, image, data.id)]
     file, page = column(rest, FILES), column(rest, PAGES)
-    found = Columns(data.query, document or None, image or None, data.id, file, page, tuple(negatives), scores or None)
+    found = Columns(query, document or None, image or None, data.id, file, page, tuple(negatives), scores or None)
     return found, []
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from smart_train.blocks import DataBlock
-from smart_train.data import beir, hub
+from smart_train.data import beir, hub, pools
 from smart_train.data.ids import DataError
 from smart_train.data.tables import readable, split_of
 from smart_train.recipe_types import Problem
@@ -37,7 +37,7 @@ class Source:
     splits: name -> its files (local), a folder of save_to_disk, or None (on the Hub, or loaded by `datasets`)
     """
 
-    kind: Literal["pydocs", "beir", "rows"]
+    kind: Literal["pydocs", "beir", "pool", "rows"]
     place: Literal["local", "hub", "folder"] = "local"
     splits: dict[str, Any] = field(default_factory=dict)
 
@@ -55,6 +55,8 @@ def find(data: DataBlock) -> Source:
         if data.format == "beir" or (data.format == "auto" and beir.is_beir(path)):
             _whole_beir(path)
             return Source("beir", "local", dict(beir.splits(path)))
+        if data.format == "auto" and (queries := pools.files(path)[0]):
+            return Source("pool", "local", dict(queries))
         return _row_folder(path, data)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", data.path):
         fix = "name pydocs, a file or folder that is there, or a Hub dataset (owner/name)"
@@ -96,21 +98,27 @@ def _row_folder(folder: Path, data: DataBlock) -> Source:
     raise DataProblem("data.path", what, "it needs .jsonl, .json, .csv, .tsv (also .gz), .parquet or .arrow files")
 
 
+def _languages(configs: list[str]) -> list[str]:
+    """The subsets of a retrieval set that has several."""
+    return [c.removesuffix("-corpus") for c in configs if hub.is_retrieval(configs, c.removesuffix("-corpus"))]
+
+
 def _on_hub(data: DataBlock) -> tuple[Literal["beir", "rows"], list[str]]:
     try:
         configs = hub.configs(data.path, data.revision)
-        retrieval = {"corpus", "queries"} <= set(configs)
-        if data.format == "beir" or (data.format == "auto" and retrieval and data.subset is None):
+        retrieval = hub.is_retrieval(configs, data.subset)
+        if data.format == "beir" or (data.format == "auto" and retrieval):
             if not retrieval:
                 what = f"{data.path} has the configurations {', '.join(configs)}, not corpus and queries"
                 raise DataProblem("data.format", what, "write data.format: rows")
-            return "beir", hub.splits(data.path, hub.qrels_config(configs), data.revision)
+            return "beir", hub.splits(data.path, hub.qrels_config(configs, data.subset), data.revision)
         if data.subset is not None and data.subset not in configs:
-            near = get_close_matches(data.subset, configs, 1)
+            near = get_close_matches(data.subset, [*configs, *_languages(configs)], 1)
             what = f"{data.path} has no configuration {data.subset!r}; there is {', '.join(configs)}"
             raise DataProblem("data.subset", what, f"write data.subset: {near[0] if near else 'one of these'}")
         if data.subset is None and len(configs) > 1 and "default" not in configs:
-            what = f"is not given, and {data.path} has several configurations: {', '.join(configs)}"
+            names = _languages(configs) or configs
+            what = f"is not given, and {data.path} has several configurations: {', '.join(names)}"
             raise DataProblem("data.subset", what, "name one of them")
         return "rows", hub.splits(data.path, data.subset, data.revision)
     except hub.Unreachable as error:
