@@ -14,7 +14,7 @@ from typing import Any
 
 from smart_train.evaluation.report import STYLES
 
-BINS, WIDTH = 100, 0.0125  # ratios from 0 to 1.25; what lies outside counts in the bin at that end
+BINS, WIDTH = 50, 0.025  # ratios from 0 to 1.25; what lies outside counts in the bin at that end
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 

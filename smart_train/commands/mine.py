@@ -1,0 +1,141 @@
+"""``smart-train mine``: hard negatives for a retrieval folder.
+
+Knows: arguments, what is printed.  Does not know: how negatives are found.  Nothing heavy is imported before it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+
+WORDS = {
+    "answer": "known answers",
+    "itself": "the query itself",
+    "duplicate": "copies of an answer or of another candidate",
+    "window": "pages next to an answer",
+    "range": "ranks before the range",
+    "max_relative": "scores too near to the answer's, or above (max-relative)",
+    "margin": "scores too near to the answer's (margin)",
+    "skip_top": "the first that are skipped",
+    "more": "more than were asked for",
+}
+ROUNDS = """
+to mine anew with the weights as they are, while a recipe trains on it:
+data:
+  path: {path}
+  negatives: {k}
+mining:
+  rounds: {rounds}
+  mode: {mode}"""
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    about = "find hard negatives for a retrieval folder, and store them in it"
+    mine = commands.add_parser("mine", help=about, description=about)
+    mine.add_argument("data", help="folder with a corpus, queries and qrels; with --out, any data that a recipe reads")
+    mine.add_argument("--model", required=True, help="Hub id, local folder, or package:NAME/FOLDER")
+    mine.add_argument("--adapter", help="folder of a trained adapter: mine again with what was trained")
+    mine.add_argument("--out", help="folder that all of the data is written to, with its negatives")
+    mine.add_argument("--mode", choices=("pooled", "late", "hybrid"), default="hybrid", help="score: %(default)s")
+    mine.add_argument("-k", "--negatives", dest="k", type=_count, default=8, help="most per query: %(default)s")
+    _thresholds(mine)
+    mine.add_argument("--split", default="train", help="qrels whose queries get negatives: %(default)s")
+    mine.add_argument("--dev", type=_share, help="as data.dev of the recipe that trains on it: no candidates")
+    mine.add_argument("--test", type=_share, help="the same of data.test")
+    mine.add_argument("--rounds", type=_count, help="also print the recipe lines that mine anew so often in training")
+    _reading(mine)
+    mine.set_defaults(run=run)
+
+
+def _thresholds(mine: argparse.ArgumentParser) -> None:
+    mine.add_argument("--max-relative", type=float, default=0.95, help="score below this share of the answer's: 0.95")
+    mine.add_argument("--no-max-relative", action="store_const", const=None, dest="max_relative", help="no such limit")
+    mine.add_argument("--margin", type=float, help="score below the answer's by more than this")
+    mine.add_argument("--range", type=int, nargs=2, default=(0, 100), metavar=("FIRST", "END"), help="ranks: 0 100")
+    mine.add_argument("--skip-top", type=int, default=0, help="leave out so many of the hardest that pass")
+    mine.add_argument("--window", type=int, help="leave out pages so near to an answer in its file")
+    mine.add_argument("--sampling", choices=("top", "random"), default="top", help="of those that pass: %(default)s")
+    mine.add_argument("--seed", type=int, default=0, help="of --sampling random")
+
+
+def _reading(mine: argparse.ArgumentParser) -> None:
+    """As in ``evaluate``, and read by its functions."""
+    from smart_train.cli import DTYPES
+
+    mine.add_argument("--layer", type=int, help="tokens' layer: 0 = embeddings, k = block k, -1 = last (default)")
+    mine.add_argument("--late-weight", type=float, help="weight of the late score in the hybrid (pooled has 1)")
+    mine.add_argument("--query-tokens", type=_count, help="longest query (default: the model's own limit)")
+    mine.add_argument("--document-tokens", type=_count, help="longest document text")
+    mine.add_argument("--query-prompt", help="put before a query (default: the model's own)")
+    mine.add_argument("--document-prompt", help="put before a document")
+    mine.add_argument("--max-pixels", type=_count, help="pixel budget of an image")
+    mine.add_argument("--batch-size", type=_count, default=32, help="rows encoded at once: %(default)s")
+    mine.add_argument("--revision", help="Hub branch, tag or commit of --model (default: the newest)")
+    mine.add_argument("--dtype", choices=DTYPES, help="how the base is held in memory (default: as it is stored)")
+    mine.add_argument("--trust-remote-code", action="store_true", help="run model code of the base's repository")
+    mine.add_argument("--device", help="cpu, cuda:0 ... (default: the best there is)")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _share(text: str) -> float | int:
+    try:
+        return int(text) if text.isdigit() else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share (0.05) and no number of queries (300)") from None
+
+
+def run(options: argparse.Namespace) -> None:
+    from smart_train.blocks import DataBlock
+    from smart_train.cli import UsageError, _check_reading, _encoder
+    from smart_train.data.ids import DataError
+    from smart_train.data.mining import Options
+    from smart_train.mine_folder import PICTURE, REPORT, mine_folder, place_of
+
+    names = ("k", "mode", "max_relative", "margin", "skip_top", "window", "sampling", "seed")
+    try:
+        chosen = Options(**{name: getattr(options, name) for name in names}, range=tuple(options.range))
+    except DataError as error:
+        raise UsageError(str(error)) from error
+    options.output = options.out or options.data
+    _check_reading(options)
+    folder = place_of(DataBlock(path=options.data, split=options.split), options.out)
+    held = {name: getattr(options, name) for name in ("dev", "test") if getattr(options, name) is not None}
+    data = DataBlock(path=str(folder), split=options.split, **held)
+    model = options.model + (f" + {options.adapter}" if options.adapter else "")
+    encoder = _encoder(options)
+    progress = sys.stderr.isatty()
+    mined = mine_folder(data, encoder, chosen, model=model, batch_size=options.batch_size, progress=progress)
+    print(_summary(mined.counts, mined.ratios.quantiles(), mined.seconds))
+    print(f"{folder / 'negatives'}; report: {folder / 'mining' / REPORT}; picture: {folder / 'mining' / PICTURE}")
+    if options.rounds:
+        print(ROUNDS.format(path=folder, k=min(chosen.k, 4), rounds=options.rounds, mode=chosen.mode))
+
+
+def _summary(counts: Counter[str], quantiles: dict[str, float], seconds: float) -> str:
+    rate = counts["documents"] / max(seconds, 1e-9)
+    lines = [
+        f"{counts['mined']} negatives of {counts['queries']} queries from {counts['documents']} documents "
+        f"({seconds:.0f} s, {rate:.0f} documents a second)"
+    ]
+    for name, what in (
+        ("short", "queries with fewer than asked for"),
+        ("none", "of them without any"),
+        ("unanswered", "queries without a known answer in the corpus, not looked at"),
+        ("held_out", "documents of other splits, no candidates"),
+    ):
+        if counts[name]:
+            lines.append(f"{counts[name]:>10}  {what}")
+    passed = {what: counts[name] for name, what in WORDS.items() if counts[name]}
+    lines += ["passed over within the range:", *(f"{count:>10}  {what}" for what, count in passed.items())]
+    if quantiles:
+        told = (
+            f"{quantiles['0.5']:.2f} in the median, {quantiles['0.05']:.2f} to {quantiles['0.95']:.2f} for nine in ten"
+        )
+        lines.append(f"a negative's score as a share of the answer's: {told}")
+    return "\n".join(lines)

@@ -1,0 +1,120 @@
+"""Mines a retrieval folder: its training queries get negatives, stored beside them, with a report and a picture.
+
+    negatives/negatives.parquet    read by every recipe with data.negatives above 0
+    mining/report.json, ratios.png what was found, what was passed over, and how near to the answers it is
+    mining/unfinished.safetensors  how far a pass has come that was stopped; the next one goes on there
+
+Knows: which data, which split, where the results go.  Does not know: how negatives are found (mine.py), arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from smart_train.blocks import DataBlock
+from smart_train.data import beir, store
+from smart_train.data.formats import load
+from smart_train.data.ids import DataError
+from smart_train.data.mining import Options, held_out
+from smart_train.data.records import Collection
+from smart_train.data.whole import read_whole, write_whole
+from smart_train.mine import EVERY, Mining, mine
+from smart_train.mine_report import draw, write_report
+from smart_train.model.adapters import lora_parameters
+from smart_train.model.encoder import SmartEncoder
+from smart_train.model.folder import settings_of
+
+logger = logging.getLogger(__name__)
+
+REPORT, PICTURE, UNFINISHED = "report.json", "ratios.png", "unfinished.safetensors"
+
+
+def place_of(data: DataBlock, out: str | Path | None = None) -> Path:
+    """The retrieval folder that negatives are added to: ``data.path`` itself, or ``out``, to which all of the data is
+    written first, unless an earlier call did that.
+
+    Raises DataError where the data is no local retrieval folder and ``out`` is not given.
+    """
+    if out is None:
+        folder = Path(data.path)
+        if not beir.is_beir(folder):
+            raise DataError(
+                f"{data.path} is no folder of a corpus, queries and qrels, so negatives cannot be added to it; "
+                "name a folder that all of it is written to (--out FOLDER)"
+            )
+        return folder
+    folder = Path(out)
+    if not beir.is_beir(folder):
+        write_whole(read_whole(data), folder)
+        logger.info("%s: all of %s, as a corpus, queries and qrels", folder, data.path)
+    return folder
+
+
+def mine_folder(
+    data: DataBlock,
+    encoder: SmartEncoder,
+    options: Options,
+    *,
+    model: str = "",
+    batch_size: int = 32,
+    progress: bool = False,
+    every: float = EVERY,
+) -> Mining:
+    """Mines the queries of ``data.split`` in the folder ``data.path``, and writes what this module's head says.
+
+    data: split, dev and test as in the recipe that will train on it: what it holds out is no candidate
+    model: what the rows are signed with, besides the score and the date
+    A query that had negatives gets the new ones; those of other splits' queries stay.
+    Raises what ``load`` and ``mine`` raise, and DataError for images where the encoder has no image side.
+    """
+    folder = Path(data.path)
+    train, *others = load(data)
+    _check_images(train, encoder)
+    left = held_out(train, others)
+    state = folder / "mining" / UNFINISHED
+    signed = f"{model or encoder.settings.base}, {options.mode}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    mining = mine(
+        train,
+        encoder,
+        options,
+        leave_out=left,
+        batch_size=batch_size,
+        progress=progress,
+        state=state,
+        key=_key(train, left, encoder, options),
+        every=every,
+        miner=signed,
+    )
+    store.write_negatives(folder, mining.found)
+    state.unlink(missing_ok=True)
+    told = {"miner": signed, "split": data.split, "options": asdict(options), "hybrid": asdict(encoder.late.hybrid)}
+    report = folder / "mining" / REPORT
+    write_report(report, mining.ratios, mining.counts, **told, seconds=round(mining.seconds, 2))
+    title = f"{folder.name}: {mining.counts['mined']:,} negatives of {mining.counts['queries']:,} queries"
+    draw(folder / "mining" / PICTURE, mining.ratios, options.mode, options.max_relative, title)
+    return mining
+
+
+def _check_images(collection: Collection, encoder: SmartEncoder) -> None:
+    pages = [document.id for document in collection.corpus.values() if document.image is not None]
+    if pages and "image" not in encoder.st.modalities:
+        raise DataError(
+            f"{len(pages)} documents of {collection.name} are images, such as {pages[0]!r}, and "
+            f"{encoder.settings.base} has no image side; choose a vision-language base"
+        )
+
+
+def _key(collection: Collection, left: set[str], encoder: SmartEncoder, options: Options) -> str:
+    """What a pass is of: the same data, weights, settings and options give the same key."""
+    found = hashlib.sha256(collection.fingerprint().encode())
+    found.update(json.dumps([sorted(left), asdict(options), settings_of(encoder)], sort_keys=True).encode())
+    trained = {**lora_parameters(encoder.backbone), **encoder.head.state_dict()}
+    for name in sorted(trained):
+        found.update(name.encode())
+        found.update(trained[name].detach().float().cpu().numpy().tobytes())
+    return found.hexdigest()
