@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,47 +32,11 @@ from smart_train.training.arguments import SmartTrainingArguments
 from smart_train.training.checks import FirstStep, TrainingStopped, check_cached, check_trainable
 from smart_train.training.engines import Engine, in_order
 from smart_train.training.gradcache import cached_backward
+from smart_train.training.inputs import Held, Inputs, Moved, Rows
 from smart_train.training.logs import JsonLog, Means
 from smart_train.training.step import Step, token_dtype
 
 logger = logging.getLogger(__name__)
-
-Rows = list[tuple[str, str]]
-
-
-@dataclass
-class Held:
-    """A Batch that stays where it is: accelerate moves whatever has a ``to``, and a cached step moves one chunk after
-    another (the pixels of 1,024 pages are 18 GB)."""
-
-    batch: Batch
-
-
-@dataclass
-class Inputs:
-    """A Batch as Trainer's inputs, a dict; a class, because a spawned data worker gets it pickled."""
-
-    collate: Callable[[Rows], Batch]
-    hold: bool = False
-
-    def __call__(self, rows: Rows) -> dict[str, Any]:
-        batch = self.collate(rows)
-        return {"batch": Held(batch) if self.hold else batch}
-
-
-@dataclass
-class Moved(Sequence[Features]):
-    """Chunks that go to the device when they are asked for."""
-
-    chunks: list[Features]
-    device: torch.device
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-    def __getitem__(self, number: Any) -> Any:
-        chunk = self.chunks[number]
-        return {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in chunk.items()}
 
 
 class SmartTrainer(Trainer):
