@@ -115,26 +115,28 @@ def candidates(sheet: Sheet, outlined: bool, definitions: int) -> Iterator[Candi
     """
     page, found = sheet.page, sheet.lines
     for entry in page.outline:
-        yield _from_outline(clean(entry.title), sheet)
-    if page.title and page.kind != "image":
-        first = page.kind == "text" and page.page == 1
-        yield Candidate(unlabelled(clean(page.title)), "title" if first else "heading", clean(page.title))
+        yield _from_outline(entry.title, sheet)
+    if page.title and page.kind != "image" and page.title not in (entry.title for entry in page.outline):
+        yield Candidate(unlabelled(clean(page.title)), "title" if page.page == 1 else "heading", clean(page.title))
     yield from headings(found, page.kind, outlined)
     yield from questions(found)
     yield from captions(found)
     yield from definition_sentences(page.text, found, definitions)
 
 
-def _from_outline(title: str, sheet: Sheet) -> Candidate:
-    """A bookmark; of a short one the rest of its line, where that is a heading ("lm  Fitting Linear Models")."""
+def _from_outline(entry: str, sheet: Sheet) -> Candidate:
+    """A bookmark; of a short one the rest of its line, where that is a heading ("lm  Fitting Linear Models").  A text
+    file's first one is its title."""
+    title, page = clean(entry), sheet.page
+    rule = "title" if page.kind == "text" and page.page == 1 and entry == page.title else "outline"
     text = unlabelled(title)
     source = next((line.text for line, key in zip(sheet.lines, sheet.bare, strict=True) if key == bare(title)), title)
     if text and len(words(text)) < 3 and not LABEL.match(source):
         for line in sheet.lines:
             rest = line.text.removeprefix(text + " ")
             if rest != line.text and 2 <= len(words(rest)) <= 12 and rest[0].isupper() and not _CLOSED.search(rest):
-                return Candidate(rest if len(words(rest)) > 2 else line.text, "outline", line.text)
-    return Candidate(text, "outline", source)
+                return Candidate(rest if len(words(rest)) > 2 else line.text, rule, line.text)
+    return Candidate(text, rule, source)
 
 
 def headings(found: list[Span], kind: str, outlined: bool) -> Iterator[Candidate]:

@@ -166,7 +166,7 @@ def _reason(candidate: Candidate, sheet: Sheet, repeats: _Repeats, options: OwnW
     if candidate.rule == "heading" and repeats.edges[line] > 1 and line in _edges(sheet):
         return "running header"
     page = sheet.page
-    if candidate.rule == "outline" and not on_page(candidate, page):
+    if candidate.rule in ("outline", "title") and not on_page(candidate, page):
         return "not on its page"
     if page.text and not page.image and len(words(page.text)) - len(words(candidate.source)) < options.left:
         return "little else on the page"

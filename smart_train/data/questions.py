@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 from smart_train.data.ids import DataError
 
 if TYPE_CHECKING:
+    from smart_train.data.asking import Asker, Asking
     from smart_train.data.own_words import OwnWords
-    from smart_train.data.vlm import Asker, Asking
 
 Ranker = Callable[[Sequence[str]], Sequence[Sequence[str]]]
 """B query texts -> for each the ids of pages, best first."""
