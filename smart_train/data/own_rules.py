@@ -45,7 +45,8 @@ _DEFINES = re.compile(
 _POINTS = _set(
     "this that these those it its they he she we you i there here what which who such all some many most one both "
     "each if when although since however note also another other next see then thus so but as by with to "
-    "at from where while because for not no any only after before even our your their his her"
+    "at from where while because for not no any only after before even our your their his her "
+    "should would could can must may might will shall do does did"
 )
 _VAGUE = _set(
     "result results value values default following first latter former main last second third same aim purpose reason "
@@ -118,7 +119,7 @@ def candidates(sheet: Sheet, outlined: bool, definitions: int) -> Iterator[Candi
         yield _from_outline(entry.title, sheet)
     if page.title and page.kind != "image" and page.title not in (entry.title for entry in page.outline):
         yield Candidate(unlabelled(clean(page.title)), "title" if page.page == 1 else "heading", clean(page.title))
-    yield from headings(found, page.kind, outlined)
+    yield from headings(found, outlined)
     yield from questions(found)
     yield from captions(found)
     yield from definition_sentences(page.text, found, definitions)
@@ -131,7 +132,7 @@ def _from_outline(entry: str, sheet: Sheet) -> Candidate:
     rule = "title" if page.kind == "text" and page.page == 1 and entry == page.title else "outline"
     text = unlabelled(title)
     source = next((line.text for line, key in zip(sheet.lines, sheet.bare, strict=True) if key == bare(title)), title)
-    if text and len(words(text)) < 3 and not LABEL.match(source):
+    if text and len(words(text)) < 3 and not _labelled(source):
         for line in sheet.lines:
             rest = line.text.removeprefix(text + " ")
             if rest != line.text and 2 <= len(words(rest)) <= 12 and rest[0].isupper() and not _CLOSED.search(rest):
@@ -139,22 +140,25 @@ def _from_outline(entry: str, sheet: Sheet) -> Candidate:
     return Candidate(text, rule, source)
 
 
-def headings(found: list[Span], kind: str, outlined: bool) -> Iterator[Candidate]:
-    """Lines with a number such as 2.1 before them, or ``#`` (Markdown).
+def _labelled(line: str) -> bool:
+    """Whether a number such as 2.1 or Chapter 2 stands before it; a single number may be a page's."""
+    label = LABEL.match(line)
+    return bool(label and _SURELY.search(label[0]))
+
+
+def headings(found: list[Span], outlined: bool) -> Iterator[Candidate]:
+    """Lines with a number such as 2.1 before them; marked headings of a text file are in its outline.
 
     A single number begins footnotes, lists and rows of tables as well: it counts where the file has no outline, no
     neighbouring line begins with a number, and the line could not be a sentence's beginning.
     """
     for place, line in enumerate(found):
         text = line.text
-        if kind == "text" and (mark := re.match(r"#{1,6}\s+(.+?)\s*#*$", text)):
-            yield Candidate(unlabelled(mark[1]), "heading", text)
-            continue
         label = LABEL.match(text)
         if not label or not _NUMBERED.search(label[0]) or LEADERS.search(text) or place == len(found) - 1:
             continue
         rest = unlabelled(text)
-        single = not _SURELY.search(label[0])
+        single = not _labelled(text)
         if single and (outlined or len(words(rest)) > 8 or text[0] == "("):
             continue
         near = [one.text for one in (*found[max(0, place - 1) : place], found[place + 1])]

@@ -195,8 +195,8 @@ class _Run:
     def _remember(self, page: PageLike, request: Request, answer: Answer) -> None:
         file = self._file(page, request)
         file.parent.mkdir(parents=True, exist_ok=True)
-        row = {"model": self.asker.name, "page": page.hash, "answer": answer.text}
-        row |= {"tokens": [answer.read, answer.written]}
+        tokens = [answer.read, answer.written]
+        row = {"model": self.asker.name, "page": page.hash, "answer": answer.text, "tokens": tokens}
         unfinished = file.with_name(file.name + ".part")
         unfinished.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
         unfinished.replace(file)
