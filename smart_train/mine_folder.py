@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,6 +99,29 @@ def mine_folder(
     title = f"{folder.name}: {mining.counts['mined']:,} negatives of {mining.counts['queries']:,} queries"
     draw(folder / "mining" / PICTURE, mining.ratios, options.mode, options.max_relative, title)
     return mining
+
+
+def miner(
+    train: Collection, others: Sequence[Collection], options: Options, batch_size: int = 32
+) -> Callable[[SmartEncoder], tuple[dict[str, list[str]], dict[str, float]]]:
+    """What a run mines anew with (training/remine.py): an encoder -> negatives by query id, and figures for the log.
+
+    train: the run's training side; others: what it is measured on, whose documents are no candidates
+    """
+    left = held_out(train, others)
+
+    def of(encoder: SmartEncoder) -> tuple[dict[str, list[str]], dict[str, float]]:
+        _check_images(train, encoder)
+        found = mine(train, encoder, options, leave_out=left, batch_size=batch_size)
+        queries, median = found.counts["queries"], found.ratios.quantiles().get("0.5")
+        figures = {
+            "negatives": found.counts["mined"] / queries,
+            "without": found.counts["none"] / queries,
+            "seconds": round(found.seconds, 2),
+        }
+        return found.negatives(), figures | ({} if median is None else {"ratio": median})
+
+    return of
 
 
 def _check_images(collection: Collection, encoder: SmartEncoder) -> None:
