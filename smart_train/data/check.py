@@ -56,6 +56,10 @@ class Report:
     clean: Whole
     findings: list[Finding] = field(default_factory=list)
 
+    def emptied(self) -> list[str]:
+        """Splits of which nothing would be left."""
+        return [split for split, qrels in self.whole.splits.items() if qrels and not self.clean.splits[split]]
+
     def drops(self) -> dict[str, tuple[int, int]]:
         """What -> (how many would be dropped, of how many)."""
         before, after = _sizes(self.whole), _sizes(self.clean)

@@ -217,14 +217,15 @@ def save(file: Path, rows: list[Row], columns: tuple[str, ...]) -> None:
     from pyarrow.parquet import write_table
 
     names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
-    table = pa.table({name: _array([row.get(name) for row in rows], name, file) for name in names})
+    table = pa.table({name: array([row.get(name) for row in rows], name, file) for name in names})
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(file.name + ".part")
     write_table(table.cast(datasets.Features.from_arrow_schema(table.schema).arrow_schema), unfinished)
     unfinished.replace(file)
 
 
-def _array(values: list[Any], name: str, file: Path) -> Any:
+def array(values: list[Any], name: str, file: Path) -> Any:
+    """A pyarrow array of a column: of its known type, else of the one its values show, of texts where all are empty."""
     import pyarrow as pa
 
     known = {"strings": pa.list_(pa.string()), "floats": pa.list_(pa.float64())}
