@@ -11,9 +11,26 @@ from typing import Any
 
 from smart_train.data.ids import DataError
 from smart_train.data.pages import Kind
-from smart_train.data.reader import Settings
 
 VERSION = 1  # of how pages are made: a higher number has them made again
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a reading process is told; see IngestOptions and Limits."""
+
+    out: str
+    pixels: int
+    images: bool
+    text: bool
+    characters: int
+    encoding: str | None
+    encrypted: bool
+    ocr: str | None
+    most_pages: int
+    most_bytes: int
+    most_picture: int
+    memory: int
 
 
 @dataclass(frozen=True)

@@ -20,34 +20,17 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from smart_train.data import stills, texts
 from smart_train.data.folders import reason_of
+from smart_train.data.ingest_options import Settings
 from smart_train.data.pages import IMAGES, Kind, Outline, Page, Unreadable, file_id, page_hash, page_id
 from smart_train.data.pdf import Pdf
 
 OCR_PIXELS = 4_000_000  # of the image that an OCR hook sees: A4 at about 200 dots per inch
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What changes what is read; see ``ingest.IngestOptions`` and ``ingest.Limits``."""
-
-    out: str
-    pixels: int
-    images: bool
-    text: bool
-    characters: int
-    encoding: str | None
-    encrypted: bool
-    ocr: str | None
-    most_pages: int
-    most_bytes: int
-    most_picture: int
-    memory: int
 
 
 class Reader:

@@ -14,6 +14,7 @@ from typing import Any
 from smart_train.data.folders import Skip
 
 REPORT = "report.json"
+COLUMNS = ("file", "id", "kind", "pages", "scanned", "ocr", "blank", "unread")
 MOST = 10  # reasons and files named in the summary; all are in the file
 
 
@@ -46,7 +47,7 @@ class Report:
         for row in self.files:
             kinds[row["kind"]] += row["pages"]
         fresh = sum(row["pages"] for row in self.files if not row.get("reused"))
-        rows = [{key: value for key, value in row.items() if key != "reused"} for row in self.files]
+        rows = [{key: row[key] for key in COLUMNS} for row in self.files]  # in one order, stored before or not
         return {
             "files": {
                 "read": len(self.files),

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from smart_train.data.ids import DataError
-from smart_train.data.reader import Settings
+from smart_train.data.ingest_options import Settings
 
 START = 120.0  # seconds that a process may take to be ready: it imports an OCR hook's libraries
 Task = dict[str, Any]
