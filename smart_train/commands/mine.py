@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
         chosen = Options(**{name: getattr(options, name) for name in names}, range=tuple(options.range))
     except DataError as error:
         raise UsageError(str(error)) from error
-    options.output = options.out or options.data
+    options.output = "."  # of evaluate; the folder is looked at below
     _check_reading(options)
     folder = place_of(DataBlock(path=options.data, split=options.split), options.out)
     held = {name: getattr(options, name) for name in ("dev", "test") if getattr(options, name) is not None}
