@@ -193,29 +193,28 @@ def questions(found: list[Span]) -> Iterator[Candidate]:
 
 
 def captions(found: list[Span]) -> Iterator[Candidate]:
-    """ "Figure 3: ..." and "Table 2 ..." up to the end of the first sentence; "Figure 3 shows" is none."""
+    """Figure 3: ... and Table 2 ... up to the end of the first sentence; "Figure 3 shows" is none."""
     for place, line in enumerate(found):
         match = _CAPTION.match(line.text)
         if not match or LEADERS.search(line.text):
             continue
-        rest, behind = match["rest"], found[place + 1 : place + 4]
-        if not match["mark"] and rest and not (rest[0].isupper() or rest[0] in "\"'("):
+        first, behind = match["rest"], found[place + 1 : place + 4]
+        if not match["mark"] and first and not (first[0].isupper() or first[0] in "\"'("):
             continue
-        if not rest and behind:  # the label has a line of its own
-            rest, behind = behind[0].text, behind[1:]
-        taken = [line.text] if match["rest"] else [line.text, rest]
-        stop = next(sentences(rest), None)
-        while stop is None and behind and len(rest) > 40 and not _CAPTION.match(behind[0].text):
-            rest, taken, behind = f"{rest} {behind[0].text}", [*taken, behind[0].text], behind[1:]
-            stop = next(sentences(rest), None)
-        if stop is None and len(taken) > 1 and match["rest"]:
-            rest, taken = match["rest"], [line.text]  # it runs into the text: what follows is no caption
-        text = rest[: stop.end] if stop else rest
-        yield Candidate(text.strip(" .:–—"), "caption", text)
+        label = line.text[: match.start("rest")].rstrip()
+        if not first and behind:  # the label has a line of its own
+            first, behind = behind[0].text, behind[1:]
+        rest = first
+        while (stop := next(sentences(rest), None)) is None and behind and not _CAPTION.match(behind[0].text):
+            if len(rest) <= 40:  # a full line goes on in the next one
+                break
+            rest, behind = f"{rest} {behind[0].text}", behind[1:]
+        text = rest[: stop.end] if stop else first  # without an end it runs into the text
+        yield Candidate(text.strip(" .:–—"), "caption", f"{label} {text}")
 
 
 def definition_sentences(text: str, found: list[Span], most: int) -> Iterator[Candidate]:
-    """ "A data frame is a list of ...": sentences that say what a thing is and can stand alone."""
+    """Sentences such as "A data frame is a list of ...", that say what a thing is and can stand alone."""
     given = 0
     for start, end in _paragraphs(found):
         for sentence in sentences(text[start:end]):
@@ -242,7 +241,7 @@ def _defines(sentence: str) -> bool:
     if not match or not sentence[0].isupper() or sentence[-1] != "." or not 8 <= len(words(sentence)) <= 30:
         return False
     term = [w.casefold() for w in words(match["term"]) if w.casefold() not in ("a", "an", "the")]
-    if not any(len(w) > 2 for w in term) or not _POINTS.isdisjoint(term) or "," in match["term"]:
+    if not any(len(w) > 2 for w in term) or not _POINTS.isdisjoint(term) or re.search("[,:;]", match["term"]):
         return False
     if term[0].endswith("ly"):  # normally, usually, often enough the rest is no term
         return False

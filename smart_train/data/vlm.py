@@ -133,7 +133,7 @@ class _Run:
         show = self.options.show
         image = self.folder / page.image if page.image and show != "text" else None
         text = page.text if show in ("text", "both") or (show == "auto" and image is None) else ""
-        return image, text.strip()[: self.options.characters]
+        return image, text.strip()
 
     def _understood(self, wanted: list[tuple[PageLike, str]], parse: Callable[[str], Any]) -> list[Any]:
         """What ``parse`` makes of the answer to each (page, prompt); None where none could be had, which is counted."""
@@ -141,6 +141,7 @@ class _Run:
         open_: dict[int, Request] = {}
         for place, (page, prompt) in enumerate(wanted):
             image, text = self._shown(page)
+            text = text[: self.options.characters]
             request = Request(prompt + (TEXT.format(text=text) if text else ""), image)
             found[place] = self._remembered(page, request, parse)
             if found[place] is None:

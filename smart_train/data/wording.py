@@ -29,25 +29,7 @@ LABEL = re.compile(
 LEADERS = re.compile(r"(?:\s*\.){3,}[\s.\d]*$|\s*…+[\s\d]*$")  # "Title . . . . . . 17"
 _NUMBER_BEHIND = re.compile(r"[\s.…]*\b(?:\d+|[ivxlc]+)\s*$")
 _SENTENCE_END = re.compile(r"[.!?](?=[\"”’')\]]?(?:\s|$))")
-_SHORT = {
-    "e.g",
-    "i.e",
-    "etc",
-    "cf",
-    "fig",
-    "figs",
-    "no",
-    "vs",
-    "dr",
-    "mr",
-    "mrs",
-    "st",
-    "al",
-    "eq",
-    "sec",
-    "z.b",
-    "approx",
-}
+_SHORT = frozenset("e.g i.e etc cf fig figs vs dr mr mrs st al eq sec z.b approx".split())  # noqa: SIM905
 
 
 def clean(text: str) -> str:
@@ -104,7 +86,9 @@ def sentences(text: str) -> Iterator[Span]:
     for end in _SENTENCE_END.finditer(text):
         before = text[begin : end.start()].rsplit(maxsplit=1)
         last = before[-1].casefold().lstrip("(") if before else ""
-        if end[0] == "." and (last in _SHORT or (len(last) == 1 and last.isalpha())):
+        ahead = text[end.end() :].lstrip()[:1]
+        short = last in _SHORT or (len(last) == 1 and last.isalpha()) or (last == "no" and ahead.isdigit())
+        if end[0] == "." and short and ahead:
             continue
         stop = end.end()
         first = begin + len(text[begin:stop]) - len(text[begin:stop].lstrip())
