@@ -7,8 +7,8 @@ weights and e_c = f(chunk c; theta) the embeddings of a chunk, the chain rule re
 
 so 1. every chunk is embedded without a graph, 2. L and dL/de are computed on the joined embeddings, 3. every chunk is
 embedded again, and the backward of the surrogate  sum(e_c * dL/de_c)  adds its summand.  Only one chunk's activations
-exist at a time; the price is one more forward.  Dropout is the same in 1 and 3, because the random state that a chunk
-began with is replayed.
+exist at a time; the price is one more forward, of all chunks but one where the last one's graph is kept.  Dropout is
+the same in 1 and 3, because the random state that a chunk began with is replayed.
 
 Knows: embeddings, random states.  Does not know: models, losses, engines, devices of others.
 """
@@ -72,6 +72,7 @@ def cached_backward(
     backward: Callable[[Tensor, bool], None],
     plan: Sequence[int] | None = None,
     around: Callable[[bool], AbstractContextManager[None]] = lambda last: nullcontext(),
+    keep: bool = False,
 ) -> Loss:
     """Accumulates the gradient of ``loss`` over all chunks and returns the loss, detached.
 
@@ -80,6 +81,9 @@ def cached_backward(
     the gradient.  around(last): entered around a chunk's second forward and backward.
     plan: numbers of the chunks in the order of running; None = as they come.  A chunk named again adds nothing: ranks
     whose engine wants as many forwards and backwards of everyone repeat one.
+    keep: the last chunk's first forward has the graph, is not repeated and goes backward first.  Still one
+    chunk's activations exist at a time, only earlier, while the loss is computed; with 4 chunks a side of rising length
+    (the collator's order) a third of the second forwards is saved.  Not for engines that count forwards.
     ``chunks`` is indexed twice, so it may be one that moves a chunk to its device only when it is asked for.
     The random generators end where a pass over the chunks in the plan's order leaves them.
     Raises ValueError where the plan leaves a chunk out.
@@ -89,26 +93,37 @@ def cached_backward(
         raise ValueError(
             f"the plan {order} does not name each of the {len(chunks)} chunks; a gradient would be missing"
         )
-    parts, states = _embed(forward, chunks, order)
-    sizes = [(len(part), len(part.tokens.values)) for part in parts]
-    found, pooled, tokens = _gradients(parts, loss)
+    kept = order[-1] if keep and order.count(order[-1]) == 1 else None
+    parts, states = _embed(forward, chunks, order if kept is None else order[:-1])
+    held: Embeddings | None = None
+    if kept is not None:
+        with around(len(order) == 1):  # an engine looks at a forward, too, whether its backward will cross ranks
+            held = forward(chunks[kept])
+        parts[kept] = Embeddings(held.pooled.detach(), Tokens(held.tokens.values.detach(), held.tokens.lengths))
+        order = [kept, *order[:-1]]
+    sizes = {number: (len(part), len(part.tokens.values)) for number, part in parts.items()}
+    found, pooled, tokens = _gradients([parts.pop(number) for number in range(len(chunks))], loss)
     seen: set[int] = set()
     for at, number in enumerate(order):
         last = at == len(order) - 1
         with around(last):
-            chunk = chunks[number]
-            with states[number].replayed():
-                again = forward(chunk)
+            again = held if held is not None else _again(forward, chunks[number], states[number])
+            held = None
             surrogate = _surrogate(again, pooled[number], tokens[number], sizes[number])
             backward(surrogate * 0.0 if number in seen else surrogate, last)
         seen.add(number)
-        del again, chunk, surrogate
+        del again, surrogate
     return found
+
+
+def _again(forward: Callable[[Features], Embeddings], chunk: Features, state: RandomState) -> Embeddings:
+    with state.replayed():
+        return forward(chunk)
 
 
 def _embed(
     forward: Callable[[Features], Embeddings], chunks: Sequence[Features], order: list[int]
-) -> tuple[list[Embeddings], list[RandomState]]:
+) -> tuple[dict[int, Embeddings], dict[int, RandomState]]:
     """Step 1: every chunk's embeddings, and the random state before its forward."""
     parts: dict[int, Embeddings] = {}
     states: dict[int, RandomState] = {}
@@ -123,7 +138,7 @@ def _embed(
             parts[number] = forward(chunk)
     # Autocast remembers its casts of the weights while it is on; those made here have no graph.
     torch.clear_autocast_cache()
-    return [parts[n] for n in range(len(chunks))], [states[n] for n in range(len(chunks))]
+    return parts, states
 
 
 def _gradients(

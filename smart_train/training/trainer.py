@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +141,11 @@ class SmartTrainer(Trainer):
         twice, but only one's activations exist at a time.  See training/gradcache.py."""
         chunks = [*batch.queries, *batch.documents]
         labels = replace(batch, queries=[], documents=[]).to(self.args.device)
-        steps = self.current_gradient_accumulation_steps
+        steps, plan, calls = self.current_gradient_accumulation_steps, self.engine.plan(chunks, cached=True), count()
 
         def forward(chunk: Features) -> Embeddings:
-            if torch.is_grad_enabled():
-                chunk = chunk | {"cut": 0}  # counted the first time
+            if next(calls) >= len(plan):
+                chunk = chunk | {"cut": 0}  # rows at their limit were counted the first time
             both: Embeddings = model(chunk)
             return both
 
@@ -153,8 +154,9 @@ class SmartTrainer(Trainer):
             Moved(chunks, self.args.device),
             lambda both: self._seen(self.step.loss(both, labels), labels),
             lambda surrogate, last: self.engine.backward(surrogate / steps),
-            self.engine.plan(chunks, cached=True),
+            plan,
             partial(self.engine.around, model),
+            keep=not (self.engine.deepspeed or self.engine.fsdp),
         )
 
     def _seen(self, loss: Loss, batch: Batch) -> Loss:

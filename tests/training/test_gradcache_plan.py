@@ -73,6 +73,42 @@ def test_a_plan_changes_order_and_number_of_forwards_and_no_gradient(plan):
     assert found.parts["loss/toy"] == found.total
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_last_chunk_may_keep_its_graph_and_then_runs_once_and_goes_first(count):
+    model, chunks, loss = toy()
+    chunks = chunks[:count]
+    expected, after = in_one_pass(model, chunks, loss), torch.get_rng_state()
+    model.calls.clear()
+    seen: list[tuple[str, bool]] = []
+
+    @contextmanager
+    def around(last: bool):
+        seen.append(("in", last))
+        yield
+
+    def backward(value: Tensor, last: bool) -> None:
+        seen.append(("backward", last))
+        value.backward()
+
+    torch.manual_seed(4)
+    cached_backward(model, chunks, loss, backward, None, around, keep=True)
+    assert model.calls == [False] * (count - 1) + [True] + [True] * (count - 1)
+    lasts = [at == count - 1 for at in range(count)]
+    assert seen == [("in", count == 1)] + [step for last in lasts for step in (("in", last), ("backward", last))]
+    assert_gradients(taken(model), expected)
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_a_plan_that_ends_with_a_repetition_keeps_no_graph():
+    model, chunks, loss = toy()
+    expected = in_one_pass(model, chunks, loss)
+    model.calls.clear()
+    torch.manual_seed(4)
+    cached_backward(model, chunks, loss, lambda value, last: value.backward(), [0, 1, 2, 2], keep=True)
+    assert model.calls == [False] * 4 + [True] * 4
+    assert_gradients(taken(model), expected)
+
+
 def test_a_plan_that_leaves_a_chunk_out_is_refused():
     model, chunks, loss = toy()
     with pytest.raises(ValueError, match="does not name each of the 3 chunks"):
