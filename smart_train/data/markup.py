@@ -19,7 +19,7 @@ ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*")
 SETEXT = re.compile(r" {0,3}(=+|-+)[ \t]*")
 RULE = re.compile(r" {0,3}([-*_])[ \t]*(?:\1[ \t]*){2,}")
 FRONT = re.compile(r"\A---[ \t]*\n(.*?\n)?(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
-INLINE = (  # in this order; code spans are set aside before and put back after
+INLINE = (  # in this order; what KEPT finds is set aside before and put back after
     (re.compile(r"<!--.*?-->", re.DOTALL), ""),
     (re.compile(r"!?\[([^\[\]]*)\]\((?:[^()\s]|\([^()]*\))*(?:\s+\"[^\"]*\")?\)"), r"\1"),
     (re.compile(r"!?\[([^\[\]]+)\]\[[^\[\]]*\]"), r"\1"),
@@ -28,9 +28,8 @@ INLINE = (  # in this order; code spans are set aside before and put back after
     (re.compile(r"(\*\*|__|~~)(?=\S)(.+?)(?<=\S)\1", re.DOTALL), r"\2"),
     (re.compile(r"(?<![\w*])\*(?=\S)([^*\n]+?)(?<=\S)\*(?![\w*])"), r"\1"),
     (re.compile(r"(?<![\w_])_(?=\S)([^_\n]+?)(?<=\S)_(?![\w_])"), r"\1"),
-    (re.compile(r"\\([!-/:-@\[-`{-~])"), r"\1"),
 )
-CODE = re.compile(r"(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
+KEPT = re.compile(r"\\(?P<mark>[!-/:-@\[-`{-~])|(?P<ticks>`+)(?!`)(?P<code>.+?)(?<!`)(?P=ticks)(?!`)", re.DOTALL)
 
 
 def markdown_blocks(text: str) -> Iterator[Block]:
@@ -50,6 +49,11 @@ def markdown_blocks(text: str) -> Iterator[Block]:
             if code := "\n".join(lines[i:end]).strip("\n").rstrip():
                 yield Block("code", code)
             i = end + 1
+        elif line.lstrip().startswith("<!--"):
+            yield from _paragraph(held)
+            while "-->" not in line and i < len(lines):
+                line = lines[i]
+                i += 1
         elif heading := ATX.fullmatch(line):
             yield from _paragraph(held)
             if title := flat(plain(heading[2] or "")):
@@ -70,10 +74,10 @@ def plain(text: str) -> str:
     spans: list[str] = []
 
     def aside(found: re.Match[str]) -> str:
-        spans.append(found[2].strip())
+        spans.append(found["mark"] or found["code"].strip())
         return f"\0{len(spans) - 1}\0"
 
-    text = CODE.sub(aside, text.replace("\0", ""))
+    text = KEPT.sub(aside, text.replace("\0", ""))
     for pattern, instead in INLINE:
         text = pattern.sub(instead, text)
     return re.sub("\0(\\d+)\0", lambda m: spans[int(m[1])], unescape(text))
@@ -164,6 +168,8 @@ class _Html(HTMLParser):
             return
         lines = [flat(line) for line in text.split("\v")]  # a vertical tab stands for <br>
         found = "\n".join(line for line in lines if line)
+        if found == "-":
+            return
         if found and self._heading is not None:
             self.blocks.append(Block("heading", flat(found), self._heading))
         elif found:
@@ -177,7 +183,8 @@ class _Html(HTMLParser):
         elif tag == "title":
             self._in_title = True
         elif tag in HEADINGS or tag == "pre" or tag in BLOCKS:
-            self.end()
+            if "".join(self._words).strip() != "-":  # a paragraph in a list item begins with the item's mark
+                self.end()
             self._heading = HEADINGS.get(tag)
             self._pre += tag == "pre"
             if tag == "li":

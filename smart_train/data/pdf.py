@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,14 +39,16 @@ class Pdf:
     def __init__(self, path: Path, most_pages: int, encrypted: bool = False) -> None:
         with path.open("rb") as stream:
             _check_ends(stream)
+        opened = raw.FPDF_LoadDocument(os.fsencode(path) + b"\0", None)
+        if not opened:
+            raise _reason(raw.FPDF_GetLastError())
+        self.document = pdfium.PdfDocument(opened)
         try:
-            self.document = pdfium.PdfDocument(path)
-        except pdfium.PdfiumError as error:
-            raise _reason(error) from error
-        try:
+            self.pages = len(self.document)
+            if self.pages < 1:  # pypdfium2 would tell the reason of the last file that failed
+                raise Unreadable("no pages")
             if not encrypted and raw.FPDF_GetSecurityHandlerRevision(self.document) >= 0:
                 raise Unreadable("encrypted", "it opens without a password; --encrypted reads it")
-            self.pages = len(self.document)
             if self.pages > most_pages:
                 raise Unreadable("too many pages", f"{self.pages}, the limit is {most_pages}: --max-pages")
             self.document.init_forms()  # what was filled in is drawn
@@ -156,14 +159,11 @@ def _check_ends(stream: Any) -> None:
         raise Unreadable("truncated", "the end of the file is missing")
 
 
-def _reason(error: pdfium.PdfiumError) -> Unreadable:
-    code = error.err_code
+def _reason(code: int) -> Unreadable:
     if code == raw.FPDF_ERR_PASSWORD:
         return Unreadable("needs a password")
     if code == raw.FPDF_ERR_SECURITY:
         return Unreadable("encrypted", "in a way that is not supported")
-    if code in (raw.FPDF_ERR_SUCCESS, raw.FPDF_ERR_PAGE):
-        return Unreadable("no pages")
     return Unreadable("damaged", "pdfium cannot open it")
 
 

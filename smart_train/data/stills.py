@@ -13,7 +13,7 @@ from typing import Any
 from smart_train.data.pages import Unreadable
 from smart_train.pictures import on_paper
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # of what is inside, whatever the suffix says
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # of what is inside, whatever the suffix says
 QUALITY = 90  # print stays sharp; a page of text takes about 0.24 MB a megapixel, and a quarter of PNG's time
 NARROW = 200  # see pdf.NARROW
 
