@@ -83,7 +83,7 @@ def test_a_cached_run_of_two_ranks_is_the_plain_run(ddp_runs):
         assert {kind for kind, *_ in rank.values()} == {"DistributedDataParallel 0"}
         assert_same_runs(rank, ddp_runs[0], "ddp")
     forwards = {name: rank[3] for name, rank in ddp_runs[0].items()}
-    assert forwards["cached"] == 2 * forwards["plain"]
+    assert forwards["cached"] == 2 * forwards["plain"] - 2  # in each of two steps the last chunk keeps its graph
 
 
 @pytest.mark.slow
