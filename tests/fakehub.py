@@ -218,7 +218,15 @@ class _Handler(BaseHTTPRequestHandler):
             files = {p: c for p, c in found[2].items() if under is None or p.startswith(f"{under}/")}
             if not files:
                 return self.refuse(404, "EntryNotFound", f"{under} does not exist on {revision}")
-            self.send([{"type": "file", "path": p, "size": len(c), "oid": _oid(c)} for p, c in sorted(files.items())])
+            entries = [{"type": "file", "path": p, "size": len(c), "oid": _oid(c)} for p, c in sorted(files.items())]
+            if "recursive=true" not in urlsplit(self.path).query.lower():  # only what lies directly there
+                start = len(under) + 1 if under else 0
+                entries = [entry for entry in entries if "/" not in str(entry["path"])[start:]]
+                folders = {p[: p.index("/", start)] for p in files if "/" in p[start:]}
+                entries += [
+                    {"type": "directory", "path": p, "size": 0, "oid": _oid(p.encode())} for p in sorted(folders)
+                ]
+            self.send(entries)
         return None
 
     def refs(self, _body: bytes, kind: str, name: str) -> None:

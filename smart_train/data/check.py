@@ -7,7 +7,6 @@ Does not know: files, models, printing.
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -282,10 +281,9 @@ def _cores() -> int:
 
 
 def _sizes(whole: Whole) -> dict[str, int]:
-    sizes = defaultdict(int, {"documents": len(whole.corpus), "queries": len(whole.queries)})
-    for split, qrels in whole.splits.items():
-        sizes[f"{split} queries"] = len(qrels)
-        sizes["judgements"] += sum(map(len, qrels.values()))
+    sizes = {"documents": len(whole.corpus), "queries": len(whole.queries)}
+    sizes |= {f"{split} queries": len(qrels) for split, qrels in whole.splits.items()}
+    sizes["judgements"] = sum(len(judged) for qrels in whole.splits.values() for judged in qrels.values())
     sizes["negatives"] = sum(len(mined.documents) for mined in whole.mined.values())
     sizes["scores"] = sum(map(len, whole.teacher.values()))
-    return dict(sizes)
+    return sizes

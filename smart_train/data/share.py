@@ -12,6 +12,7 @@ Knows: that layout, huggingface_hub.  Does not know: how it is read again (hub.p
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,10 @@ def export(whole: Whole, folder: Path) -> None:
     rows = ({"query-id": q, "query": text, **_more(whole.query_more, q)} for q, text in whole.queries.items())
     _save(rows, folder / "queries" / "queries")
     for split, qrels in whole.splits.items():
+        if not re.fullmatch(r"\w+(\.\w+)*", split):
+            raise DataError(
+                f"the Hub has no splits called {split!r}; rename its qrels, with letters, digits and _ only"
+            )
         triples = ((q, d, grade) for q, judged in qrels.items() for d, grade in judged.items())
         rows = ({"query-id": q, "corpus-id": d, "score": grade} for q, d, grade in triples)
         _save(rows, folder / "qrels" / split)
@@ -169,15 +174,27 @@ def _schema(group: list[dict[str, Any]]) -> Any:
 
 
 def _card(folder: Path) -> str:
-    lines = ["---", "tags:", "- retrieval", "configs:"]
+    """What the Hub and `datasets` read first: which file is of which part, and the columns."""
+    from datasets import DatasetInfo, Features
+    from datasets.info import DatasetInfosDict
+    from huggingface_hub import DatasetCardData
+    from pyarrow.parquet import read_schema
+
+    configs: list[dict[str, Any]] = []
+    columns = DatasetInfosDict()
     for part in PARTS:
-        splits = sorted({f.stem.rpartition("-")[0] or f.stem for f in (folder / part).glob("*.parquet")})
-        if splits:
-            lines += [f"- config_name: {part}", "  data_files:"]
-        for split in splits:
-            lines += [f"  - split: {split}", f"    path: {part}/{split}*.parquet"]
+        files = sorted((folder / part).glob("*.parquet"))
+        splits = {file.stem: file.stem.rpartition("-")[0] or file.stem for file in files}
+        of = {s: [f"{part}/{f.name}" for f in files if splits[f.stem] == s] for s in sorted(set(splits.values()))}
+        if files:
+            configs.append(
+                {"config_name": part, "data_files": [{"split": s, "path": paths} for s, paths in of.items()]}
+            )
+            columns[part] = DatasetInfo(features=Features.from_arrow_schema(read_schema(files[0])), config_name=part)
+    data = DatasetCardData(tags=["retrieval"], configs=configs)
+    columns.to_dataset_card_data(data)
     about = "A retrieval data set: corpus, queries, and qrels (which document answers which query)."
-    return "\n".join([*lines, "---", "", about, ""])
+    return f"---\n{data.to_yaml()}\n---\n\n{about}\n"
 
 
 def _fits(repo: str, info: Any, private: bool) -> None:

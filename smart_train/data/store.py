@@ -182,7 +182,11 @@ def _write(
             fix = "write to an empty folder, or write the part anew (merge=False)"
             raise DataError(f"{file}: the id {row[key]!r} is there with another content; {fix}")
         merged[row[key]] = row if replace else {**before, **row}
-    save(file, list(merged.values()), columns)
+    kept = list(merged.values())
+    if not any(row.get("image") for row in kept):  # a column of images asks for a base that sees
+        kept = [{name: value for name, value in row.items() if name != "image"} for row in kept]
+        columns = tuple(name for name in columns if name != "image")
+    save(file, kept, columns)
 
 
 def _alone(folder: Path, name: str, file: Path) -> None:

@@ -191,6 +191,30 @@ def scored(found) -> dict[str, dict[str, float]]:
     return {found.queries[q]: {found.corpus[d].text: s for d, s in row.items()} for q, row in found.teacher.items()}
 
 
+@pytest.mark.parametrize(
+    "names",
+    [("anchor", "positive", "negative"), ("question", "answer", "negative_0"), ("query", "pos", "neg")],
+    ids=["sentence-transformers", "questions and answers", "lists"],
+)
+def test_columns_are_known_by_their_usual_names_where_none_is_given(tmp_path, names):
+    query, document, negative = names
+    rows = [{query: f"question {n}", document: [f"answer {n}"], negative: [f"answer {n + 1}"]} for n in range(4)]
+    if document != "pos":
+        rows = [{name: value if isinstance(value, str) else value[0] for name, value in row.items()} for row in rows]
+    path = jsonl(tmp_path / "rows.jsonl", rows)
+    found = whole(path, negatives=1)
+    assert texts(found) == {f"question {n}": [f"answer {n}"] for n in range(4)}
+    assert sum(map(len, found.negatives.values())) == 4
+    (problem,) = check_data(data(path, query="querry"))  # a name that was given is not replaced
+    assert problem.key == "data.query"
+
+
+def test_parquet_without_images_leaves_no_copy_in_the_cache(tmp_path, monkeypatch):
+    file = as_parquet(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("copied into the cache of datasets"))
+    assert texts(whole(file)) == expected()
+
+
 def test_scores_belong_to_the_documents_of_their_row_then_to_its_negatives(tmp_path):
     rows = [
         {"query": "a", "positive": "one", "negative_2": "n2", "negative_1": "n1", "scores": [9.5, 3, -1.0]},
