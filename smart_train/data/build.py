@@ -61,8 +61,8 @@ def build(
     """Writes corpus/, queries/ and qrels/ of a folder that pages were ingested to, instead of what they held.
 
     dev, test: a share of the questions.  Whole files are held out, in the order of a hash of their content and the
-        seed (see split.py); where a few large files cannot be held out, the smallest ones are, and with one file or
-        two there may be no dev or no test: that is told.
+        seed (see split.py); where files are too few or too large for that, the one that comes nearest is held out,
+        and of one file or two there is no dev or no test: that is told.
     pages: None = those in ``out``
 
     Every page with the content of the asked one answers a question too.
@@ -138,14 +138,14 @@ def _sides(
     try:
         parts = split(whole, dev, test, seed)
     except DataError as error:
-        sides = _smallest(whole, dev, test, seed)
+        sides = _nearest(whole, dev, test, seed)
         logger.warning("%s. So: %s", error, ", ".join(f"{side} has {len(ids)}" for side, ids in sides.items()))
         return sides
     return {side: list(part.queries) for side, part in zip(SIDES, parts, strict=True)}
 
 
-def _smallest(whole: Collection, dev: float, test: float, seed: int) -> dict[str, list[str]]:
-    """The files with the fewest questions: one for test, the next for dev, the others (the last one always) train."""
+def _nearest(whole: Collection, dev: float, test: float, seed: int) -> dict[str, list[str]]:
+    """One file for test and one for dev, those whose questions come nearest to the shares; the others train."""
     root: dict[str, str] = {}
 
     def find(file: str) -> str:
@@ -160,10 +160,14 @@ def _smallest(whole: Collection, dev: float, test: float, seed: int) -> dict[str
     groups: dict[str, list[str]] = defaultdict(list)
     for query, files in homes.items():
         groups[find(files[0])].append(query)
-    order = sorted(groups, key=lambda file: (len(groups[file]), hash_id(f"{seed}\n{file}")))
+    order = {file: hash_id(f"{seed}\n{file}") for file in groups}
+    left = sorted(groups, key=lambda file: (len(groups[file]), order[file]))
     sides: dict[str, list[str]] = {side: [] for side in SIDES}
     for side, share in (("test", test), ("dev", dev)):
-        if share and len(order) > 1:
-            sides[side] = groups[order.pop(0)]
-    sides["train"] = [query for file in order for query in groups[file]]
+        if share and len(left) > 1:  # the largest one is never held out
+            wanted = share * len(homes)
+            chosen = min(left[:-1], key=lambda file: (abs(len(groups[file]) - wanted), order[file]))
+            sides[side] = groups[chosen]
+            left.remove(chosen)
+    sides["train"] = [query for file in left for query in groups[file]]
     return sides

@@ -157,9 +157,9 @@ def test_few_or_uneven_files_are_split_as_far_as_they_go_and_it_is_said(tmp_path
     assert "cannot be held out" in caplog.text and "test has 0" in caplog.text
     two = ingested(tmp_path / "two", {"large": 9, "small": 2})
     assert build(two, written(two)).queries == {"train": 9, "dev": 0, "test": 2}
-    three = ingested(tmp_path / "three", {"large": 30, "mid": 4, "small": 2})
-    built = build(three, written(three), 0.05, 0.05)
-    assert sum(built.queries.values()) == 36 and built.queries["train"] >= 30 and built.queries["test"] > 0
+    three = ingested(tmp_path / "three", {"large": 30, "mid": 14, "less": 9})
+    assert build(three, written(three), 0.15, 0.2).queries == {"train": 30, "dev": 14, "test": 9}
+    assert build(three, written(three), 0.15, 0.3).queries == {"train": 30, "dev": 9, "test": 14}
 
 
 def test_pages_with_the_same_content_answer_the_same_question_and_stay_together(tmp_path):
