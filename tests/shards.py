@@ -6,7 +6,10 @@ package's own.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -14,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smart_train.embeddings import Embeddings, Tokens
+from smart_train.objective import gather as room
 from smart_train.objective.gather import Gather
 
 IN, D, WIDTH, TAU = 5, 6, 4, 0.1
@@ -132,3 +136,16 @@ def close(found: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list[Tenso
         largest = reference.abs().max().item()
         assert largest > 1e-3  # nothing is equal because it is nothing
         torch.testing.assert_close(mine, reference.to(mine.dtype), rtol=0, atol=tolerance * largest)
+
+
+@contextmanager
+def slices(size: int) -> Iterator[list[int]]:
+    """Collectives of so many bytes; what each of them brought so far (a 0 first)."""
+    brought, collective = [0], room._all_gather
+
+    def measured(into: Tensor, own: Tensor, group: object) -> None:
+        brought.append(into.numel() * into.element_size())
+        collective(into, own, group)
+
+    with mock.patch.object(room, "SLICE", size), mock.patch.object(room, "_all_gather", measured):
+        yield brought

@@ -15,7 +15,8 @@ tokens a rank has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torch.autograd.function import once_differentiable
 
 from smart_train.embeddings import Embeddings, Tokens
 
+SLICE = 1 << 28  # bytes that one collective brings at most; a buffer of that size stands beside the rows
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -104,6 +106,15 @@ class Gather:
         (found,) = _Exchange.apply(self, [[1] * self.size], values.unsqueeze(0))
         return found
 
+    def repeats(self, ids: Tensor) -> Tensor:
+        """[n] int64 -> [n] bool: True where an earlier rank of the group has the id, too."""
+        self._check()
+        if self.size == 1:
+            return torch.zeros_like(ids, dtype=torch.bool)
+        counts = self._header([len(ids)], ids.device).squeeze(1).tolist()
+        every = self._collect(ids.unsqueeze(1), counts).squeeze(1)
+        return torch.isin(ids, every[: sum(counts[: self.rank])])
+
     def shares(self, *counts: int) -> list[float]:
         """count * W / (sum of the counts over all W ranks of the world, not of the group), one for each count: times a
         rank's own mean over so many rows, the mean over ranks is the mean over all rows.  0.0 where no rank has any.
@@ -149,29 +160,52 @@ class Gather:
     def _collect(self, own: Tensor, counts: Sequence[int]) -> Tensor:
         """Rows of every rank -> [sum of counts, ...].  Backends want equal shapes: rows of padding travel, and are cut
         off here."""
-        most, width = max(counts), own.shape[1]
-        block = own.detach().contiguous() if len(own) == most else F.pad(own.detach(), (0, 0, 0, most - len(own)))
-        found = own.new_empty(self.size * most, width)
-        _all_gather(found, block, self._group)
-        self.bytes += (self.size - 1) * most * width * own.element_size()
-        if min(counts) == most:
-            return found
-        return torch.cat([part[:count] for part, count in zip(found.split(most), counts, strict=True)])
+        own, found = own.detach().contiguous(), None
+        for begin, rows in self._slices(own, counts):
+            block = own[begin : begin + rows]
+            block = block if len(block) == rows else F.pad(block, (0, 0, 0, rows - len(block)))
+            every = own.new_empty(self.size * rows, own.shape[1])
+            _all_gather(every, block, self._group)
+            if min(counts) == max(counts) == rows:  # all there is, without padding
+                return every
+            found = own.new_empty(sum(counts), own.shape[1]) if found is None else found
+            for there, here in _places(counts, begin, rows):
+                found[there] = every[here]
+        return own if found is None else found
 
     def _send_back(self, gradient: Tensor, counts: Sequence[int]) -> Tensor:
         """Gradients of all ranks' rows [sum of counts, d] -> of the own rows [n, d], summed over ranks.
 
         A ring's reduce-scatter, which receives (size - 1) blocks of sums; gloo may take more."""
-        most, width = max(counts), gradient.shape[1]
         dtype = torch.float32 if gradient.dtype.itemsize < 4 else gradient.dtype
-        blocks = gradient.to(dtype).contiguous()
-        if min(counts) != most:
-            parts = zip(blocks.split(list(counts)), counts, strict=True)
-            blocks = torch.cat([F.pad(part, (0, 0, 0, most - count)) for part, count in parts])
-        own = blocks.new_empty(most, width)
-        _reduce_scatter(own, blocks, self._group)
-        self.bytes += (self.size - 1) * most * width * own.element_size()
-        return own[: counts[self.rank]].to(gradient.dtype)
+        own = gradient.new_empty(counts[self.rank], gradient.shape[1])
+        for begin, rows in self._slices(gradient.new_empty(0, gradient.shape[1], dtype=dtype), counts):
+            blocks = gradient.new_zeros(self.size * rows, gradient.shape[1], dtype=dtype)
+            for there, here in _places(counts, begin, rows):
+                blocks[here] = gradient[there]
+            sums = blocks.new_empty(rows, gradient.shape[1])
+            _reduce_scatter(sums, blocks, self._group)
+            part = own[begin : begin + rows]
+            part.copy_(sums[: len(part)])
+        return own
+
+    def _slices(self, like: Tensor, counts: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """(first row, number of rows) of what crosses at once, on every rank alike: all ranks' tokens are gigabytes,
+        and a second copy of them, padded or in float32, would be what the memory runs out at."""
+        most, row = max(counts), like.shape[1] * like.element_size()
+        step = max(1, SLICE // max(1, self.size * row))
+        for begin in range(0, most, step):
+            rows = min(step, most - begin)
+            self.bytes += (self.size - 1) * rows * row
+            yield begin, rows
+
+
+def _places(counts: Sequence[int], begin: int, rows: int) -> Iterator[tuple[slice, slice]]:
+    """Where the rows ``begin`` to ``begin + rows`` of every rank stand: among all ranks' rows, and in the slice."""
+    for rank, (count, end) in enumerate(zip(counts, accumulate(counts), strict=True)):
+        number = max(0, min(count - begin, rows))
+        start = end - count + min(begin, count)
+        yield slice(start, start + number), slice(rank * rows, rank * rows + number)
 
 
 class _Exchange(torch.autograd.Function):

@@ -28,6 +28,18 @@ def grades(known: Known, keys: Tensor) -> Tensor:
     return table[:, column]
 
 
+def shared(grades: Tensor, keys: Tensor) -> Tensor:
+    """[B, N] grades -> the same, where copies by content all have the largest of theirs.
+
+    So the column that a document stands in first has its grade, whichever of its ids the query knows.
+    """
+    _check_keys(keys)
+    unique, column = torch.unique(keys[:, 1], return_inverse=True)
+    table = grades.new_zeros(len(grades), len(unique))
+    table.scatter_reduce_(1, column.expand_as(grades), grades, "amax")
+    return torch.where(keys[:, 1] != 0, table[:, column], grades)
+
+
 def relevance(known: Known, keys: Tensor, neighbour_pages: int | None = None) -> Tensor:
     """[B, N] bool: documents that never count as negatives of a query.
 

@@ -48,12 +48,14 @@ class Labels:
 
     relevance: [B, N] bool, never negatives: the known answers and what may not count as wrong (drawn ones included)
     positives: [P, 2] int64, the drawn pairs: (query row, column among the N documents)
-    grades:    [B, N] float, above 0 for known answers; needed by ``graded`` alone
+    grades:    [B, N] float, above 0 for known answers, alike for copies; needed by ``graded`` alone
     teacher:   [B, N] float, another model's scores, NaN where it gave none; needed by ``teacher`` alone
     repeats:   [N] bool, later copies of a document: no negatives, so that no document counts twice
     own:       this rank's rows among the N documents: the regularisers look at these alone
     shares:    of pairs, queries and documents: what a mean over this rank's is multiplied by, so that the mean over
                ranks of the results is the mean over all ranks' (Gather.shares)
+    query_repeats: [B] bool, queries that an earlier rank has, too (other pairs of theirs were dealt to it): in the
+               symmetric and sigmoid losses, where a query counts beyond its own pairs, it does so there
     """
 
     relevance: Tensor
@@ -63,6 +65,7 @@ class Labels:
     repeats: Tensor | None = None
     own: slice = field(default_factory=lambda: slice(None))
     shares: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    query_repeats: Tensor | None = None
 
 
 def joint_loss(
@@ -92,9 +95,8 @@ def joint_loss(
     refuse(objective)
     _check(labels, objective)
     with torch.autocast(queries.pooled.device.type, enabled=False):
-        pairs = Pairs.of(
-            labels.relevance, labels.positives, labels.repeats, labels.grades if objective.graded else None
-        )
+        grades = labels.grades if objective.graded else None
+        pairs = Pairs.of(labels.relevance, labels.positives, labels.repeats, grades, labels.query_repeats)
         found = _scores(queries, documents, objective, hybrid, pooled_widths, token_widths)
         parts = _counts(found, pairs, labels.shares[0])
         weighted: list[Tensor] = []

@@ -37,6 +37,7 @@ class Pairs:
     negatives: [P, N] bool
     answers:   [P, N] bool, what the softmax should find: the pair's own document; graded: every known answer, once
     targets:   [P, N], graded: how the target is shared among the answers; None = all on the own document
+    acting:    [B] bool, queries that count for other pairs' documents, too: all but those that an earlier rank has
     """
 
     query: Tensor
@@ -46,18 +47,27 @@ class Pairs:
     negatives: Tensor
     answers: Tensor
     targets: Tensor | None = None
+    acting: Tensor | None = None
 
     @staticmethod
-    def of(relevance: Tensor, positives: Tensor, repeats: Tensor | None = None, grades: Tensor | None = None) -> Pairs:
-        """relevance [B, N] bool, positives [P, 2], repeats [N] bool, grades [B, N]: see losses.Labels."""
+    def of(
+        relevance: Tensor,
+        positives: Tensor,
+        repeats: Tensor | None = None,
+        grades: Tensor | None = None,
+        query_repeats: Tensor | None = None,
+    ) -> Pairs:
+        """relevance [B, N] bool, positives [P, 2], repeats [N] bool, grades [B, N], query_repeats [B] bool: see
+        losses.Labels."""
         query, document = positives.unbind(1)
         known = relevance.index_put((query, document), torch.ones((), dtype=torch.bool, device=relevance.device))
         negatives = negatives_mask(known, positives, repeats).scatter_(1, document.unsqueeze(1), False)
+        acting = None if query_repeats is None else ~query_repeats
         if grades is None:
             answers = torch.zeros_like(negatives).scatter_(1, document.unsqueeze(1), True)
-            return Pairs(query, document, known, repeats, negatives, answers)
+            return Pairs(query, document, known, repeats, negatives, answers, acting=acting)
         targets = graded_targets(grades, positives, repeats)
-        return Pairs(query, document, known, repeats, negatives, targets > 0, targets)
+        return Pairs(query, document, known, repeats, negatives, targets > 0, targets, acting)
 
     @property
     def count(self) -> int:
@@ -175,7 +185,8 @@ def contrastive(
     negatives that the positive-aware filter dropped (0 without one).
 
     With ``symmetric`` a (query, document) that the filter dropped is dropped in both directions; a query with
-    several drawn pairs goes by the lowest of their limits there, and so it does in the sigmoid loss.
+    several drawn pairs goes by the lowest of their limits there (of those on the first rank that has the query), and
+    so it does in the sigmoid loss.
     """
     columns = columns or (lambda own: own.unsqueeze(0))
     limits = None
@@ -186,6 +197,8 @@ def contrastive(
     costs, dropped = _among_documents(scores, pairs, objective, temperature, limits)
     if objective.symmetric:
         competitors = ~pairs.known
+        if pairs.acting is not None:
+            competitors &= pairs.acting.unsqueeze(1)
         if limits is not None:
             competitors &= scores.detach() <= _lowest(limits, pairs.query, len(scores)).unsqueeze(1)
         costs = (costs + among_queries(scores, pairs, competitors, objective, temperature, columns)) / 2
@@ -213,6 +226,8 @@ def _sigmoid_term(
 ) -> tuple[Tensor, Tensor]:
     drawn = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     drawn[pairs.query] = True
+    if pairs.acting is not None:
+        drawn &= pairs.acting
     negatives = ~pairs.known & drawn.unsqueeze(1)  # a query without a pair has no term in any of the losses
     if pairs.repeats is not None:
         negatives &= ~pairs.repeats

@@ -16,7 +16,7 @@ from torch import Tensor
 from smart_train.blocks import HybridBlock, ObjectiveBlock
 from smart_train.embeddings import Batch, Embeddings
 from smart_train.objective.gather import Gather
-from smart_train.objective.identity import grades, relevance, repeats
+from smart_train.objective.identity import grades, relevance, repeats, shared
 from smart_train.objective.losses import Labels, Loss, at, joint_loss, needs
 
 
@@ -69,12 +69,15 @@ class Step:
         pairs, queries, documents = self.gather.shares(
             len(batch.positives), len(batch.query_ids), len(batch.document_keys)
         )
+        # Where a query acts beyond its pairs, one whose pairs were dealt to several ranks may do so once only.
+        beyond = self.objective.symmetric or self.objective.loss == "sigmoid"
         return Labels(
             relevance=relevance(batch.known, keys, self.objective.neighbour_pages),
             positives=batch.positives + offset,
-            grades=grades(batch.known, keys) if self.objective.graded else None,
+            grades=shared(grades(batch.known, keys), keys) if self.objective.graded else None,
             teacher=_widened(batch.teacher, mine, count),
             repeats=repeats(keys),
+            query_repeats=self.gather.repeats(batch.query_ids) if beyond else None,
             own=mine,
             shares=(pairs, queries, documents),
         )

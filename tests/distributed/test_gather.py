@@ -26,6 +26,7 @@ from shards import (
     pages,
     scores,
     shard,
+    slices,
     softmax_loss,
 )
 from torch import Tensor
@@ -37,6 +38,8 @@ from smart_train.objective.identity import relevance, repeats
 # (id, content) of documents by rank: four contents in all; rank 1's third page is rank 0's first by another id.
 COPIES = ([(10, 1), (11, 2), (12, 3)], [(12, 3), (13, 4), (99, 1)], [(13, 4), (10, 1)])
 ASKED = ([(0, 10), (1, 12)], [(2, 12), (3, 13), (4, 99)], [(5, 10)])  # (query, id of its answer) by rank
+
+NOBODY = "one rank without documents"
 
 
 def copies_on_ranks() -> tuple[Tensor, list[Tensor]]:
@@ -77,7 +80,7 @@ def transported(dtype: torch.dtype) -> dict[str, Any]:
     found["backward bytes"], found["summed"] = gather.taken(), own.tokens.values.grad
     nobody = Embeddings(own.pooled[:0], Tokens(own.tokens.values[:0], own.tokens.lengths[:0]))
     last = rank == dist.get_world_size() - 1
-    found["one rank without documents"], found["place"] = gather.documents(nobody if last else own)
+    found[NOBODY], found["place"] = gather.documents(nobody if last else own)
     return found
 
 
@@ -100,9 +103,15 @@ def refusals() -> dict[str, str]:
     return found
 
 
+def sliced(size: int) -> tuple[dict[str, Any], int]:
+    with slices(size) as brought:
+        return transported(torch.float32), max(brought)
+
+
 def checks() -> dict[str, Any]:
     """Everything that one launch shows."""
     found: dict[str, Any] = {"transport": {d: transported(d) for d in (torch.float32, torch.bfloat16)}}
+    found["sliced"] = {size: sliced(size) for size in (1, 200, 400)}
     for dtype in (torch.float32, torch.float64):
         for symmetric in (False, True):
             found[dtype, symmetric] = on_ranks(Gather(), dtype, symmetric)
@@ -152,11 +161,27 @@ def test_what_is_gathered_is_everybodys_rows_in_rank_order(ranks, dtype):
         assert torch.equal(share["keys"], keys)
 
 
+def test_in_slices_the_same_crosses_whatever_their_size(ranks):
+    """Of a row each, of some rows, and of all rows of a side; a rank with fewer rows takes part in every one."""
+    for rank in ranks:
+        whole = leaves(rank["transport"][torch.float32])
+        for size, (share, largest) in rank["sliced"].items():
+            assert largest <= max(size, 8 * 8 * len(ranks))  # the header, of eight numbers, is a row, too
+            assert all(torch.equal(a, b) for a, b in zip(leaves(share), whole, strict=True))
+
+
+def leaves(share: dict[str, Any]) -> list[Tensor]:
+    sides = [
+        side for e in (share["no_grad"][0], share[NOBODY]) for side in (e.pooled, e.tokens.values, e.tokens.lengths)
+    ]
+    return sides + [torch.as_tensor(v) for name, v in share.items() if name in ("keys", "summed") or "bytes" in name]
+
+
 def test_a_rank_may_have_no_document_at_all(ranks):
     shares = [rank["transport"][torch.float32] for rank in ranks]
     every = Embeddings.cat(share["own"] for share in shares[:-1])
     for share in shares:
-        documents = share["one rank without documents"]
+        documents = share[NOBODY]
         assert torch.equal(documents.pooled, every.pooled)
         assert torch.equal(documents.tokens.values, every.tokens.values)
     assert shares[-1]["place"] == slice(len(every), len(every))
@@ -254,6 +279,7 @@ def test_one_process_gets_its_own_back():
         documents, place = gather.documents(own)
         assert documents is own and place == slice(0, 2)
         assert gather.keys(keys) is keys
+        assert gather.repeats(keys[:, 0]).tolist() == [False, False]
         assert torch.equal(gather.columns(values), values[None])
         assert gather.shares(3, 0) == [1.0, 1.0]
         assert gather.taken() == 0

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from smart_train.embeddings import Known
-from smart_train.objective.identity import grades, relevance, repeats
+from smart_train.objective.identity import grades, relevance, repeats, shared
 
 Key = tuple[int, int, int, int]
 BIG = 2**63 - 1
@@ -67,6 +67,18 @@ def test_grades_are_by_id_and_the_larger_of_two(rows, columns):
         [max([g for key, g in row if key[0] == document[0]], default=0.0) for document in columns] for row in rows
     ]
     assert found.tolist() == expected
+
+
+@many
+@given(answers, documents)
+def test_copies_share_the_largest_of_their_grades(rows, columns):
+    known, keys = tensors(rows, columns)
+    before = grades(known, keys)
+    expected = [
+        [max(row[m] for m, b in enumerate(columns) if m == n or b[1] == a[1] != 0) for n, a in enumerate(columns)]
+        for row in before.tolist()
+    ]
+    assert shared(before, keys).tolist() == expected
 
 
 @many
