@@ -32,6 +32,8 @@ def read(path: Path, page: int, pixels: int, most_picture: int) -> Any:
 
     Raises Unreadable where it is damaged, cut off, or has more than ``most_picture`` pixels in the file.
     """
+    from PIL import ImageOps
+
     with _opened(path, most_picture) as image:
         try:
             if image.format == "TIFF":
@@ -40,7 +42,12 @@ def read(path: Path, page: int, pixels: int, most_picture: int) -> Any:
             shrink = math.sqrt(min(1.0, pixels / (image.width * image.height)))
             # a JPEG is decoded at an eighth, a quarter or a half of its size where that is still enough
             image.draft("RGB", (math.ceil(image.width * shrink), math.ceil(image.height * shrink)))
-            return _shrunk(on_paper(_eight_bits(image)), pixels)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)  # what is made smaller may forget how it was turned
+            image = _eight_bits(image)
+            if image.mode in ("L", "RGB"):  # before the copies of what follows: a large scan has hundreds of megabytes
+                image = _shrunk(image, pixels)
+            return _shrunk(on_paper(image), pixels)
         except (Unreadable, MemoryError):
             raise
         except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error ... by format
@@ -97,7 +104,9 @@ def _damaged(error: Exception) -> Unreadable:
 
 
 def _eight_bits(image: Any) -> Any:
-    """16-bit greys as 8-bit greys: a plain conversion to RGB would clip all but the darkest to white."""
+    """16-bit greys, which a plain conversion to RGB would clip to white, and black and white, as 8-bit greys."""
+    if image.mode == "1":
+        return image.convert("L")
     if image.mode.startswith("I;16"):
         return image.convert("I").point(lambda value: value / 256).convert("L")
     if image.mode in ("I", "F"):

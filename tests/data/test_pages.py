@@ -250,6 +250,27 @@ def test_a_picture_is_upright_on_white_within_the_budget_and_without_metadata(tm
     assert b"maker" in (tmp_path / "b.jpg").read_bytes() and b"maker" not in stills.encode(image)
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
+def test_a_turned_picture_is_turned_once_whatever_its_size(tmp_path: Path, name: str) -> None:
+    source = Image.new("RGB", (60, 40), "white")
+    ImageDraw.Draw(source).rectangle((0, 0, 29, 19), fill="black")  # top left; turned, it is top right
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    source.save(tmp_path / name, exif=turned)
+    for pixels in (2**20, 1_000):
+        image = stills.read(tmp_path / name, 1, pixels, MOST).convert("L")
+        assert image.height > image.width
+        corners = [image.getpixel((x, y)) for y in (3, image.height - 4) for x in (3, image.width - 4)]
+        assert [c > 128 for c in corners] == [True, False, True, True]
+
+
+def test_black_and_white_scans_become_smooth_greys(tmp_path: Path) -> None:
+    source = Image.effect_noise((400, 400), 100).convert("1")
+    source.save(tmp_path / "a.tif")
+    grey = stills.read(tmp_path / "a.tif", 1, 100 * 100, MOST).convert("L")
+    assert len(set(grey.tobytes())) > 20
+
+
 def test_a_large_jpeg_looks_the_same_when_it_is_decoded_small(tmp_path: Path) -> None:
     source = pdfs.picture(5, (1600, 1200))
     source.save(tmp_path / "a.jpg", quality=95)
