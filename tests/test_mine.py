@@ -16,9 +16,9 @@ import tiny_data
 import torch
 from PIL import Image
 
-from smart_train.blocks import DataBlock, HybridBlock, LateBlock, ModelBlock
+from smart_train.blocks import AdapterBlock, DataBlock, HybridBlock, LateBlock, ModelBlock, ObjectiveBlock
 from smart_train.commands import mine as command
-from smart_train.data.collate import Collator
+from smart_train.data.collate import Collator, Pairs
 from smart_train.data.formats import load
 from smart_train.data.ids import DataError
 from smart_train.data.mining import Options
@@ -30,6 +30,8 @@ from smart_train.mine import mine
 from smart_train.mine_folder import mine_folder
 from smart_train.mine_report import Ratios
 from smart_train.model.encoder import SmartEncoder
+from smart_train.training.arguments import training_arguments
+from smart_train.training.trainer import SmartTrainer
 
 
 class Lookup:
@@ -305,7 +307,7 @@ def run(tmp_path, capsys):
     return start
 
 
-def test_the_command_adds_negatives_that_a_recipe_reads_and_a_collator_draws(run, tiny_bert, tmp_path):
+def test_the_command_adds_negatives_that_a_recipe_reads_and_that_train(run, tiny_bert, tmp_path):
     folder = tiny_data.write_beir(tmp_path / "beir")
     told = run(folder, "--model", tiny_bert, "-k", 3, "--max-relative", 0.99, "--range", 0, 12, "--rounds", 2)
     train, _, test = load(DataBlock(path=str(folder), negatives=2))
@@ -327,9 +329,16 @@ def test_the_command_adds_negatives_that_a_recipe_reads_and_a_collator_draws(run
         and "  rounds: 2" in told
         and f"path: {folder}" in told
     )
-    encoder = SmartEncoder(str(tiny_bert), device="cpu")
-    batch = Collator(train, encoder.preprocess, negatives=2)(train.pairs()[:4])
-    assert batch.notes["negatives"] > 0
+    encoder = SmartEncoder(str(tiny_bert), adapter=AdapterBlock(r=2), device="cpu")
+    collate = Collator(train, encoder.preprocess, negatives=2)
+    args = training_arguments(
+        {"max_steps": 2, "use_cpu": True, "logging_steps": 1, "disable_tqdm": True}, tmp_path / "run"
+    )
+    trainer = SmartTrainer(encoder, args, ObjectiveBlock(), Pairs(train), collate, log=tmp_path / "log.jsonl")
+    trainer.train()
+    assert [line["batch/negatives"] > 0 for line in trainer.state.log_history if "batch/negatives" in line] == [
+        True
+    ] * 2
 
 
 def test_rows_of_pages_are_mined_into_a_folder_of_their_own(run, tiny_qwen3vl, page_rows, tmp_path):
