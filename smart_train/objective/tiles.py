@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, groupby
 
 import torch
@@ -36,15 +37,19 @@ class Rows:
         """[rows]: each row's first token."""
         return self.lengths.cumsum(0).sub_(self.lengths)
 
-    @property
+    @cached_property
     def owner(self) -> Tensor:
         """[sum of lengths]: the row that a token is of."""
         rows = torch.arange(len(self.sizes), device=self.lengths.device)
         return rows.repeat_interleave(self.lengths, output_size=sum(self.sizes))
 
+    @cached_property
+    def equal(self) -> bool:
+        return len(set(self.sizes)) == 1
+
     def mean(self, tokens: Tensor) -> Tensor:
         """Over each row's tokens: [n, sum of lengths] -> [n, rows]."""
-        if len(set(self.sizes)) == 1:
+        if self.equal:
             return tokens.view(len(tokens), -1, self.sizes[0]).mean(-1)
         return tokens.new_zeros(len(tokens), len(self.sizes)).index_add_(1, self.owner, tokens).div_(self.lengths)
 

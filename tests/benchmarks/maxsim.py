@@ -133,9 +133,10 @@ def compare(shape: str, dtype: torch.dtype, args: argparse.Namespace) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "case.pt"
         torch.save(inputs, path)
-        there = [Contender(name, sys.executable, path, args.threads) for name in OWN]
-        absent = {} if args.peers else {name: {"absent": "--peers names no interpreter"} for name in PEERS}
-        there += [Contender(name, args.peers, path, args.threads) for name in PEERS if args.peers]
+        python = dict.fromkeys(OWN, sys.executable) | dict.fromkeys(PEERS, args.peers)
+        absent = {name: {"absent": "--peers names no interpreter"} for name in PEERS if not args.peers}
+        absent |= {name: {"absent": "left out by --contenders"} for name in python if name not in args.contenders}
+        there = [Contender(name, python[name], path, args.threads) for name in python if name not in absent]
     bound = roofline(inputs)
     for turn in range(args.repeats):
         for contender in there[turn % len(there) :] + there[: turn % len(there)]:
@@ -175,6 +176,8 @@ def table(result: dict[str, Any]) -> str:
         )
         if name != "smart-train":
             peers[name] = one
+    if not peers:
+        return "\n".join(lines)
     own = result["contenders"]["smart-train"]
     fastest = min(peers, key=lambda name: peers[name]["seconds"])
     smallest = min(peers, key=lambda name: peers[name]["beyond_bytes"])
@@ -191,10 +194,12 @@ def main() -> None:
     parser.add_argument("--peers", help="the Python of the peers' environment; without it they are reported as absent")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
+    parser.add_argument("--contenders", nargs="+", choices=[*OWN, *PEERS], default=[*OWN, *PEERS])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="where figures go, after every shape")
     args = parser.parse_args()
+    args.contenders.append("smart-train")  # what everything is compared with
     torch.set_num_threads(args.threads)
     results = []
     for dtype in args.dtypes:
