@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smart_train.commands.common import UsageError
+
 if TYPE_CHECKING:
     from smart_train.data.check import Report
 
@@ -51,7 +53,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _check(options: argparse.Namespace) -> int:
     from smart_train.blocks import DataBlock
-    from smart_train.cli import UsageError
     from smart_train.data.check import KINDS, check
     from smart_train.data.ids import DataError
     from smart_train.data.whole import read_whole, write_whole
@@ -113,7 +114,6 @@ def _push(options: argparse.Namespace) -> None:
 
 
 def _pull(options: argparse.Namespace) -> None:
-    from smart_train.cli import UsageError
     from smart_train.data.share import pull
 
     if _filled(Path(options.out)):

@@ -13,6 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smart_train.commands.common import UsageError, count
+
 if TYPE_CHECKING:
     from smart_train.data.asking import Asker
     from smart_train.data.pages import Page
@@ -27,7 +29,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     ingest = commands.add_parser("ingest", help=about, description=f"{about}. Run again after a stop, it goes on.")
     ingest.add_argument("folder", help="folder of documents, read with all its folders (or one file)")
     ingest.add_argument("--out", required=True, help="folder to write; a second run reads what is new or has changed")
-    ingest.add_argument("--jobs", type=_count, help="processes that read (default: one for each core)")
+    ingest.add_argument("--jobs", type=count, help="processes that read (default: one for each core)")
     ingest.add_argument("--strict", action="store_true", help="stop at the first file that cannot be read")
     _pages(ingest)
     _questions(ingest)
@@ -38,18 +40,16 @@ def _pages(ingest: argparse.ArgumentParser) -> None:
     from smart_train.data.ingest_options import IngestOptions, Limits
 
     pages, most = IngestOptions(), Limits()
-    ingest.add_argument("--pixels", type=_count, default=pages.pixels, help="most of a page's image: %(default)s")
+    ingest.add_argument("--pixels", type=count, default=pages.pixels, help="most of a page's image: %(default)s")
     ingest.add_argument("--no-images", action="store_true", help="keep the text layer alone")
     ingest.add_argument("--no-text", action="store_true", help="keep page images alone")
-    ingest.add_argument(
-        "--characters", type=_count, default=pages.characters, help="of a text file's page: %(default)s"
-    )
+    ingest.add_argument("--characters", type=count, default=pages.characters, help="of a text file's page: %(default)s")
     ingest.add_argument("--encoding", help="of text files that are not UTF-8 and do not say, such as cp1252")
     ingest.add_argument("--encrypted", action="store_true", help="read encrypted PDFs that open without a password")
     ingest.add_argument("--ocr", metavar="MODULE:FUNCTION", help="called with the image of a page without text")
-    ingest.add_argument("--max-pages", type=_count, default=most.pages, help="of one file: %(default)s")
-    ingest.add_argument("--max-bytes", type=_count, default=most.file_bytes, help="of one file: %(default)s")
-    ingest.add_argument("--max-picture", type=_count, default=most.picture, help="pixels of a picture: %(default)s")
+    ingest.add_argument("--max-pages", type=count, default=most.pages, help="of one file: %(default)s")
+    ingest.add_argument("--max-bytes", type=count, default=most.file_bytes, help="of one file: %(default)s")
+    ingest.add_argument("--max-picture", type=count, default=most.picture, help="pixels of a picture: %(default)s")
     ingest.add_argument("--seconds", type=float, default=most.seconds, help="most for one page: %(default)s")
 
 
@@ -65,15 +65,8 @@ def _questions(ingest: argparse.ArgumentParser) -> None:
     ingest.add_argument("--seed", type=int, default=0, help="of the split: %(default)s")
 
 
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
-
-
 def run(options: argparse.Namespace) -> int:
     """Reads, asks, splits, writes; what was skipped is told and sets the exit status."""
-    from smart_train.cli import UsageError
     from smart_train.data.build import build
     from smart_train.data.ids import DataError
     from smart_train.data.ingest import IngestOptions, Limits, ingest
@@ -121,7 +114,6 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuses what can be refused before anything is read."""
-    from smart_train.cli import UsageError
 
     if (options.questions == "vlm") != bool(options.vlm):
         raise UsageError("--questions vlm and --vlm MODEL go together")

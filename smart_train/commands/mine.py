@@ -9,6 +9,8 @@ import argparse
 import sys
 from collections import Counter
 
+from smart_train.commands.common import UsageError, add_model, add_reading, check_reading, count, make_encoder
+
 WORDS = {
     "answer": "known answers",
     "itself": "the query itself",
@@ -34,17 +36,16 @@ def add(commands: argparse._SubParsersAction) -> None:
     about = "find hard negatives for a retrieval folder, and store them in it"
     mine = commands.add_parser("mine", help=about, description=about)
     mine.add_argument("data", help="folder with a corpus, queries and qrels; with --out, any data that a recipe reads")
-    mine.add_argument("--model", required=True, help="Hub id, local folder, or package:NAME/FOLDER")
-    mine.add_argument("--adapter", help="folder of a trained adapter: mine again with what was trained")
+    add_model(mine, "folder of a trained adapter: mine again with what was trained")
     mine.add_argument("--out", help="folder that all of the data is written to, with its negatives")
     mine.add_argument("--mode", choices=("pooled", "late", "hybrid"), default="hybrid", help="score: %(default)s")
-    mine.add_argument("-k", "--negatives", dest="k", type=_count, default=8, help="most per query: %(default)s")
+    mine.add_argument("-k", "--negatives", dest="k", type=count, default=8, help="most per query: %(default)s")
     _thresholds(mine)
     mine.add_argument("--split", default="train", help="qrels whose queries get negatives: %(default)s")
     mine.add_argument("--dev", type=_share, help="as data.dev of the recipe that trains on it: no candidates")
     mine.add_argument("--test", type=_share, help="the same of data.test")
-    mine.add_argument("--rounds", type=_count, help="also print the recipe lines that mine anew so often in training")
-    _reading(mine)
+    mine.add_argument("--rounds", type=count, help="also print the recipe lines that mine anew so often in training")
+    add_reading(mine)
     mine.set_defaults(run=run)
 
 
@@ -59,30 +60,6 @@ def _thresholds(mine: argparse.ArgumentParser) -> None:
     mine.add_argument("--seed", type=int, default=0, help="of --sampling random")
 
 
-def _reading(mine: argparse.ArgumentParser) -> None:
-    """As in ``evaluate``, and read by its functions."""
-    from smart_train.cli import DTYPES
-
-    mine.add_argument("--layer", type=int, help="tokens' layer: 0 = embeddings, k = block k, -1 = last (default)")
-    mine.add_argument("--late-weight", type=float, help="weight of the late score in the hybrid (pooled has 1)")
-    mine.add_argument("--query-tokens", type=_count, help="longest query (default: the model's own limit)")
-    mine.add_argument("--document-tokens", type=_count, help="longest document text")
-    mine.add_argument("--query-prompt", help="put before a query (default: the model's own)")
-    mine.add_argument("--document-prompt", help="put before a document")
-    mine.add_argument("--max-pixels", type=_count, help="pixel budget of an image")
-    mine.add_argument("--batch-size", type=_count, default=32, help="rows encoded at once: %(default)s")
-    mine.add_argument("--revision", help="Hub branch, tag or commit of --model (default: the newest)")
-    mine.add_argument("--dtype", choices=DTYPES, help="how the base is held in memory (default: as it is stored)")
-    mine.add_argument("--trust-remote-code", action="store_true", help="run model code of the base's repository")
-    mine.add_argument("--device", help="cpu, cuda:0 ... (default: the best there is)")
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
-
-
 def _share(text: str) -> float | int:
     try:
         return int(text) if text.isdigit() else float(text)
@@ -92,7 +69,6 @@ def _share(text: str) -> float | int:
 
 def run(options: argparse.Namespace) -> None:
     from smart_train.blocks import DataBlock
-    from smart_train.cli import UsageError, _check_reading, _encoder
     from smart_train.data.ids import DataError
     from smart_train.data.mining import Options
     from smart_train.mine_folder import PICTURE, REPORT, mine_folder, place_of
@@ -102,13 +78,12 @@ def run(options: argparse.Namespace) -> None:
         chosen = Options(**{name: getattr(options, name) for name in names}, range=tuple(options.range))
     except DataError as error:
         raise UsageError(str(error)) from error
-    options.output = "."  # of evaluate; the folder is looked at below
-    _check_reading(options)
+    check_reading(options)
     folder = place_of(DataBlock(path=options.data, split=options.split), options.out)
     held = {name: getattr(options, name) for name in ("dev", "test") if getattr(options, name) is not None}
     data = DataBlock(path=str(folder), split=options.split, **held)
     model = options.model + (f" + {options.adapter}" if options.adapter else "")
-    encoder = _encoder(options)
+    encoder = make_encoder(options)
     progress = sys.stderr.isatty()
     mined = mine_folder(data, encoder, chosen, model=model, batch_size=options.batch_size, progress=progress)
     print(_summary(mined.counts, mined.ratios.quantiles(), mined.seconds))

@@ -1,0 +1,111 @@
+"""What several commands share: the flags that say how a model reads, and the encoder that they make.
+
+Knows: arguments.  Does not know: what a command does.  Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smart_train.base_config import BaseConfig
+    from smart_train.model.encoder import SmartEncoder
+
+# Keys of the model block that an adapter brings along, each the name of a flag of ``evaluate`` too.
+STORED = ("revision", "query_tokens", "document_tokens", "query_prompt", "document_prompt", "max_pixels")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+FLAGS = {  # what the library tells those who write recipes or Python -> the flag of ``evaluate``
+    "write model.trust_remote_code: true": "give --trust-remote-code",
+    "from_pretrained(..., trust_remote_code=True)": "give --trust-remote-code",
+    "from_pretrained(..., base=FOLDER)": "--model FOLDER",
+    "model.revision in a recipe": "--revision",
+    "model.revision": "--revision",
+    "model.dtype": "--dtype",
+    "model.base": "--model",
+    "late.layer": "--layer",
+}
+
+
+class UsageError(ValueError):
+    """What was asked for does not work; the message says what does."""
+
+
+def count(text: str) -> int:
+    """A whole number of 1 or more, as an argument."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def add_model(parser: argparse.ArgumentParser, adapter: str) -> None:
+    """--model and --adapter."""
+    parser.add_argument("--model", required=True, help="Hub id, local folder, or package:NAME/FOLDER")
+    parser.add_argument("--adapter", help=adapter)
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """How the model reads: what an adapter brings along, and what it does not."""
+    parser.add_argument("--layer", type=int, help="tokens' layer: 0 = embeddings, k = block k, -1 = last (default)")
+    parser.add_argument("--late-weight", type=float, help="weight of the late score in the hybrid (pooled has 1)")
+    parser.add_argument("--query-tokens", type=count, help="longest query (default: the model's own limit)")
+    parser.add_argument("--document-tokens", type=count, help="longest document text")
+    parser.add_argument("--query-prompt", help="put before a query (default: the model's own)")
+    parser.add_argument("--document-prompt", help="put before a document")
+    parser.add_argument("--max-pixels", type=count, help="pixel budget of an image")
+    parser.add_argument("--batch-size", type=count, default=32, help="rows encoded at once: %(default)s")
+    parser.add_argument("--revision", help="Hub branch, tag or commit of --model (default: the newest)")
+    parser.add_argument("--dtype", choices=DTYPES, help="how the base is held in memory (default: as it is stored)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run model code of the base's repository")
+    parser.add_argument("--device", help="cpu, cuda:0 ... (default: the best there is)")
+
+
+def check_reading(options: argparse.Namespace) -> BaseConfig:
+    """The sizes of the base; refuses what can be refused before data and a model are read."""
+    from smart_train.base_config import read_base
+    from smart_train.model.files import SETTINGS
+
+    if options.adapter:
+        stored = [f"--{name.replace('_', '-')}" for name in STORED if getattr(options, name) is not None]
+        if stored:
+            raise UsageError(f"the adapter brings its own {', '.join(stored)}; leave them out")
+    elif (Path(options.model) / SETTINGS).is_file():  # its head and hybrid weights would be left out
+        raise UsageError(f"{options.model} is a trained encoder; write --model ITS_BASE --adapter {options.model}")
+    base = read_base(options.model, options.revision, options.trust_remote_code)
+    for name in ("query_tokens", "document_tokens"):
+        limit = getattr(options, name)
+        if limit is not None and base.positions is not None and limit > base.positions:
+            what = f"{options.model} has {base.positions} positions, {limit} tokens are more"
+            raise UsageError(f"--{name.replace('_', '-')}: {what}; give at most {base.positions}")
+    layers = base.layers
+    if options.layer is not None and not -layers - 1 <= options.layer <= layers:
+        what = f"{options.model} has no layer {options.layer}"
+        raise UsageError(f"--layer: {what}: it has 0 (embeddings) to {layers}, or -1 for the last")
+    return base
+
+
+def make_encoder(options: argparse.Namespace) -> SmartEncoder:
+    from smart_train.blocks import LateBlock, ModelBlock
+    from smart_train.model.encoder import SmartEncoder
+
+    if options.adapter:
+        encoder = SmartEncoder.from_pretrained(
+            options.adapter,
+            base=options.model,
+            layer=options.layer,
+            dtype=options.dtype,
+            trust_remote_code=options.trust_remote_code,
+            device=options.device,
+        )
+    else:
+        late = LateBlock() if options.layer is None else LateBlock(layer=options.layer)
+        model = ModelBlock(
+            **{name: getattr(options, name) for name in STORED},
+            dtype=options.dtype or "auto",
+            trust_remote_code=options.trust_remote_code,
+        )
+        encoder = SmartEncoder(options.model, model=model, late=late, device=options.device)
+    if options.late_weight is not None:
+        encoder.late.hybrid.late = options.late_weight
+    return encoder
