@@ -131,7 +131,7 @@ class ObjectiveBlock:
     chunk_tokens: int | None = None  # most tokens of one forward, padding included (rows x longest); null = no limit
     gather: bool = True  # documents of all GPUs are negatives; false = of the own one only
     gather_group: int | None = None  # gather among this many neighbouring GPUs only, for large worlds; null = all
-    similarity: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of tokens; auto: as the GPU trains
+    similarity: Literal["auto", "float32", "bfloat16"] = "auto"  # of tokens; auto: as the GPU trains
     neighbour_pages: int | None = None  # pages this near to an answer in its file are no negatives; null = they are
     loss: Literal["softmax", "sigmoid"] = "softmax"  # sigmoid: every pair judged by itself (SigLIP)
     sigmoid_bias: float = -10.0  # sigmoid: added to score / temperature; most pairs are negatives

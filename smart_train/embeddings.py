@@ -78,7 +78,7 @@ class Tokens:
         """The first ``width`` dimensions, normalised again (Matryoshka, Kusupati et al. 2022).  Raises ValueError for
         more than there are."""
         _check_cut(width, self.width, "tokens")
-        return Tokens(torch.nn.functional.normalize(self.values[:, :width], dim=-1), self.lengths)
+        return Tokens(_normalised(self.values[:, :width]), self.lengths)
 
     @staticmethod
     def cat(parts: Iterable[Tokens]) -> Tokens:
@@ -111,7 +111,7 @@ class Embeddings:
         """The first dimensions of either side, normalised again; None leaves a side whole.  Raises ValueError for more
         than there are."""
         _check_cut(pooled, self.pooled.shape[1], "pooled vectors")
-        cut = self.pooled if pooled is None else torch.nn.functional.normalize(self.pooled[:, :pooled], dim=-1)
+        cut = self.pooled if pooled is None else _normalised(self.pooled[:, :pooled])
         return Embeddings(cut, self.tokens if tokens is None else self.tokens.cut(tokens))
 
     def split(self, rows: int) -> tuple[Embeddings, Embeddings]:
@@ -128,6 +128,12 @@ class Embeddings:
     def cat(parts: Iterable[Embeddings]) -> Embeddings:
         parts = list(parts)
         return Embeddings(torch.cat([p.pooled for p in parts]), Tokens.cat(p.tokens for p in parts))
+
+
+def _normalised(vectors: Tensor) -> Tensor:
+    """Rows of length 1, in their dtype; a norm taken in a half precision would be off by half a per cent."""
+    wide = torch.promote_types(vectors.dtype, torch.float32)
+    return torch.nn.functional.normalize(vectors.to(wide), dim=-1).to(vectors.dtype)
 
 
 def _check_cut(width: int | None, there: int, what: str) -> None:

@@ -83,17 +83,15 @@ class Step:
         )
 
 
-def token_dtype(similarity: str, device: torch.device, bf16: bool = False, fp16: bool = False) -> torch.dtype | None:
+def token_dtype(similarity: str, device: torch.device, bf16: bool = False) -> torch.dtype | None:
     """dtype of the tokens' similarities from ``objective.similarity``; None = float32, as the encoder gives them.
 
-    "auto" is the half precision that a GPU trains in: hidden states have no more digits there, the fused kernels take
-    no float32 (kernels.py), and half as much crosses between GPUs.  Maxima, sums, softmax and the pooled scores stay
-    in float32.  On a CPU "auto" is float32.
+    "auto" is bfloat16 on a GPU that trains in it, else float32: hidden states have no more digits there, the fused
+    kernels take no float32 (kernels.py), and half as much crosses between GPUs.  Maxima, sums, softmax and the pooled
+    scores stay in float32.  Never float16: a token's gradient is small, and would be 0 in it.
     """
-    if similarity == "auto":
-        half = torch.bfloat16 if bf16 else torch.float16 if fp16 else None
-        return half if device.type == "cuda" else None
-    return None if similarity == "float32" else {"bfloat16": torch.bfloat16, "float16": torch.float16}[similarity]
+    half = similarity == "bfloat16" or (similarity == "auto" and bf16 and device.type == "cuda")
+    return torch.bfloat16 if half else None
 
 
 def _widened(teacher: Tensor | None, mine: slice, count: int) -> Tensor | None:

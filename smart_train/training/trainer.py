@@ -88,7 +88,7 @@ class SmartTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs: accumulation divides it
         # After the processes have joined: the groups that gather together are made here.
         widths = encoder.settings.matryoshka, encoder.late.matryoshka
-        dtype = token_dtype(objective.similarity, args.device, args.bf16, args.fp16)
+        dtype = token_dtype(objective.similarity, args.device, args.bf16)
         self.step = Step(objective, encoder.late.hybrid, *widths, dtype=dtype)
         self.engine = Engine(self.accelerator, encoder)
 
