@@ -50,6 +50,16 @@ def ingest(folder: str | Path, out: str | Path, options: IngestOptions | None = 
     if not found.files and not found.skipped:
         kinds = f"; it has {sum(found.other.values())} files of other kinds" if found.other else ""
         raise DataError(f"{folder}: no PDF, picture or text file{kinds}")
+    try:
+        report = _whole(found, folder, out, options, progress)
+        report.seconds = time.monotonic() - begin
+        report.write(out)
+    except OSError as error:  # of what is written: reading processes report what they cannot read
+        raise DataError(f"{error.filename or out}: {error.strerror or error}; nothing more can be written") from error
+    return report
+
+
+def _whole(found: Found, folder: Path, out: Path, options: IngestOptions, progress: bool) -> Report:
     for name in (PAGES, IMAGES):
         (out / name).mkdir(parents=True, exist_ok=True)
     seconds = options.limits.seconds * (10 if options.ocr else 1)
@@ -64,8 +74,6 @@ def ingest(folder: str | Path, out: str | Path, options: IngestOptions | None = 
         report.skipped.sort(key=lambda skip: (skip.file, skip.page or 0))
         report.duplicates.sort()
         report.other = dict(sorted(found.other.items()))
-        report.seconds = time.monotonic() - begin
-        report.write(out)
     return report
 
 

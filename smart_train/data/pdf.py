@@ -10,7 +10,7 @@ import ctypes
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -68,7 +68,7 @@ class Pdf:
         for count, entry in enumerate(self.document.get_toc()):
             if count >= ENTRIES:
                 break
-            title = " ".join(clean(entry.get_title()).split())
+            title = " ".join(_read(entry.get_title).split())
             target = entry.get_dest()
             index = None if target is None else target.get_index()
             if title and index is not None and index < self.pages:
@@ -77,7 +77,7 @@ class Pdf:
 
     def label(self, page: int) -> str | None:
         """What the document calls the page of this number (from 1)."""
-        return clean(self.document.get_page_label(page - 1)).strip() or None
+        return _read(lambda: self.document.get_page_label(page - 1)).strip() or None
 
     def page(self, page: int, most_picture: int) -> PdfPage:
         """The page of this number (from 1).  most_picture: the most pixels of a picture inside it.
@@ -139,6 +139,14 @@ def clean(text: str) -> str:
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = re.sub("\x02(?=[^\\W\\d_])", lambda m: "" if text[m.end()].islower() else "-", text).replace("\x02", "-")
     return text.translate(NO_TEXT).translate(LIGATURES)
+
+
+def _read(get: Callable[[], str]) -> str:
+    """A title or a label; "" where its bytes are no text, which costs an entry and not the file."""
+    try:
+        return clean(get())
+    except UnicodeDecodeError:
+        return ""
 
 
 def _check_ends(stream: Any) -> None:

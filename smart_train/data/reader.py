@@ -30,6 +30,7 @@ from smart_train.data.ingest_options import Settings
 from smart_train.data.pages import IMAGES, Kind, Outline, Page, Unreadable, file_id, page_hash, page_id
 from smart_train.data.pdf import Pdf
 
+REOPEN = 500  # pages after which a PDF is opened anew: pdfium keeps about 20 kB of each page that it has loaded
 OCR_PIXELS = 4_000_000  # of the image that an OCR hook sees: A4 at about 200 dots per inch
 
 
@@ -42,6 +43,7 @@ class Reader:
         self.ocr = _hook(settings.ocr) if settings.ocr else None
         self._stack = ExitStack()
         self._open: tuple[str, Pdf, dict[int, list[Outline]]] | None = None
+        self._loaded = 0
 
     # -- one answer for one file
 
@@ -111,11 +113,14 @@ class Reader:
         return answer | {"scanned": scanned}
 
     def _pdf(self, path: Path) -> tuple[Pdf, dict[int, list[Outline]]]:
-        if self._open is None or self._open[0] != str(path):
+        if self._open is None or self._open[0] != str(path) or self._loaded >= REOPEN:
+            known = self._open[2] if self._open and self._open[0] == str(path) else None
             self._stack.close()
-            self._open = None
+            self._open, self._loaded = None, 0
             pdf = self._stack.enter_context(Pdf(path, self.settings.most_pages, self.settings.encrypted))
-            self._open = str(path), pdf, pdf.outline()
+            # finding an entry's page takes pdfium half a millisecond in a long file
+            self._open = str(path), pdf, pdf.outline() if known is None else known
+        self._loaded += 1
         return self._open[1:]
 
     def _ask(self, image: Callable[[], Any]) -> tuple[str, str | None]:

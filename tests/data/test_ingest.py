@@ -228,6 +228,9 @@ def test_folders_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         run(tmp_path / "docs", tmp_path / "out")
     with pytest.raises(DataError, match="is the folder to read"):
         run(tmp_path / "docs", tmp_path / "docs")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file"):
+        run(pdfs.book(tmp_path / "a.pdf", 1), tmp_path / "file")
 
 
 def test_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:

@@ -119,6 +119,18 @@ def test_a_document_without_labels_has_none(tmp_path: Path) -> None:
         assert pdf.label(1) is None and pdf.outline() == {}
 
 
+def test_a_title_that_is_no_text_costs_its_entry_only(tmp_path: Path) -> None:
+    outlines = b"<< /Type /Outlines /First 5 0 R /Last 6 0 R /Count 2 >>"
+    broken = b"<< /Title <FEFFD800> /Parent 4 0 R /Next 6 0 R /Dest [3 0 R /Fit] >>"
+    whole = b"<< /Title (Whole) /Parent 4 0 R /Prev 5 0 R /Dest [3 0 R /Fit] >>"
+    tree = b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>"
+    page_ = b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 300 300] >>"
+    catalog = b"<< /Type /Catalog /Pages 2 0 R /Outlines 4 0 R >>"
+    path = pdfs.raw_pdf(tmp_path / "a.pdf", [catalog, tree, page_, outlines, broken, whole])
+    with Pdf(path, 100) as pdf:
+        assert [entry.title for entry in pdf.outline()[1]] == ["Whole"]
+
+
 @pytest.mark.parametrize("pixels", [5_000, 99_999, 2**20, 786_432])
 def test_an_image_fills_the_budget_and_never_exceeds_it(tmp_path: Path, pixels: int) -> None:
     with Pdf(pdfs.book(tmp_path / "a.pdf", 1), 100) as pdf:
