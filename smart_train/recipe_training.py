@@ -38,6 +38,7 @@ MOVED = {
     "evaluation_strategy": "it was renamed: write eval_strategy",
     "logging_dir": "leave it out, and set the environment variable TENSORBOARD_LOGGING_DIR",
     "group_by_length": "leave it out: data.length_groups groups documents of like length",
+    "train_sampling_strategy": "leave it out: data.length_window and data.source say which pairs share a batch",
     "no_cuda": "it was renamed: write use_cpu",
     "per_gpu_train_batch_size": "it was renamed: write per_device_train_batch_size",
     "per_gpu_eval_batch_size": "write evaluation.batch_size",

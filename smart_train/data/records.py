@@ -32,7 +32,8 @@ class Document:
     file: what the document is a part of (a PDF, a package); a split keeps a file together
     page: its number in there, for messages and links
     title: what ``text`` begins with, where the source keeps it apart
-    hash: of the content it was made of, in hexadecimal, where the source has one (ingest does); nothing relies on it
+    hash: of the content it was made of, in hexadecimal, where the source has one (ingest does)
+    source: which of several data sets it came from, where rows say so; batches may keep them apart
     """
 
     id: str
@@ -42,6 +43,7 @@ class Document:
     page: int | None = None
     title: str | None = None
     hash: str | None = None
+    source: str | None = None
 
     def content(self) -> Any:
         """What an encoder takes: ``str``, an RGB PIL image, or ``{"text": str, "image": image}``.

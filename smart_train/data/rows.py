@@ -39,6 +39,7 @@ class Columns:
     page: str | None
     negatives: tuple[str, ...]
     scores: str | None
+    source: str | None = None
 
 
 def query_column(columns: list[str], data: DataBlock) -> str:
@@ -52,6 +53,7 @@ def choose_columns(columns: list[str], data: DataBlock) -> tuple[Columns | None,
     problems: list[Problem] = []
     query = query_column(columns, data)
     named = {"query": query, "document": data.document, "image": data.image, "id": data.id, "scores": data.scores}
+    named["source"] = source = data.source if data.source != "file" else None
     for key, name in named.items():
         if name and name not in columns:
             near = get_close_matches(name, columns, 1, 0.5)
@@ -74,7 +76,9 @@ def choose_columns(columns: list[str], data: DataBlock) -> tuple[Columns | None,
     scores = data.scores if data.scores is not None else ("scores" if "scores" in columns else None)
     rest = [c for c in columns if c not in (query, document, image, data.id)]
     file, page = column(rest, FILES), column(rest, PAGES)
-    found = Columns(query, document or None, image or None, data.id, file, page, tuple(negatives), scores or None)
+    found = Columns(
+        query, document or None, image or None, data.id, file, page, tuple(negatives), scores or None, source
+    )
     return found, []
 
 
@@ -259,10 +263,15 @@ def _documents(row: dict[str, Any], columns: Columns, table: Table, where: str) 
         raise DataError(f"{where}: {len(texts)} documents share one {'id' if image is None else 'image'}; one a row")
     file = row.get(columns.file) if columns.file else None
     page = page_of(row.get(columns.page)) if columns.page else None
+    source = row.get(columns.source) if columns.source else None
     contents: list[str | None] = [*texts] if texts or image is None else [None]
     for text in contents:
         key = str(given) if given is not None else _content_id(text, image)
-        yield Document(key, text, image, str(file) if file not in (None, "") else None, page)
+        yield Document(key, text, image, _name(file), page, source=_name(source))
+
+
+def _name(value: Any) -> str | None:
+    return None if value in (None, "") else str(value)
 
 
 def _content_id(text: str | None, image: Any) -> str:
