@@ -104,6 +104,10 @@ class DataBlock:
     query_tokens: int | None = None  # queries are cut here, too, while training; null = at model.query_tokens only
     document_tokens: int | None = None  # the same for documents: short rows train fast, and whole ones are still read
     length_groups: int = 4  # documents of a batch are encoded in this many groups of like length: less padding
+    length_window: int = 1  # so many batches are sorted by length together: less padding, and negatives of like length
+    source: str | None = None  # a batch is of one source: file, or rows: the column that names it; null = mixed
+    source_temperature: float = 1.0  # 1 = every pair once an epoch; above, small sources are drawn more often
+    source_weights: dict[str, float] = field(default_factory=dict)  # source -> how often it is drawn; 1 where not named
 
 
 @dataclass

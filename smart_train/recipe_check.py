@@ -14,6 +14,7 @@ from smart_train.base_config import BaseConfig, read_base
 from smart_train.bases import BaseNotFound
 from smart_train.blocks import HybridBlock, Recipe
 from smart_train.recipe_bounds import Problems, at_least, distinct, layers, widths
+from smart_train.recipe_check_batches import check_source, check_sources
 from smart_train.recipe_check_objective import (
     check_batch,
     check_blocks,
@@ -257,6 +258,8 @@ def check_data(recipe: Recipe, base: BaseConfig | None) -> Problems:
 
     problems = look(recipe.data, needs_teacher(recipe))
     yield from problems
+    if not problems:
+        yield from check_source(recipe.data)
     ranked = recipe.evaluation.before or recipe.evaluation.after
     if recipe.data.test == 0 and ranked and not problems and not has_test(recipe.data):
         what = "is 0 and the data has no test split, but evaluation.before and evaluation.after rank one"
@@ -282,6 +285,7 @@ ALONE: list[Callable[[Recipe], Problems]] = [
     check_schedule,
     check_trained,
     check_data_block,
+    check_sources,
     check_evaluation,
     check_best,
 ]

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from smart_train.blocks import LateBlock, ObjectiveBlock, Recipe
+from smart_train.data.batches import Kin, kin
 from smart_train.data.collate import Collator, Pairs, Shorter
 from smart_train.data.formats import load
 from smart_train.data.records import Collection
@@ -187,6 +188,7 @@ def make_trainer(recipe: Recipe, sides: Sides, output: Path) -> SmartTrainer:
     during = recipe.evaluation.during and bool(sides.dev.queries) and args.eval_strategy != "no"
     pairs = Pairs(sides.train)
     _check_steps(args, len(pairs))
+    alike = _kin(recipe, sides, pairs, args)
     trainer = SmartTrainer(
         encoder,
         args,
@@ -195,9 +197,22 @@ def make_trainer(recipe: Recipe, sides: Sides, output: Path) -> SmartTrainer:
         collate,
         rank_dev=(lambda e: rank_dev(e, sides.dev, recipe)) if during else None,
         log=output / "log.jsonl",
+        kin=alike,
     )
     logger.info("training %(trainable)s of %(all)s parameters (lora %(lora)s, head %(head)s)", trainer.counts)
     return trainer
+
+
+def _kin(recipe: Recipe, sides: Sides, pairs: Pairs, args: SmartTrainingArguments) -> Kin:
+    """Which pairs may share a batch; tells what comes of it, and raises where not one batch does."""
+    from smart_train.training.loading import planned
+
+    data = recipe.data
+    found = kin(sides.train, pairs.rows, data.source, data.source_weights, data.source_temperature, data.length_window)
+    for line in planned(found, args).told():
+        if args.process_index == 0:
+            logger.info("batches: %s", line)
+    return found
 
 
 def _share_batch(args: SmartTrainingArguments, objective: ObjectiveBlock) -> None:

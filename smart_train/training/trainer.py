@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback
 
 from smart_train.blocks import AdapterBlock, ObjectiveBlock
+from smart_train.data.batches import Kin
 from smart_train.embeddings import Batch, Embeddings, Features
 from smart_train.model.adapters import load_lora_weights
 from smart_train.model.encoder import SmartEncoder
@@ -34,6 +35,7 @@ from smart_train.training.checks import FirstStep, TrainingStopped, check_cached
 from smart_train.training.engines import Engine, in_order
 from smart_train.training.gradcache import cached_backward
 from smart_train.training.inputs import Held, Inputs, Moved, Rows
+from smart_train.training.loading import planned, train_loader
 from smart_train.training.logs import JsonLog, Means
 from smart_train.training.step import Step, token_dtype
 
@@ -48,6 +50,7 @@ class SmartTrainer(Trainer):
     {"pooled/ndcg@10": ...}; log: the JSONL file that every logged line goes to.
     cached: gradient caching (training/gradcache.py), where memory follows a chunk and not the batch; None = where
     ``objective.batch`` is given.  A frozen backbone keeps no activations: one pass is as small, and is what it gets.
+    kin: which pairs may share a batch (data/batches.py); None = Trainer's own order, by chance alone.
     Raises ValueError where ``objective.batch`` is not what the ranks draw together, TrainingStopped for what can't be
     trained.
     """
@@ -63,6 +66,7 @@ class SmartTrainer(Trainer):
         log: Path | None = None,
         callbacks: list[TrainerCallback] | None = None,
         cached: bool | None = None,
+        kin: Kin | None = None,
     ) -> None:
         if args.n_gpu > 1:
             raise TrainingStopped(
@@ -70,7 +74,7 @@ class SmartTrainer(Trainer):
                 f"accelerate launch --multi_gpu --num_processes {args.n_gpu} ..., or set CUDA_VISIBLE_DEVICES=0"
             )
         adapter = encoder.adapter or AdapterBlock(kind="frozen")
-        self.rank_dev = rank_dev
+        self.rank_dev, self.kin = rank_dev, kin
         self.counts = check_trainable(encoder, adapter)
         wanted = objective.batch is not None if cached is None else cached
         self.cached = wanted and adapter.kind != "frozen"
@@ -91,6 +95,12 @@ class SmartTrainer(Trainer):
         dtype = token_dtype(objective.similarity, args.device, args.bf16)
         self.step = Step(objective, encoder.late.hybrid, *widths, dtype=dtype)
         self.engine = Engine(self.accelerator, encoder)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        if self.kin is None:
+            return super().get_train_dataloader()
+        batches = planned(self.kin, self.args, self._train_batch_size)  # which auto_find_batch_size may have changed
+        return train_loader(self.train_dataset, batches, self.data_collator, self.args, self.accelerator)
 
     # -- the step
 
