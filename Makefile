@@ -1,4 +1,5 @@
 # make quickstart   set up, then train and evaluate the embedded example: a table, a plot, an adapter
+# make demo-pdf     a folder of PDFs -> ingest, train, evaluate on files never trained on (FOLDER=..., else a Debian package)
 # make test         set up, then lint and the quick tests (what CI runs);  make test-all: the slow ones too
 # make lint | clean
 #
@@ -19,7 +20,7 @@ THREADS = $(or $(OMP_NUM_THREADS),$(shell $(PYTHON) tools/environment.py threads
 QUIET = TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 TESTS = env OMP_NUM_THREADS=1 $(QUIET) $(BIN)/python -m pytest
 
-.PHONY: help environment quickstart test test-all lint clean
+.PHONY: help environment quickstart demo-pdf test test-all lint clean
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
@@ -29,6 +30,9 @@ environment:
 
 quickstart: environment
 	PATH="$(BIN):$$PATH" $(QUIET) OMP_NUM_THREADS=$(THREADS) accelerate launch recipes/quickstart.yaml
+
+demo-pdf: environment
+	PATH="$(BIN):$$PATH" $(QUIET) OMP_NUM_THREADS=$(THREADS) tools/demo_pdf.sh $(FOLDER)
 
 test: lint
 	$(TESTS) $(ARGS)

@@ -111,6 +111,21 @@ class DataBlock:
 
 
 @dataclass
+class MiningBlock:
+    rounds: int = 0  # times that hard negatives are mined anew during training, at equal distances; 0 = never
+    start: bool = False  # also before the first step, so that the data need none
+    k: int = 8  # most negatives a query gets; data.negatives of them are drawn for a batch
+    mode: Literal["pooled", "late", "hybrid"] = "hybrid"  # the score that ranks
+    max_relative: float | None = 0.95  # below this share of the answer's score, or it may be an answer too; null = any
+    margin: float | None = None  # below the answer's score by more than this; null = any
+    first: int = 0  # best rank that is looked at, 0 = the hardest
+    last: int = 100  # ranks before this one are looked at
+    skip_top: int = 0  # leave out so many of the hardest that pass
+    window: int | None = None  # leave out pages so near to an answer in its file; null = they are candidates
+    sampling: Literal["top", "random"] = "top"  # of those that pass
+
+
+@dataclass
 class TermBlock:
     weight: float = 1.0  # w of the term in the loss; 0 turns it off
     temperature: float = 0.05  # tau; scores are cosines, so 0.02 to 0.05 is usual
@@ -178,6 +193,7 @@ class Recipe:
     late: LateBlock = field(default_factory=LateBlock)  # the token view: which hidden states, head, hybrid weights
     adapter: AdapterBlock = field(default_factory=AdapterBlock)  # what is trained
     data: DataBlock = field(default_factory=DataBlock)  # what it is trained and tested on
+    mining: MiningBlock = field(default_factory=MiningBlock)  # hard negatives found with what is being trained
     objective: ObjectiveBlock = field(default_factory=ObjectiveBlock)  # the terms of the loss
     training: dict[str, Any] = field(default_factory=dict)  # transformers TrainingArguments + head_learning_rate
     evaluation: EvaluationBlock = field(default_factory=EvaluationBlock)  # what is measured, and when

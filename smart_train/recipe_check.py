@@ -15,6 +15,7 @@ from smart_train.bases import BaseNotFound
 from smart_train.blocks import HybridBlock, Recipe
 from smart_train.recipe_bounds import Problems, at_least, distinct, layers, widths
 from smart_train.recipe_check_batches import check_source, check_sources
+from smart_train.recipe_check_mining import check_mining, data_of
 from smart_train.recipe_check_objective import (
     check_batch,
     check_blocks,
@@ -256,7 +257,7 @@ def check_data(recipe: Recipe, base: BaseConfig | None) -> Problems:
     from smart_train.data.formats import check_data as look
     from smart_train.data.formats import has_test, image_column
 
-    problems = look(recipe.data, needs_teacher(recipe))
+    problems = look(data_of(recipe), needs_teacher(recipe))
     yield from problems
     if not problems:
         yield from check_source(recipe.data)
@@ -286,6 +287,7 @@ ALONE: list[Callable[[Recipe], Problems]] = [
     check_trained,
     check_data_block,
     check_sources,
+    check_mining,
     check_evaluation,
     check_best,
 ]

@@ -80,7 +80,7 @@ def build(values: dict[str, Any], training: dict[str, Any], moved: dict[str, str
             problems.append(Problem(key, "is not a key of this block", moved[name]))
         elif name not in training:
             problems.append(unknown(key, [f"training.{n}" for n in training], training))
-        else:
+        elif value is not None or types.NoneType in _options(training[name]):  # null elsewhere: as if it were left out
             recipe.training[name] = fit(value, training[name], key, problems)
     if problems:
         raise RecipeError(problems, where)

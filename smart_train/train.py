@@ -16,28 +16,25 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from smart_train.blocks import LateBlock, ObjectiveBlock, Recipe
+from smart_train.blocks import LateBlock, Recipe
 from smart_train.data.batches import Kin, kin
 from smart_train.data.collate import Collator, Pairs, Shorter
 from smart_train.data.formats import load
 from smart_train.data.records import Collection
-from smart_train.embeddings import Features
 from smart_train.evaluation.metrics import Interval
 from smart_train.evaluation.report import differences, plot, table, write_metrics
 from smart_train.evaluation.retrieval import Evaluation, calibrate, evaluate
 from smart_train.model.encoder import SmartEncoder
 from smart_train.model.folder import verify
-from smart_train.model.slices import image_token, split
 from smart_train.publish import check_access, publish
 from smart_train.recipe import save as save_recipe
+from smart_train.recipe_check_mining import data_of
 from smart_train.recipe_check_objective import needs_teacher
 
 if TYPE_CHECKING:
@@ -73,7 +70,7 @@ def run(recipe: Recipe, source: str | Path) -> dict[str, Any]:
     if main:
         make_room(output, recipe)
         _tell_threads()
-    sides = Sides(*load(recipe.data, teacher=needs_teacher(recipe)))
+    sides = Sides(*load(data_of(recipe), teacher=needs_teacher(recipe)))
     if main:
         _tell_data(sides)
         save_recipe(recipe, output, sides.fingerprints())
@@ -165,11 +162,12 @@ def make_trainer(recipe: Recipe, sides: Sides, output: Path) -> SmartTrainer:
 
     from smart_train.training.arguments import training_arguments
     from smart_train.training.checks import check_engine
+    from smart_train.training.sizes import check_pages, check_steps, chunk_rows, shared, splitter
     from smart_train.training.trainer import SmartTrainer
 
-    args = training_arguments(recipe.training, output)  # joins the processes, where there are several
+    block = shared(recipe.training, recipe.objective)
+    args = training_arguments(block, output)  # joins the processes, where there are several
     check_engine(args)
-    _share_batch(args, recipe.objective)
     set_seed(args.seed)  # LoRA and the head are drawn next, whatever was drawn before; the same on every rank
     late = replace(recipe.late, hybrid=replace(recipe.late.hybrid))
     device = None if args.device.type != "cpu" else "cpu"
@@ -182,13 +180,14 @@ def make_trainer(recipe: Recipe, sides: Sides, output: Path) -> SmartTrainer:
         negatives=data.negatives,
         length_groups=data.length_groups,
         seed=args.seed,
-        chunk_rows=_chunk_rows(recipe.objective),
-        split=_splitter(encoder, recipe.objective),
+        chunk_rows=chunk_rows(recipe.objective),
+        split=splitter(encoder, recipe.objective),
     )
     during = recipe.evaluation.during and bool(sides.dev.queries) and args.eval_strategy != "no"
     pairs = Pairs(sides.train)
-    _check_steps(args, len(pairs))
+    check_steps(args, len(pairs))
     alike = _kin(recipe, sides, pairs, args)
+    check_pages(recipe.objective, sides.train.corpus.values(), sides.train.name)
     trainer = SmartTrainer(
         encoder,
         args,
@@ -199,6 +198,7 @@ def make_trainer(recipe: Recipe, sides: Sides, output: Path) -> SmartTrainer:
         log=output / "log.jsonl",
         kin=alike,
     )
+    _remine(trainer, sides, recipe, output)
     logger.info("training %(trainable)s of %(all)s parameters (lora %(lora)s, head %(head)s)", trainer.counts)
     return trainer
 
@@ -215,41 +215,20 @@ def _kin(recipe: Recipe, sides: Sides, pairs: Pairs, args: SmartTrainingArgument
     return found
 
 
-def _share_batch(args: SmartTrainingArguments, objective: ObjectiveBlock) -> None:
-    """objective.batch is of all ranks together; each draws its share.  Raises ValueError where it can't be shared."""
-    if objective.batch is None:
+def _remine(trainer: SmartTrainer, sides: Sides, recipe: Recipe, output: Path) -> None:
+    """Has the training's hard negatives mined anew while it runs, where the recipe says so."""
+    options = recipe.mining
+    if not options.rounds:
         return
-    share, rest = divmod(objective.batch, args.world_size)
-    if rest or not share:
-        raise ValueError(
-            f"objective.batch is {objective.batch}, which {args.world_size} processes cannot share evenly; "
-            f"write {max(1, share) * args.world_size} or another multiple of {args.world_size}"
-        )
-    args.per_device_train_batch_size = share
+    from smart_train.data.mining import Options
+    from smart_train.mine_folder import miner
+    from smart_train.training.remine import Remine
 
-
-def _check_steps(args: SmartTrainingArguments, pairs: int) -> None:
-    """Raises ValueError where the training pairs do not fill one batch and short batches are dropped."""
-    batch = args.train_batch_size * args.world_size
-    if args.dataloader_drop_last and pairs < batch:
-        raise ValueError(
-            f"there are {pairs} training pairs, and a step takes {batch} (objective.batch, or "
-            f"per_device_train_batch_size x processes): not one step; write at most {pairs}"
-        )
-
-
-def _chunk_rows(objective: ObjectiveBlock) -> int | None:
-    """Rows of one forward: as written, else 32 with gradient caching (its memory is a chunk's), else no limit."""
-    if objective.chunk_rows is None and objective.chunk_tokens is None and objective.batch is not None:
-        return 32
-    return objective.chunk_rows
-
-
-def _splitter(encoder: SmartEncoder, objective: ObjectiveBlock) -> Callable[[Features], list[Features]] | None:
-    """Splits a preprocessed chunk by the recipe's token budget; picklable, for data workers."""
-    if objective.chunk_tokens is None:
-        return None
-    return partial(split, tokens=objective.chunk_tokens, image_token=image_token(encoder.backbone.config))
+    names = ("k", "mode", "max_relative", "margin", "skip_top", "window", "sampling")
+    chosen = Options(**{name: getattr(options, name) for name in names}, range=(options.first, options.last))
+    mine = miner(sides.train, [sides.dev, sides.test], chosen, recipe.evaluation.batch_size)
+    folder = output / "negatives"
+    trainer.add_callback(Remine(trainer, sides.train, mine, folder, rounds=options.rounds, start=options.start))
 
 
 def rank_dev(encoder: SmartEncoder, dev: Collection, recipe: Recipe) -> dict[str, float]:

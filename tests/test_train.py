@@ -151,3 +151,27 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another(start):
         tensors.append(load_file(output / "adapter" / "adapter_model.safetensors"))
     assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
     assert any(not torch.equal(tensors[0][name], tensors[2][name]) for name in tensors[0])
+
+
+def test_negatives_are_mined_with_what_is_being_trained(start, caplog):
+    """Before the first step and after the first of two: two rounds on the disk, none of a query's own answers in them,
+    and the batches have as many negatives as asked for."""
+    output, _ = start("mining.rounds=1", "mining.start=true", "mining.max_relative=null", "data.negatives=2")
+    rounds = {file.stem: json.loads(file.read_text()) for file in (output / "negatives").glob("step-*.json")}
+    assert sorted(rounds) == ["step-0", "step-1"] and rounds["step-0"] != rounds["step-1"]
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    drawn = [line["batch/negatives"] for line in lines if "loss/late" in line]
+    assert drawn and all(count == 2 * 4 for count in drawn)
+
+
+def test_a_batch_in_chunks_is_the_batch_in_one_pass(start):
+    """objective.batch with chunks of rows and of tokens: the same adapter as per_device_train_batch_size."""
+    plain, _ = start("training.per_device_train_batch_size=6", "data.length_groups=1")
+    expected = load_file(plain / "adapter" / "adapter_model.safetensors")
+    for chunks in (["objective.chunk_rows=2"], ["objective.chunk_tokens=40"]):
+        cached, _ = start("training.per_device_train_batch_size=null", "objective.batch=6", *chunks)
+        found = load_file(cached / "adapter" / "adapter_model.safetensors")
+        assert found.keys() == expected.keys()
+        # Adam's first steps turn rounding of gradients near zero into steps, so directions are compared, not bits
+        ours, theirs = (torch.cat([t.flatten() for _, t in sorted(side.items())]) for side in (found, expected))
+        assert torch.cosine_similarity(ours, theirs, dim=0) > 0.999

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# From a folder of PDFs to an adapter: ingest, questions in the documents' own words, train, evaluate on other files.
+#
+#   tools/demo_pdf.sh [FOLDER]     your PDFs; without one, those of a Debian documentation package (50 MB, downloaded by
+#                                  apt-get; 155 PDFs, 6,100 pages of LaTeX manuals)
+#   OUT=runs/demo-pdf              where all of it goes; run again, it goes on where it was
+#   STEPS=40                       of training
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PACKAGE=texlive-latex-recommended-doc
+OUT=${OUT:-runs/demo-pdf}
+FOLDER=${1:-}
+mkdir -p "$OUT"
+
+if [ -z "$FOLDER" ]; then
+    FOLDER=$OUT/documents
+    if [ ! -d "$FOLDER" ]; then
+        for tool in apt-get dpkg-deb; do
+            command -v "$tool" >/dev/null || {
+                echo "$tool is not here (this is no Debian); name a folder of PDFs: tools/demo_pdf.sh FOLDER" >&2
+                exit 1
+            }
+        done
+        rm -rf "$OUT/package" && mkdir "$OUT/package"
+        (cd "$OUT/package" && apt-get -qq download "$PACKAGE") || {
+            echo "apt-get could not download $PACKAGE (offline?); name a folder of PDFs: tools/demo_pdf.sh FOLDER" >&2
+            exit 1
+        }
+        dpkg-deb -x "$OUT"/package/*.deb "$OUT/package/tree"
+        mv "$OUT/package/tree" "$FOLDER"
+        rm -rf "$OUT/package"
+    fi
+fi
+
+# 3 = some files were skipped; the summary names them
+smart-train ingest "$FOLDER" --out "$OUT/data" --no-images || [ $? -eq 3 ]
+accelerate launch recipes/quickstart.yaml name=demo-pdf "output=$OUT/run" "data.path=$OUT/data" \
+    "training.max_steps=${STEPS:-40}"
