@@ -60,6 +60,8 @@ def _questions(ingest: argparse.ArgumentParser) -> None:
         "--endpoint", metavar="URL", help="server of --vlm, .../v1: it is sent the pages; key: --key-env"
     )
     ingest.add_argument("--key-env", metavar="NAME", help="environment variable that holds the endpoint's key")
+    ingest.add_argument("--round-trip", metavar="MODEL", help="keep a query only if this base finds its page back")
+    ingest.add_argument("--top", type=count, default=10, help="with --round-trip: among so many: %(default)s")
     ingest.add_argument("--dev", type=float, default=0.1, help="share of the questions, by whole files: %(default)s")
     ingest.add_argument("--test", type=float, default=0.1, help="the same, for tests: %(default)s")
     ingest.add_argument("--seed", type=int, default=0, help="of the split: %(default)s")
@@ -67,10 +69,9 @@ def _questions(ingest: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Reads, asks, splits, writes; what was skipped is told and sets the exit status."""
-    from smart_train.data.build import build
     from smart_train.data.ids import DataError
     from smart_train.data.ingest import IngestOptions, Limits, ingest
-    from smart_train.data.report import REPORT, update
+    from smart_train.data.report import REPORT
 
     _check(options)
     limits = Limits(options.max_pages, options.max_bytes, options.max_picture, options.seconds)
@@ -95,26 +96,49 @@ def run(options: argparse.Namespace) -> int:
     print(report.summary(), flush=True)
     status = SKIPPED if report.skipped else 0
     if options.questions != "none" and report.pages:
-        written = _asked(out, asker)
-        told = {
-            "way": options.questions,
-            "kept": written.kept(),
-            "dropped": written.dropped(),
-            "counts": written.counts,
-        }
-        update(out, {"questions": told})
-        print(_told(written), flush=True)
-        built = build(out, written, options.dev, options.test, options.seed)
-        update(out, {"built": asdict(built)})
-        queries = ", ".join(f"{side} {count:,} of {built.files[side]:,} files" for side, count in built.queries.items())
-        print(f"{built.documents:,} documents; queries: {queries}")
+        _ask_and_build(options, out, asker)
     print(f"{out}; report: {out / REPORT}")
     return status
 
 
+def _ask_and_build(options: argparse.Namespace, out: Path, asker: Asker | None) -> None:
+    from smart_train.data.build import build
+    from smart_train.data.report import update
+
+    written = _asked(out, asker)
+    if options.round_trip:
+        written = _found_back(written, out, options.round_trip, options.top)
+    told = {"way": options.questions, "kept": written.kept(), "dropped": written.dropped(), "counts": written.counts}
+    if options.round_trip:
+        told["round_trip"] = {"model": options.round_trip, "top": options.top}
+    update(out, {"questions": told})
+    print(_told(written), flush=True)
+    built = build(out, written, options.dev, options.test, options.seed)
+    update(out, {"built": asdict(built)})
+    queries = ", ".join(f"{side} {count:,} of {built.files[side]:,} files" for side, count in built.queries.items())
+    print(f"{built.documents:,} documents; queries: {queries}")
+
+
+def _found_back(written: Written, out: Path, model: str, top: int) -> Written:
+    """The questions whose page the base model finds back, in the documents as they will be searched."""
+    from smart_train.ask import base_ranker
+    from smart_train.data.build import documents
+    from smart_train.data.pages import read_pages
+    from smart_train.data.questions import round_trip
+    from smart_train.model.encoder import SmartEncoder
+
+    corpus = {document.id: document for document in documents(out, written.masked)}
+    content = {page.id: page.hash for page in read_pages(out)}
+    encoder = SmartEncoder(model)
+    if any(document.image is not None for document in corpus.values()) and "image" not in encoder.st.modalities:
+        raise UsageError(f"--round-trip: {model} sees no images; name a vision-language base, or give --no-images")
+    return round_trip(written, base_ranker(encoder, corpus, top), top, lambda page: content.get(page, page))
+
+
 def _check(options: argparse.Namespace) -> None:
     """Refuses what can be refused before anything is read."""
-
+    if options.round_trip and options.questions == "none":
+        raise UsageError("--round-trip filters questions, and --questions is none")
     if (options.questions == "vlm") != bool(options.vlm):
         raise UsageError("--questions vlm and --vlm MODEL go together")
     if (options.endpoint or options.key_env) and not options.vlm:

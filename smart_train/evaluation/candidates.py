@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from smart_train.evaluation.metrics import EvaluationError, Ranking
-from smart_train.evaluation.ranking import _Best as Best
+from smart_train.evaluation.ranking import Best
 
 
 class Candidates:

@@ -136,9 +136,9 @@ def rank_views(
         raise EvaluationError("there is no document to rank")
     if top < 1:
         raise EvaluationError(f"top is the number of documents kept per query, 1 or more, got {top}")
-    best: dict[tuple[int, int], dict[str, _Best]] = {}  # by block of queries
+    best: dict[tuple[int, int], dict[str, Best]] = {}  # by block of queries
     for rows, columns, pooled, late in scored or tiles(queries, checked(documents, document_ids), block, device):
-        fresh = {name: _Best(top, each.noise, themselves) for name, each in views.items()}
+        fresh = {name: Best(top, each.noise, themselves) for name, each in views.items()}
         of_rows = best.setdefault((rows.start, rows.stop), fresh)
         for name, each in views.items():
             of_rows[name].add(each.score(pooled, late), columns.start)
@@ -206,7 +206,7 @@ def _part(embeddings: Embeddings, rows: slice, device: torch.device) -> Embeddin
     )
 
 
-class _Best:
+class Best:
     """The running best of one view for one block of queries."""
 
     def __init__(self, top: int, noise: float, themselves: Collection[str] = ()) -> None:
