@@ -19,10 +19,14 @@ Rows = list[tuple[str, str]]
 
 @dataclass
 class Held:
-    """A Batch that stays where it is: accelerate moves whatever has a ``to``, and a cached step moves one chunk after
-    another (the pixels of 1,024 pages are 18 GB)."""
+    """A Batch that stays where it is: accelerate moves whatever has a ``to``, and a step of a large batch moves one
+    chunk after another (the pixels of 1,024 pages are 18 GB)."""
 
     batch: Batch
+
+
+def held(found: Batch | Held) -> Batch:
+    return found.batch if isinstance(found, Held) else found
 
 
 @dataclass

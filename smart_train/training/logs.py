@@ -44,6 +44,14 @@ class Means:
         return taken
 
 
+def asked(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch's counts, without those of hard negatives where none are drawn: they would be 0 in every line.  (Each
+    that is asked for is either there or missing, so that every rank and step leaves out the same.)"""
+    if notes.get("negatives") or notes.get("negatives_missing"):
+        return dict(notes)
+    return {name: value for name, value in notes.items() if not name.startswith("negatives")}
+
+
 class JsonLog(TrainerCallback):
     """Every logged line as JSON, one object a line, with its step and seconds; appended, so that a resume goes on."""
 

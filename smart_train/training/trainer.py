@@ -34,9 +34,9 @@ from smart_train.training.arguments import SmartTrainingArguments
 from smart_train.training.checks import FirstStep, TrainingStopped, check_cached, check_trainable
 from smart_train.training.engines import Engine, in_order
 from smart_train.training.gradcache import cached_backward
-from smart_train.training.inputs import Held, Inputs, Moved, Rows
+from smart_train.training.inputs import Inputs, Moved, Rows, held
 from smart_train.training.loading import planned, train_loader
-from smart_train.training.logs import JsonLog, Means
+from smart_train.training.logs import JsonLog, Means, asked
 from smart_train.training.step import Step, token_dtype
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,8 @@ class SmartTrainer(Trainer):
     workers, and its chunks are the forwards; rank_dev: ranks the dev split with the encoder and returns
     {"pooled/ndcg@10": ...}; log: the JSONL file that every logged line goes to.
     cached: gradient caching (training/gradcache.py), where memory follows a chunk and not the batch; None = where
-    ``objective.batch`` is given.  A frozen backbone keeps no activations: one pass is as small, and is what it gets.
+    ``objective.batch`` is given.  A frozen backbone gets one pass: it keeps no activations, only the states that the
+    head reads.
     kin: which pairs may share a batch (data/batches.py); None = Trainer's own order, by chance alone.
     Raises ValueError where ``objective.batch`` is not what the ranks draw together, TrainingStopped for what can't be
     trained.
@@ -85,7 +86,7 @@ class SmartTrainer(Trainer):
             args=args,
             train_dataset=pairs,
             eval_dataset=pairs,  # only its presence counts: Trainer refuses eval_strategy without; rank_dev ranks
-            data_collator=Inputs(collate, hold=self.cached),
+            data_collator=Inputs(collate, hold=wanted),
             callbacks=[FirstStep(encoder), *([JsonLog(log)] if log is not None else []), *(callbacks or [])],
         )
         self.current_gradient_accumulation_steps = 1  # Trainer sets it in its loop; a step may run outside of one
@@ -121,8 +122,7 @@ class SmartTrainer(Trainer):
         model.train()
         if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers have two modes, too
             self.optimizer.train()  # type: ignore[union-attr]
-        found = inputs["batch"]
-        loss = self.cached_loss(model, found.batch if isinstance(found, Held) else found)
+        loss = self.cached_loss(model, held(inputs["batch"]))
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             clear_device_cache()
@@ -135,22 +135,21 @@ class SmartTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        batch: Batch = inputs["batch"].to(self.args.device)
+        batch = held(inputs["batch"])
         loss = self._seen(self.batch_loss(model, batch), batch)
         return (loss.total, None) if return_outputs else loss.total
 
     def batch_loss(self, model: nn.Module, batch: Batch) -> Loss:
         """One forward for every chunk of both sides (one call, so that DDP and ZeRO see one forward a step)."""
-        chunks = [*batch.queries, *batch.documents]
+        chunks, labels = self._parts(batch)
         plan = self.engine.plan(chunks, cached=False)
-        both = model([chunks[number] for number in plan])
-        return self.step.loss(in_order(both, plan, chunks), batch)
+        both = model(Moved([chunks[number] for number in plan], self.args.device))
+        return self.step.loss(in_order(both, plan, chunks), labels)
 
     def cached_loss(self, model: nn.Module, batch: Batch) -> Loss:
         """The same loss, detached, and its gradient (a share of the accumulation's) in the weights: every chunk runs
         twice, but only one's activations exist at a time.  See training/gradcache.py."""
-        chunks = [*batch.queries, *batch.documents]
-        labels = replace(batch, queries=[], documents=[]).to(self.args.device)
+        chunks, labels = self._parts(batch)
         steps, plan, calls = self.current_gradient_accumulation_steps, self.engine.plan(chunks, cached=True), count()
 
         def forward(chunk: Features) -> Embeddings:
@@ -169,9 +168,13 @@ class SmartTrainer(Trainer):
             keep=not (self.engine.deepspeed or self.engine.fsdp),
         )
 
+    def _parts(self, batch: Batch) -> tuple[list[Features], Batch]:
+        """The chunks where they are, and everything else on the device."""
+        return [*batch.queries, *batch.documents], replace(batch, queries=[], documents=[]).to(self.args.device)
+
     def _seen(self, loss: Loss, batch: Batch) -> Loss:
         """Notes what the log will say, and stops where the loss is no number."""
-        counts = {f"batch/{n}": v for n, v in batch.notes.items() if isinstance(v, int | float)}
+        counts = {f"batch/{n}": v for n, v in asked(batch.notes).items() if isinstance(v, int | float)}
         self.means.add({**loss.parts, **counts})
         if not bool(torch.isfinite(loss.total)):
             parts = {name: round(float(value), 4) for name, value in loss.parts.items()}

@@ -9,7 +9,9 @@ import torch
 from steps import JOINT, OBJECTIVES, lines, pages, weights
 
 from smart_train.blocks import AdapterBlock, ModelBlock, ObjectiveBlock, TermBlock
+from smart_train.embeddings import Batch
 from smart_train.training.checks import TrainingStopped
+from smart_train.training.inputs import Moved
 from smart_train.training.trainer import SmartTrainer
 
 HEAD = {"layer": [2, -1], "head": "layernorm_linear", "dim": 12}
@@ -138,6 +140,42 @@ def test_a_frozen_backbone_runs_once(cached, make):
     assert not trainer.cached and rows == sum(len(chunk["input_ids"]) for chunk in made[0].queries + made[0].documents)
     moved = {n for n, p in weights(trainer.encoder).items() if not torch.equal(p, before[n])}
     assert moved and all(name.startswith("head.") for name in moved)
+
+
+@pytest.mark.parametrize("adapter", [LORA, FROZEN])
+def test_chunks_of_a_large_batch_come_to_the_device_one_by_one(adapter, make, monkeypatch):
+    """Whether they run once or twice: each right before its forward, and never the batch as a whole."""
+    objective = replace(JOINT, batch=8)
+    trainer = make("bert", adapter, HEAD, objective, per_device_train_batch_size=8, chunk_rows=3, max_steps=1)
+    events: list[str] = []
+    move, whole = Moved.__getitem__, Batch.to
+
+    def moved(self, number):
+        found = move(self, number)
+        events.append("moved")
+        return found
+
+    def at_once(self, *args, **options):
+        assert not self.queries and not self.documents
+        return whole(self, *args, **options)
+
+    monkeypatch.setattr(Moved, "__getitem__", moved)
+    monkeypatch.setattr(Batch, "to", at_once)
+    trainer.encoder.transformer.register_forward_hook(lambda *_: events.append("forward"))
+    trainer.train()
+    assert len(events) >= 12 and events == ["moved", "forward"] * (len(events) // 2)
+
+
+@pytest.mark.parametrize("negatives", [0, 1])
+def test_hard_negatives_are_counted_where_they_are_asked_for(negatives, make):
+    trainer = make("bert", LORA, cached=True, negatives=negatives)
+    trainer.train()
+    for line in [line for line in lines(trainer) if "loss" in line]:
+        counts = {name.removeprefix("batch/") for name in line if name.startswith("batch/")}
+        assert {"queries", "documents", "also_relevant"} <= counts
+        assert {"negatives", "negatives_missing", "negatives_copies"} & counts == (
+            {"negatives", "negatives_missing", "negatives_copies"} if negatives else set()
+        )
 
 
 def test_rows_that_were_cut_are_counted_once(make):
