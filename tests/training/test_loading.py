@@ -1,0 +1,93 @@
+"""The trainer on planned batches: it sees the plan's rows, and a run that is resumed anywhere is the uninterrupted one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from steps import lines, texts, weights
+
+from smart_train.blocks import AdapterBlock
+from smart_train.data.batches import kin
+from smart_train.training.loading import planned
+from smart_train.training.trainer import SmartTrainer
+
+LORA = AdapterBlock(r=4)
+
+
+@pytest.fixture
+def planning(make):
+    """planning(**arguments) -> a trainer on planned batches, which keeps the rows of every batch in ``seen``."""
+
+    def build(**options) -> SmartTrainer:
+        trainer = make("qwen3", LORA, **options)
+        trainer.kin = kin(texts(False), trainer.train_dataset.rows, window=2)
+        trainer.seen, collate = [], trainer.data_collator
+        trainer.data_collator = lambda rows: trainer.seen.append(rows) or collate(rows)
+        return trainer
+
+    return build
+
+
+def test_a_run_trains_on_the_planned_batches_epoch_after_epoch(planning):
+    trainer = planning(max_steps=9, per_device_train_batch_size=8)
+    trainer.train()
+    rows, batches = trainer.train_dataset.rows, planned(trainer.kin, trainer.args)
+    expected = [[rows[place] for place in batch] for epoch in range(3) for batch in batches.plan(epoch)]
+    assert [sorted(batch) for batch in trainer.seen[:9]] == [sorted(batch) for batch in expected[:9]]
+    assert len(batches) == 3 and trainer.state.epoch == 3
+
+
+def test_the_seed_of_the_data_is_its_own(planning):
+    first, second, other = (planning(max_steps=1, data_seed=seed, seed=seed or 42) for seed in (7, None, 8))
+    plans = [planned(trainer.kin, trainer.args).plan(0) for trainer in (first, second, other)]
+    assert plans[0] == planned(first.kin, planning(data_seed=7, seed=1).args).plan(0)
+    assert plans[0] != plans[1] != plans[2]
+
+
+@pytest.mark.parametrize("drop", [True, False])
+@pytest.mark.parametrize("step", [2, 4, 5])
+def test_a_run_resumed_in_the_middle_of_an_epoch_is_the_uninterrupted_one(step, drop, planning):
+    """Epochs of 3 steps with 2 or 3 batches accumulated in each: after 2, 4 and 5 steps an epoch is not over."""
+    options = {
+        "max_steps": 7,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 3,
+        "dataloader_drop_last": drop,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "save_total_limit": None,
+        "lr_scheduler_type": "linear",
+    }
+    whole = planning(folder="whole", **options)
+    whole.train()
+    assert whole.state.epoch == pytest.approx(7 / 3, abs=0.2)
+    torch.manual_seed(5)
+    resumed = planning(folder="resumed", **options)
+    resumed.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / f"checkpoint-{step}"))
+    batches = len(planned(whole.kin, whole.args))
+    done = step // 3 * batches + step % 3 * 3
+    assert resumed.seen == whole.seen[done:]
+    expected, found = weights(whole.encoder), weights(resumed.encoder)
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, atol=1e-6, rtol=0, msg=name)
+    ours, theirs = ({line["step"]: line["loss/late"] for line in lines(t) if "loss" in line} for t in (resumed, whole))
+    assert ours == pytest.approx({n: theirs[n] for n in range(step + 1, 8)}, abs=1e-5)
+
+
+def test_workers_make_the_same_batches(planning, make):
+    """Of two of them, in order; what they have seen stays with them, so the losses are compared."""
+    runs = []
+    for workers in (0, 2):
+        trainer = planning(max_steps=4, dataloader_num_workers=workers, folder=f"workers{workers}")
+        trainer.train()
+        runs.append([line["loss"] for line in lines(trainer) if "loss" in line])
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("option", ["split_batches", "dispatch_batches"])
+def test_accelerate_does_not_divide_what_was_planned(option, planning):
+    trainer = planning(accelerator_config={option: True})
+    with pytest.raises(ValueError, match="split_batches and dispatch_batches"):
+        trainer.train()
