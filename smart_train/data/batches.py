@@ -72,7 +72,8 @@ def kin(
         own = ALL if source is None else one.file if source == "file" else one.source
         found.setdefault("" if own is None else own, []).append(place)
     if found.keys() == {""}:
-        raise DataError(f"{collection.name}: no document has a source (data.source is {source}); write data.source: null")
+        what = f"no document has a source (data.source is {source})"
+        raise DataError(f"{collection.name}: {what}; write data.source: null")
     for name in (weights or {}).keys() - found.keys():
         near = get_close_matches(name, found, 1) or [some(list(found))]
         raise ValueError(f"data.source_weights: there is no source {name!r} in the training pairs; write {near[0]}")

@@ -1,5 +1,5 @@
-"""Batches over two real ranks, through accelerate's loader: every rank its own rows, no document on both, and a run that
-is resumed in a later epoch goes on with that epoch's rows."""
+"""Batches over two real ranks, through accelerate's loader: every rank its own rows, no document on both, and a
+run that is resumed in a later epoch goes on with that epoch's rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainer on planned batches: it sees the plan's rows, and a run that is resumed anywhere is the uninterrupted one."""
+"""The trainer on planned batches: it sees the plan's rows, and a run resumed anywhere is the uninterrupted one."""
 
 from __future__ import annotations
 
