@@ -7,9 +7,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import tiny_data
 import torch
 
+from smart_train.blocks import DataBlock
 from smart_train.data.batches import SMALL, Batches, kin
+from smart_train.data.formats import load
 from smart_train.data.ids import DataError
 from smart_train.data.records import Collection, Document
 
@@ -157,6 +160,19 @@ def test_rows_may_name_their_source():
     assert all(len({name[0] for name in documents(batch, pairs)}) == 1 for batch in plan) and len(plan) == 4
     mixed = Batches(kin(made, pairs), 8).plan(0)
     assert any(len({name[0] for name in documents(batch, pairs)}) == 2 for batch in mixed)
+
+
+def test_a_column_of_a_table_names_the_source(tmp_path):
+    rows = [{"query": f"q{n}", "positive": f"text {n}", "origin": "even" if n % 2 == 0 else n % 3} for n in range(6)]
+    path = tiny_data.write_lines(tmp_path / "rows.jsonl", rows)
+    train, _, _ = load(DataBlock(path=str(path), source="origin", dev=0, test=0))
+    found = kin(train, train.pairs(), "origin").sources
+    assert {name: places.tolist() for name, places in found.items()} == {
+        "even": [0, 2, 4],
+        "1": [1],
+        "0": [3],
+        "2": [5],
+    }
 
 
 @pytest.mark.parametrize(
