@@ -145,8 +145,8 @@ class ObjectiveBlock:
     pooled: TermBlock = field(default_factory=TermBlock)  # cross entropy of the pooled scores
     late: TermBlock = field(default_factory=TermBlock)  # cross entropy of the late scores
     hybrid: TermBlock = field(default_factory=lambda: TermBlock(weight=0.0))  # the two scores added before the softmax
-    batch: int | None = None  # pairs per loss over all GPUs, by gradient caching; null = per_device_train_batch_size
-    chunk_rows: int | None = None  # most rows of one forward: memory follows it; null = no limit (batch: 32)
+    batch: int | None = None  # pairs per step over all GPUs, by gradient caching; null = per_device_train_batch_size
+    chunk_rows: int | None = None  # most rows of one forward; with batch memory follows it; null = no limit, or 32
     chunk_tokens: int | None = None  # most tokens of one forward, padding included (rows x longest); null = no limit
     gather: bool = True  # documents of all GPUs are negatives; false = of the own one only
     gather_group: int | None = None  # gather among this many neighbouring GPUs only, for large worlds; null = all

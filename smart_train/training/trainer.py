@@ -165,7 +165,7 @@ class SmartTrainer(Trainer):
             lambda surrogate, last: self.engine.backward(surrogate / steps),
             plan,
             partial(self.engine.around, model),
-            keep=not (self.engine.deepspeed or self.engine.fsdp),
+            keep=self.args.train_batch_size <= KEPT and not (self.engine.deepspeed or self.engine.fsdp),
         )
 
     def _parts(self, batch: Batch) -> tuple[list[Features], Batch]:

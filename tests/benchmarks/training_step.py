@@ -229,6 +229,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="contenders; all by default")
     parser.add_argument("--run", nargs=2, metavar=("SHAPE", "NAME"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.steps < 2:
+        parser.error("--steps: the first step is not counted, so give 2 or more")
     if options.run:
         print(json.dumps(one(*options.run, options.steps, options.chunk)))
         return
