@@ -258,9 +258,7 @@ def check_data(recipe: Recipe, base: BaseConfig | None) -> Problems:
     from smart_train.data.formats import has_test, image_column
 
     problems = look(data_of(recipe), needs_teacher(recipe))
-    yield from problems
-    if not problems:
-        yield from check_source(recipe.data)
+    yield from problems or check_source(recipe.data)
     ranked = recipe.evaluation.before or recipe.evaluation.after
     if recipe.data.test == 0 and ranked and not problems and not has_test(recipe.data):
         what = "is 0 and the data has no test split, but evaluation.before and evaluation.after rank one"

@@ -41,6 +41,10 @@ from smart_train.training.step import Step, token_dtype
 
 logger = logging.getLogger(__name__)
 
+# Pairs a rank, up to which a cached step keeps the last chunk's graph: of many chunks it is a small saving, and beside
+# the loss of a large batch its activations are not.  One number for every rank, as they must agree on their forwards.
+KEPT = 128
+
 
 class SmartTrainer(Trainer):
     """transformers.Trainer over (query id, document id) pairs.
