@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from smart_train.bases import resolve_base
-from smart_train.data.asking import Answer, Refusal, Request
 from smart_train.data.ids import DataError
+from smart_train.data.questioning.asking import Answer, Refusal, Request
 from smart_train.data.questions import Ranker
 from smart_train.data.records import Collection, Document
 from smart_train.pictures import on_paper

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from smart_train.commands.common import UsageError, count
 
 if TYPE_CHECKING:
-    from smart_train.data.asking import Asker
     from smart_train.data.pages import Page
+    from smart_train.data.questioning.asking import Asker
     from smart_train.data.questions import Written
 
 SKIPPED = 3
@@ -37,7 +37,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _pages(ingest: argparse.ArgumentParser) -> None:
-    from smart_train.data.ingest_options import IngestOptions, Limits
+    from smart_train.data.ingesting.ingest_options import IngestOptions, Limits
 
     pages, most = IngestOptions(), Limits()
     ingest.add_argument("--pixels", type=count, default=pages.pixels, help="most of a page's image: %(default)s")
@@ -70,8 +70,8 @@ def _questions(ingest: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Reads, asks, splits, writes; what was skipped is told and sets the exit status."""
     from smart_train.data.ids import DataError
-    from smart_train.data.ingest import IngestOptions, Limits, ingest
-    from smart_train.data.report import REPORT
+    from smart_train.data.ingesting.ingest import IngestOptions, Limits, ingest
+    from smart_train.data.ingesting.report import REPORT
 
     _check(options)
     limits = Limits(options.max_pages, options.max_bytes, options.max_picture, options.seconds)
@@ -103,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _ask_and_build(options: argparse.Namespace, out: Path, asker: Asker | None) -> None:
     from smart_train.data.build import build
-    from smart_train.data.report import update
+    from smart_train.data.ingesting.report import update
 
     written = _asked(out, asker)
     if options.round_trip:
@@ -158,7 +158,7 @@ def _asker(options: argparse.Namespace) -> Asker | None:
     if options.questions != "vlm":
         return None
     if options.endpoint:
-        from smart_train.data.endpoint import EndpointAsker
+        from smart_train.data.questioning.endpoint import EndpointAsker
 
         return EndpointAsker(options.endpoint, options.vlm, os.environ[options.key_env] if options.key_env else None)
     from smart_train.ask import LocalAsker

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 from smart_train.data.ids import DataError
 
 if TYPE_CHECKING:
-    from smart_train.data.asking import Asker, Asking
-    from smart_train.data.own_words import OwnWords
+    from smart_train.data.questioning.asking import Asker, Asking
+    from smart_train.data.questioning.own_words import OwnWords
 
 Ranker = Callable[[Sequence[str]], Sequence[Sequence[str]]]
 """B query texts -> for each the ids of pages, best first."""
@@ -107,14 +107,14 @@ class Written:
 
 def own_words(pages: Iterable[PageLike], options: OwnWords | None = None) -> Written:
     """Questions in the documents' own words, without a model; see own_words.py."""
-    from smart_train.data import own_words as way  # it builds on this module
+    from smart_train.data.questioning import own_words as way  # it builds on this module
 
     return way.own_words(pages, options)
 
 
 def vlm(pages: Iterable[PageLike], asker: Asker, folder: Path, options: Asking | None = None) -> Written:
     """Questions that a vision-language model (or, for texts, any chat model) asks about each page; see vlm.py."""
-    from smart_train.data import vlm as way  # it builds on this module
+    from smart_train.data.questioning import vlm as way  # it builds on this module
 
     return way.vlm(pages, asker, folder, options)
 

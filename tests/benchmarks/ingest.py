@@ -80,7 +80,7 @@ def render(folder: Path, out: Path, pixels: int, store: bool) -> None:
 
 
 def ours(folder: Path, out: Path, pixels: int, jobs: int, images: bool) -> None:
-    from smart_train.data.ingest import IngestOptions, ingest
+    from smart_train.data.ingesting.ingest import IngestOptions, ingest
 
     ingest(folder, out, IngestOptions(pixels=pixels, jobs=jobs, images=images))
 

@@ -12,8 +12,8 @@ from smart_train.blocks import DataBlock
 from smart_train.data.build import build, documents
 from smart_train.data.formats import load
 from smart_train.data.ids import DataError
-from smart_train.data.own_words import own_words
 from smart_train.data.pages import Outline, Page, page_hash, page_id, read_pages, write_pages
+from smart_train.data.questioning.own_words import own_words
 from smart_train.data.questions import Question, Written
 from smart_train.data.records import read_beir
 

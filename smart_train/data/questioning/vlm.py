@@ -19,7 +19,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from smart_train.data.asking import (
+from smart_train.data.ids import DataError
+from smart_train.data.questioning.asking import (
     CHECK,
     KINDS,
     PROMPT,
@@ -35,9 +36,8 @@ from smart_train.data.asking import (
     parse_check,
     parse_queries,
 )
-from smart_train.data.ids import DataError
+from smart_train.data.questioning.wording import squeeze, words
 from smart_train.data.questions import PageLike, Question, Written
-from smart_train.data.wording import squeeze, words
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,9 @@
 Knows: every kind of file, how a page's picture is stored, the protocol with workers.py.
 Does not know: the other files of the folder, what is read already, reports.
 
-    python -m smart_train.data.reader     requests on standard input, answers on standard output, a JSON object a line
+    python -m smart_train.data.ingesting.reader
+
+reads requests from standard input and writes answers to standard output, a JSON object a line.
 
 The first line in is the settings.  ``{"do": "look"}`` is answered by one line, ``{"do": "read"}`` by one for each page
 and one more; ``skip`` or ``lost`` in an answer name a reason.  Whatever a library prints goes to standard error.
@@ -24,11 +26,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from smart_train.data import stills, texts
-from smart_train.data.folders import reason_of
-from smart_train.data.ingest_options import Settings
+from smart_train.data.ingesting import stills, texts
+from smart_train.data.ingesting.folders import reason_of
+from smart_train.data.ingesting.ingest_options import Settings
+from smart_train.data.ingesting.pdf import Pdf
 from smart_train.data.pages import IMAGES, Kind, Outline, Page, Unreadable, file_id, page_hash, page_id
-from smart_train.data.pdf import Pdf
 
 REOPEN = 500  # pages after which a PDF is opened anew: pdfium keeps about 20 kB of each page that it has loaded
 OCR_PIXELS = 4_000_000  # of the image that an OCR hook sees: A4 at about 200 dots per inch

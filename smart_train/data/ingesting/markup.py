@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from html import unescape
 from html.parser import HTMLParser
 
-from smart_train.data.parts import Block, flat
+from smart_train.data.ingesting.parts import Block, flat
 
 # ---------------------------------------------------------------------------------------------- Markdown
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from smart_train.data.markup import html_blocks, markdown_blocks
+from smart_train.data.ingesting.markup import html_blocks, markdown_blocks
+from smart_train.data.ingesting.parts import Block, flat
 from smart_train.data.pages import Outline, Unreadable
-from smart_train.data.parts import Block, flat
 
 MARKS = (  # a longer mark first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF8, "utf-8-sig"),

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from smart_train.data.folders import Skip
+from smart_train.data.ingesting.folders import Skip
+from smart_train.data.ingesting.workers import Workers
 from smart_train.data.pages import PAGES, Kind, Outline, Page, write_pages
-from smart_train.data.workers import Workers
 
 RUN = 32  # pages that a process reads at once, so that one long file keeps all of them busy
 DEATHS = 3  # of reading processes on one file, each on another page, before the file is given up

@@ -19,12 +19,12 @@ from PIL import Image
 
 from smart_train.cli import UsageError
 from smart_train.commands import ingest as command
-from smart_train.data import workers
-from smart_train.data.folders import find, shown
 from smart_train.data.ids import DataError
-from smart_train.data.ingest import IngestOptions, Limits, Report, ingest
+from smart_train.data.ingesting import workers
+from smart_train.data.ingesting.folders import find, shown
+from smart_train.data.ingesting.ingest import IngestOptions, Limits, Report, ingest
+from smart_train.data.ingesting.reader import Reader, _serve
 from smart_train.data.pages import page_hash, read_pages
-from smart_train.data.reader import Reader, _serve
 
 SMALL = IngestOptions(pixels=20_000, jobs=2)
 
@@ -304,7 +304,7 @@ def test_pages_of_another_folder_and_files_of_others_are_left_alone(tmp_path: Pa
 
 PROGRAM = """
 import sys
-from smart_train.data.ingest import IngestOptions, ingest
+from smart_train.data.ingesting.ingest import IngestOptions, ingest
 ingest(sys.argv[1], sys.argv[2], IngestOptions(pixels=20_000, jobs=2), progress=True)
 """
 

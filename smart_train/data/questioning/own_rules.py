@@ -13,8 +13,19 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from smart_train.data.questioning.wording import (
+    LABEL,
+    LEADERS,
+    Span,
+    bare,
+    clean,
+    lines,
+    sentences,
+    squeeze,
+    unlabelled,
+    words,
+)
 from smart_train.data.questions import PageLike
-from smart_train.data.wording import LABEL, LEADERS, Span, bare, clean, lines, sentences, squeeze, unlabelled, words
 
 
 def _set(listed: str) -> frozenset[str]:

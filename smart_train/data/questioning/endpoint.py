@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from smart_train.data.asking import Answer, Refusal, Request
 from smart_train.data.ids import DataError
+from smart_train.data.questioning.asking import Answer, Refusal, Request
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smart_train.data.folders import Skip
+from smart_train.data.ingesting.folders import Skip
 
 REPORT = "report.json"
 COLUMNS = ("file", "id", "kind", "pages", "scanned", "ocr", "blank", "unread")

@@ -20,13 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from smart_train.data.folders import Found, Skip, find
 from smart_train.data.ids import DataError, some
-from smart_train.data.ingest_options import IngestOptions, Limits
-from smart_train.data.page_runs import File, Reading
+from smart_train.data.ingesting.folders import Found, Skip, find
+from smart_train.data.ingesting.ingest_options import IngestOptions, Limits
+from smart_train.data.ingesting.page_runs import File, Reading
+from smart_train.data.ingesting.report import Report
+from smart_train.data.ingesting.workers import Workers
 from smart_train.data.pages import IMAGES, PAGES, images_of, read_about, read_one, write_pages
-from smart_train.data.report import Report
-from smart_train.data.workers import Workers
 
 __all__ = ["IngestOptions", "Limits", "Report", "ingest"]
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from smart_train.data.ids import DataError, hash_id
-from smart_train.data.own_rules import RULES, Candidate, Sheet, candidates, fault, on_page
+from smart_train.data.questioning.own_rules import RULES, Candidate, Sheet, candidates, fault, on_page
+from smart_train.data.questioning.wording import bare, squeeze, without, words
 from smart_train.data.questions import PageLike, Question, Written
-from smart_train.data.wording import bare, squeeze, without, words
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from smart_train.data.ids import DataError
-from smart_train.data.wording import clean, words
+from smart_train.data.questioning.wording import clean, words
 
 KINDS = {
     "fact": "a specific detail that is stated there: a number, a name, a date, a setting, a step",

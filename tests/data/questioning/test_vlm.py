@@ -14,12 +14,21 @@ import pytest
 import torch
 from PIL import Image
 
-from smart_train.data.asking import Answer, Asking, Progress, Refusal, Request, kind_of, parse_check, parse_queries
-from smart_train.data.endpoint import EndpointAsker, data_uri
 from smart_train.data.ids import DataError
 from smart_train.data.pages import Page
+from smart_train.data.questioning.asking import (
+    Answer,
+    Asking,
+    Progress,
+    Refusal,
+    Request,
+    kind_of,
+    parse_check,
+    parse_queries,
+)
+from smart_train.data.questioning.endpoint import EndpointAsker, data_uri
+from smart_train.data.questioning.vlm import vlm
 from smart_train.data.questions import Written, round_trip
-from smart_train.data.vlm import vlm
 
 TEXT = "The harbour of Vik freezes in January, and then the ferry to Holm carries forty barrels of copper each week. "
 

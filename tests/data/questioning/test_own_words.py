@@ -11,8 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smart_train.data.ids import DataError
-from smart_train.data.own_words import OwnWords, mask, own_words
-from smart_train.data.wording import bare, clean, find, lines, sentences, squeeze, unlabelled, without, words
+from smart_train.data.questioning.own_words import OwnWords, mask, own_words
+from smart_train.data.questioning.wording import (
+    bare,
+    clean,
+    find,
+    lines,
+    sentences,
+    squeeze,
+    unlabelled,
+    without,
+    words,
+)
 
 BODY = (
     "Copper kettles stand in the kitchen beside the window.\n"

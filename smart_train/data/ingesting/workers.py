@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from smart_train.data.ids import DataError
-from smart_train.data.ingest_options import Settings
+from smart_train.data.ingesting.ingest_options import Settings
 
 START = 120.0  # seconds that a process may take to be ready: it imports an OCR hook's libraries
 Task = dict[str, Any]
@@ -92,7 +92,7 @@ class _Worker:
         # the hook is found where the caller would find it
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "smart_train.data.reader"],
+            [sys.executable, "-m", "smart_train.data.ingesting.reader"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},

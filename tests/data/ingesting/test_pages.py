@@ -11,9 +11,11 @@ import pypdfium2.raw
 import pytest
 from PIL import Image, ImageDraw
 
-from smart_train.data import stills, texts
 from smart_train.data.ids import DataError
-from smart_train.data.markup import html_blocks, markdown_blocks, plain
+from smart_train.data.ingesting import stills, texts
+from smart_train.data.ingesting.markup import html_blocks, markdown_blocks, plain
+from smart_train.data.ingesting.parts import Block
+from smart_train.data.ingesting.pdf import Pdf, clean
 from smart_train.data.pages import (
     Outline,
     Page,
@@ -26,8 +28,6 @@ from smart_train.data.pages import (
     read_pages,
     write_pages,
 )
-from smart_train.data.parts import Block
-from smart_train.data.pdf import Pdf, clean
 
 MOST = 200_000_000
 

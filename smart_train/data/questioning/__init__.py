@@ -1,0 +1,1 @@
+"""Pages -> queries: in the documents' own words, or asked by a model."""
