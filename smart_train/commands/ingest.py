@@ -177,6 +177,11 @@ class _Stored:
 
         return read_pages(self.out)
 
+    def __len__(self) -> int:
+        import pyarrow.parquet
+
+        return sum(pyarrow.parquet.read_metadata(file).num_rows for file in (self.out / "pages").glob("*.parquet"))
+
 
 def _asked(out: Path, asker: Asker | None) -> Written:
     from smart_train.data import questions

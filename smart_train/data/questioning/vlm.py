@@ -13,7 +13,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sized
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -60,7 +60,7 @@ def vlm(
     row without an answer; what was answered is kept, and the next run goes on from there.
     """
     options = options or Asking()
-    total = len(pages) if isinstance(pages, Sequence) else None
+    total = len(pages) if isinstance(pages, Sized) else None
     state = _Run(asker, folder, options, Progress(total, prices=options.prices))
     told = time.monotonic()
     found: list[Question] = []

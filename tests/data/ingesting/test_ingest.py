@@ -490,6 +490,8 @@ def test_the_command_leaves_data_that_a_recipe_reads_split_by_file(
     document = next(iter(sides[0].corpus.values()))
     assert document.content()["image"].width * document.content()["image"].height <= 20_000
 
+    assert len(command._Stored(out)) == len(list(command._Stored(out))) == 48  # so that asking can tell the time left
+
     first = pdfs.tree(out)
     (docs / "broken.pdf").write_text("nothing")
     assert _command(docs, "--out", out, "--pixels", 20_000, "--jobs", 2, "--dev", 0.2, "--test", 0.2) == 3
