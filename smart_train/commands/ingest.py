@@ -96,7 +96,12 @@ def run(options: argparse.Namespace) -> int:
     print(report.summary(), flush=True)
     status = SKIPPED if report.skipped else 0
     if options.questions != "none" and report.pages:
-        _ask_and_build(options, out, asker)
+        try:
+            _ask_and_build(options, out, asker)
+        except OSError as error:
+            raise DataError(
+                f"{out}: {error}; free or mend it, and run again: what was read and asked is kept"
+            ) from error
     print(f"{out}; report: {out / REPORT}")
     return status
 

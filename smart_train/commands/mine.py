@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from pathlib import Path
 
 from smart_train.commands.common import UsageError, add_model, add_reading, check_reading, count, make_encoder
 
@@ -82,7 +83,8 @@ def run(options: argparse.Namespace) -> None:
     folder = place_of(DataBlock(path=options.data, split=options.split), options.out)
     held = {name: getattr(options, name) for name in ("dev", "test") if getattr(options, name) is not None}
     data = DataBlock(path=str(folder), split=options.split, **held)
-    model = options.model + (f" + {options.adapter}" if options.adapter else "")
+    parts = [Path(name).name if Path(name).exists() else name for name in (options.model, options.adapter) if name]
+    model = " + ".join(parts)  # it is stored with the data, and other folders of this machine are nobody's business
     encoder = make_encoder(options)
     progress = sys.stderr.isatty()
     mined = mine_folder(data, encoder, chosen, model=model, batch_size=options.batch_size, progress=progress)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from smart_train.data import store
 from smart_train.data.ids import DataError, content_id, hash_id
 from smart_train.data.pages import Page, read_pages
@@ -32,6 +34,26 @@ class Built:
     queries: dict[str, int] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
     without: dict[str, int] = field(default_factory=dict)
+
+
+def _put_aside(out: Path, of_query: Mapping[str, str], corpus: set[str]) -> None:
+    """Negatives and teachers' scores of an earlier build whose queries or sides were others: its test pages may be
+    among the negatives.  They are renamed, not removed."""
+    try:
+        before = {row["id"]: row["split"] for row in pq.read_table(out / "queries" / "queries.parquet").to_pylist()}
+        known = set(pq.read_table(out / "corpus" / "corpus.parquet", columns=["id"])["id"].to_pylist())
+    except (OSError, KeyError, ValueError):
+        return  # nothing was built here before
+    if before == dict(of_query) and known == corpus:
+        return
+    for name in ("negatives", "teacher"):
+        for old in (out / name, out / f"{name}.jsonl"):
+            if old.exists():
+                aside, number = out / f"before-{old.name}", 1
+                while aside.exists():
+                    aside, number = out / f"before-{number}-{old.name}", number + 1
+                old.rename(aside)
+                logger.warning("%s was made for other queries or sides: moved to %s; mine again", old, aside)
 
 
 def documents(
@@ -79,6 +101,7 @@ def build(
     queries, qrels = _judged(written.questions, kept, corpus, without)
     sides = _sides(out.name, kept, corpus, qrels, dev, test, seed)
     of_query = {query: side for side, ids in sides.items() for query in ids}
+    _put_aside(out, of_query, set(corpus))
     store.write_corpus(
         out,
         corpus.values(),

@@ -89,10 +89,11 @@ class _Worker:
     """One process and the thread that listens to it."""
 
     def __init__(self, settings: Settings, inbox: queue.Queue[tuple[_Worker, Answer | None]]) -> None:
-        # the hook is found where the caller would find it
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        # The hook is found where the caller would find it, or in the current folder; that one comes last, and -P keeps
+        # it from coming first: a json.py among somebody's documents must not be run.
+        path = os.pathsep.join([*(entry for entry in sys.path if entry), os.getcwd()])
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "smart_train.data.ingesting.reader"],
+            [sys.executable, "-P", "-m", "smart_train.data.ingesting.reader"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},

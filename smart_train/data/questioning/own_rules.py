@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from smart_train.data.questioning.wording import (
     LABEL,
-    LEADERS,
     Span,
     bare,
     clean,
+    has_leaders,
     lines,
     sentences,
     squeeze,
@@ -116,7 +116,7 @@ class Sheet:
         self.page = page
         self.lines = lines(page.text)
         self.bare = [bare(line.text) for line in self.lines]
-        listed = sum(bool(LEADERS.search(line.text) or _LISTED.search(line.text)) for line in self.lines)
+        listed = sum(bool(has_leaders(line.text) or _LISTED.search(line.text)) for line in self.lines)
         self.listing = listed >= 5 and 3 * listed >= len(self.lines)
 
 
@@ -166,7 +166,7 @@ def headings(found: list[Span], outlined: bool) -> Iterator[Candidate]:
     for place, line in enumerate(found):
         text = line.text
         label = LABEL.match(text)
-        if not label or not _NUMBERED.search(label[0]) or LEADERS.search(text) or place == len(found) - 1:
+        if not label or not _NUMBERED.search(label[0]) or has_leaders(text) or place == len(found) - 1:
             continue
         rest = unlabelled(text)
         single = not _labelled(text)
@@ -207,7 +207,7 @@ def captions(found: list[Span]) -> Iterator[Candidate]:
     """Figure 3: ... and Table 2 ... up to the end of the first sentence; "Figure 3 shows" is none."""
     for place, line in enumerate(found):
         match = _CAPTION.match(line.text)
-        if not match or LEADERS.search(line.text):
+        if not match or has_leaders(line.text):
             continue
         first, behind = match["rest"], found[place + 1 : place + 4]
         if not match["mark"] and first and not (first[0].isupper() or first[0] in "\"'("):

@@ -146,6 +146,8 @@ class _Run:
             found[place] = self._remembered(page, request, parse)
             if found[place] is None:
                 open_[place] = request
+            else:
+                self.silent = 0
         for attempt in range(self.options.attempts):
             if not open_:
                 break
@@ -168,7 +170,8 @@ class _Run:
 
     def _refused(self, page: PageLike, refusal: Refusal) -> None:
         self.counts[f"vlm: {refusal.reason}"] += 1
-        self.silent += 1
+        # a page that the server will not take says nothing about the next one
+        self.silent += not refusal.reason.startswith("refused")
         logger.warning("%s, page %d: %s (%s)", page.file, page.page, refusal.reason, refusal.detail)
         if self.silent >= self.options.patience:
             raise DataError(

@@ -26,7 +26,8 @@ LABEL = re.compile(
     r"|[•●▪■◦‣∙*–—-]\s+)+",
     re.IGNORECASE,
 )
-LEADERS = re.compile(r"(?:\s*\.){3,}[\s.\d]*$|\s*…+[\s\d]*$")  # "Title . . . . . . 17"
+_THREE = re.compile(r"(?:\s*\.){3}")
+_BLANK, _DIGITS = " \t\n\r\f\v\u00a0", "0123456789"
 _NUMBER_BEHIND = re.compile(r"[\s.…]*\b(?:\d+|[ivxlc]+)\s*$")
 _SENTENCE_END = re.compile(r"[.!?](?=[\"”’')\]]?(?:\s|$))")
 _SHORT = frozenset("e.g i.e etc cf fig figs vs dr mr mrs st al eq sec z.b approx".split())  # noqa: SIM905
@@ -49,9 +50,26 @@ def squeeze(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFKD", text).casefold() if c.isalnum())
 
 
+def leaders_at(text: str) -> int:
+    """Where the leaders behind a title begin, as in "Title . . . . . . 17"; the text's length where it has none.
+
+    Only what the line ends in is looked at, since a pattern over the whole of a dotted line takes cubic time."""
+    end = len(text.rstrip(_BLANK + _DIGITS + "."))
+    found = _THREE.search(text, end)
+    if found:
+        return found.start()
+    body = text.rstrip(_BLANK + _DIGITS)
+    return len(body.rstrip("…").rstrip(_BLANK)) if body.endswith("…") else len(text)
+
+
+def has_leaders(text: str) -> bool:
+    return leaders_at(text) < len(text)
+
+
 def unlabelled(text: str) -> str:
     """A heading without the number before it, and without leaders and page number behind it."""
-    return LEADERS.sub("", LABEL.sub("", text, count=1)).strip(" \t:–—-·|")
+    title = LABEL.sub("", text, count=1)
+    return title[: leaders_at(title)].strip(" \t:–—-·|")
 
 
 @dataclass(frozen=True)
