@@ -15,6 +15,9 @@ FIX = "write data.source: file, or the column that names the sources; or remove 
 def check_sources(recipe: Recipe) -> Problems:
     data = recipe.data
     yield from at_least("data.length_window", data.length_window, 1)
+    if data.length_window > 256:
+        what = f"is {data.length_window}: planning an epoch would take long, and its batches hardly differ any more"
+        yield Problem("data.length_window", what, "write 8, or at most 256")
     if data.source_temperature <= 0:
         fix = "write 1 to draw by size, or a large number to draw all alike"
         yield Problem("data.source_temperature", f"is {data.source_temperature:g}, must be above 0", fix)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ def run(recipe: Recipe, source: str | Path) -> dict[str, Any]:
     """
     if recipe.publish.repo:
         check_access()  # a missing token is better learnt now than after the training
-    main = int(os.environ.get("RANK", "0")) == 0
+    main = main_process()
     output = Path(recipe.output or f"runs/{recipe.name}")
     if main:
         make_room(output, recipe)
@@ -89,6 +90,10 @@ def run(recipe: Recipe, source: str | Path) -> dict[str, Any]:
     if recipe.publish.repo:
         publish(output, recipe.publish.repo, recipe.publish.private, recipe.publish.license)
     return metrics
+
+
+def main_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def make_room(output: Path, recipe: Recipe) -> None:
@@ -228,7 +233,11 @@ def _remine(trainer: SmartTrainer, sides: Sides, recipe: Recipe, output: Path) -
     chosen = Options(**{name: getattr(options, name) for name in names}, range=(options.first, options.last))
     mine = miner(sides.train, [sides.dev, sides.test], chosen, recipe.evaluation.batch_size)
     folder = output / "negatives"
-    trainer.add_callback(Remine(trainer, sides.train, mine, folder, rounds=options.rounds, start=options.start))
+    resumed = recipe.training.get("resume_from_checkpoint")
+    earlier = Path(resumed).parent.parent / "negatives" if isinstance(resumed, str) else folder
+    if main_process() and earlier.is_dir() and earlier.resolve() != folder.resolve():
+        shutil.copytree(earlier, folder, dirs_exist_ok=True)  # of the run that is gone on with, wherever it was moved
+    Remine(trainer, sides.train, mine, folder, rounds=options.rounds, start=options.start)  # it adds itself
 
 
 def rank_dev(encoder: SmartEncoder, dev: Collection, recipe: Recipe) -> dict[str, float]:

@@ -316,7 +316,7 @@ def test_the_command_adds_negatives_that_a_recipe_reads_and_that_train(run, tiny
     for query, row in train.negatives.items():
         assert len(row) <= 3 and not set(row) & (train.relevant(query) | tested)
     miner = next(iter(train.mined.values()))
-    assert miner.miner.startswith(f"{tiny_bert}, hybrid, 20") and len(miner.scores) == len(miner.documents)
+    assert miner.miner.startswith(f"{Path(tiny_bert).name}, hybrid, 20") and len(miner.scores) == len(miner.documents)
     report = json.loads((folder / "mining" / "report.json").read_text())
     count = sum(map(len, train.negatives.values()))
     assert report["counts"]["mined"] == count == sum(report["ratios"]["mined"])
@@ -366,7 +366,7 @@ def test_a_trained_adapter_mines_by_its_own_scores(run, tiny_bert, tmp_path):
     run(folder, "--model", tiny_bert, "--adapter", tmp_path / "adapter", "-k", 2, "--no-max-relative")
     train, *_ = load(DataBlock(path=str(folder)))
     query, mined = next(iter(train.mined.items()))
-    assert f" + {tmp_path / 'adapter'}, hybrid" in mined.miner
+    assert " + adapter, hybrid" in mined.miner and str(tmp_path) not in mined.miner  # it may go to the Hub
     scores = trained.score([train.queries[query]], [train.corpus[d].text for d in mined.documents], "late")[0]
     assert list(mined.scores) == pytest.approx(scores.tolist(), abs=5e-3)
 

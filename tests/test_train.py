@@ -160,6 +160,7 @@ def test_negatives_are_mined_with_what_is_being_trained(start, caplog):
     rounds = {file.stem: json.loads(file.read_text()) for file in (output / "negatives").glob("step-*.json")}
     assert sorted(rounds) == ["step-0", "step-1"] and rounds["step-0"] != rounds["step-1"]
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert sum("mining/negatives" in line for line in lines) == 2  # each round is mined once
     drawn = [line["batch/negatives"] for line in lines if "loss/late" in line]
     assert drawn and all(count == 2 * 4 for count in drawn)
 

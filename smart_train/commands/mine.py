@@ -23,6 +23,7 @@ WORDS = {
     "skip_top": "the first that are skipped",
     "more": "more than were asked for",
 }
+HELD = ("dev", "test", "dev_documents", "test_documents")  # of a recipe's data: what it holds out
 ROUNDS = """
 to mine anew with the weights as they are, while a recipe trains on it:
 data:
@@ -45,6 +46,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     mine.add_argument("--split", default="train", help="qrels whose queries get negatives: %(default)s")
     mine.add_argument("--dev", type=_share, help="as data.dev of the recipe that trains on it: no candidates")
     mine.add_argument("--test", type=_share, help="the same of data.test")
+    mine.add_argument("--dev-documents", type=count, help="as data.dev_documents of that recipe: no candidates either")
+    mine.add_argument("--test-documents", type=count, help="the same of data.test_documents")
     mine.add_argument("--rounds", type=count, help="also print the recipe lines that mine anew so often in training")
     add_reading(mine)
     mine.set_defaults(run=run)
@@ -81,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
         raise UsageError(str(error)) from error
     check_reading(options)
     folder = place_of(DataBlock(path=options.data, split=options.split), options.out)
-    held = {name: getattr(options, name) for name in ("dev", "test") if getattr(options, name) is not None}
+    held = {name: getattr(options, name) for name in HELD if getattr(options, name) is not None}
     data = DataBlock(path=str(folder), split=options.split, **held)
     parts = [Path(name).name if Path(name).exists() else name for name in (options.model, options.adapter) if name]
     model = " + ".join(parts)  # it is stored with the data, and other folders of this machine are nobody's business

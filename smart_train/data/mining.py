@@ -201,7 +201,7 @@ def _page(entry: tuple[int, str]) -> int:
 
 
 def _words(text: str) -> str:
-    return " ".join(text.split())
+    return " ".join(text.casefold().split())
 
 
 def text_hash(document: records.Document) -> int:

@@ -223,7 +223,8 @@ class Best:
         if scores.shape[1] > self.top:
             # What ties with the last place stays too, or the block would decide and not the hash.
             last = scores.topk(self.top, dim=1).values[:, -1:]
-            kept = int((scores >= last - self.noise).sum(1).max())
+            # Minus infinity (a document that must not be found) ties with itself, and is no reason to keep more.
+            kept = max(self.top, int(((scores >= last - self.noise) & (scores > -torch.inf)).sum(1).max()))
             scores, order = scores.topk(kept, dim=1)
             columns = columns.gather(1, order)
         self.scores, self.columns = scores, columns

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +85,8 @@ class Store:
 def _replace(file: Path, text: str) -> None:
     """Whole or not at all: a worker may be reading."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".part")
+    # a name of its own: on a disk that several machines share, each writes the same file
+    part = file.with_name(f"{file.name}.{socket.gethostname()}.{os.getpid()}.part")
     part.write_text(text, "utf-8")
     part.replace(file)
 
