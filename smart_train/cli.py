@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import re
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from smart_train.bases import BaseNotFound
 from smart_train.commands import data, evaluate, ingest, mine
 from smart_train.commands.common import FLAGS, UsageError
+from smart_train.processes import rank
 from smart_train.recipe_types import RecipeError
 
 # Seconds.  Every rank finds the same mistake in a recipe and rank 0 tells it; the launcher ends the others while they
@@ -44,11 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not type(error).__module__.startswith("smart_train"):
             raise  # not foreseen: the traceback is the message
         wrong = isinstance(error, RecipeError | BaseNotFound | UsageError)
-        rank = _rank()
-        if wrong and rank:
+        of = rank()
+        if wrong and of:
             time.sleep(PATIENCE)
         told = _in_flags(str(error)) if options.run in (evaluate.run, mine.run) else str(error)
-        print(f"rank {rank}: {told}" if rank else told, file=sys.stderr, flush=True)
+        print(f"rank {of}: {told}" if of else told, file=sys.stderr, flush=True)
         return 2 if wrong else 1
 
 
@@ -56,10 +56,6 @@ def _in_flags(told: str) -> str:
     for key, flag in FLAGS.items():
         told = told.replace(key, flag)
     return told
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 class _Terminal(logging.Handler):
@@ -72,7 +68,7 @@ class _Terminal(logging.Handler):
 def _speak() -> None:
     """This package's log goes to the terminal, from rank 0; other ranks and other packages tell warnings only."""
     log = logging.getLogger("smart_train")
-    log.setLevel(logging.INFO if _rank() == 0 else logging.WARNING)
+    log.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
     if not any(isinstance(handler, _Terminal) for handler in log.handlers):
         log.addHandler(_Terminal())
 

@@ -30,6 +30,7 @@ from smart_train.evaluation.candidates import Candidates
 from smart_train.evaluation.encoding import Encoder, encode, standing
 from smart_train.evaluation.ranking import check, tiles, view
 from smart_train.mine_report import Ratios
+from smart_train.saving import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -225,10 +226,9 @@ class _Stream:
 
         hashes = [self.hashes.get(document, 0) for document in self.documents[:done]]
         tensors = {**self.candidates.state(), "hashes": torch.tensor(hashes, dtype=torch.int64)}
-        part = state.with_name(state.name + ".part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part, metadata={"key": key, "done": str(done)})
-        part.replace(state)
+        state.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(state) as part:
+            save_file(tensors, part, metadata={"key": key, "done": str(done)})
 
     def _restore(self, state: Path | None, key: str) -> int:
         """How many documents have gone by already."""

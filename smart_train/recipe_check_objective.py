@@ -6,12 +6,12 @@ Which settings exclude each other is told by objective/schedule.py, which the lo
 
 from __future__ import annotations
 
-import os
 from difflib import get_close_matches
 
 from smart_train.base_config import BaseConfig
 from smart_train.blocks import ObjectiveBlock, Recipe
 from smart_train.objective.schedule import SCHEDULED, active, at, conflicts, learns
+from smart_train.processes import world
 from smart_train.recipe_bounds import Problems, above, at_least, layers
 from smart_train.recipe_types import Problem
 
@@ -81,7 +81,7 @@ def check_schedule(recipe: Recipe) -> Problems:
 
 def check_batch(recipe: Recipe) -> Problems:
     """How many pairs a loss sees, in which pieces, and over how many processes."""
-    objective, training, world = recipe.objective, recipe.training, _world()
+    objective, training, ranks = recipe.objective, recipe.training, world()
     yield from at_least("objective.batch", objective.batch, 2)
     for name in ("chunk_rows", "chunk_tokens", "gather_group"):
         yield from at_least(f"objective.{name}", getattr(objective, name), 1)
@@ -93,16 +93,16 @@ def check_batch(recipe: Recipe) -> Problems:
     if batch is not None and training.get("auto_find_batch_size"):
         what = f"is {batch}, but training.auto_find_batch_size would change it"
         yield Problem("objective.batch", what, "remove the latter: memory follows objective.chunk_rows, not the batch")
-    if batch is not None and batch % world:
-        near = f"{batch // world * world} or {(batch // world + 1) * world}" if batch > world else str(world)
-        what = f"is {batch}, which {world} processes cannot share evenly"
-        yield Problem("objective.batch", what, f"write {near}, or another multiple of {world}")
+    if batch is not None and batch % ranks:
+        near = f"{batch // ranks * ranks} or {(batch // ranks + 1) * ranks}" if batch > ranks else str(ranks)
+        what = f"is {batch}, which {ranks} processes cannot share evenly"
+        yield Problem("objective.batch", what, f"write {near}, or another multiple of {ranks}")
     group = objective.gather_group
     if group is not None and not objective.gather:
         yield Problem("objective.gather_group", f"is {group}, but objective.gather is false", "remove one of the two")
-    elif group is not None and group > 0 and world > 1 and world % group:
-        sizes = ", ".join(str(size) for size in range(1, world + 1) if world % size == 0)
-        what = f"is {group}, and {world} processes are no multiple of it"
+    elif group is not None and group > 0 and ranks > 1 and ranks % group:
+        sizes = ", ".join(str(size) for size in range(1, ranks + 1) if ranks % size == 0)
+        what = f"is {group}, and {ranks} processes are no multiple of it"
         yield Problem("objective.gather_group", what, f"write one of {sizes}, or null for all together")
 
 
@@ -144,16 +144,16 @@ def _idle(objective: ObjectiveBlock) -> Problems:
 
 def _alone(recipe: Recipe) -> Problems:
     """A pair needs another document beside its own."""
-    objective, world = recipe.objective, _world()
+    objective, ranks = recipe.objective, world()
     rows = recipe.training.get("per_device_train_batch_size", 8)
-    each = rows if objective.batch is None else objective.batch // world
-    if recipe.data.negatives or each != 1 or (objective.gather and (objective.gather_group or world) > 1):
+    each = rows if objective.batch is None else objective.batch // ranks
+    if recipe.data.negatives or each != 1 or (objective.gather and (objective.gather_group or ranks) > 1):
         return
     if objective.batch is None:
         what = "is 1, and without hard negatives a batch of one pair has no negative: the loss would always be 0"
         yield Problem("training.per_device_train_batch_size", what, "raise it, or set data.negatives")
     elif objective.batch > 1:  # a batch of 1 is told as such
-        what = f"is {objective.batch} over {world} processes that do not gather: one pair each, without a negative"
+        what = f"is {objective.batch} over {ranks} processes that do not gather: one pair each, without a negative"
         yield Problem("objective.batch", what, "raise it, write gather: true, or set data.negatives")
 
 
@@ -187,11 +187,6 @@ def check_overlap(recipe: Recipe, base: BaseConfig) -> Problems:
 
 
 # Small parts ---------------------------------------------------------------------------------------------------------
-
-
-def _world() -> int:
-    """Processes of this launch; the launcher says so."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _trains_pooled(objective: ObjectiveBlock) -> bool:

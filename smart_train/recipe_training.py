@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from smart_train.blocks import Recipe
+from smart_train.processes import rank
 from smart_train.recipe_types import Problem
 
 OWN = {"head_learning_rate": float | None}  # of the late head and the layer mix; null = learning_rate
@@ -156,7 +157,7 @@ def _trackers(given: dict[str, Any]) -> list[Problem]:
     """wandb without a key stops a run after the model has been loaded: say it before."""
     names = given.get("report_to") or []
     names = [names] if isinstance(names, str) else names
-    if "wandb" not in names or int(os.environ.get("RANK", "0")) != 0:
+    if "wandb" not in names or rank() != 0:
         return []
     mode = os.environ.get("WANDB_MODE", "")
     if mode in ("offline", "disabled", "dryrun", "shared") or _wandb_key():

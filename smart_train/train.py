@@ -33,6 +33,7 @@ from smart_train.evaluation.report import differences, plot, table, write_metric
 from smart_train.evaluation.retrieval import Evaluation, calibrate, evaluate
 from smart_train.model.encoder import SmartEncoder
 from smart_train.model.folder import verify
+from smart_train.processes import rank, world
 from smart_train.publish import check_access, publish
 from smart_train.recipe import save as save_recipe
 from smart_train.recipe_check_mining import data_of
@@ -66,7 +67,7 @@ def run(recipe: Recipe, source: str | Path) -> dict[str, Any]:
     """
     if recipe.publish.repo:
         check_access()  # a missing token is better learnt now than after the training
-    main = main_process()
+    main = rank() == 0
     output = Path(recipe.output or f"runs/{recipe.name}")
     if main:
         make_room(output, recipe)
@@ -92,10 +93,6 @@ def run(recipe: Recipe, source: str | Path) -> dict[str, Any]:
     return metrics
 
 
-def main_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def make_room(output: Path, recipe: Recipe) -> None:
     """Moves an earlier run out of the way (NAME.1, NAME.2 ...), so that nothing made is lost; a resume stays."""
     if recipe.training.get("resume_from_checkpoint") or not output.exists() or not any(output.iterdir()):
@@ -114,7 +111,7 @@ def make_room(output: Path, recipe: Recipe) -> None:
 def _tell_threads() -> None:
     """accelerate launch gives a process one thread where OMP_NUM_THREADS is not set: half a small machine idle."""
     used, cores = torch.get_num_threads(), os.cpu_count() or 1
-    if not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) == 1 and used < cores:
+    if not torch.cuda.is_available() and world() == 1 and used < cores:
         logger.info("using %d of %d CPU cores; OMP_NUM_THREADS=%d before the command uses them all", used, cores, cores)
 
 
@@ -235,7 +232,7 @@ def _remine(trainer: SmartTrainer, sides: Sides, recipe: Recipe, output: Path) -
     folder = output / "negatives"
     resumed = recipe.training.get("resume_from_checkpoint")
     earlier = Path(resumed).parent.parent / "negatives" if isinstance(resumed, str) else folder
-    if main_process() and earlier.is_dir() and earlier.resolve() != folder.resolve():
+    if rank() == 0 and earlier.is_dir() and earlier.resolve() != folder.resolve():
         shutil.copytree(earlier, folder, dirs_exist_ok=True)  # of the run that is gone on with, wherever it was moved
     Remine(trainer, sides.train, mine, folder, rounds=options.rounds, start=options.start)  # it adds itself
 

@@ -39,6 +39,18 @@ OBJECTIVES: dict[str, ObjectiveBlock] = {
 }
 """Every named setting of the loss."""
 
+TRAINING = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+"""A short, quiet run."""
+
 
 def texts(teacher: bool = True) -> Collection:
     """24 queries and passages; every fourth query has a second answer of grade 2, every second a hard negative."""

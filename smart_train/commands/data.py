@@ -1,4 +1,4 @@
-"""``smart-train data``: check a data set, put questions into one, send it to the Hub and fetch one.
+"""``smart-train data``: check a data set, send it to the Hub and fetch one.
 
 Knows: arguments, what is printed, exit statuses (0 = nothing found, or all of it taken out; 3 = something found).
 Does not know: how any of it is done.  Nothing heavy is imported before a command runs.

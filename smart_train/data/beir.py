@@ -31,6 +31,7 @@ from smart_train.data.ids import DataError, content_id, some
 from smart_train.data.qrels import QRELS_TEXT, Judgement, judgements
 from smart_train.data.records import Collection, Document
 from smart_train.data.tables import Table, open_files, read_json_lines, readable, split_of, suffix
+from smart_train.saving import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -263,8 +264,5 @@ def _merge(file: Path, rows: Iterable[dict[str, Any]], replace: bool = False) ->
 
 
 def _replace(file: Path, out: Iterable[str]) -> None:
-    """Whole or not at all: a run that is stopped leaves the old file."""
-    part = file.with_name(file.name + ".part")
-    with part.open("w", encoding="utf-8", newline="\n") as stream:
+    with replacing(file) as part, part.open("w", encoding="utf-8", newline="\n") as stream:
         stream.writelines(out)
-    part.replace(file)

@@ -6,7 +6,6 @@ Does not know: files, models, printing.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from smart_train.data.records import Document, Mined
 from smart_train.data.similar import near_duplicates
 from smart_train.data.sources import DEV, TEST
 from smart_train.data.whole import Qrels, Whole
+from smart_train.processes import cores
 
 KINDS = {  # what can be found, in the order in which it is looked for: what is found later is true of what is left then
     "twice": "pairs are judged twice with different grades; the higher one stays",
@@ -85,7 +85,7 @@ def check(
     if unknown:
         raise ValueError(f"{', '.join(sorted(unknown))}: no such kind of finding; there are {', '.join(KINDS)}")
     run = _Check(whole, set(ignore))
-    run.documents(images, jobs or _cores(), progress)
+    run.documents(images, jobs or cores(), progress)
     run.queries()
     run.judgements()
     run.negatives()
@@ -274,10 +274,6 @@ def _hashes(documents: list[Document], jobs: int, progress: Progress) -> Iterato
             document, future = waiting.pop(0)
             yield document, future.result()
             waiting += [(d, pool.submit(look, d)) for d in islice(shown, 1)]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _sizes(whole: Whole) -> dict[str, int]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from smart_train.data.ids import DataError
+from smart_train.saving import replacing
 
 Kind = Literal["pdf", "image", "text"]
 PAGES, IMAGES = "pages", "images"  # folders below ``out``
@@ -114,9 +115,8 @@ def write_pages(path: Path, pages: Sequence[Page], about: dict[str, Any]) -> Non
 
     told = json.dumps(about, sort_keys=True)
     table = pa.Table.from_pylist([asdict(page) for page in pages], _schema().with_metadata({ABOUT: told}))
-    part = path.with_name(path.name + ".part")
-    pq.write_table(table, part, compression="zstd", row_group_size=ROWS)
-    part.replace(path)
+    with replacing(path) as part:
+        pq.write_table(table, part, compression="zstd", row_group_size=ROWS)
 
 
 def read_about(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from smart_train.data.beir import part, parts_of
 from smart_train.data.ids import DataError, content_id
 from smart_train.data.records import Collection, Document, Mined
 from smart_train.data.tables import TEXT_FILES, readable, suffix
+from smart_train.saving import replacing
 
 Row = dict[str, Any]
 More = Mapping[str, Mapping[str, Any]]  # column -> id -> value
@@ -161,9 +162,8 @@ def stored_image(document: Document, folder: Path) -> str | None:
     file = folder / "images" / (content_id("image", raw) + image_suffix(raw))
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_name(file.name + ".part")
-        unfinished.write_bytes(raw)
-        unfinished.replace(file)
+        with replacing(file) as part:
+            part.write_bytes(raw)
     return file.relative_to(folder).as_posix()
 
 
@@ -223,9 +223,8 @@ def save(file: Path, rows: list[Row], columns: tuple[str, ...]) -> None:
     names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
     table = pa.table({name: array([row.get(name) for row in rows], name, file) for name in names})
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(file.name + ".part")
-    write_table(table.cast(datasets.Features.from_arrow_schema(table.schema).arrow_schema), unfinished)
-    unfinished.replace(file)
+    with replacing(file) as part:
+        write_table(table.cast(datasets.Features.from_arrow_schema(table.schema).arrow_schema), part)
 
 
 def array(values: list[Any], name: str, file: Path) -> Any:

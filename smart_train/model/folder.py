@@ -30,6 +30,7 @@ from smart_train.model.adapters import AdapterError, check_moved, load_lora, lor
 from smart_train.model.encoder import SmartEncoder
 from smart_train.model.files import HEAD, SETTINGS, VERIFIED, digests, fingerprint
 from smart_train.model.inputs import Role
+from smart_train.saving import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +80,8 @@ def save(encoder: SmartEncoder, folder: Path, state: dict[str, Tensor] | None = 
 
 def write_settings(encoder: SmartEncoder, folder: Path) -> None:
     """smart_train.json, through a temporary file: never half of it."""
-    part = folder / f"{SETTINGS}.part"
-    part.write_text(json.dumps(settings_of(encoder), indent=2) + "\n", encoding="utf8")
-    part.replace(folder / SETTINGS)
+    with replacing(folder / SETTINGS) as part:
+        part.write_text(json.dumps(settings_of(encoder), indent=2) + "\n", encoding="utf8")
 
 
 def settings_of(encoder: SmartEncoder) -> dict[str, Any]:

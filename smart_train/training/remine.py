@@ -24,6 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from smart_train.data.records import Collection
 from smart_train.model.encoder import SmartEncoder
+from smart_train.saving import replacing
 from smart_train.training.checks import TrainingStopped
 
 logger = logging.getLogger(__name__)
@@ -86,9 +87,8 @@ def _replace(file: Path, text: str) -> None:
     """Whole or not at all: a worker may be reading."""
     file.parent.mkdir(parents=True, exist_ok=True)
     # a name of its own: on a disk that several machines share, each writes the same file
-    part = file.with_name(f"{file.name}.{socket.gethostname()}.{os.getpid()}.part")
-    part.write_text(text, "utf-8")
-    part.replace(file)
+    with replacing(file, f".{socket.gethostname()}.{os.getpid()}") as part:
+        part.write_text(text, "utf-8")
 
 
 @dataclass

@@ -6,7 +6,6 @@ Does not know: losses, engines, how batches are made.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from smart_train.data.records import Document
 from smart_train.embeddings import Features
 from smart_train.model.encoder import SmartEncoder
 from smart_train.model.slices import image_token, split
+from smart_train.processes import world
 from smart_train.training.arguments import SmartTrainingArguments
 
 
@@ -27,12 +27,12 @@ def shared(training: dict[str, Any], objective: ObjectiveBlock) -> dict[str, Any
     """
     if objective.batch is None:
         return training
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    share, rest = divmod(objective.batch, world)
+    ranks = world()
+    share, rest = divmod(objective.batch, ranks)
     if rest or not share:
         raise ValueError(
-            f"objective.batch is {objective.batch}, which {world} processes cannot share evenly; "
-            f"write {max(1, share) * world} or another multiple of {world}"
+            f"objective.batch is {objective.batch}, which {ranks} processes cannot share evenly; "
+            f"write {max(1, share) * ranks} or another multiple of {ranks}"
         )
     return training | {"per_device_train_batch_size": share}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from steps import JOINT, pages, texts
+from steps import JOINT, TRAINING, pages, texts
 
 from smart_train.blocks import AdapterBlock, LateBlock, ModelBlock, ObjectiveBlock
 from smart_train.data.collate import Collator, Pairs
@@ -32,17 +32,7 @@ def make(tiny_models, tmp_path):
         model: ModelBlock | None = None,
         **training,
     ) -> SmartTrainer:
-        block = {
-            "max_steps": 2,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-2,
-            "lr_scheduler_type": "constant",
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "use_cpu": True,
-            "disable_tqdm": True,
-            **training,
-        }
+        block = {**TRAINING, **training}
         args = training_arguments(block, tmp_path / folder)
         base = str(tiny_models(kind))
         torch.manual_seed(0)  # LoRA's A and the head are drawn when they are added

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
-from steps import JOINT, lines, texts, weights
+from steps import JOINT, TRAINING, lines, texts, weights
 
 from smart_train.blocks import AdapterBlock, ModelBlock
 from smart_train.data.collate import Collator, Pairs
@@ -92,17 +92,7 @@ def reference(tiny_models, tmp_path_factory):
 
 
 def build(base: Path, folder: Path, collection: Collection, cached: bool | None = None, dropout=0.0, **training):
-    block = {
-        "max_steps": 12,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        **training,
-    }
+    block = {**TRAINING, "max_steps": 12, **training}
     args = training_arguments(block, folder)
     torch.manual_seed(0)
     model = ModelBlock(dropout=dropout)

@@ -27,6 +27,7 @@ from smart_train.data.ingesting.page_runs import File, Reading
 from smart_train.data.ingesting.report import Report
 from smart_train.data.ingesting.workers import Workers
 from smart_train.data.pages import IMAGES, PAGES, images_of, read_about, read_one, write_pages
+from smart_train.processes import cores
 
 __all__ = ["IngestOptions", "Limits", "Report", "ingest"]
 
@@ -64,7 +65,7 @@ def _whole(found: Found, folder: Path, out: Path, options: IngestOptions, progre
         (out / name).mkdir(parents=True, exist_ok=True)
     seconds = options.limits.seconds * (10 if options.ocr else 1)
     report = Report(options.told(), duplicates=list(found.twice))
-    with _alone(out), Workers(options.jobs or _cores(), options.settings(str(out)), seconds) as workers:
+    with _alone(out), Workers(options.jobs or cores(), options.settings(str(out)), seconds) as workers:
         run = _Run(folder, out, options, workers, report, progress)
         files = run.look(found)
         run.check_owner(files)
@@ -95,10 +96,6 @@ def _alone(out: Path) -> Iterator[None]:
         ) from error
     finally:
         os.close(handle)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 class _Run:

@@ -31,6 +31,7 @@ from smart_train.data.ingesting.folders import reason_of
 from smart_train.data.ingesting.ingest_options import Settings
 from smart_train.data.ingesting.pdf import Pdf
 from smart_train.data.pages import IMAGES, Kind, Outline, Page, Unreadable, file_id, page_hash, page_id
+from smart_train.saving import replacing
 
 REOPEN = 500  # pages after which a PDF is opened anew: pdfium keeps about 20 kB of each page that it has loaded
 OCR_PIXELS = 4_000_000  # of the image that an OCR hook sees: A4 at about 200 dots per inch
@@ -168,10 +169,9 @@ class Stop(Exception):
 
 def _write(path: Path, data: bytes) -> None:
     """Whole or not at all."""
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_bytes(data)
-        part.replace(path)
+        with replacing(path) as part:
+            part.write_bytes(data)
     except OSError as error:
         raise Stop(f"{path} cannot be written: {error.strerror}; free some space and run it again") from error
 

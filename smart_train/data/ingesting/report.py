@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smart_train.data.ingesting.folders import Skip
+from smart_train.saving import replacing
 
 REPORT = "report.json"
 COLUMNS = ("file", "id", "kind", "pages", "scanned", "ocr", "blank", "unread")
@@ -116,6 +117,5 @@ def update(out: Path, parts: dict[str, Any], fresh: bool = False) -> None:
     """Adds keys to ``out/report.json``, replacing those of the same name (fresh: all); whole or not at all."""
     path = out / REPORT
     told = {} if fresh or not path.is_file() else json.loads(path.read_text(encoding="utf-8"))
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(told | parts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(told | parts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -38,6 +38,7 @@ from smart_train.data.questioning.asking import (
 )
 from smart_train.data.questioning.wording import squeeze, words
 from smart_train.data.questions import PageLike, Question, Written
+from smart_train.saving import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -201,9 +202,8 @@ class _Run:
         file.parent.mkdir(parents=True, exist_ok=True)
         tokens = [answer.read, answer.written]
         row = {"model": self.asker.name, "page": page.hash, "answer": answer.text, "tokens": tokens}
-        unfinished = file.with_name(file.name + ".part")
-        unfinished.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
-        unfinished.replace(file)
+        with replacing(file) as part:
+            part.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
 
     def _questions(self, page: PageLike, items: list[tuple[str, str]]) -> list[Question]:
         found: dict[str, Question] = {}
