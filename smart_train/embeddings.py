@@ -176,6 +176,7 @@ class Batch:
     positives: [P, 2] int64; the drawn (query row, document row) pairs that the loss has a term for
     teacher: [B, N] float32, another model's scores of these pairs, NaN where it gave none; None = no teacher
     notes: counts of what the batch was made of, for logs (see data/collate.py)
+    rows: (query id, document id) of the drawn pairs, as the data names them, for messages
     """
 
     queries: list[Features]
@@ -186,6 +187,7 @@ class Batch:
     positives: Tensor
     teacher: Tensor | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    rows: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def document_ids(self) -> Tensor:
@@ -205,4 +207,5 @@ class Batch:
             self.positives.to(device, non_blocking=non_blocking),
             None if self.teacher is None else self.teacher.to(device, non_blocking=non_blocking),
             self.notes,
+            self.rows,
         )

@@ -38,6 +38,7 @@ from smart_train.publish import check_access, publish
 from smart_train.recipe import save as save_recipe
 from smart_train.recipe_check_mining import data_of
 from smart_train.recipe_check_objective import needs_teacher
+from smart_train.training.peers import Group
 
 if TYPE_CHECKING:
     from smart_train.training.arguments import SmartTrainingArguments
@@ -59,11 +60,11 @@ class Sides:
 
 
 def run(recipe: Recipe, source: str | Path) -> dict[str, Any]:
-    """Runs a checked recipe and returns what metrics.json holds.
+    """Runs a checked recipe and returns what metrics.json holds, on rank 0; {} on others.
 
-    source: the recipe's file, for messages.  Every rank of a launch calls this; rank 0 alone evaluates before and
-    after, and writes.
-    Raises what its rooms raise; nothing that was written before is lost.
+    source: the recipe's file, for messages.  Every rank of a launch calls this, and each ranks its share of the
+    documents before, during and after the training; rank 0 alone writes.
+    Raises what its rooms raise, and Preempted where a signal ended the training; nothing that was written is lost.
     """
     if recipe.publish.repo:
         check_access()  # a missing token is better learnt now than after the training
@@ -76,21 +77,35 @@ def run(recipe: Recipe, source: str | Path) -> dict[str, Any]:
     if main:
         _tell_data(sides)
         save_recipe(recipe, output, sides.fingerprints())
+    args = join(recipe, output)
     rows: dict[str, Evaluation] = {}
-    # Before the processes join: the others wait for rank 0 there, and no engine has sharded a model yet.
-    if main and recipe.evaluation.before:
-        rows["base"] = _figures(training_free(recipe), sides, recipe, "base")
-    trainer = make_trainer(recipe, sides, output)
-    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    if recipe.evaluation.before:
+        rows["base"] = _figures(training_free(recipe, _device(args)), sides, recipe, "base")
+    trainer = make_trainer(recipe, sides, output, args)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     encoder = finish(trainer, sides, recipe, output)
-    if encoder is None:
-        return {}
     if recipe.evaluation.after:
-        rows["trained"] = _figures(encoder, sides, recipe, "trained", into=output / "adapter")
+        rows["trained"] = _figures(encoder, sides, recipe, "trained", into=output / "adapter" if main else None)
+    _leave()
+    if not main:
+        return {}
     metrics = _report(rows, output, recipe)
     if recipe.publish.repo:
         publish(output, recipe.publish.repo, recipe.publish.private, recipe.publish.license)
     return metrics
+
+
+def join(recipe: Recipe, output: Path) -> SmartTrainingArguments:
+    """The training arguments; making them joins the processes, where there are several."""
+    from smart_train.training.arguments import training_arguments
+    from smart_train.training.checks import check_engine
+    from smart_train.training.engines import uncompiled
+    from smart_train.training.sizes import shared
+
+    uncompiled(bool(recipe.training.get("deepspeed")))
+    args = training_arguments(shared(recipe.training, recipe.objective), output)
+    check_engine(args)
+    return args
 
 
 def make_room(output: Path, recipe: Recipe) -> None:
@@ -122,11 +137,18 @@ def _tell_data(sides: Sides) -> None:
         logger.info("%s: %d queries, %d documents, %d pairs", name, len(side.queries), len(side.corpus), pairs)
 
 
-def training_free(recipe: Recipe) -> SmartEncoder:
+def training_free(recipe: Recipe, device: str | None = None) -> SmartEncoder:
     """The untouched base: its hidden states as they are (a head that was never trained would only blur them)."""
+    from smart_train.training.whole import loaded_whole
+
     late = LateBlock(layer=_one_layer(recipe.late.layer), norm=recipe.late.norm, drop=recipe.late.drop)
     late.hybrid = replace(recipe.late.hybrid)
-    return SmartEncoder(recipe.model.base, model=recipe.model, late=late)
+    with loaded_whole():
+        return SmartEncoder(recipe.model.base, model=recipe.model, late=late, device=device)
+
+
+def _device(args: SmartTrainingArguments) -> str:
+    return str(args.device)
 
 
 def _one_layer(layer: int | list[int]) -> int:
@@ -137,7 +159,7 @@ def _figures(encoder: SmartEncoder, sides: Sides, recipe: Recipe, row: str, into
     """Calibrates the hybrid on the dev split, then measures on the test split; ``into``: the folder to keep it in."""
     options = recipe.evaluation
     if options.calibrate and sides.dev.queries:
-        encoder.late.hybrid, figures = calibrate(encoder, sides.dev, batch_size=options.batch_size)
+        encoder.late.hybrid, figures = calibrate(encoder, sides.dev, batch_size=options.batch_size, peers=Group())
         chosen = encoder.late.hybrid.late
         logger.info("%s: late weight %g of %s on dev", row, chosen, {f["late"]: round(f["value"], 4) for f in figures})
         given, key = recipe.late.hybrid.late, "late.hybrid.late"
@@ -154,26 +176,28 @@ def _figures(encoder: SmartEncoder, sides: Sides, recipe: Recipe, row: str, into
         batch_size=options.batch_size,
         bootstrap=options.bootstrap,
         seed=options.seed,
-        progress=True,
+        progress=rank() == 0,
+        peers=Group(),
     )
 
 
-def make_trainer(recipe: Recipe, sides: Sides, output: Path) -> SmartTrainer:
-    """The encoder with its adapter, and the trainer around it."""
+def make_trainer(
+    recipe: Recipe, sides: Sides, output: Path, args: SmartTrainingArguments | None = None
+) -> SmartTrainer:
+    """The encoder with its adapter, and the trainer around it; args: of ``join``."""
     from transformers import set_seed
 
-    from smart_train.training.arguments import training_arguments
-    from smart_train.training.checks import check_engine
-    from smart_train.training.sizes import check_pages, check_steps, chunk_rows, shared, splitter
+    from smart_train.training.engines import is_sharded
+    from smart_train.training.sizes import check_pages, check_steps, chunk_rows, splitter
     from smart_train.training.trainer import SmartTrainer
+    from smart_train.training.whole import loaded_whole
 
-    block = shared(recipe.training, recipe.objective)
-    args = training_arguments(block, output)  # joins the processes, where there are several
-    check_engine(args)
+    args = args or join(recipe, output)
     set_seed(args.seed)  # LoRA and the head are drawn next, whatever was drawn before; the same on every rank
     late = replace(recipe.late, hybrid=replace(recipe.late.hybrid))
-    device = None if args.device.type != "cpu" else "cpu"
-    encoder = SmartEncoder(recipe.model.base, model=recipe.model, late=late, adapter=recipe.adapter, device=device)
+    device = "cpu" if is_sharded(args) else _device(args)  # an engine that cuts weights up moves its share itself
+    with loaded_whole():
+        encoder = SmartEncoder(recipe.model.base, model=recipe.model, late=late, adapter=recipe.adapter, device=device)
     data = recipe.data
     preprocess = Shorter(encoder.preprocess, data.query_tokens, data.document_tokens)
     collate = Collator(
@@ -196,11 +220,13 @@ def make_trainer(recipe: Recipe, sides: Sides, output: Path) -> SmartTrainer:
         recipe.objective,
         pairs,
         collate,
-        rank_dev=(lambda e: rank_dev(e, sides.dev, recipe)) if during else None,
+        rank_dev=(lambda e: rank_dev(e, sides.dev, recipe, Group(is_sharded(args)))) if during else None,
         log=output / "log.jsonl",
         kin=alike,
     )
     _remine(trainer, sides, recipe, output)
+    for line in trainer.engine.told():
+        logger.info("%s", line)
     logger.info("training %(trainable)s of %(all)s parameters (lora %(lora)s, head %(head)s)", trainer.counts)
     return trainer
 
@@ -237,33 +263,34 @@ def _remine(trainer: SmartTrainer, sides: Sides, recipe: Recipe, output: Path) -
     Remine(trainer, sides.train, mine, folder, rounds=options.rounds, start=options.start)  # it adds itself
 
 
-def rank_dev(encoder: SmartEncoder, dev: Collection, recipe: Recipe) -> dict[str, float]:
+def rank_dev(encoder: SmartEncoder, dev: Collection, recipe: Recipe, peers: Group) -> dict[str, float]:
     """{"pooled/ndcg@10": ...} on the dev split, for the log and the best checkpoint."""
-    found = evaluate(encoder, dev, k=recipe.evaluation.k, batch_size=recipe.evaluation.batch_size, bootstrap=1)
+    options = recipe.evaluation
+    found = evaluate(encoder, dev, k=options.k, batch_size=options.batch_size, bootstrap=1, peers=peers)
     return {f"{mode}/{name}": value["value"] for mode, names in found.metrics.items() for name, value in names.items()}
 
 
-def finish(trainer: SmartTrainer, sides: Sides, recipe: Recipe, output: Path) -> SmartEncoder | None:
-    """Saves the adapter, reloads it in a fresh object and compares; returns the reloaded encoder (None off rank 0)."""
-    folder = output / "adapter"
+def finish(trainer: SmartTrainer, sides: Sides, recipe: Recipe, output: Path) -> SmartEncoder:
+    """Saves the adapter, reloads it in a fresh object and compares; returns the reloaded encoder, on every rank."""
+    from smart_train.training.whole import loaded_whole
+
+    folder, main, encoder = output / "adapter", trainer.is_world_process_zero(), trainer.encoder
     trainer.save_model(str(folder))
-    main, encoder = trainer.is_world_process_zero(), trainer.encoder
-    if main:
-        encoder.late.hybrid = replace(recipe.late.hybrid)
-        queries, documents = _samples(sides)
-        verify(encoder, folder, queries, documents)
-        if any(encoder.cut_rows.values()):
+    encoder.late.hybrid = replace(recipe.late.hybrid)
+    with loaded_whole():
+        if main or trainer.engine.sharded:
+            verify(encoder, folder, *_samples(sides), main=main)
+        if main and any(encoder.cut_rows.values()):
             logger.info("rows that reached their length limit and may have been cut: %s", encoder.cut_rows)
-    _leave(trainer)
-    if not main:
-        return None
-    device = encoder.device
-    del trainer.model, encoder
-    gc.collect()
-    model = recipe.model
-    return SmartEncoder.from_pretrained(
-        folder, device=device, attention=model.attention, trust_remote_code=model.trust_remote_code
-    )
+        trainer.accelerator.wait_for_everyone()
+        device = _device(trainer.args)
+        trainer.release()
+        del encoder
+        gc.collect()
+        model = recipe.model
+        return SmartEncoder.from_pretrained(
+            folder, device=device, attention=model.attention, trust_remote_code=model.trust_remote_code
+        )
 
 
 def _samples(sides: Sides, count: int = 8) -> tuple[list[Any], list[Any]]:
@@ -272,12 +299,12 @@ def _samples(sides: Sides, count: int = 8) -> tuple[list[Any], list[Any]]:
     return list(side.queries.values())[:count], [document.content() for document in documents]
 
 
-def _leave(trainer: SmartTrainer) -> None:
+def _leave() -> None:
     """Leaves the process group; without it one run in six aborts after it has finished."""
     import torch.distributed as dist
 
-    trainer.accelerator.wait_for_everyone()
     if dist.is_available() and dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 

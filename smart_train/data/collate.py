@@ -131,6 +131,7 @@ class Collator:
             positives=positives,
             teacher=self._teacher(queries, documents),
             notes=notes,
+            rows=list(rows),
         )
 
     def _features(self, parts: Iterable[list[Any]], role: str) -> list[Features]:

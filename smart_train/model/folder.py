@@ -26,7 +26,7 @@ from torch import Tensor
 
 from smart_train import hub
 from smart_train.blocks import AdapterBlock, HybridBlock, LateBlock, ModelBlock
-from smart_train.model.adapters import AdapterError, check_moved, load_lora, lora_parameters, save_lora
+from smart_train.model.adapters import AdapterError, load_lora, save_lora
 from smart_train.model.encoder import SmartEncoder
 from smart_train.model.files import HEAD, SETTINGS, VERIFIED, digests, fingerprint
 from smart_train.model.inputs import Role
@@ -266,16 +266,23 @@ def load_head(encoder: SmartEncoder, folder: Path) -> None:
     encoder.head.load_state_dict(stored)
 
 
-def verify(encoder: SmartEncoder, folder: Path, queries: list[Any], documents: list[Any]) -> dict[str, Any]:
+def verify(
+    encoder: SmartEncoder, folder: Path, queries: list[Any], documents: list[Any], main: bool = True
+) -> dict[str, Any]:
     """Reloads ``folder`` in a fresh object and compares both views with the encoder in memory.
 
-    queries, documents: some real contents.  Returns {"rows", "largest_pooled_difference", "largest_token_difference",
+    queries, documents: some real contents.  main: False on ranks that only take part in the forward of an encoder whose
+    weights are shared out; they get {}.
+    Returns {"rows", "largest_pooled_difference", "largest_token_difference",
     "weights": the SHA-256 of every weight file, so that nothing else is published} and writes it to verified.json.
     A difference is the length of it between two vectors of length 1, so that it says the same for any width.
     Raises AdapterError on one over 1e-5 (2e-2 for a half-precision base), on another number of tokens, and where every
     LoRA B is still zero.
     """
-    check_moved({n: p.detach() for n, p in lora_parameters(encoder.backbone).items()}, folder)
+    sides: list[tuple[Role, list[Any]]] = [("query", queries), ("document", documents)]
+    ours = [encoder.encode(contents, role) for role, contents in sides]
+    if not main:
+        return {}
     own = encoder.settings
     fresh = load(
         str(folder),
@@ -286,12 +293,11 @@ def verify(encoder: SmartEncoder, folder: Path, queries: list[Any], documents: l
     )
     half = encoder.backbone.dtype in (torch.float16, torch.bfloat16)
     report: dict[str, Any] = {"rows": len(queries) + len(documents), "tolerance": 2e-2 if half else 1e-5}
-    sides: list[tuple[Role, list[Any]]] = [("query", queries), ("document", documents)]
-    for role, contents in sides:
-        ours, theirs = encoder.encode(contents, role), fresh.encode(contents, role)
-        if ours.tokens.lengths.tolist() != theirs.tokens.lengths.tolist():
+    for (role, contents), mine in zip(sides, ours, strict=True):
+        theirs = fresh.encode(contents, role)
+        if mine.tokens.lengths.tolist() != theirs.tokens.lengths.tolist():
             raise AdapterError(f"{folder}: reloaded, a {role} has another number of tokens; the folder is not usable")
-        for view, a, b in (("pooled", ours.pooled, theirs.pooled), ("token", ours.tokens.values, theirs.tokens.values)):
+        for view, a, b in (("pooled", mine.pooled, theirs.pooled), ("token", mine.tokens.values, theirs.tokens.values)):
             key = f"largest_{view}_difference"
             report[key] = max(report.get(key, 0.0), float((a - b).norm(dim=-1).max()))
             if not report[key] <= report["tolerance"]:

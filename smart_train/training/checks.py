@@ -6,7 +6,6 @@ Knows: parameters, gradients, callbacks.  Does not know: losses, data.
 from __future__ import annotations
 
 import logging
-import os
 from functools import partial
 from typing import Any
 
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from smart_train.blocks import AdapterBlock
+from smart_train.processes import world
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +52,11 @@ def check_trainable(encoder: nn.Module, adapter: AdapterBlock) -> dict[str, int]
 
 
 def check_engine(args: TrainingArguments) -> None:
-    """Raises TrainingStopped for engines that shard the weights: the final norm is found, and a saved adapter is
-    verified, on one whole model; on a sharded one rank 0 would wait for the others for ever."""
-    if is_deepspeed_zero3_enabled() or getattr(args, "fsdp", None) or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    """Raises TrainingStopped where the processes of a launch do not know of each other: each would train by itself."""
+    if world() != args.world_size:
         raise TrainingStopped(
-            "DeepSpeed ZeRO-3 and FSDP shard the weights, which this version cannot verify yet; launch with DDP "
-            "(--multi_gpu) or ZeRO-2, which is enough for LoRA: the base is not trained and has no optimizer state"
+            f"{world()} processes were launched, but this one counts {args.world_size}: every one would train by "
+            "itself; on a CPU, launch with launch/cpu.yaml (distributed_type MULTI_CPU starts one process)"
         )
 
 

@@ -9,6 +9,7 @@ Knows: accelerate, Features.  Does not know: losses, data, the trainer.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -18,6 +19,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from transformers import TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from smart_train.embeddings import Embeddings, Features
 from smart_train.model.layers import is_vision
@@ -39,6 +42,7 @@ class Engine:
         self.fsdp = kind == DistributedType.FSDP
         plugin = accelerator.state.deepspeed_plugin if self.deepspeed else None
         self.sharded = self.fsdp or (plugin is not None and plugin.zero_stage == 3)
+        self.stage = plugin.zero_stage if plugin is not None else None
         # A trained vision tower has gradients to reduce in the backward of an image chunk only.
         vision = any(is_vision(name) for name, p in model.named_parameters() if p.requires_grad)
         self.by_kind = self.sharded or vision
@@ -58,7 +62,7 @@ class Engine:
         for what, high, low in zip(("text", "image"), most, least, strict=True):
             if high and not low:
                 raise TrainingStopped(
-                    f"one rank's batch has {high} chunks of {what} and another's none, which {self._name()} can't run "
+                    f"one rank's batch has {high} chunks of {what} and another's none, which {self.name} can't run "
                     "together; train on one kind of documents, or launch with DDP (--multi_gpu) instead"
                 )
         order: list[int] = []
@@ -73,8 +77,24 @@ class Engine:
         most, least = table.tolist()
         return most, [-count for count in least]
 
-    def _name(self) -> str:
-        return "FSDP" if self.fsdp else "DeepSpeed ZeRO-3" if self.sharded else "DeepSpeed with a trained vision tower"
+    @property
+    def name(self) -> str:
+        """Which engine it is, for the log and for messages."""
+        if self.deepspeed:
+            return f"DeepSpeed ZeRO-{self.stage}"
+        if self.fsdp:
+            return "FSDP2" if self.accelerator.is_fsdp2 else "FSDP"
+        return "DDP" if self.accelerator.num_processes > 1 else "one process, no engine"
+
+    def told(self) -> list[str]:
+        """For the log: how many processes, of which engine; and where that is not what was asked for."""
+        lines = [f"{self.accelerator.num_processes} processes, {self.name}, {self.accelerator.device.type}"]
+        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not self.fsdp:
+            lines.append(
+                "FSDP was asked for, but accelerate has it on accelerators only (not on a CPU, nor with one process): "
+                f"this run is {self.name}, and every process holds all weights"
+            )
+        return lines
 
     @contextmanager
     def around(self, model: nn.Module, last: bool) -> Iterator[None]:
@@ -95,6 +115,22 @@ class Engine:
         if self.deepspeed:
             options["scale_wrt_gas"] = False
         self.accelerator.backward(value, **options)
+
+
+def is_sharded(args: TrainingArguments) -> bool:
+    """Whether the launch's engine will cut the weights up (ZeRO-3, FSDP); known before there is an engine."""
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" or bool(getattr(args, "fsdp", None))
+    return is_deepspeed_zero3_enabled() or (fsdp and args.device.type != "cpu" and args.world_size > 1)
+
+
+def uncompiled(deepspeed: bool) -> None:
+    """On a machine without GPUs, DeepSpeed would compile its own exchange through shared memory for a minute and a
+    half before the first step, and end where there is no compiler; gloo does it as well."""
+    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+    if (deepspeed or launched) and not torch.cuda.is_available():
+        from deepspeed.ops import __compatible_ops__
+
+        __compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def in_order(both: Embeddings, order: Sequence[int], chunks: Sequence[Features]) -> Embeddings:

@@ -7,7 +7,6 @@ Does not know: files of data, prompts, recipes, metrics (a function ranks the de
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,17 +19,15 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from smart_train.blocks import AdapterBlock, ObjectiveBlock
 from smart_train.data.batches import Kin
 from smart_train.embeddings import Batch, Embeddings, Features
-from smart_train.model.adapters import load_lora_weights
 from smart_train.model.encoder import SmartEncoder
-from smart_train.model.files import SETTINGS
-from smart_train.model.folder import base_identity, check_base, check_processing, load, load_head
 from smart_train.objective.losses import Loss
 from smart_train.training.arguments import SmartTrainingArguments
+from smart_train.training.checkpoints import CheckpointedTrainer
 from smart_train.training.checks import FirstStep, TrainingStopped, check_cached, check_trainable
 from smart_train.training.engines import Engine, in_order
 from smart_train.training.gradcache import cached_backward
@@ -46,7 +43,7 @@ logger = logging.getLogger(__name__)
 KEPT = 128
 
 
-class SmartTrainer(Trainer):
+class SmartTrainer(CheckpointedTrainer):
     """transformers.Trainer over (query id, document id) pairs.
 
     encoder: with its adapter added; objective: the loss; pairs: the training pairs; collate: rows -> Batch, run in data
@@ -188,11 +185,6 @@ class SmartTrainer(Trainer):
             )
         return loss
 
-    @property
-    def encoder(self) -> SmartEncoder:
-        found: SmartEncoder = self.accelerator.unwrap_model(self.model)
-        return found
-
     # -- learning rates
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -246,30 +238,3 @@ class SmartTrainer(Trainer):
         self.log(dict(found))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
-
-    # -- files
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """An encoder's folder instead of a state dict; no pickled arguments beside it (the recipe has them)."""
-        if self.args.should_save:
-            self.encoder.save_pretrained(Path(str(output_dir or self.args.output_dir)), state=state_dict)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_weights(self.encoder, Path(resume_from_checkpoint))
-
-    def _load_best_model(self) -> None:
-        load_weights(self.encoder, Path(str(self.state.best_model_checkpoint)))
-
-
-def load_weights(encoder: SmartEncoder, folder: Path) -> None:
-    """The trained tensors of a saved folder into the encoder in memory; base and every key checked (AdapterError)."""
-    stored = json.loads((folder / SETTINGS).read_text(encoding="utf8"))
-    check_base(stored, base_identity(encoder), folder)
-    check_processing(encoder, stored, folder)
-    kind = encoder.adapter.kind if encoder.adapter is not None else None
-    if kind == "lora":
-        load_lora_weights(encoder.backbone, folder)
-    elif kind == "full":
-        fresh = load(str(folder), trust_remote_code=encoder.settings.trust_remote_code)
-        encoder.st.load_state_dict(fresh.st.state_dict())
-    load_head(encoder, folder)

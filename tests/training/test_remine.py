@@ -24,9 +24,10 @@ from smart_train.mine import mine
 from smart_train.mine_folder import miner
 from smart_train.model.encoder import SmartEncoder
 from smart_train.training.arguments import training_arguments
+from smart_train.training.checkpoints import load_weights
 from smart_train.training.checks import TrainingStopped
 from smart_train.training.remine import Fresh, Remine, Store, due
-from smart_train.training.trainer import SmartTrainer, load_weights
+from smart_train.training.trainer import SmartTrainer
 
 LORA = AdapterBlock(r=4)
 

@@ -371,11 +371,11 @@ def test_tensors_that_never_move_stop_the_run(make):
         trainer.train()
 
 
-def test_engines_that_shard_the_weights_are_refused(monkeypatch, tmp_path):
+def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch, tmp_path):
     args = training_arguments({"use_cpu": True}, tmp_path)
     check_engine(args)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(TrainingStopped, match="ZeRO-2"):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingStopped, match=r"2 processes were launched, .* launch/cpu\.yaml"):
         check_engine(args)
 
 

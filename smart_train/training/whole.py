@@ -1,0 +1,94 @@
+"""Whole weights out of an engine that has cut them up: what is saved, and the base while it is loaded.
+
+    ZeRO-3   every parameter is one rank's share of it, flat; empty to who looks
+    FSDP2    every parameter is a DTensor
+
+Knows: DeepSpeed's and torch's shards, the encoder's parts.  Does not know: files, training.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers.integrations import deepspeed as known
+
+from smart_train.model.encoder import SmartEncoder
+
+RAM = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+
+
+@contextmanager
+def loaded_whole() -> Iterator[None]:
+    """While a base is loaded in this block, no engine cuts it up or leaves it empty.
+
+    transformers cuts weights up as it loads them once it has heard of ZeRO-3, and loads nothing but on rank 0 under
+    FSDP's RAM-efficient loading.  But the final norm is found by a forward, LoRA is drawn by a seed, and the untouched
+    base is ranked: all of one whole model, which the engine cuts up afterwards.  Costs the base's size in host memory
+    for every process of a machine, while they start.
+    """
+    config = known._hf_deepspeed_config_weak_ref() if known._hf_deepspeed_config_weak_ref is not None else None
+    given = os.environ.get(RAM)
+    known.unset_hf_deepspeed_config()
+    os.environ[RAM] = "false"
+    try:
+        yield
+    finally:
+        os.environ.pop(RAM)
+        if given is not None:
+            os.environ[RAM] = given
+        if config is not None:
+            known.set_hf_deepspeed_config(config)
+
+
+@contextmanager
+def whole(encoder: SmartEncoder, keep: bool) -> Iterator[dict[str, Tensor]]:
+    """The trained parameters by name, whole, on the CPU (every parameter, where all are trained); and while the block
+    lasts, the modules after the transformer (pooling, dense layers) are whole in place, so that they can be saved.
+
+    keep: on ranks that write nothing it is False and the dictionary is empty; but all ranks must come here, as each
+    tensor is collected from all of them.  One is whole at a time: memory is the trained weights', once.
+    """
+    full = encoder.adapter is not None and encoder.adapter.kind == "full"
+    state: dict[str, Tensor] = {}
+    for name, parameter in encoder.named_parameters():
+        if parameter.requires_grad or (full and name.startswith("st.0.")):
+            with collected(parameter) as tensor:
+                if keep:
+                    state[name] = tensor.detach().to("cpu", copy=True)
+    if full and keep:
+        state |= {n: b.detach().cpu() for n, b in encoder.named_buffers() if n in encoder.state_dict()}
+    later = [(module, name) for module in list(encoder.st)[1:] for module in module.modules() for name in own(module)]
+    kept = {place: place[0]._parameters[place[1]] for place in later}
+    try:
+        for module, name in later:
+            with collected(kept[module, name]) as tensor:
+                module._parameters[name] = nn.Parameter(tensor.detach().to("cpu", copy=True), requires_grad=False)
+        yield state
+    finally:
+        for (module, name), parameter in kept.items():
+            module._parameters[name] = parameter
+
+
+def own(module: nn.Module) -> list[str]:
+    return [name for name, _ in module.named_parameters(recurse=False)]
+
+
+@contextmanager
+def collected(parameter: nn.Parameter | None) -> Iterator[Tensor]:
+    """One parameter, whole for the length of the block; every rank must come here."""
+    assert parameter is not None
+    if isinstance(parameter, DTensor):
+        yield parameter.full_tensor()
+        return
+    gathering = nullcontext()
+    if hasattr(parameter, "ds_id"):
+        from deepspeed.zero import GatheredParameters
+
+        gathering = GatheredParameters([parameter])
+    with gathering, torch.no_grad():
+        yield parameter
