@@ -99,10 +99,10 @@ def join(recipe: Recipe, output: Path) -> SmartTrainingArguments:
     """The training arguments; making them joins the processes, where there are several."""
     from smart_train.training.arguments import training_arguments
     from smart_train.training.checks import check_engine
-    from smart_train.training.engines import uncompiled
+    from smart_train.training.engines import ready
     from smart_train.training.sizes import shared
 
-    uncompiled(bool(recipe.training.get("deepspeed")))
+    ready(bool(recipe.training.get("deepspeed")))
     args = training_arguments(shared(recipe.training, recipe.objective), output)
     check_engine(args)
     return args
@@ -220,7 +220,7 @@ def make_trainer(
         recipe.objective,
         pairs,
         collate,
-        rank_dev=(lambda e: rank_dev(e, sides.dev, recipe, Group(is_sharded(args)))) if during else None,
+        rank_dev=(lambda e: rank_dev(e, sides.dev, recipe, Group(trainer.engine.sharded))) if during else None,
         log=output / "log.jsonl",
         kin=alike,
     )

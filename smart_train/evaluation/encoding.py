@@ -1,53 +1,34 @@
 """Embeds a collection for evaluation: once, portion by portion, with its unanswered queries counted.
 
 Queries stay in memory, and documents where they are kept: in float16, 2 x d bytes a token and in one copy.  Where they
-are not kept, memory is a portion or two, whatever the corpus.
+are not kept, memory is a portion or two, whatever the corpus.  Of several ranks each encodes a share of both sides;
+queries are exchanged, documents never are.
 
 Knows: an encoder's two methods, a collection's three tables.  Does not know: how either is made, scores, rankings.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from tqdm.auto import tqdm
 
-from smart_train.blocks import LateBlock
 from smart_train.embeddings import Embeddings
+from smart_train.evaluation.forwards import Encoder, Forwards, Wrap, clock
 from smart_train.evaluation.metrics import EvaluationError
+from smart_train.evaluation.peers import Meetings, Peers
+from smart_train.evaluation.shares import Document, Portion, Share, dealt, portions, run_rows
+
+__all__ = ["Collection", "Document", "Encoded", "Encoder", "encode", "standing"]
 
 logger = logging.getLogger(__name__)
 
 TEXT_BATCHES = 16  # of text are a portion: 512 rows of 256 tokens of width 1024 are 0.3 GB in float16
 IMAGE_BATCHES = 2  # decoded images are large: only these are in memory at a time
-
-
-class Encoder(Protocol):
-    late: LateBlock
-
-    def encode_queries(self, contents: Sequence[Any], **options: Any) -> Any: ...
-
-    def encode_documents(self, contents: Sequence[Any], **options: Any) -> Any: ...
-
-
-class Document(Protocol):
-    @property
-    def text(self) -> str | None: ...
-
-    @property
-    def title(self) -> str | None: ...
-
-    @property
-    def image(self) -> Any: ...
-
-    def content(self) -> Any: ...
 
 
 class Collection(Protocol):
@@ -66,6 +47,7 @@ class Encoded:
     """A collection's embeddings: queries B rows, documents N rows in portions, ids in the rows' order.
 
     documents: tokens in float16; a list, or an iterator that encodes each portion when it is asked for, once
+    share: where the documents are one rank's of several; the queries are all of them on every rank
     """
 
     queries: Embeddings
@@ -75,17 +57,52 @@ class Encoded:
     unanswered: list[str]  # queries that no document was judged relevant to: not encoded, in no average
     themselves: frozenset[str] = frozenset()  # queries that stand in the corpus, see ``standing``
     seconds: dict[str, float] = field(default_factory=dict)  # queries, documents: grows as they are encoded
+    share: Share | None = None
 
 
 def encode(
-    encoder: Encoder, collection: Collection, *, batch_size: int = 32, progress: bool = False, keep: bool = True
+    encoder: Encoder,
+    collection: Collection,
+    *,
+    batch_size: int = 32,
+    progress: bool = False,
+    keep: bool = True,
+    peers: Peers | None = None,
 ) -> Encoded:
     """Embeds the documents and the queries that have a relevant one; images are decoded a few batches at a time.
 
     keep: True for a list of all documents; False for an iterator, for who needs each portion once
+    peers: the ranks to share the rows with; each encodes its part of either side once and gets all queries.  Every rank
+        calls this with the same arguments; with an iterator, it goes on to ``evaluate_encoded``, where they meet again.
     A query whose relevant documents the corpus lacks is encoded too: it counts with 0, as in BEIR, and is told.
-    Raises EvaluationError where no query has a relevant document in the corpus.
+    Raises EvaluationError where no query has a relevant document in the corpus, and where ranks hold other collections.
+    What fails on one rank is raised on all (see peers.py).
     """
+    corpus, meetings = collection.corpus, Meetings(peers)
+    with meetings.telling():
+        query_ids, unanswered = _answered(collection, told=meetings.first)
+        themselves = standing(collection, query_ids)
+        if themselves and meetings.first:
+            what = "queries stand in the corpus themselves and are left out of their own ranking"
+            logger.info("%d %s, such as %r", len(themselves), what, min(themselves))
+        _check_same(collection, query_ids, batch_size, meetings)
+        forwards = Forwards(encoder, meetings, batch_size, progress and meetings.first)
+        queries = _queries(forwards, [collection.queries[query] for query in query_ids])
+        parts = list(portions(corpus, meetings, TEXT_BATCHES * batch_size, IMAGE_BATCHES * batch_size))
+        documents: Iterable[Embeddings] = _documents(forwards, corpus, parts)
+        if keep:
+            documents = list(documents)
+            meetings.meet()
+    document_ids = [document for part in parts for document in part.ids]
+    place = {document: at for at, document in enumerate(corpus)}
+    share = Share(
+        list(corpus), torch.tensor([place[document] for document in document_ids], dtype=torch.int64), meetings
+    )
+    return Encoded(queries, documents, query_ids, document_ids, unanswered, themselves, forwards.seconds, share)
+
+
+def _answered(collection: Collection, told: bool) -> tuple[list[str], list[str]]:
+    """(queries to encode, queries left out), with warnings where ``told``."""
     corpus, queries = collection.corpus, collection.queries
     query_ids: list[str] = []
     unanswered: list[str] = []
@@ -103,44 +120,67 @@ def encode(
         (unanswered, "have no document judged relevant and are left out"),
         (lost, "count with 0, since the corpus has none of their relevant documents"),
     ):
-        if ids:
+        if ids and told:
             logger.warning("%d of %d queries %s, such as %r", len(ids), len(queries), what, ids[0])
-    themselves = standing(collection, query_ids)
-    if themselves:
-        what = "queries stand in the corpus themselves and are left out of their own ranking"
-        logger.info("%d %s, such as %r", len(themselves), what, min(themselves))
-    seconds = {"queries": 0.0, "documents": 0.0}
-    texts = [queries[query] for query in query_ids]
-    with clock(seconds, "queries"), _bar("queries", len(texts), batch_size, progress) as wrap:
-        query_embeddings = encoder.encode_queries(texts, batch_size=batch_size, progress=wrap)
-    portions = list(_portions(corpus, batch_size))
-    documents: Iterable[Embeddings] = _documents(encoder, corpus, portions, batch_size, progress, seconds)
-    if keep:
-        documents = list(documents)
-    document_ids = [document for ids in portions for document in ids]
-    return Encoded(query_embeddings, documents, query_ids, document_ids, unanswered, themselves, seconds)
+    return query_ids, unanswered
 
 
-def _documents(
-    encoder: Encoder,
-    corpus: Mapping[str, Document],
-    portions: list[list[str]],
-    batch_size: int,
-    progress: bool,
-    seconds: dict[str, float],
-) -> Iterator[Embeddings]:
+def _check_same(collection: Collection, query_ids: list[str], batch_size: int, meetings: Meetings) -> None:
+    """Raises EvaluationError on every rank where they would deal otherwise than rank 0: rows would be lost."""
+    if meetings.world == 1:
+        return
+    digest = hashlib.blake2b(f"{batch_size}".encode(), digest_size=16)
+    for query in query_ids:
+        digest.update(f"query {len(query)} {query} {len(collection.queries[query])}".encode())
+    for id, document in collection.corpus.items():
+        digest.update(f"document {len(id)} {id} {len(document.text or '')} {document.image is None}".encode())
+    found = meetings.meet(digest.hexdigest())
+    if other := [rank for rank, theirs in enumerate(found) if theirs != found[0]]:
+        raise EvaluationError(
+            f"rank {other[0]} evaluates another collection than rank 0, in another order or with another batch size; "
+            "give every rank the same"
+        )
+
+
+def _queries(forwards: Forwards, texts: list[str]) -> Embeddings:
+    """All queries' embeddings, in the order given; each rank encodes its share, longest first in turn."""
+    meetings, own = forwards.meetings, None
+    order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+    mine = [texts[row] for row in dealt(order, meetings)]
+    rows = run_rows(len(texts), meetings)
+    if rows:
+        with forwards.bar("queries", rows) as wrap:
+            repeats = [texts[order[-1]]] * (rows - len(mine))
+            own = _first(forwards.queries(mine + repeats, wrap), len(mine))
+    found = meetings.meet(own)
+    placed = torch.tensor([row for rank in range(meetings.world) for row in dealt(order, meetings, rank)])
+    return Embeddings.cat(part for part in found if part is not None).select(placed.argsort())
+
+
+def _documents(forwards: Forwards, corpus: Mapping[str, Document], parts: list[Portion]) -> Iterator[Embeddings]:
     """Encodes a portion whenever one is asked for."""
-    with _bar("documents", len(corpus), batch_size, progress) as wrap:
-        for ids in portions:
-            with clock(seconds, "documents"):
-                part = encoder.encode_documents(
-                    [corpus[document].content() for document in ids],
-                    batch_size=batch_size,
-                    progress=wrap,
-                    dtype=torch.float16,
-                )
-                part = Embeddings(part.pooled.float(), part.tokens)
-            yield part
+    with forwards.bar("documents", sum(part.rows for part in parts)) as wrap:
+        for part in parts:
+            found = _portion(forwards, corpus, part, wrap)
+            if part.ids:
+                yield found
+            del found  # before the next is made, or three are in memory
+
+
+def _portion(forwards: Forwards, corpus: Mapping[str, Document], part: Portion, wrap: Wrap | None) -> Embeddings:
+    with clock(forwards.seconds, "documents"):
+        contents = [corpus[document].content() for document in part.ids]
+        if len(contents) < part.rows:
+            repeat = contents[-1] if contents else corpus[part.spare].content()
+            contents += [repeat] * (part.rows - len(contents))
+    if forwards.meetings.together:
+        forwards.meetings.meet()  # who could not open a page tells it before the others are in a forward
+    return _first(forwards.documents(contents, wrap), len(part.ids))
+
+
+def _first(found: Embeddings, rows: int) -> Embeddings:
+    """Without the repeats behind them."""
+    return found if len(found) == rows else found.split(rows)[0]
 
 
 def standing(collection: Collection, query_ids: Iterable[str]) -> frozenset[str]:
@@ -159,41 +199,3 @@ def standing(collection: Collection, query_ids: Iterable[str]) -> frozenset[str]
         if " ".join(collection.queries[query].split()) in (" ".join(text.split()) for text in (document.text, bare)):
             found.add(query)
     return frozenset(found)
-
-
-def _portions(corpus: Mapping[str, Document], batch_size: int) -> Iterator[list[str]]:
-    """Document ids to encode together: texts by length, longest first, then images in their order."""
-    texts = [id for id, document in corpus.items() if document.image is None]
-    images = [id for id, document in corpus.items() if document.image is not None]
-    texts.sort(key=lambda id: -len(corpus[id].text or ""))
-    for ids, batches in ((texts, TEXT_BATCHES), (images, IMAGE_BATCHES)):
-        size = batches * batch_size
-        for begin in range(0, len(ids), size):
-            yield ids[begin : begin + size]
-
-
-Batches = Iterable[Any]
-
-
-@contextmanager
-def _bar(what: str, rows: int, batch_size: int, shown: bool) -> Iterator[Callable[[Batches], Batches] | None]:
-    """One bar over several calls, on terminals only: a wrapper of the encoder's batches; None where none is wanted."""
-    if not shown:
-        yield None
-        return
-    with tqdm(total=math.ceil(rows / batch_size), desc=f"encoding {what}", leave=False, disable=None) as bar:
-
-        def counted(batches: Batches) -> Batches:
-            for batch in batches:
-                yield batch
-                bar.update()
-
-        yield counted
-
-
-@contextmanager
-def clock(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Adds how long its block took."""
-    begun = time.perf_counter()
-    yield
-    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begun

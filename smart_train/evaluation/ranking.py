@@ -5,12 +5,11 @@ Knows: embeddings and the three scores.  Does not know: encoders, collections, q
 The corpus goes by in portions, each in blocks, and of each block only what may still be among the first ``top`` is
 kept.  So memory is one portion and B * top, whatever the corpus; and since a score depends on its own query and
 document alone, and equal scores are ordered by a hash, a ranking depends neither on the portions and blocks nor on the
-order of the corpus.
+order of the corpus, nor on which rank has which documents.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,8 +18,25 @@ from torch import Tensor
 
 from smart_train.blocks import HybridBlock
 from smart_train.embeddings import Embeddings, Tokens
+from smart_train.evaluation.best import Best, tie_hash
 from smart_train.evaluation.metrics import EvaluationError, Ranking
+from smart_train.evaluation.shares import Share
 from smart_train.objective.scores import hybrid_scores, late_scores, pooled_scores
+
+__all__ = [
+    "MODES",
+    "Best",
+    "Tile",
+    "View",
+    "check",
+    "checked",
+    "rank",
+    "rank_all",
+    "rank_views",
+    "tie_hash",
+    "tiles",
+    "view",
+]
 
 MODES = ("pooled", "late", "hybrid")
 BLOCK = 1 << 24  # float32 values of a document block: 64 MiB, about 500 short texts or 10 pages of 2048-wide tokens
@@ -125,29 +141,35 @@ def rank_views(
     progress: Callable[[int], object] | None = None,
     scored: Iterable[Tile] | None = None,
     themselves: Collection[str] = (),
+    share: Share | None = None,
 ) -> dict[str, dict[str, Ranking]]:
     """As ``rank_all`` for any views: each tile's pooled and late scores are computed once and serve them all.
 
     scored: what ``tiles`` gave, where somebody has kept it; the documents are not looked at then
+    share: where the documents are one rank's, for the rankings of all ranks' documents; a collective
     """
+    share = share or Share(document_ids)
     check(queries, query_ids, "query")
     _check_ids(document_ids, "document")
-    if not len(document_ids):
+    if not len(share.corpus):
         raise EvaluationError("there is no document to rank")
     if top < 1:
         raise EvaluationError(f"top is the number of documents kept per query, 1 or more, got {top}")
-    best: dict[tuple[int, int], dict[str, Best]] = {}  # by block of queries
+    # By block of queries; a rank without documents has the blocks too, since ranks meet once for each.
+    best = {
+        (rows.start, rows.stop): {name: Best(top, each.noise, themselves) for name, each in views.items()}
+        for rows in _slices(queries.tokens.lengths, QUERY_TOKENS)
+    }
     for rows, columns, pooled, late in scored or tiles(queries, checked(documents, document_ids), block, device):
-        fresh = {name: Best(top, each.noise, themselves) for name, each in views.items()}
-        of_rows = best.setdefault((rows.start, rows.stop), fresh)
         for name, each in views.items():
-            of_rows[name].add(each.score(pooled, late), columns.start)
+            best[rows.start, rows.stop][name].add(each.score(pooled, late), columns.start)
         if progress is not None:
             progress(pooled.numel())
     rankings: dict[str, dict[str, Ranking]] = {name: {} for name in views}
-    for (begin, end), of_rows in best.items():
+    for begin, end in list(best):
+        of_rows = share.joined(best.pop((begin, end)))
         for name, one in of_rows.items():
-            rankings[name].update(one.rankings(query_ids[begin:end], document_ids))
+            rankings[name].update(one.rankings(query_ids[begin:end], share.corpus))
     return rankings
 
 
@@ -204,62 +226,6 @@ def _part(embeddings: Embeddings, rows: slice, device: torch.device) -> Embeddin
     return Embeddings(
         embeddings.pooled[rows].to(device, dtype), Tokens(values.to(device, dtype), lengths[rows].to(device))
     )
-
-
-class Best:
-    """The running best of one view for one block of queries."""
-
-    def __init__(self, top: int, noise: float, themselves: Collection[str] = ()) -> None:
-        self.places, self.noise, self.themselves = top, noise, themselves
-        self.top = top + bool(themselves)  # one more, since one may be left out
-        self.scores: Tensor | None = None  # [B, kept], best first
-        self.columns: Tensor | None = None  # [B, kept], rows of the corpus
-
-    def add(self, scores: Tensor, first: int) -> None:
-        """Takes the scores [B, n] of the documents from row ``first`` on."""
-        columns = torch.arange(first, first + scores.shape[1], device=scores.device).expand_as(scores)
-        if self.scores is not None and self.columns is not None:
-            scores, columns = torch.cat([self.scores, scores], 1), torch.cat([self.columns, columns], 1)
-        if scores.shape[1] > self.top:
-            # What ties with the last place stays too, or the block would decide and not the hash.
-            last = scores.topk(self.top, dim=1).values[:, -1:]
-            # Minus infinity (a document that must not be found) ties with itself, and is no reason to keep more.
-            kept = max(self.top, int(((scores >= last - self.noise) & (scores > -torch.inf)).sum(1).max()))
-            scores, order = scores.topk(kept, dim=1)
-            columns = columns.gather(1, order)
-        self.scores, self.columns = scores, columns
-
-    def rankings(self, query_ids: Sequence[str], document_ids: Sequence[str]) -> dict[str, Ranking]:
-        if self.scores is None or self.columns is None:
-            return {}
-        scores, order = self.scores.sort(dim=1, descending=True)
-        columns = self.columns.gather(1, order)
-        ranked = {}
-        for query, values, places in zip(query_ids, scores.tolist(), columns.tolist(), strict=True):
-            found = [(document_ids[place], value) for place, value in zip(places, values, strict=True)]
-            if query in self.themselves:
-                found = [pair for pair in found if pair[0] != query]
-            ranked[query] = _order_ties(query, found, self.noise)[: self.places]
-        return ranked
-
-
-def _order_ties(query: str, found: Ranking, noise: float) -> Ranking:
-    """Runs of scores each within ``noise`` of the one before are ordered by hash; the rest stays, best first."""
-    ordered: Ranking = []
-    begin = 0
-    for place in range(1, len(found) + 1):
-        if place < len(found) and found[place - 1][1] - found[place][1] <= noise:
-            continue
-        run = found[begin:place]
-        ordered += run if len(run) == 1 else sorted(run, key=lambda pair: tie_hash(query, pair[0]))
-        begin = place
-    return ordered
-
-
-def tie_hash(query_id: str, document_id: str) -> bytes:
-    """What orders equal scores: blake2b of the two ids, the same in every process and unrelated to any position."""
-    query = query_id.encode()
-    return hashlib.blake2b(len(query).to_bytes(8, "little") + query + document_id.encode(), digest_size=8).digest()
 
 
 def check(embeddings: Embeddings, ids: Sequence[str], what: str) -> None:

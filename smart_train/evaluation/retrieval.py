@@ -13,9 +13,12 @@ import torch
 
 from smart_train.blocks import HybridBlock
 from smart_train.embeddings import Embeddings
-from smart_train.evaluation.encoding import Collection, Encoded, Encoder, clock, encode
+from smart_train.evaluation.encoding import Collection, Encoded, Encoder, encode
+from smart_train.evaluation.forwards import clock
 from smart_train.evaluation.metrics import EvaluationError, Interval, interval, measure
-from smart_train.evaluation.ranking import MODES, Tile, View, check, checked, rank, rank_all, rank_views, tiles, view
+from smart_train.evaluation.peers import Peers
+from smart_train.evaluation.ranking import MODES, Tile, check, checked, rank, rank_all, rank_views, tiles, view
+from smart_train.evaluation.shares import Share
 
 __all__ = ["Evaluation", "calibrate", "calibrate_encoded", "evaluate", "evaluate_encoded", "rank", "rank_all"]
 
@@ -35,7 +38,7 @@ class Evaluation:
     unanswered: list[str]
     tokens_per_document: float
     mb_per_document: float  # megabytes (1e6 bytes) an index needs for its tokens and its pooled vector, both float16
-    seconds: dict[str, float]  # queries, documents (encoding), scores
+    seconds: dict[str, float]  # queries, documents (encoding), scores; of several ranks, the slowest one's
     hybrid: HybridBlock  # the weights and constants of the hybrid score
     bootstrap: int = 1000
     seed: int = 0
@@ -51,15 +54,20 @@ def evaluate(
     bootstrap: int = 1000,
     seed: int = 0,
     progress: bool = False,
+    peers: Peers | None = None,
 ) -> Evaluation:
     """Encodes the collection once and measures the pooled, late and hybrid rankings of its corpus.
 
     A portion of documents is encoded, ranked and let go before the next: memory does not grow with the corpus.
 
     k: cut-offs of nDCG, recall, MRR and success; bootstrap, seed: of the 95 % intervals over queries
-    Raises EvaluationError where no query has a relevant document, and for embeddings that are not finite, by id.
+    peers: the ranks to share the work with: every rank calls this with the same arguments and gets the same Evaluation,
+        that of one process.  Each ranks all queries against its own documents; what crosses is the queries' embeddings
+        and, a block of queries at a time, the best of every rank.
+    Raises EvaluationError where no query has a relevant document, and for embeddings that are not finite, by id; what
+    fails on one rank is raised on all, as EvaluationError or PeerError.
     """
-    encoded = encode(encoder, collection, batch_size=batch_size, progress=progress, keep=False)
+    encoded = encode(encoder, collection, batch_size=batch_size, progress=progress, keep=False, peers=peers)
     return evaluate_encoded(
         encoded, collection.qrels, encoder.late.hybrid, k=k, bootstrap=bootstrap, seed=seed, device=_device(encoder)
     )
@@ -76,22 +84,28 @@ def evaluate_encoded(
     device: torch.device | str | None = None,
 ) -> Evaluation:
     """As ``evaluate`` for a collection that is embedded already (to compare several hybrid weights, say)."""
+    share = encoded.share or Share(encoded.document_ids)
+    with share.meetings.telling():
+        size, passed = _Size(), {"scores": 0.0}
+        before, waited = encoded.seconds.get("documents", 0.0), share.meetings.waited
+        with clock(passed, "scores"):
+            rankings = rank_views(
+                encoded.queries,
+                size.of(encoded.documents),
+                encoded.query_ids,
+                encoded.document_ids,
+                {mode: view(mode, hybrid) for mode in MODES},
+                top=max(k),
+                device=device,
+                themselves=encoded.themselves,
+                share=share,
+            )
+        seconds = dict(encoded.seconds)
+        on_the_way = seconds.get("documents", 0.0) - before + share.meetings.waited - waited
+        seconds["scores"] = passed["scores"] - on_the_way
+        found = share.meetings.meet((size.counts, seconds))
+    documents, tokens, numbers = (sum(counts[at] for counts, _ in found) for at in range(3))
     judged = {query: qrels[query] for query in encoded.query_ids}
-    size, before = _Size(), encoded.seconds.get("documents", 0.0)
-    passed: dict[str, float] = {}
-    with clock(passed, "scores"):
-        rankings = rank_all(
-            encoded.queries,
-            size.of(encoded.documents),
-            encoded.query_ids,
-            encoded.document_ids,
-            hybrid,
-            top=max(k),
-            device=device,
-            themselves=encoded.themselves,
-        )
-    seconds = dict(encoded.seconds)
-    seconds["scores"] = passed["scores"] - (seconds.get("documents", 0.0) - before)  # what was encoded on the way
     per_query = {mode: measure(judged, rankings[mode], k) for mode in MODES}
     return Evaluation(
         metrics={
@@ -100,11 +114,11 @@ def evaluate_encoded(
         },
         per_query=per_query,
         queries=len(encoded.query_ids),
-        documents=len(encoded.document_ids),
+        documents=documents,
         unanswered=encoded.unanswered,
-        tokens_per_document=size.tokens / size.documents,
-        mb_per_document=2 * size.numbers / 1e6 / size.documents,
-        seconds=seconds,
+        tokens_per_document=tokens / documents,
+        mb_per_document=2 * numbers / 1e6 / documents,
+        seconds={name: max(each[name] for _, each in found) for name in seconds},
         hybrid=hybrid,
         bootstrap=bootstrap,
         seed=seed,
@@ -120,13 +134,15 @@ def calibrate(
     cut: int = 10,
     batch_size: int = 32,
     progress: bool = False,
+    peers: Peers | None = None,
 ) -> tuple[HybridBlock, list[dict[str, float]]]:
     """The encoder's HybridBlock with its constants and its late weight fitted on a collection (the dev split).
 
     grid: late weights tried, next to ``hybrid.pooled`` as it is; cut: the nDCG@cut that chooses
+    peers: the ranks to share the work with, as in ``evaluate``; each keeps its own documents' embeddings
     returns: a new block, and a figure for each weight: {"late", "value", "low", "high"}
     """
-    encoded = encode(encoder, collection, batch_size=batch_size, progress=progress)
+    encoded = encode(encoder, collection, batch_size=batch_size, progress=progress, peers=peers)
     return calibrate_encoded(
         encoded, collection.qrels, encoder.late.hybrid, grid=grid, cut=cut, device=_device(encoder)
     )
@@ -148,26 +164,27 @@ def calibrate_encoded(
     corpus is left out of its own ranking, while its one score among thousands stays in the constants.
     The documents are gone through twice, so they are a list here: what ``encode`` keeps.
     """
-    check(encoded.queries, encoded.query_ids, "query")
-    documents = checked(encoded.documents, encoded.document_ids)
-    every: Iterable[Tile] = tiles(encoded.queries, documents, device=device)
-    scored: list[Tile] | None = None
-    if len(encoded.query_ids) * len(encoded.document_ids) <= KEPT:
-        every = scored = list(every)
-    (pooled_mean, pooled_std), (late_mean, late_std) = _moments(every)
-    fitted = replace(hybrid, pooled_mean=pooled_mean, pooled_std=pooled_std, late_mean=late_mean, late_std=late_std)
-    views: dict[str, View] = {str(weight): view("hybrid", replace(fitted, late=weight)) for weight in sorted(grid)}
-    rankings = rank_views(
-        encoded.queries,
-        encoded.documents,
-        encoded.query_ids,
-        encoded.document_ids,
-        views,
-        top=cut,
-        device=device,
-        scored=scored,
-        themselves=encoded.themselves,
-    )
+    share = encoded.share or Share(encoded.document_ids)
+    with share.meetings.telling():
+        check(encoded.queries, encoded.query_ids, "query")
+        documents = checked(encoded.documents, encoded.document_ids)
+        every: Iterable[Tile] = tiles(encoded.queries, documents, device=device)
+        scored: list[Tile] | None = None
+        if len(encoded.query_ids) * len(encoded.document_ids) <= KEPT:
+            every = scored = list(every)
+        fitted = _standardised(hybrid, share.meetings.meet(_sums(every)))
+        rankings = rank_views(
+            encoded.queries,
+            encoded.documents,
+            encoded.query_ids,
+            encoded.document_ids,
+            {str(weight): view("hybrid", replace(fitted, late=weight)) for weight in grid},
+            top=cut,
+            device=device,
+            scored=scored,
+            themselves=encoded.themselves,
+            share=share,
+        )
     judged = {query: qrels[query] for query in encoded.query_ids}
     figures = []
     for weight in sorted(grid):
@@ -184,6 +201,10 @@ class _Size:
     def __init__(self) -> None:
         self.documents = self.tokens = self.numbers = 0
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        return self.documents, self.tokens, self.numbers
+
     def of(self, portions: Iterable[Embeddings]) -> Iterator[Embeddings]:
         for portion in portions:
             self.documents += len(portion)
@@ -192,25 +213,36 @@ class _Size:
             yield portion
 
 
-def _moments(scored: Iterable[Tile]) -> list[tuple[float, float]]:
-    """(mean, standard deviation) of the pooled and of the late scores, summed in float64."""
-    count, sums, squares = 0, [0.0, 0.0], [0.0, 0.0]
+Sums = tuple[int, float, float, float, float]
+"""Number of pairs; sum and sum of squares of their pooled scores, then of their late scores."""
+
+
+def _sums(scored: Iterable[Tile]) -> Sums:
+    """In float64."""
+    count, sums = 0, [0.0] * 4
     for _, _, *both in scored:
         count += both[0].numel()
         for at, scores in enumerate(both):
-            sums[at] += float(scores.double().sum())
-            squares[at] += float(scores.double().square().sum())
+            sums[2 * at] += float(scores.double().sum())
+            sums[2 * at + 1] += float(scores.double().square().sum())
+    return count, sums[0], sums[1], sums[2], sums[3]
+
+
+def _standardised(hybrid: HybridBlock, sums: Sequence[Sums]) -> HybridBlock:
+    """The block with mean and standard deviation of either score, of the sums of all ranks."""
+    count = sum(each[0] for each in sums)
     moments = []
-    for name, total, square in zip(("pooled", "late"), sums, squares, strict=True):
-        mean = total / count
-        std = math.sqrt(max(0.0, square / count - mean * mean))
+    for name, at in (("pooled", 1), ("late", 3)):
+        mean, squares = (math.fsum(each[place] for each in sums) / count for place in (at, at + 1))
+        std = math.sqrt(max(0.0, squares - mean * mean))
         if std < 1e-5:
             raise EvaluationError(
                 f"the {name} scores of {count} query-document pairs are all about {mean:.4f}: there is nothing to "
                 "standardise; the encoder has collapsed, or the dev split has a single document"
             )
         moments.append((mean, std))
-    return moments
+    (pooled_mean, pooled_std), (late_mean, late_std) = moments
+    return replace(hybrid, pooled_mean=pooled_mean, pooled_std=pooled_std, late_mean=late_mean, late_std=late_std)
 
 
 def _device(encoder: Encoder) -> torch.device | None:

@@ -117,6 +117,10 @@ class SmartEncoder(nn.Module):
         return self.backbone.config
 
     @property
+    def _no_split_modules(self) -> list[str]:  # what FSDP asks a model for: the classes of its blocks
+        return list(getattr(self.backbone, "_no_split_modules", None) or [])
+
+    @property
     def hidden_size(self) -> int:
         return int(text_config(self.backbone.config).hidden_size)
 

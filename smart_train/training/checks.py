@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -110,6 +111,9 @@ class FirstStep(TrainerCallback):
         self.looked = True
         for hook in self.hooks:
             hook.remove()
+        for name, parameter in self.encoder.named_parameters():  # FSDP sets its shards' gradients, past any hook
+            if name not in self.seen and parameter.requires_grad and parameter.grad is not None:
+                self._see(name, local(parameter.grad))
         trained = [name for name, parameter in self.encoder.named_parameters() if parameter.requires_grad]
         without = [name for name in trained if name not in self.seen]
         # fp16's scaler skips steps that are not finite itself
@@ -146,7 +150,12 @@ class FirstStep(TrainerCallback):
             logger.warning("%d trained tensors have not moved: %s", len(still), ", ".join(still[:3]))
 
     def _samples(self) -> dict[str, Tensor]:
-        """The first 1,024 values of every trained tensor that this process holds whole."""
+        """The first 1,024 values of what this process holds of every trained tensor (nothing under ZeRO-3)."""
         parameters = self.encoder.named_parameters()
-        held = {n: p for n, p in parameters if p.requires_grad and not hasattr(p, "ds_id")}
-        return {name: p.detach().flatten()[:1024].clone() for name, p in held.items()}
+        held = {n: local(p.detach()) for n, p in parameters if p.requires_grad and not hasattr(p, "ds_id")}
+        return {name: tensor.flatten()[:1024].clone() for name, tensor in held.items() if tensor.numel()}
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of it: FSDP's share, or all."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

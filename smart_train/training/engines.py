@@ -10,6 +10,7 @@ Knows: accelerate, Features.  Does not know: losses, data, the trainer.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -123,11 +124,17 @@ def is_sharded(args: TrainingArguments) -> bool:
     return is_deepspeed_zero3_enabled() or (fsdp and args.device.type != "cpu" and args.world_size > 1)
 
 
-def uncompiled(deepspeed: bool) -> None:
-    """On a machine without GPUs, DeepSpeed would compile its own exchange through shared memory for a minute and a
-    half before the first step, and end where there is no compiler; gloo does it as well."""
-    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
-    if (deepspeed or launched) and not torch.cuda.is_available():
+def ready(deepspeed: bool) -> None:
+    """Before DeepSpeed starts: on a machine without GPUs it would compile its own exchange through shared memory for a
+    minute and a half, and end where there is no compiler, though gloo does it as well; and every process would warn in
+    every step of the names that it calls torch's collectives by.
+
+    deepspeed: whether the recipe names a configuration of it; else the launcher says so
+    """
+    if not (deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"):
+        return
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    if not torch.cuda.is_available():
         from deepspeed.ops import __compatible_ops__
 
         __compatible_ops__["deepspeed_shm_comm"] = False

@@ -87,7 +87,7 @@ def collected(parameter: nn.Parameter | None) -> Iterator[Tensor]:
         return
     gathering = nullcontext()
     if hasattr(parameter, "ds_id"):
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         gathering = GatheredParameters([parameter])
     with gathering, torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import time
 import weakref
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -215,14 +216,14 @@ def test_an_evaluation_holds_two_portions_of_documents_at_most_and_figures_are_t
 def test_encoding_is_told_apart_from_scoring_though_they_take_turns(monkeypatch):
     monkeypatch.setattr(encoding, "TEXT_BATCHES", 1)
     now = [0.0]
-    monkeypatch.setattr(encoding.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
     class Slow(Stub):
         def _encode(self, role: str, *rest: Any) -> Embeddings:
             now[0] += {"query": 5.0, "document": 1.0}[role]
             return super()._encode(role, *rest)
 
-    measure, scored = retrieval.rank_all, []
+    measure, scored = retrieval.rank_views, []
 
     def slow(*rows: Any, **options: Any) -> Any:
         found = measure(*rows, **options)
@@ -230,7 +231,7 @@ def test_encoding_is_told_apart_from_scoring_though_they_take_turns(monkeypatch)
         scored.append(found)
         return found
 
-    monkeypatch.setattr(retrieval, "rank_all", slow)
+    monkeypatch.setattr(retrieval, "rank_views", slow)
     found = evaluate(Slow(), collection(), batch_size=2, bootstrap=10)
     assert found.seconds == {"queries": 5.0, "documents": 4.0, "scores": 100.0} and len(scored) == 1
 
