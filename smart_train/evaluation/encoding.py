@@ -21,7 +21,7 @@ from smart_train.embeddings import Embeddings
 from smart_train.evaluation.forwards import Encoder, Forwards, Wrap, clock
 from smart_train.evaluation.metrics import EvaluationError
 from smart_train.evaluation.peers import Meetings, Peers
-from smart_train.evaluation.shares import Document, Portion, Share, dealt, portions, run_rows
+from smart_train.evaluation.shares import SPARES, Document, Portion, Share, dealt, portions, run_rows
 
 __all__ = ["Collection", "Document", "Encoded", "Encoder", "encode", "standing"]
 
@@ -151,7 +151,7 @@ def _queries(forwards: Forwards, texts: list[str]) -> Embeddings:
     if rows:
         with forwards.bar("queries", rows) as wrap:
             repeats = [texts[order[-1]]] * (rows - len(mine))
-            own = _first(forwards.queries(mine + repeats, wrap), len(mine))
+            own = _first(forwards.queries(mine + repeats, wrap, texts[:SPARES]), len(mine))
     found = meetings.meet(own)
     placed = torch.tensor([row for rank in range(meetings.world) for row in dealt(order, meetings, rank)])
     return Embeddings.cat(part for part in found if part is not None).select(placed.argsort())
@@ -171,11 +171,12 @@ def _portion(forwards: Forwards, corpus: Mapping[str, Document], part: Portion, 
     with clock(forwards.seconds, "documents"):
         contents = [corpus[document].content() for document in part.ids]
         if len(contents) < part.rows:
-            repeat = contents[-1] if contents else corpus[part.spare].content()
+            repeat = contents[-1] if contents else corpus[part.spares[0]].content()
             contents += [repeat] * (part.rows - len(contents))
     if forwards.meetings.together:
         forwards.meetings.meet()  # who could not open a page tells it before the others are in a forward
-    return _first(forwards.documents(contents, wrap), len(part.ids))
+    spares = [corpus[document].content for document in part.spares]
+    return _first(forwards.documents(contents, wrap, spares), len(part.ids))
 
 
 def _first(found: Embeddings, rows: int) -> Embeddings:

@@ -5,6 +5,7 @@ Knows: an encoder's two methods.  Does not know: collections, what ranks share, 
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from smart_train.evaluation.peers import Meetings
 
 Batches = Iterable[Any]
 Wrap = Callable[[Batches], Batches]
+Opener = Callable[[], Any]
 
 
 class Encoder(Protocol):
@@ -37,20 +39,28 @@ class Forwards:
         self.encoder, self.meetings, self.batch_size, self.progress = encoder, meetings, batch_size, progress
         self.seconds = {"queries": 0.0, "documents": 0.0}
 
-    def queries(self, texts: list[str], wrap: Wrap | None) -> Embeddings:
+    def queries(self, texts: list[str], wrap: Wrap | None, spares: Sequence[str]) -> Embeddings:
         with clock(self.seconds, "queries"):
-            return self._run(self.encoder.encode_queries, texts, wrap)
+            return self._run(self.encoder.encode_queries, texts, wrap, [text.__str__ for text in spares])
 
-    def documents(self, contents: list[Any], wrap: Wrap | None) -> Embeddings:
+    def documents(self, contents: list[Any], wrap: Wrap | None, spares: Sequence[Opener]) -> Embeddings:
         """Of contents of one kind where ranks run together; tokens in float16."""
         with clock(self.seconds, "documents"):
-            found = self._run(self.encoder.encode_documents, contents, wrap, dtype=torch.float16)
+            found = self._run(self.encoder.encode_documents, contents, wrap, spares, dtype=torch.float16)
         return Embeddings(found.pooled.float(), found.tokens)
 
-    def _run(self, method: Callable[..., Any], contents: list[Any], wrap: Wrap | None, **options: Any) -> Any:
+    def _run(
+        self,
+        method: Callable[..., Any],
+        contents: list[Any],
+        wrap: Wrap | None,
+        spares: Sequence[Opener],
+        **options: Any,
+    ) -> Any:
         """One call.  Where forwards are collectives, a call that fails before a forward (an image that the processor
         refuses, say) still makes its forwards: the others wait in them, and cannot be told before they are through.
 
+        spares: what gives contents of the same kind, should none of these be encodable
         A RuntimeError is what torch raises within a forward (out of memory, a rank that is gone): there is no way back
         into step then, so it is raised here alone, and the others end with their launcher or their timeout.
         """
@@ -72,23 +82,10 @@ class Forwards:
             except Exception as error:
                 failed = error
             left = math.ceil(len(contents) / self.batch_size) - max(0, begun - 1)
-            self._make_up(lambda content: method([content], batch_size=1, **options), contents, left)
+            own = [functools.partial(contents.__getitem__, at) for at in range(len(contents))]
+            if not _make_up(lambda content: method([content], batch_size=1, **options), [*own, *spares], left):
+                raise failed
         raise failed
-
-    def _make_up(self, one: Callable[[Any], Any], contents: list[Any], left: int) -> None:
-        """Runs so many forwards of single rows; raises the last error where none of the contents can be run."""
-        for at, content in enumerate(contents, 1):
-            try:
-                one(content)
-            except RuntimeError:
-                raise
-            except Exception:
-                if at == len(contents):
-                    raise
-                continue
-            for _ in range(left - 1):
-                one(content)
-            return
 
     @contextmanager
     def bar(self, what: str, rows: int) -> Iterator[Wrap | None]:
@@ -105,6 +102,22 @@ class Forwards:
                     bar.update()
 
             yield counted
+
+
+def _make_up(run: Callable[[Any], Any], openers: Sequence[Opener], left: int) -> bool:
+    """Runs so many forwards of a single row, of the first content that can be run; whether there was one."""
+    for opened in openers:
+        try:
+            content = opened()
+            run(content)
+        except RuntimeError:
+            raise
+        except Exception:  # the error to raise is the one before
+            continue
+        for _ in range(left - 1):
+            run(content)
+        return True
+    return False
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from torch import Tensor
 from smart_train.evaluation.best import Best
 from smart_train.evaluation.peers import Meetings
 
+SPARES = 8  # rows tried before a rank gives up staying in step
+
 
 class Document(Protocol):
     @property
@@ -58,12 +60,12 @@ class Portion:
 
     ids: this rank's own; none where only the others have some left
     rows: how many to run: above len(ids) where ranks run as many forwards each, and repeats make up for rows
-    spare: of the same kind, for a rank that has no row to repeat
+    spares: a few of the same kind, for a rank that has no row to repeat, or none that can be encoded
     """
 
     ids: list[str]
     rows: int
-    spare: str
+    spares: list[str]
 
 
 def portions(corpus: Mapping[str, Document], meetings: Meetings, text_rows: int, image_rows: int) -> Iterator[Portion]:
@@ -82,7 +84,7 @@ def portions(corpus: Mapping[str, Document], meetings: Meetings, text_rows: int,
         size = image_rows if image else text_rows
         own, rows = dealt(ids, meetings), run_rows(len(ids), meetings)
         for begin in range(0, rows, size):
-            yield Portion(own[begin : begin + size], min(size, rows - begin), ids[-1])
+            yield Portion(own[begin : begin + size], min(size, rows - begin), ids[-SPARES:])
 
 
 def dealt(rows: Sequence[Any], meetings: Meetings, rank: int | None = None) -> list[Any]:
