@@ -37,9 +37,8 @@ def read_base(base: str, revision: str | None = None, trust_remote_code: bool = 
     Raises BaseNotFound, saying what to do: nothing there, no network, a gated repository, code that must be trusted,
     a kind of model that has no transformer blocks.
     """
-    place = resolve_base(base)
-    fetch = _Files(hub_id(place) or place, revision)
-    config = _config(fetch, base, trust_remote_code)
+    fetch = BaseFiles.of(base, revision)
+    config = fetch.config(base, trust_remote_code)
     text = config.get_text_config()
     layers, hidden = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
     if not isinstance(layers, int) or not isinstance(hidden, int):
@@ -52,11 +51,21 @@ def read_base(base: str, revision: str | None = None, trust_remote_code: bool = 
     return BaseConfig(layers, hidden, _pooled(fetch, hidden), positions if isinstance(positions, int) else None, vision)
 
 
-class _Files:
+class BaseFiles:
     """JSON files of a local folder or a Hub repository."""
 
     def __init__(self, place: str, revision: str | None) -> None:
         self.place, self.revision, self.local = place, revision, Path(place).is_dir()
+
+    @classmethod
+    def of(cls, base: str, revision: str | None = None) -> BaseFiles:
+        """Of a base as ``resolve_base`` takes it.  Raises BaseNotFound."""
+        place = resolve_base(base)
+        return cls(hub_id(place) or place, revision)
+
+    def config(self, base: str, trust_remote_code: bool = False) -> Any:
+        """transformers' configuration; ``base`` is what a BaseNotFound names."""
+        return _config(self, base, trust_remote_code)
 
     def json(self, name: str) -> Any | None:
         """The parsed file, None where it is not there."""
@@ -76,7 +85,7 @@ class _Files:
         return self.json("modules.json") or []
 
 
-def _config(fetch: _Files, base: str, trust_remote_code: bool) -> Any:
+def _config(fetch: BaseFiles, base: str, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
     subfolder = ""
@@ -106,7 +115,7 @@ def _reason(error: BaseException) -> tuple[str, str]:
     return f"its configuration cannot be read: {text}", "correct model.base, or update transformers"
 
 
-def _pooled(fetch: _Files, hidden: int) -> int:
+def _pooled(fetch: BaseFiles, hidden: int) -> int:
     """Width of the pooled vector: of the last module that sets one, else the hidden size."""
     width = hidden
     for module in fetch.modules():

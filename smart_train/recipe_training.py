@@ -79,6 +79,7 @@ def hints() -> dict[str, Any]:
     names = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
     allowed = {name: hint for name, hint in found.items() if name in names and name not in MOVED}
     allowed["fsdp"] = bool | str | None  # its hint leaves out the value it is meant to have
+    allowed["resume_from_checkpoint"] = bool | str | None  # true = the newest whole one of the output folder
     return allowed | OWN
 
 
@@ -146,10 +147,11 @@ def _precision(given: dict[str, Any]) -> list[Problem]:
     if given.get("bf16") and not cpu and not is_torch_bf16_gpu_available():
         what = "bf16 is true, but this machine has no GPU that computes in it"
         fix = "write bf16: false, or use_cpu: true to train in bf16 on the CPU"
-        problems.append(Problem("training.bf16", what, fix))
+        problems.append(Problem("training.bf16", what, fix, here=True))
     if given.get("fp16") and not given.get("bf16") and (cpu or not torch.cuda.is_available()):
         what = "fp16 is true, but there is no GPU to train on"
-        problems.append(Problem("training.fp16", what, "write fp16: false (on a CPU: bf16: true with use_cpu: true)"))
+        fix = "write fp16: false (on a CPU: bf16: true with use_cpu: true)"
+        problems.append(Problem("training.fp16", what, fix, here=True))
     return problems
 
 
@@ -160,13 +162,13 @@ def _trackers(given: dict[str, Any]) -> list[Problem]:
     if "wandb" not in names or rank() != 0:
         return []
     mode = os.environ.get("WANDB_MODE", "")
-    if mode in ("offline", "disabled", "dryrun", "shared") or _wandb_key():
+    if mode in ("offline", "disabled", "dryrun", "shared") or wandb_key():
         return []
     fix = "run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline, or write report_to: none"
-    return [Problem("training.report_to", "is wandb, but wandb has no API key here", fix)]
+    return [Problem("training.report_to", "is wandb, but wandb has no API key here", fix, here=True)]
 
 
-def _wandb_key() -> bool:
+def wandb_key() -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     logins = _texts([os.environ.get("NETRC", "~/.netrc"), "~/_netrc"])

@@ -44,12 +44,14 @@ WRONG = object()
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake. key: dotted key, "" for the file; place: where, if the key cannot tell."""
+    """One mistake. key: dotted key, "" for the file; place: where, if the key cannot tell; here: the recipe may be
+    right elsewhere: it is this machine that lacks something."""
 
     key: str
     what: str
     fix: str
     place: str | None = None
+    here: bool = False
 
     def told(self, where: Where) -> str:
         start = f"{self.place or where.place(self.key)}: "

@@ -16,6 +16,7 @@ from smart_train.blocks import DataBlock
 from smart_train.data import beir, hub, pools
 from smart_train.data.ids import DataError
 from smart_train.data.tables import readable, split_of
+from smart_train.hub import kind
 from smart_train.recipe_types import Problem
 
 DEV = ("dev", "validation", "valid", "val")
@@ -25,8 +26,8 @@ TEST = ("test",)
 class DataProblem(DataError):
     """A DataError that knows its recipe key and the fix."""
 
-    def __init__(self, key: str, what: str, fix: str) -> None:
-        self.problem = Problem(key, what, fix)
+    def __init__(self, key: str, what: str, fix: str, here: bool = False) -> None:
+        self.problem = Problem(key, what, fix, here=here)
         super().__init__(f"{key}: {what}; {fix}")
 
 
@@ -124,5 +125,8 @@ def _on_hub(data: DataBlock) -> tuple[Literal["beir", "rows"], list[str]]:
     except hub.Unreachable as error:
         what = f"there is no folder {data.path!r} here, and as a Hub dataset it cannot be read: {error}"
         raise DataProblem(
-            "data.path", what, "check the name, data.revision and the network (HF_HUB_OFFLINE)"
+            "data.path",
+            what,
+            "check the name, data.revision and the network (HF_HUB_OFFLINE)",
+            here=kind(error) == "unreachable",
         ) from error

@@ -1,0 +1,235 @@
+"""Bytes that a training step needs, by formula: weights, gradients, optimiser, embeddings, logits, what crosses ranks.
+
+Knows: numbers.  Does not know: torch, recipes, machines, files; activations (activations.py).
+Each docstring says what is exact.  Allocators add to all of it: gaps of a twentieth to a tenth are usual.
+
+Letters as in docs/objective.md: B queries and N documents of a rank, Q and T tokens of a row, D pooled width, d token
+width, W ranks, g ranks that gather together.  Sizes are bytes of a number: 4 = float32, 2 = bfloat16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FLOAT = 4
+BUCKET = 500_000_000  # numbers: DeepSpeed's reduce_bucket_size where nothing is said
+LIVE = 1_000_000_000  # numbers: its stage3_max_live_parameters
+TILES = 2 * (1 << 27)  # bytes: MaxSim's tile of similarities on a GPU, and its maxima and places on the way
+TERM = {"plain": (3.5, 1.3), "symmetric": (3.8, 2.5), "options": (5.8, 3.5), "sigmoid": (5.5, 2.3)}
+"""[P, N] float matrices of a term with their masks, most at once and kept (counted in objective/terms.py)."""
+
+
+# Weights, gradients, optimiser ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weights:
+    """frozen, trained: numbers of parameters; frozen_bytes, trained_bytes: as they are held before any engine;
+    block: parameters of the largest transformer block, outside: of everything that is in no block."""
+
+    frozen: int
+    trained: int
+    frozen_bytes: int
+    trained_bytes: int
+    block: int = 0
+    outside: int = 0
+
+    @property
+    def all(self) -> int:
+        return self.frozen + self.trained
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How weights and their states lie on W ranks.
+
+    kind: ddp (or one process), zero = DeepSpeed with its stage, fsdp = fully_shard (FSDP2)
+    half: the run trains in bfloat16 or float16; bucket, overlap, live: DeepSpeed's reduce_bucket_size, overlap_comm and
+    stage3_max_live_parameters (numbers, not bytes); wrapped: fsdp: every block is a unit of its own
+    offload_optimiser, offload_weights: these lie in RAM
+    """
+
+    kind: Literal["ddp", "zero", "fsdp"] = "ddp"
+    world: int = 1
+    stage: int = 0
+    half: bool = True
+    bucket: int = BUCKET
+    overlap: bool = False
+    live: int = LIVE
+    wrapped: bool = True
+    offload_optimiser: bool = False
+    offload_weights: bool = False
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights are collected in every forward."""
+        return self.kind == "fsdp" or (self.kind == "zero" and self.stage == 3)
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes of one rank.  gathered: whole copies of sharded weights while they are used, and an engine's buckets;
+    step: what the optimiser's step adds, when no activation is there; ram: what is offloaded, in main memory."""
+
+    weights: int
+    gathered: int
+    gradients: int
+    optimiser: int
+    step: int = 0
+    ram: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gathered + self.gradients + self.optimiser
+
+
+def states(weights: Weights, engine: Engine) -> States:
+    """What a rank holds between forward and step, with AdamW.  F, T: frozen and trained parameters.
+
+    one process  F and T as they are, gradients T, moments 2 T, all in T's own dtype (LoRA and head: float32): 16 bytes
+                 a trained number in float32
+    DDP          the same, and gradients once more: the reducer's buckets (gradient_as_bucket_view is off)
+    ZeRO         casts every weight to the run's half precision (s = 2; 4 in float32), keeps a float32 master copy and
+                 both moments of T, 12 T / W (the master also where s = 4, as it is cloned); gradients s T (stage 1) or
+                 s T / W; one reduce bucket, two with overlap.  Stage 3: s (F + T) / W, up to ``live`` numbers whole.
+                 In the step, gradients once more in float32, 4 T / W
+    FSDP2        trained weights in float32 (accelerate casts them up where the run is in half precision), everything
+                 / W: gradients T, moments 2 T; whole: two blocks, the one in use and the next, and what is in no block
+    Exact but for ``gathered``, which is the most.  Left out: paddings, and weights so small that ZeRO-3 keeps them
+    whole (stage3_param_persistence_threshold).
+    """
+    if engine.kind == "zero":
+        return _zero(weights, engine)
+    if engine.kind == "fsdp":
+        return _fsdp(weights, engine)
+    gradients = weights.trained_bytes * (2 if engine.world > 1 else 1)
+    return States(weights.frozen_bytes + weights.trained_bytes, 0, gradients, 2 * weights.trained_bytes)
+
+
+def _zero(weights: Weights, engine: Engine) -> States:
+    size, ranks = 2 if engine.half else FLOAT, engine.world
+    held = size * weights.all
+    buckets = size * engine.bucket * (2 if engine.overlap and engine.stage == 2 else 1)
+    gradients = size * weights.trained // (ranks if engine.stage >= 2 else 1)
+    optimiser = 3 * FLOAT * weights.trained // (ranks if engine.stage >= 1 else 1)
+    step = FLOAT * weights.trained // ranks
+    gathered, ram = buckets, 0
+    if engine.stage == 3:
+        gathered += min(held, size * engine.live)
+        held //= ranks
+    if engine.offload_optimiser:  # gradients wait beside the states for the step there
+        ram += optimiser + gradients + step
+        optimiser = gradients = step = 0
+    if engine.offload_weights and engine.stage == 3:
+        ram, held = ram + held, 0
+    return States(held, gathered, gradients, optimiser, step, ram)
+
+
+def _fsdp(weights: Weights, engine: Engine) -> States:
+    trained = FLOAT * weights.trained if engine.half else weights.trained_bytes
+    held, gradients, optimiser = (n // engine.world for n in (weights.frozen_bytes + trained, trained, 2 * trained))
+    size = 2 if engine.half else FLOAT
+    gathered = size * (min(weights.all, 2 * weights.block + weights.outside) if engine.wrapped else weights.all)
+    if engine.offload_weights:
+        return States(0, gathered, 0, 0, ram=held + gradients + optimiser)
+    return States(held, gathered, gradients, optimiser)
+
+
+# The objective -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One rank's share of a step.  pairs P, queries B, documents N (hard negatives included), their tokens Q and T each
+    (longest), widths D and d, token_size: bytes of a token's number when it is compared; group g: ranks that gather
+    together; uses_pooled, uses_tokens: which side the loss reads at all."""
+
+    pairs: int
+    queries: int
+    documents: int
+    query_tokens: int
+    document_tokens: int
+    pooled: int
+    width: int
+    token_size: int = 4
+    group: int = 1
+    uses_pooled: bool = True
+    uses_tokens: bool = True
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Of all queries, of all documents."""
+        return self.queries * self.query_tokens, self.documents * self.document_tokens
+
+
+def own_embeddings(rows: Rows) -> int:
+    """Bytes of a rank's embeddings as the encoder gives them, float32: pooled [B + N, D], tokens [B Q + N T, d].
+    Their gradient is as much again."""
+    return FLOAT * ((rows.queries + rows.documents) * rows.pooled + sum(rows.tokens) * rows.width)
+
+
+def loss_embeddings(rows: Rows) -> dict[str, int]:
+    """Bytes of embeddings while the loss is computed and goes backward, by part; exact for equal rows.
+
+    own        ``own_embeddings``
+    rounded    tokens once more in their comparing dtype, where that is not float32
+    gathered   documents of the group, [g N, D] float32 and [g N T, d], where g > 1
+    gradients  of what MaxSim reads: all queries' and gathered documents' tokens, and pooled vectors
+    places     MaxSim's winners [g N, B Q]: 1 byte to T = 256, 2 to 32,768, else 4 (of the torch tiles)
+    """
+    queries, documents = rows.tokens
+    rounded = rows.token_size * (queries + documents) * rows.width if rows.token_size != FLOAT else 0
+    pooled = FLOAT * rows.group * rows.documents * rows.pooled * rows.uses_pooled
+    tokens = rows.token_size * rows.group * documents * rows.width * rows.uses_tokens
+    of_queries = FLOAT * rows.queries * rows.pooled * rows.uses_pooled
+    of_queries += rows.token_size * queries * rows.width * rows.uses_tokens
+    place = 1 if rows.document_tokens <= 1 << 8 else 2 if rows.document_tokens <= 1 << 15 else 4
+    return {
+        "own": own_embeddings(rows),
+        "rounded": rounded,
+        "gathered": pooled + tokens if rows.group > 1 else 0,
+        "gradients": pooled + tokens + of_queries,
+        "places": place * rows.group * rows.documents * queries * rows.uses_tokens,
+    }
+
+
+def logits(rows: Rows, scores: int, terms: int, kind: str = "plain") -> int:
+    """Bytes of matrices [P, g N]: every score (pooled, late, hybrid) kept with its gradient, and of the terms one at
+    its most while the others are kept.  kind: of TERM.  Counted, not derived: see objective/terms.py."""
+    most, kept = TERM[kind]
+    matrices = 2 * scores + most + kept * max(0, terms - 1)
+    return int(FLOAT * rows.pairs * rows.group * rows.documents * matrices)
+
+
+def gather_volume(rows: Rows, columns: int = 0, once: bool = False, trained_pooled: bool = True) -> int:
+    """Bytes that a rank receives in a step's gathers and their backward; exact for equal rows, as ``gather/MiB`` logs.
+
+    (g - 1) blocks each way: pooled 4 N D, tokens s N T d, lengths 8 N, a header of 64 bytes, keys 32 N with a header of
+    8; back the same of pooled and tokens, summed in float32.  columns: terms with ``symmetric``, 4 g N each way.
+    once: query ids 8 B with a header of 8 (``symmetric`` and sigmoid).  trained_pooled: whether pooled vectors get a
+    gradient (a frozen backbone's do not).
+    """
+    pooled = FLOAT * rows.documents * rows.pooled * rows.uses_pooled
+    tokens = rows.tokens[1] * rows.width * rows.uses_tokens
+    out = pooled + rows.token_size * tokens + 64 + 8 + 4 * 8 * rows.documents
+    out += 8 * rows.documents * rows.uses_tokens
+    back = pooled * trained_pooled + FLOAT * tokens
+    out += 2 * columns * FLOAT * rows.group * rows.documents + (8 + 8 * rows.queries) * once
+    return (rows.group - 1) * (out + back)
+
+
+def weights_volume(weights: Weights, engine: Engine, forwards: int = 1) -> int:
+    """Bytes that a rank receives for weights and their gradients in a step; ring collectives.
+
+    DDP: an all-reduce, 2 (W - 1) / W of the gradients.  ZeRO-2: reduce-scatter of gradients, all-gather of the trained
+    weights, each (W - 1) / W.  ZeRO-3, FSDP: (W - 1) / W of all weights for every forward and every backward, frozen
+    ones too; gradients once a backward.  forwards: of a step and rank: one a chunk, two with gradient caching.
+    """
+    size, share = 2 if engine.half else FLOAT, (engine.world - 1) / engine.world
+    if engine.sharded:
+        backwards = max(1, forwards // 2)
+        return int(share * size * (weights.all * (forwards + backwards) + weights.trained * backwards))
+    if engine.kind == "zero":
+        return int(share * size * 2 * weights.trained)
+    return int(share * 2 * weights.trained_bytes)

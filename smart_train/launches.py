@@ -1,0 +1,141 @@
+"""Launch files of accelerate, and what they make of a number of GPUs: which engine, over how many ranks.
+
+Knows: accelerate's YAML and DeepSpeed's JSON (the one reader of YAML beside recipe.py).
+Does not know: recipes, models, bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from smart_train.estimates import BUCKET, LIVE, Engine
+
+ZERO = "zero_optimization"
+
+
+class LaunchError(ValueError):
+    """A launch file that cannot be read; says which, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch file.
+
+    kind: NO, MULTI_GPU, DEEPSPEED, FSDP ... as accelerate names it; processes: as written, None = all GPUs;
+    machines: as written; zero: DeepSpeed's settings, {} without; fsdp: accelerate's, {} without
+    """
+
+    name: str
+    kind: str
+    processes: int | None = None
+    machines: int = 1
+    zero: dict[str, Any] = field(default_factory=dict)
+    fsdp: dict[str, Any] = field(default_factory=dict)
+
+    def ranks(self, gpus: int) -> int:
+        """On machines of so many GPUs each."""
+        if self.kind == "NO":
+            return 1
+        return self.processes or gpus * self.machines
+
+    def each(self, gpus: int) -> int:
+        """Ranks that share a machine, and its RAM."""
+        return max(1, self.ranks(gpus) // self.machines)
+
+    def engine(self, gpus: int, half: bool, hidden: int = 0) -> Engine:
+        """half: the run trains in bfloat16 or float16; hidden: the width that transformers fills "auto" sizes by."""
+        world = self.ranks(gpus)
+        if self.kind == "DEEPSPEED":
+            return _deepspeed(self.zero, world, half, hidden)
+        if self.kind == "FSDP":
+            wrapped = str(self.fsdp.get("fsdp_auto_wrap_policy", "NO_WRAP")) != "NO_WRAP"
+            offload = bool(self.fsdp.get("fsdp_offload_params", False))
+            return Engine("fsdp", world, half=half, wrapped=wrapped, offload_weights=offload)
+        return Engine("ddp", world, half=half)
+
+
+def _deepspeed(zero: dict[str, Any], world: int, half: bool, hidden: int) -> Engine:
+    stage = int(zero.get("stage", 0))
+    bucket = zero.get("reduce_bucket_size", BUCKET)
+    return Engine(
+        "zero",
+        world,
+        stage,
+        half,
+        bucket=hidden * hidden if bucket == "auto" else int(bucket),
+        overlap=bool(zero.get("overlap_comm", False)),
+        live=int(zero.get("stage3_max_live_parameters", LIVE)),
+        offload_optimiser=_offloaded(zero, "offload_optimizer"),
+        offload_weights=_offloaded(zero, "offload_param"),
+    )
+
+
+def _offloaded(zero: dict[str, Any], name: str) -> bool:
+    return str((zero.get(name) or {}).get("device", "none")) != "none"
+
+
+def shipped() -> list[Path]:
+    """The launch files that come with this package: beside it in a checkout, else where pip puts data."""
+    beside = sorted((Path(__file__).resolve().parents[1] / "launch").glob("*.yaml"))
+    if beside:
+        return beside
+    try:
+        installed = [Path(str(file.locate())) for file in files("smart-train") or [] if file.match("launch/*.yaml")]
+    except PackageNotFoundError:
+        installed = []
+    return sorted(path.resolve() for path in installed)
+
+
+def read_launch(path: Path) -> Launch:
+    """A launch file, with the DeepSpeed JSON that it names: as seen from here, or beside the file.
+
+    Raises LaunchError: not there, no YAML, no JSON, no distributed_type.
+    """
+    found = _mapping(path, yaml.safe_load, yaml.YAMLError)
+    kind = str(found.get("distributed_type", "")).upper()
+    if not kind:
+        raise LaunchError(f"{path}: it has no distributed_type; make one with: accelerate config --config_file {path}")
+    given = found.get("num_processes")
+    processes = int(str(given)) if str(given).isdigit() else None  # "gpu" and "auto" are as many as there are
+    zero = _zero(path, found.get("deepspeed_config") or {}) if kind == "DEEPSPEED" else {}
+    fsdp = dict(found.get("fsdp_config") or {}) if kind == "FSDP" else {}
+    return Launch(path.stem, kind, processes, int(found.get("num_machines") or 1), zero, fsdp)
+
+
+def read_deepspeed(path: Path) -> Launch:
+    """A DeepSpeed JSON by itself, as ``training.deepspeed`` names one.  Raises LaunchError."""
+    return Launch(path.stem, "DEEPSPEED", zero=dict(_mapping(path, json.loads, ValueError).get(ZERO) or {}))
+
+
+def _zero(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    named = settings.get("deepspeed_config_file")
+    if named:
+        places = [Path(named), path.parent.parent / named, path.parent / Path(named).name]
+        there = next((place for place in places if place.is_file()), None)
+        if there is None:
+            raise LaunchError(f"{path}: there is no {named}, which deepspeed_config_file names; correct it")
+        return read_deepspeed(there).zero
+    # accelerate's own keys, for a file without JSON
+    found: dict[str, Any] = {"stage": settings.get("zero_stage", 2)}
+    for key, target in (("offload_optimizer_device", "offload_optimizer"), ("offload_param_device", "offload_param")):
+        if settings.get(key):
+            found[target] = {"device": settings[key]}
+    return found
+
+
+def _mapping(path: Path, parse: Any, error: type[Exception]) -> dict[str, Any]:
+    try:
+        found = parse(path.read_text(encoding="utf8"))
+    except OSError as failed:
+        raise LaunchError(f"{path}: it cannot be read ({failed.strerror}); correct the path") from None
+    except error as failed:
+        raise LaunchError(f"{path}: {' '.join(str(failed).split())}; correct that line") from None
+    if not isinstance(found, dict):
+        raise LaunchError(f"{path}: it holds no block of keys; take one of launch/ as a model")
+    return found
