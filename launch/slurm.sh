@@ -1,0 +1,73 @@
+#!/bin/bash
+# Slurm: one launcher on each machine, all its GPUs; stopped in time, it saves, queues itself again and goes on.
+#
+# When     your machines are given out by Slurm. One machine: sbatch --nodes=1 works as well.
+# Costs    bytes per parameter as the launch file: CONFIG=launch/ddp_nodes.yaml (frozen 2 in bfloat16, trained 20; the
+#          default) or launch/zero3_nodes.yaml (frozen 2 / W, trained 20 / W on each of W GPUs).
+# Launch   from the folder above launch/, in the environment that has smart-train; nodes, GPUs, time as needed:
+#          sbatch --nodes=4 --gpus-per-node=8 launch/slurm.sh recipes/visdoc_lora.yaml training.learning_rate=2e-4
+#          CONFIG=launch/zero3_nodes.yaml OUTPUT=runs/mine sbatch launch/slurm.sh recipes/visdoc_lora.yaml
+# Needs    recipe, data, model and OUTPUT at the same paths on all machines.
+# Stops    five minutes before the time is over (and when the job is preempted) the processes get SIGTERM, save a
+#          checkpoint and leave OUTPUT/stopped.json; the job is queued again under its number and goes on from there.
+#          After a machine failed, Slurm queues it again itself, and it goes on from the last checkpoint.
+
+#SBATCH --job-name=smart-train
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+
+if [ $# -eq 0 ]; then
+  echo "usage: sbatch launch/slurm.sh RECIPE [key=value ...]" >&2
+  exit 2
+fi
+nodes=${SLURM_JOB_NUM_NODES:?is not set: start this with sbatch}
+gpus=${PROCESSES:-${SLURM_GPUS_ON_NODE:?is not set: ask for GPUs (--gpus-per-node), or set PROCESSES, per machine}}
+export CONFIG=${CONFIG:-launch/ddp_nodes.yaml}
+export OUTPUT=${OUTPUT:-runs/$SLURM_JOB_NAME-$SLURM_JOB_ID}
+export NODES=$nodes ALL=$((nodes * gpus)) PORT=$((20000 + SLURM_JOB_ID % 20000))
+HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export HEAD
+
+again=()
+if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && compgen -G "$OUTPUT/checkpoints/checkpoint-*" >/dev/null; then
+  again=(training.resume_from_checkpoint=true)
+fi
+rm -f "$OUTPUT/stopped.json"  # of the run before: only this one's counts below
+
+# On each machine. SIGTERM goes to the training processes alone: torchrun would pass it on to their data workers, too,
+# and kill what has not ended 30 seconds later, which is too soon for a long step and its checkpoint.
+read -r -d '' on_node <<'END'
+trap 'pkill -TERM -P "$launcher"' TERM
+(
+  trap '' TERM
+  export PET_SIGNALS_TO_HANDLE=SIGINT,SIGHUP,SIGQUIT
+  exec accelerate launch --config_file "$CONFIG" --num_machines "$NODES" --num_processes "$ALL" \
+    --machine_rank "$SLURM_NODEID" --main_process_ip "$HEAD" --main_process_port "$PORT" "$@"
+) &
+launcher=$!
+while :; do
+  wait "$launcher"
+  status=$?
+  kill -0 "$launcher" 2>/dev/null || break  # a signal ends wait, not the launcher
+done
+[ -f "$OUTPUT/stopped.json" ] && exit 0  # saved and stopped as asked: no failure that should end the other machines
+exit "$status"
+END
+
+trap : TERM  # this shell has to live on, to queue the job again
+srun --nodes="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c "$on_node" on_node "$@" output="$OUTPUT" \
+  "${again[@]}"
+status=$?
+if [ -f "$OUTPUT/stopped.json" ]; then
+  echo "stopped in time, see $OUTPUT/stopped.json; queued again"
+  scontrol requeue "$SLURM_JOB_ID"
+  exit 0
+fi
+exit "$status"
