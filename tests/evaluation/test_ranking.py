@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from smart_train.blocks import HybridBlock
 from smart_train.embeddings import Embeddings, Tokens
 from smart_train.evaluation import ranking as module
+from smart_train.evaluation.best import Best
 from smart_train.evaluation.metrics import EvaluationError
 from smart_train.evaluation.ranking import MODES, check, rank, rank_all, tie_hash
 
@@ -251,3 +252,29 @@ def test_no_document_and_no_place_are_errors():
         rank_all(queries, documents.select([]), ["q"], [])
     with pytest.raises(EvaluationError, match="1 or more, got 0"):
         rank_all(queries, documents, ["q"], ["a", "b"], top=0)
+
+
+def test_a_chain_of_near_scores_is_cut_at_the_same_place_whoever_shares_its_block_or_rank():
+    """Scores that each tie with the next: whether one far down the chain is let go must not depend on what other
+    queries, blocks and ranks keep."""
+    noise = 2.0**-20
+    chain = 0.5 - noise * 0.75 * torch.arange(40)
+    ties = torch.full((40,), 0.25)  # keeps all 40 of its own row, and so of every row of its block
+    names = ids("d", 40)
+
+    def best(rows: torch.Tensor) -> Best:
+        one = Best(5, noise)
+        one.add(rows, 0)
+        return one
+
+    alone = best(chain[None]).rankings(["q"], names)["q"]
+    within = {f"d{i}" for i in range(6)}  # the first five, and what is within the noise of the fifth
+    assert len(alone) == 5 and {document for document, _ in alone} < within
+    with_ties = torch.stack([chain, ties])
+    assert best(with_ties).rankings(["q", "r"], names)["q"] == alone
+    for world in (2, 3):
+        shares = [range(at, min(at + 7, 40)) for at in range(0, 40, 7)]
+        ranks = [torch.cat([torch.tensor(share) for share in shares[rank::world]]) for rank in range(world)]
+        kept = [best(with_ties[:, own]).kept(own) for own in ranks]
+        joined = Best(5, noise).joined([*kept, None])
+        assert joined.rankings(["q", "r"], names)["q"] == alone
