@@ -15,6 +15,7 @@ from smart_train.bases import BaseNotFound
 from smart_train.blocks import HybridBlock, Recipe
 from smart_train.recipe_bounds import Problems, at_least, distinct, layers, widths
 from smart_train.recipe_check_batches import check_source, check_sources
+from smart_train.recipe_check_launch import check_launch
 from smart_train.recipe_check_mining import check_mining, data_of
 from smart_train.recipe_check_objective import (
     check_batch,
@@ -283,6 +284,7 @@ ALONE: list[Callable[[Recipe], Problems]] = [
     check_batch,
     check_schedule,
     check_trained,
+    check_launch,
     check_data_block,
     check_sources,
     check_mining,

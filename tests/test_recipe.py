@@ -172,9 +172,8 @@ def test_checking_joins_no_process_group_and_makes_no_folder(told, tmp_path):
     from accelerate.state import PartialState
 
     before = dict(PartialState._shared_state)
-    assert (
-        told(GOOD + "output: runs/here\ntraining:\n  learning_rate: 1e-4\n  deepspeed: {zero_optimization: {}}\n") == []
-    )
+    engine = "deepspeed: {gradient_clipping: auto, zero_optimization: {stage: 2}}"
+    assert told(GOOD + f"output: runs/here\ntraining:\n  learning_rate: 1e-4\n  {engine}\n") == []
     assert PartialState._shared_state == before
     assert not dist.is_initialized()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "mine.yaml"]
