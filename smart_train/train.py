@@ -38,6 +38,7 @@ from smart_train.publish import check_access, publish
 from smart_train.recipe import save as save_recipe
 from smart_train.recipe_check_mining import data_of
 from smart_train.recipe_check_objective import needs_teacher
+from smart_train.room import make_room, resumed_run, tell_other_data
 from smart_train.training.peers import Group
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def run(recipe: Recipe, source: str | Path) -> dict[str, Any]:
     sides = Sides(*load(data_of(recipe), teacher=needs_teacher(recipe)))
     if main:
         _tell_data(sides)
+        tell_other_data(resumed_run(recipe, output), sides.fingerprints())
         save_recipe(recipe, output, sides.fingerprints())
     args = join(recipe, output)
     rows: dict[str, Evaluation] = {}
@@ -106,21 +108,6 @@ def join(recipe: Recipe, output: Path) -> SmartTrainingArguments:
     args = training_arguments(shared(recipe.training, recipe.objective), output)
     check_engine(args)
     return args
-
-
-def make_room(output: Path, recipe: Recipe) -> None:
-    """Moves an earlier run out of the way (NAME.1, NAME.2 ...), so that nothing made is lost; a resume stays."""
-    if recipe.training.get("resume_from_checkpoint") or not output.exists() or not any(output.iterdir()):
-        output.mkdir(parents=True, exist_ok=True)
-        return
-    number = 1
-    while (moved := output.with_name(f"{output.name}.{number}")).exists():
-        number += 1
-    output.rename(moved)
-    unfinished = (moved / "checkpoints").is_dir() and not (moved / "adapter" / "verified.json").is_file()
-    hint = f"; it was not finished: training.resume_from_checkpoint={moved}/checkpoints/..." if unfinished else ""
-    logger.info("%s holds an earlier run: moved to %s%s", output, moved, hint)
-    output.mkdir(parents=True)
 
 
 def _tell_threads() -> None:
@@ -256,8 +243,7 @@ def _remine(trainer: SmartTrainer, sides: Sides, recipe: Recipe, output: Path) -
     chosen = Options(**{name: getattr(options, name) for name in names}, range=(options.first, options.last))
     mine = miner(sides.train, [sides.dev, sides.test], chosen, recipe.evaluation.batch_size)
     folder = output / "negatives"
-    resumed = recipe.training.get("resume_from_checkpoint")
-    earlier = Path(resumed).parent.parent / "negatives" if isinstance(resumed, str) else folder
+    earlier = (resumed_run(recipe, output) or output) / "negatives"
     if rank() == 0 and earlier.is_dir() and earlier.resolve() != folder.resolve():
         shutil.copytree(earlier, folder, dirs_exist_ok=True)  # of the run that is gone on with, wherever it was moved
     Remine(trainer, sides.train, mine, folder, rounds=options.rounds, start=options.start)  # it adds itself
