@@ -169,6 +169,7 @@ class ObjectiveBlock:
 @dataclass
 class EvaluationBlock:
     during: bool = True  # rank the dev split at every training.eval_steps
+    patience: int | None = None  # evaluations without a new best, after which training ends; null = never
     before: bool = True  # rank the test split with the untouched base: the table's first row
     after: bool = True  # rank it with the trained encoder, reloaded from its folder
     k: list[int] = field(default_factory=lambda: [1, 5, 10])  # cut-offs of nDCG, recall and MRR

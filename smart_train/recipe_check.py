@@ -26,10 +26,10 @@ from smart_train.recipe_check_objective import (
     check_trained,
     needs_teacher,
 )
+from smart_train.recipe_check_seen import check_best, check_trackers
 from smart_train.recipe_training import check_training
 from smart_train.recipe_types import Problem, RecipeError
 
-MODES = ("pooled", "late", "hybrid")
 ATTENTION = ["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 
 
@@ -172,23 +172,6 @@ def check_evaluation(recipe: Recipe) -> Problems:
     yield from at_least("evaluation.seed", evaluation.seed, 0)
 
 
-def check_best(recipe: Recipe) -> Problems:
-    """What chooses the best checkpoint, or lowers the rate, is measured."""
-    training, evaluation = recipe.training, recipe.evaluation
-    metric = training.get("metric_for_best_model")
-    choosing = training.get("load_best_model_at_end") or training.get("save_strategy") == "best"
-    choosing = choosing or metric or training.get("lr_scheduler_type") == "reduce_lr_on_plateau"
-    if not choosing or not evaluation.k or training.get("eval_strategy", "no") == "no":
-        return
-    key = "training.metric_for_best_model"
-    if not evaluation.during:
-        yield Problem(key, "evaluation.during is false, so nothing is measured to choose by", "write it true")
-    measures = [f"{name}@{cut}" for name in ("ndcg", "recall", "mrr", "success") for cut in evaluation.k]
-    if str(metric).removeprefix("eval_") not in [f"{mode}/{one}" for mode in MODES for one in measures]:
-        what = f"is {metric}, which is not measured" if metric else "is not given, and the loss is not measured on dev"
-        yield Problem(key, what, f"write hybrid/{measures[-1].replace('success', 'ndcg')}, or pooled/... or late/...")
-
-
 # Against the base ----------------------------------------------------------------------------------------------------
 
 
@@ -290,6 +273,7 @@ ALONE: list[Callable[[Recipe], Problems]] = [
     check_mining,
     check_evaluation,
     check_best,
+    check_trackers,
 ]
 AGAINST_BASE: list[Callable[[Recipe, BaseConfig], Problems]] = [
     check_layers,

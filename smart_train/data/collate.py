@@ -62,6 +62,13 @@ def even(items: list[int], groups: int, rows: int | None = None) -> list[list[in
     return [items[a:b] for a, b in pairwise(bounds)]
 
 
+def lengths(features: Iterable[Features]) -> dict[str, int]:
+    """tokens: those that the backbone reads, padding left out; positions: those it computes, padding included.  (A
+    picture that is not read as tokens among the text's is none.)"""
+    masks = [chunk["attention_mask"] for chunk in features if "attention_mask" in chunk]
+    return {"tokens": sum(int(mask.sum()) for mask in masks), "positions": sum(mask.numel() for mask in masks)}
+
+
 @dataclass
 class Shorter:
     """``preprocess`` with a cut of its own for either role: rows are trained on shorter than they are read later."""
@@ -90,8 +97,8 @@ class Collator:
     encoded once: positives, then negatives, then sorted into chunks; ``positives`` and ``document_keys`` speak of
     that final order.  A named negative that shows the text of a known answer is never drawn.
     ``Batch.notes`` counts queries, documents, negatives, negatives_missing (asked, but the collection has no more),
-    negatives_copies (named, but a known answer has the same text) and also_relevant (relevant pairs in the batch
-    beyond those drawn, by id: masked, or positives as well).
+    negatives_copies (named, but a known answer has the same text), also_relevant (relevant pairs in the batch beyond
+    those drawn, by id: masked, or positives as well), tokens and positions (see ``lengths``).
     """
 
     collection: Collection
@@ -117,20 +124,22 @@ class Collator:
         parts = chunks([length(c) for c in contents], [kind(c) for c in contents], self.length_groups, self.chunk_rows)
         documents = [unique[row] for part in parts for row in part]
         positives, also = self._positives(rows, queries, documents)
-        notes = {"queries": len(queries), "documents": len(documents), **notes, "also_relevant": also}
         keys = self.identity.keys(documents, [contents[row] for part in parts for row in part])
+        asked = self._features(
+            [[self._query(queries[q]) for q in part] for part in even([*range(len(queries))], 1, self.chunk_rows)],
+            "query",
+        )
+        answers = self._features([[contents[row] for row in part] for part in parts], "document")
+        notes = {"queries": len(queries), "documents": len(documents), **notes, "also_relevant": also}
         return Batch(
-            queries=self._features(
-                [[self._query(queries[q]) for q in part] for part in even([*range(len(queries))], 1, self.chunk_rows)],
-                "query",
-            ),
-            documents=self._features([[contents[row] for row in part] for part in parts], "document"),
+            queries=asked,
+            documents=answers,
             query_ids=torch.tensor([hash_id(q) for q in queries], dtype=torch.int64),
             document_keys=keys,
             known=self.identity.known(queries),  # after the keys: a page that was just decoded is known by its pixels
             positives=positives,
             teacher=self._teacher(queries, documents),
-            notes=notes,
+            notes=notes | lengths([*asked, *answers]),
             rows=list(rows),
         )
 

@@ -18,6 +18,7 @@ DEFAULTS: dict[str, Any] = {
     "logging_first_step": True,
     "save_total_limit": 2,
     "lr_scheduler_type": "cosine",
+    "project": "smart-train",  # what trackers file the run under
     "ddp_timeout": 21600,  # seconds; rank 0 ranks the test split with the base first, and the others wait to join it
 }
 

@@ -6,6 +6,7 @@ Knows: transformers' callbacks.  Does not know: models, losses, data.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,7 +54,8 @@ def asked(notes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class JsonLog(TrainerCallback):
-    """Every logged line as JSON, one object a line, with its step and seconds; appended, so that a resume goes on."""
+    """Every logged line as JSON, one object a line, with its step and seconds; appended, so that a resume goes on, and
+    closed after each, so that a crash loses none."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.started = path, time.monotonic()
@@ -67,11 +69,17 @@ class JsonLog(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if state.is_world_process_zero and logs:
-            line = {"step": state.global_step, "seconds": round(time.monotonic() - self.started, 2), **_renamed(logs)}
+            line = {"step": state.global_step, "seconds": round(time.monotonic() - self.started, 2), **named(logs)}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf8") as stream:
-                stream.write(json.dumps(line) + "\n")
+                stream.write(json.dumps({name: _written(value) for name, value in line.items()}) + "\n")
 
 
-def _renamed(logs: dict[str, float]) -> dict[str, float]:
+def named(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """Trainer's names as they are everywhere here, in the JSONL log as with trackers: its eval_ is the dev split's."""
     return {f"dev/{k.removeprefix('eval_')}" if k.startswith("eval_") else k: v for k, v in logs.items()}
+
+
+def _written(value: Any) -> Any:
+    """JSON has no number for what is not finite (a gradient's norm, when fp16 looks for its scale)."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,7 +8,8 @@ Does not know: files of data, prompts, recipes, metrics (a function ranks the de
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -20,6 +21,8 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.trainer_callback import PrinterCallback
 
 from smart_train.blocks import AdapterBlock, ObjectiveBlock
 from smart_train.data.batches import Kin
@@ -27,6 +30,7 @@ from smart_train.embeddings import Batch, Embeddings, Features
 from smart_train.model.encoder import SmartEncoder
 from smart_train.objective.losses import Loss
 from smart_train.training.arguments import SmartTrainingArguments
+from smart_train.training.best import Best, check_choice
 from smart_train.training.checkpoints import CheckpointedTrainer
 from smart_train.training.checks import FirstStep, TrainingStopped, check_cached, check_trainable
 from smart_train.training.engines import Engine, in_order
@@ -34,7 +38,10 @@ from smart_train.training.gradcache import cached_backward
 from smart_train.training.inputs import Inputs, Moved, Rows, held
 from smart_train.training.loading import planned, train_loader
 from smart_train.training.logs import JsonLog, Means, asked
+from smart_train.training.progress import Progress
+from smart_train.training.speed import Speed
 from smart_train.training.step import Step, token_dtype
+from smart_train.training.trackers import take_over
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +60,8 @@ class SmartTrainer(CheckpointedTrainer):
     ``objective.batch`` is given.  A frozen backbone gets one pass: it keeps no activations, only the states that the
     head reads.
     kin: which pairs may share a batch (data/batches.py); None = Trainer's own order, by chance alone.
+    patience: evaluations that do not beat the best one, after which training ends (training/best.py); None = never.
+    about: the recipe, for the trackers of ``report_to`` (training/trackers.py).
     Raises ValueError where ``objective.batch`` is not what the ranks draw together, TrainingStopped for what can't be
     trained.
     """
@@ -69,6 +78,8 @@ class SmartTrainer(CheckpointedTrainer):
         callbacks: list[TrainerCallback] | None = None,
         cached: bool | None = None,
         kin: Kin | None = None,
+        patience: int | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         if args.n_gpu > 1:
             raise TrainingStopped(
@@ -81,15 +92,26 @@ class SmartTrainer(CheckpointedTrainer):
         wanted = objective.batch is not None if cached is None else cached
         self.cached = wanted and adapter.kind != "frozen"
         check_cached(args, objective.batch, self.cached)
-        self.means = Means()
+        check_choice(args, rank_dev is not None, patience)
+        self.means, self.speed = Means(), Speed(encoder)
         super().__init__(
             model=encoder,
             args=args,
             train_dataset=pairs,
             eval_dataset=pairs,  # only its presence counts: Trainer refuses eval_strategy without; rank_dev ranks
             data_collator=Inputs(collate, hold=wanted),
-            callbacks=[FirstStep(encoder), *([JsonLog(log)] if log is not None else []), *(callbacks or [])],
+            callbacks=[
+                FirstStep(encoder),
+                self.speed,
+                *([JsonLog(log)] if log is not None else []),
+                Best(self.log, patience),
+                *(callbacks or []),
+            ],
         )
+        for theirs in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
+            self.remove_callback(theirs)
+        self.add_callback(Progress())
+        take_over(self, about, log.parent if log is not None else Path(str(args.output_dir)))
         self.current_gradient_accumulation_steps = 1  # Trainer sets it in its loop; a step may run outside of one
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs: accumulation divides it
         # After the processes have joined: the groups that gather together are made here.
@@ -225,16 +247,27 @@ class SmartTrainer(CheckpointedTrainer):
 
     # -- what is seen
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
+        """The batches of one step, as Trainer takes them from the loader."""
+        with self.speed.waiting():
+            samples, items = super().get_batch_samples(*args, **kwargs)
+        self.speed.drawn(held(inputs["batch"]) for inputs in samples)
+        return samples, items
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self.means.take(self.accelerator))
+            logs.update(self.speed.take(self.accelerator, self.state))
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Ranks the dev split; names are eval_pooled/ndcg@10 and so on, usable as metric_for_best_model."""
+        """Ranks the dev split; names are eval_pooled/ndcg@10 and so on, usable as metric_for_best_model; eval_seconds
+        is what it took."""
         if self.rank_dev is None:
             return {}
-        found = {f"{metric_key_prefix}_{name}": value for name, value in self.rank_dev(self.encoder).items()}
+        begun = time.monotonic()
+        ranked = self.rank_dev(self.encoder) | {"seconds": round(time.monotonic() - begun, 2)}
+        found = {f"{metric_key_prefix}_{name}": value for name, value in ranked.items()}
         self.log(dict(found))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
