@@ -117,8 +117,10 @@ class SmartEncoder(nn.Module):
         return self.backbone.config
 
     @property
-    def _no_split_modules(self) -> list[str]:  # what FSDP asks a model for: the classes of its blocks
-        return list(getattr(self.backbone, "_no_split_modules", None) or [])
+    def _no_split_modules(self) -> list[str]:
+        """What FSDP asks a model for: the classes of its blocks; it refuses one that no module has."""
+        there = {type(module).__name__ for module in self.backbone.modules()}
+        return [name for name in getattr(self.backbone, "_no_split_modules", None) or [] if name in there]
 
     @property
     def hidden_size(self) -> int:
