@@ -35,6 +35,7 @@ from smart_train.model.encoder import SmartEncoder
 from smart_train.model.folder import verify
 from smart_train.processes import rank, world
 from smart_train.publish import check_access, publish
+from smart_train.recipe import plain
 from smart_train.recipe import save as save_recipe
 from smart_train.recipe_check_mining import data_of
 from smart_train.recipe_check_objective import needs_teacher
@@ -210,6 +211,8 @@ def make_trainer(
         rank_dev=(lambda e: rank_dev(e, sides.dev, recipe, Group(trainer.engine.sharded))) if during else None,
         log=output / "log.jsonl",
         kin=alike,
+        patience=recipe.evaluation.patience,
+        about=plain(recipe),
     )
     _remine(trainer, sides, recipe, output)
     for line in trainer.engine.told():
