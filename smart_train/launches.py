@@ -92,6 +92,19 @@ def shipped() -> list[Path]:
     return sorted(path.resolve() for path in installed)
 
 
+def default_file() -> tuple[str, dict[str, Any]]:
+    """The file that ``accelerate launch`` reads without --config_file, and its settings; ("", {}) = there is none."""
+    from accelerate.commands.config.config_args import default_config_file
+
+    path = Path(default_config_file).expanduser()
+    if not path.is_file():
+        return "", {}
+    try:
+        return str(path), _mapping(path, yaml.safe_load, yaml.YAMLError)  # JSON is YAML
+    except LaunchError:
+        return str(path), {}
+
+
 def read_launch(path: Path) -> Launch:
     """A launch file, with the DeepSpeed JSON that it names: as seen from here, or beside the file.
 

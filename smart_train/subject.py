@@ -111,6 +111,11 @@ class Subject:
         patches = pixels // patch**2
         return patches, patches // merge**2
 
+    def _patch_numbers(self) -> int:
+        vision = self.blueprint.config.vision_config
+        channels, frames = getattr(vision, "in_channels", 3), getattr(vision, "temporal_patch_size", 1)
+        return int(channels * frames * getattr(vision, "patch_size", 14) ** 2)
+
     def _own_pixels(self) -> int | None:
         whole = self.files.json("processor_config.json") or {}
         images = whole.get("image_processor") or self.files.json("preprocessor_config.json") or {}
@@ -171,12 +176,12 @@ class Subject:
         count, held = (weights.frozen, weights.frozen_bytes) if weights.frozen else (weights.trained, 0)
         size = 2 if held and held < 3 * count else weights.trained_bytes // count if not held else estimates.FLOAT
         state = 2 if engine.kind == "zero" and self.half else size
-        casting = (
-            engine.kind != "zero" and self.half and (self.recipe.adapter.kind == "lora" or size == estimates.FLOAT)
-        )
         compute = 2 if self.half else state
+        lora = self.recipe.adapter.kind == "lora" and (self.half or size != estimates.FLOAT)
+        casting = engine.kind != "zero" and (lora or (self.half and size == estimates.FLOAT))
+        inputs = estimates.FLOAT if lora and not self.half else 0
         matrix = self.recipe.model.attention == "eager" or (self.on_cpu and self.towers["text"].dropouts > 0)
-        return Precision(state, compute, casting, compute if self.on_cpu else 1, matrix)
+        return Precision(state, compute, casting, inputs, compute if self.on_cpu else 1, matrix)
 
     def activations(self, engine: Engine, ranks: int) -> tuple[int, int]:
         """(bytes kept at once, of the widest moment besides): of the largest chunk with gradient caching, else of both
@@ -192,7 +197,10 @@ class Subject:
         """(kept, besides) of rows of one length, each with an image of so many patches."""
         precision, late, trains = self.precision(engine), self.recipe.late, self.recipe.adapter.kind != "frozen"
         width = late.dim or self.base.hidden
-        kept = activations.reading(self.base.hidden, width, late.head, precision, rows * length, trains)
+        mixed = len(late.layer) if isinstance(late.layer, list) else 1
+        kept = activations.reading(self.base.hidden, width, late.head, precision, rows * length, trains, mixed)
+        if patches and self.towers["vision"].full:  # the first layer's input
+            kept += rows * patches * self._patch_numbers() * precision.compute
         besides = 0
         for name, one in (("text", length), ("vision", patches)):
             if one:
@@ -204,6 +212,11 @@ class Subject:
     def _casts(self, engine: Engine) -> int:
         """Autocast's copies of float32 weights, kept for the backward; with checkpointing those of one block."""
         precision, weights = self.precision(engine), self.weights
-        if not precision.casting or precision.state != estimates.FLOAT or self.recipe.adapter.kind == "frozen":
+        if (
+            not self.half
+            or not precision.casting
+            or precision.state != estimates.FLOAT
+            or self.recipe.adapter.kind == "frozen"
+        ):
             return 0
         return 2 * (weights.block if self.checkpointing else weights.all - weights.outside)

@@ -61,6 +61,17 @@ class Blueprint(nn.Module):
         outside = trained + frozen - sum(blocks)
         return Weights(frozen, trained, frozen_bytes, trained_bytes, max(blocks, default=0), outside)
 
+    def counts(self) -> dict[str, int]:
+        """As training counts them (training/checks.py), without its refusals."""
+        found = {"trainable": 0, "lora": 0, "head": 0, "backbone": 0, "all": 0}
+        for name, parameter in self.named_parameters():
+            found["all"] += parameter.numel()
+            if parameter.requires_grad:
+                part = "lora" if "lora_" in name else "head" if name.startswith("head.") else "backbone"
+                found[part] += parameter.numel()
+                found["trainable"] += parameter.numel()
+        return found
+
     def towers(self) -> dict[str, Tower]:
         """text, and vision where the base has one: what activations follow from."""
         found = {}
