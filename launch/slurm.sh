@@ -41,29 +41,14 @@ if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && compgen -G "$OUTPUT/checkpoints/chec
 fi
 rm -f "$OUTPUT/stopped.json"  # of the run before: only this one's counts below
 
-# On each machine. SIGTERM goes to the training processes alone: torchrun would pass it on to their data workers, too,
-# and kill what has not ended 30 seconds later, which is too soon for a long step and its checkpoint.
-read -r -d '' on_node <<'END'
-trap 'pkill -TERM -P "$launcher"' TERM
-(
-  trap '' TERM
-  export PET_SIGNALS_TO_HANDLE=SIGINT,SIGHUP,SIGQUIT
-  exec accelerate launch --config_file "$CONFIG" --num_machines "$NODES" --num_processes "$ALL" \
-    --machine_rank "$SLURM_NODEID" --main_process_ip "$HEAD" --main_process_port "$PORT" "$@"
-) &
-launcher=$!
-while :; do
-  wait "$launcher"
-  status=$?
-  kill -0 "$launcher" 2>/dev/null || break  # a signal ends wait, not the launcher
-done
-[ -f "$OUTPUT/stopped.json" ] && exit 0  # saved and stopped as asked: no failure that should end the other machines
-exit "$status"
-END
-
+# Each machine's launcher passes the signal on to its processes and waits that many seconds for their checkpoint; by
+# itself it would kill them after 30.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=290
+on_machine='exec accelerate launch --config_file "$CONFIG" --num_machines "$NODES" --num_processes "$ALL" \
+  --machine_rank "$SLURM_NODEID" --main_process_ip "$HEAD" --main_process_port "$PORT" "$@"'
 trap : TERM  # this shell has to live on, to queue the job again
-srun --nodes="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c "$on_node" on_node "$@" output="$OUTPUT" \
-  "${again[@]}"
+srun --nodes="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c "$on_machine" on_machine "$@" \
+  output="$OUTPUT" "${again[@]}"
 status=$?
 if [ -f "$OUTPUT/stopped.json" ]; then
   echo "stopped in time, see $OUTPUT/stopped.json; queued again"
