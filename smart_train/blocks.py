@@ -163,6 +163,7 @@ class ObjectiveBlock:
     teacher: TeacherBlock = field(default_factory=TeacherBlock)  # another model's scores, where the data has them
     diversity: float = 0.0  # weight of the mean squared cosine between tokens of one row
     overlap: float = 0.0  # weight of the mean squared cosine between a row's pooled vector and its tokens
+    skip_nonfinite: int = 0  # steps with a loss or gradient that is no finite number to leave out; 0 = stop at once
     schedule: dict[str, list[list[float]]] = field(default_factory=dict)  # weight -> points [share of training, value]
 
 

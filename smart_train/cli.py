@@ -1,6 +1,7 @@
 """Commands; each calls one function of the library.
 
-Knows: arguments, what is printed, exit statuses (0 = done, 1 = failed with a reason, 2 = the request is wrong).
+Knows: arguments, what is printed, exit statuses (0 = done, 1 = failed with a reason, 2 = the request is wrong, 75 =
+a signal ended the training, which can go on from a checkpoint; 128 + its number = a signal ended it at once).
 Does not know: models, data, training.  Nothing heavy is imported before a command runs.
 """
 
@@ -12,17 +13,17 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from smart_train.bases import BaseNotFound
-from smart_train.commands import data, evaluate, ingest, mine
+from smart_train.commands import data, doctor, evaluate, ingest, mine
 from smart_train.commands.common import FLAGS, UsageError
-from smart_train.processes import rank
+from smart_train.failures import PATIENCE, end_by, is_echo, record, summary
+from smart_train.processes import rank, world
 from smart_train.recipe_types import RecipeError
-
-# Seconds.  Every rank finds the same mistake in a recipe and rank 0 tells it; the launcher ends the others while they
-# wait, and would end rank 0 before its message if one of them left first.  Who is still there then tells it too.
-PATIENCE = 30
+from smart_train.signals import STATUS, Preempted, asked, leaving, stoppable
+from smart_train.training.watch import leave, tell, watched
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,20 +37,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:  # --training.max_steps=2 and the like: the recipe's reader says how it is written
         options.overrides = unknown + options.overrides
     _speak()
-    try:
-        return int(options.run(options) or 0)
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        if not type(error).__module__.startswith("smart_train"):
-            raise  # not foreseen: the traceback is the message
-        wrong = isinstance(error, RecipeError | BaseNotFound | UsageError)
-        of = rank()
-        if wrong and of:
-            time.sleep(PATIENCE)
-        told = _in_flags(str(error)) if options.run in (evaluate.run, mine.run) else str(error)
-        print(f"rank {of}: {told}" if of else told, file=sys.stderr, flush=True)
-        return 2 if wrong else 1
+    training = options.run is _train
+    with stoppable() if training else nullcontext(), watched() if training else nullcontext():
+        try:
+            return int(options.run(options) or 0)
+        except KeyboardInterrupt:
+            return 130
+        except Preempted as error:
+            return _preempted(error)
+        except Exception as error:
+            return _failed(error, options)
+
+
+def _preempted(error: Preempted) -> int:
+    leaving(STATUS)
+    _told(str(error)) if rank() == 0 else None
+    leave()
+    return STATUS
+
+
+def _failed(error: Exception, options: argparse.Namespace) -> int:
+    """Tells a rank's error, once and before what follows from it; returns the exit status, or raises the error where it
+    was not foreseen: the traceback is the message then."""
+    again = asked()
+    leaving(1)
+    if is_echo(error):
+        _told(f"stopped, because another rank ended ({str(error).splitlines()[0][:200]})")
+        if not again:
+            time.sleep(PATIENCE)  # the launcher ends this rank, and names the other
+        raise error
+    if not type(error).__module__.startswith("smart_train"):
+        if world() > 1:
+            error.add_note(f"(rank {rank()} of {world()})")
+        record(summary(error))
+        end_by(PATIENCE)
+        tell(summary(error))
+        raise error
+    wrong = isinstance(error, RecipeError | BaseNotFound | UsageError)
+    # Every rank finds the same mistake in a recipe and rank 0 tells it; the launcher ends the others while they wait,
+    # and would end rank 0 before its message if one of them left first.  Who is still there then tells it too.
+    if (wrong or getattr(error, "of_all", False)) and rank():
+        time.sleep(PATIENCE)
+    told = _in_flags(str(error)) if options.run in (evaluate.run, mine.run) else str(error)
+    _told(told)
+    record(told)
+    if not wrong:
+        end_by(PATIENCE)
+        tell(f"rank {rank()} failed: {told}")
+    return 2 if wrong else 1
+
+
+def _told(line: str) -> None:
+    print(f"rank {rank()}: {line}" if rank() else line, file=sys.stderr, flush=True)
 
 
 def _in_flags(told: str) -> str:
@@ -88,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--from", dest="template", default="text_lora", help="shipped recipe to start from: %(default)s")
     new.set_defaults(run=_new)
 
-    for command in (evaluate, ingest, data, mine):
+    for command in (evaluate, ingest, data, mine, doctor):
         command.add(commands)
 
     publish = commands.add_parser(

@@ -23,6 +23,7 @@ from smart_train.recipe_check_objective import (
     check_objective,
     check_overlap,
     check_schedule,
+    check_skips,
     check_trained,
     needs_teacher,
 )
@@ -86,7 +87,7 @@ def check_model(recipe: Recipe) -> Problems:
     package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(attention or "")
     if package and find_spec(package) is None:
         what = f"{attention} needs the package {package}, which is not installed"
-        yield Problem("model.attention", what, "install it, or write sdpa")
+        yield Problem("model.attention", what, "install it, or write sdpa", here=True)
 
 
 def check_late(recipe: Recipe) -> Problems:
@@ -266,6 +267,7 @@ ALONE: list[Callable[[Recipe], Problems]] = [
     check_objective,
     check_batch,
     check_schedule,
+    check_skips,
     check_trained,
     check_launch,
     check_data_block,

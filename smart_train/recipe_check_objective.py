@@ -6,6 +6,7 @@ Which settings exclude each other is told by objective/schedule.py, which the lo
 
 from __future__ import annotations
 
+import os
 from difflib import get_close_matches
 
 from smart_train.base_config import BaseConfig
@@ -104,6 +105,18 @@ def check_batch(recipe: Recipe) -> Problems:
         sizes = ", ".join(str(size) for size in range(1, ranks + 1) if ranks % size == 0)
         what = f"is {group}, and {ranks} processes are no multiple of it"
         yield Problem("objective.gather_group", what, f"write one of {sizes}, or null for all together")
+
+
+def check_skips(recipe: Recipe) -> Problems:
+    """training/faults.py says why not under engines that step in their backward."""
+    key, count = "objective.skip_nonfinite", recipe.objective.skip_nonfinite
+    yield from at_least(key, count, 0)
+    engines = {"DeepSpeed": "ACCELERATE_USE_DEEPSPEED", "FSDP": "ACCELERATE_USE_FSDP"}
+    on = [name for name, variable in engines.items() if os.environ.get(variable, "").lower() == "true"]
+    on += [] if on else [n for n in engines if recipe.training.get(n.lower())]
+    if count > 0 and on:
+        what = f"is {count}, but {on[0]} moves weights where a step cannot be taken back"
+        yield Problem(key, what, "remove it, or launch with DDP (--multi_gpu)")
 
 
 # With what is trained ------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Knows: parameters, gradients, callbacks.  Does not know: losses, data.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -57,7 +58,7 @@ def check_engine(args: TrainingArguments) -> None:
     if world() != args.world_size:
         raise TrainingStopped(
             f"{world()} processes were launched, but this one counts {args.world_size}: every one would train by "
-            "itself; on a CPU, launch with launch/cpu.yaml (distributed_type MULTI_CPU starts one process)"
+            "itself; on a CPU, write training.use_cpu=true, and launch with launch/cpu.yaml (MULTI_CPU starts one)"
         )
 
 
@@ -78,12 +79,21 @@ def check_cached(args: TrainingArguments, batch: int | None, cached: bool) -> No
         )
 
 
+@dataclass
+class Skips:
+    """Steps that were left out, since nothing in them was finite: the one being made (now), and how many so far."""
+
+    now: bool = False
+    steps: int = 0
+
+
 class FirstStep(TrainerCallback):
     """After the first backward every trained tensor has a finite gradient; after the first step with a learning rate
-    above zero, what is trained has moved (LoRA B matrices from zero).  Stops with the tensors' names otherwise."""
+    above zero, what is trained has moved (LoRA B matrices from zero).  Stops with the tensors' names otherwise.
+    skips: steps that do not count, as they are left out."""
 
-    def __init__(self, encoder: nn.Module) -> None:
-        self.encoder = encoder
+    def __init__(self, encoder: nn.Module, skips: Skips | None = None) -> None:
+        self.encoder, self.skips = encoder, skips or Skips()
         self.looked = self.moved = False
         self.seen: dict[str, tuple[bool, bool]] = {}  # tensor -> (its gradients were finite, one was not zero)
         self.hooks: list[RemovableHandle] = []
@@ -106,7 +116,7 @@ class FirstStep(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.looked:
+        if self.looked or self.skips.now:
             return
         self.looked = True
         for hook in self.hooks:
@@ -133,7 +143,8 @@ class FirstStep(TrainerCallback):
         scheduler = kwargs.get("lr_scheduler")
         # A warm-up's first learning rate is zero: the second step moves at the latest.  fp16's scaler skips steps until
         # it has found its scale.
-        if self.moved or scheduler is None or state.global_step < (20 if args.fp16 else 2):
+        steps = state.global_step - self.skips.steps
+        if self.moved or self.skips.now or scheduler is None or steps < (20 if args.fp16 else 2):
             return
         self.moved = True
         now = self._samples()

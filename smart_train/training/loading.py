@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import seed_worker
 
 from smart_train.data.batches import Batches, Kin
+from smart_train.signals import outlast
 
 
 def planned(kin: Kin, args: TrainingArguments, size: int | None = None) -> Batches:
@@ -26,6 +27,12 @@ def planned(kin: Kin, args: TrainingArguments, size: int | None = None) -> Batch
         seed=args.seed if args.data_seed is None else args.data_seed,
         drop_last=args.dataloader_drop_last,
     )
+
+
+def _begin(worker: int, num_workers: int, rank: int) -> None:
+    """What a data worker does first: Trainer's seeds, and it outlasts a signal to the run."""
+    seed_worker(worker, num_workers, rank)
+    outlast()
 
 
 def train_loader(
@@ -54,7 +61,7 @@ def train_loader(
         multiprocessing_context=args.dataloader_multiprocessing_context,
         prefetch_factor=args.dataloader_prefetch_factor,
         in_order=args.dataloader_in_order,
-        worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+        worker_init_fn=partial(_begin, num_workers=args.dataloader_num_workers, rank=args.process_index),
     )
     prepared: DataLoader[Any] = accelerator.prepare(loader)
     shard: Any = prepared.batch_sampler

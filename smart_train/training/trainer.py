@@ -32,8 +32,9 @@ from smart_train.objective.losses import Loss
 from smart_train.training.arguments import SmartTrainingArguments
 from smart_train.training.best import Best, check_choice
 from smart_train.training.checkpoints import CheckpointedTrainer
-from smart_train.training.checks import FirstStep, TrainingStopped, check_cached, check_trainable
+from smart_train.training.checks import FirstStep, Skips, TrainingStopped, check_cached, check_trainable
 from smart_train.training.engines import Engine, in_order
+from smart_train.training.faults import Faults, Skipped
 from smart_train.training.gradcache import cached_backward
 from smart_train.training.inputs import Inputs, Moved, Rows, held
 from smart_train.training.loading import planned, train_loader
@@ -93,7 +94,8 @@ class SmartTrainer(CheckpointedTrainer):
         self.cached = wanted and adapter.kind != "frozen"
         check_cached(args, objective.batch, self.cached)
         check_choice(args, rank_dev is not None, patience)
-        self.means, self.speed = Means(), Speed(encoder)
+        self.means, self.speed, self.skips = Means(), Speed(encoder), Skips()
+        self.faults = Faults(objective.skip_nonfinite, self.skips)
         super().__init__(
             model=encoder,
             args=args,
@@ -101,7 +103,7 @@ class SmartTrainer(CheckpointedTrainer):
             eval_dataset=pairs,  # only its presence counts: Trainer refuses eval_strategy without; rank_dev ranks
             data_collator=Inputs(collate, hold=wanted),
             callbacks=[
-                FirstStep(encoder),
+                FirstStep(encoder, self.skips),
                 self.speed,
                 *([JsonLog(log)] if log is not None else []),
                 Best(self.log, patience),
@@ -112,6 +114,7 @@ class SmartTrainer(CheckpointedTrainer):
             self.remove_callback(theirs)
         self.add_callback(Progress())
         take_over(self, about, log.parent if log is not None else Path(str(args.output_dir)))
+        self.add_callback(self.faults)  # last: it ends a training that was saved
         self.current_gradient_accumulation_steps = 1  # Trainer sets it in its loop; a step may run outside of one
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs: accumulation divides it
         # After the processes have joined: the groups that gather together are made here.
@@ -133,7 +136,10 @@ class SmartTrainer(CheckpointedTrainer):
     ) -> Tensor:
         self.step.progress = self.state.global_step / max(1, self.state.max_steps)
         one = self._cached_step if self.cached else super().training_step
-        loss = one(model, inputs, num_items_in_batch)
+        try:
+            loss = one(model, inputs, num_items_in_batch)
+        except Skipped:
+            loss = torch.full((), torch.nan, device=self.args.device)  # Trainer leaves it out of its mean
         if self.step.gather.world > 1:
             self.means.add({"gather/MiB": self.step.gather.taken() / 2**20})
         return loss
@@ -159,7 +165,7 @@ class SmartTrainer(CheckpointedTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         batch = held(inputs["batch"])
-        loss = self._seen(self.batch_loss(model, batch), batch)
+        loss = self.batch_loss(model, batch)
         return (loss.total, None) if return_outputs else loss.total
 
     def batch_loss(self, model: nn.Module, batch: Batch) -> Loss:
@@ -167,7 +173,8 @@ class SmartTrainer(CheckpointedTrainer):
         chunks, labels = self._parts(batch)
         plan = self.engine.plan(chunks, cached=False)
         both = model(Moved([chunks[number] for number in plan], self.args.device))
-        return self.step.loss(in_order(both, plan, chunks), labels)
+        both = in_order(both, plan, chunks)
+        return self._seen(self.step.loss(both, labels), labels, both)
 
     def cached_loss(self, model: nn.Module, batch: Batch) -> Loss:
         """The same loss, detached, and its gradient (a share of the accumulation's) in the weights: every chunk runs
@@ -184,7 +191,7 @@ class SmartTrainer(CheckpointedTrainer):
         return cached_backward(
             forward,
             Moved(chunks, self.args.device),
-            lambda both: self._seen(self.step.loss(both, labels), labels),
+            lambda both: self._seen(self.step.loss(both, labels), labels, both),
             lambda surrogate, last: self.engine.backward(surrogate / steps),
             plan,
             partial(self.engine.around, model),
@@ -195,17 +202,25 @@ class SmartTrainer(CheckpointedTrainer):
         """The chunks where they are, and everything else on the device."""
         return [*batch.queries, *batch.documents], replace(batch, queries=[], documents=[]).to(self.args.device)
 
-    def _seen(self, loss: Loss, batch: Batch) -> Loss:
-        """Notes what the log will say, and stops where the loss is no number."""
+    def _seen(self, loss: Loss, batch: Batch, both: Embeddings) -> Loss:
+        """Notes what the log will say; stops, or leaves the step out, where a rank's loss is no finite number."""
+        skips = {"batch/skipped": 0.0} if self.faults.skip else {}
+        try:
+            self.faults.look(loss, batch, both, self.state.global_step + 1)
+        except Skipped:
+            self.means.add({"batch/skipped": 1.0})
+            raise
         counts = {f"batch/{n}": v for n, v in asked(batch.notes).items() if isinstance(v, int | float)}
-        self.means.add({**loss.parts, **counts})
-        if not bool(torch.isfinite(loss.total)):
-            parts = {name: round(float(value), 4) for name, value in loss.parts.items()}
-            raise TrainingStopped(
-                f"step {self.state.global_step + 1}: the loss is {loss.total.item()} (parts {parts}; query ids "
-                f"{batch.query_ids.tolist()[:8]} ...); lower the learning rate or raise the temperature"
-            )
+        self.means.add({**loss.parts, **counts, **skips})
         return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if self.skips.now:
+            return torch.zeros(())
+        norm = super()._get_grad_norm(model, grad_norm)
+        if not self.args.fp16:  # its scaler looks for itself, and leaves out steps until it has found its scale
+            self.faults.look_at_gradient(norm, self.state.global_step + 1, self.engine.deepspeed)
+        return norm
 
     # -- learning rates
 
@@ -236,6 +251,8 @@ class SmartTrainer(CheckpointedTrainer):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clips the head and everything else each for itself: a fresh head's gradient is many times a LoRA's, and one
         common norm of it would scale the backbone's steps down to nothing.  (DeepSpeed clips inside its engine.)"""
+        if self.skips.now:  # nothing to clip, nor to unscale
+            return torch.zeros(())
         head = list(self.encoder.head.parameters())
         others = [p for n, p in self.encoder.named_parameters() if p.requires_grad and not n.startswith("head.")]
         if not head or not others or self.is_deepspeed_enabled or self.is_fsdp_enabled:
