@@ -47,7 +47,7 @@ class Encoded:
     """A collection's embeddings: queries B rows, documents N rows in portions, ids in the rows' order.
 
     documents: tokens in float16; a list, or an iterator that encodes each portion when it is asked for, once
-    share: where the documents are one rank's of several; the queries are all of them on every rank
+    share: which of all ranks' documents these are; None = all of them.  The queries are all of them on every rank
     """
 
     queries: Embeddings
