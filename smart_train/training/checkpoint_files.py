@@ -119,16 +119,20 @@ def tidy(root: Path) -> list[str]:
 
 def put_aside(root: Path, step: int) -> list[str]:
     """Renames the checkpoints of later steps, of the line that a resumed run leaves, so that they are neither taken
-    for the newest nor deleted.  Returns a line for the log on each."""
-    told = []
-    for later in (found for found in steps(root) if found > step):
-        number, folder = 0, root / f"later-{later}"
+    for the newest nor deleted.  Returns a line for the log, if there were any."""
+    later = [found for found in steps(root) if found > step]
+    for found in later:
+        number, folder = 0, root / f"later-{found}"
         while folder.exists():
             number += 1
-            folder = root / f"later-{later}.{number}"
-        folder_of(root, later).rename(folder)
-        told.append(f"{folder_of(root, later)} is later than the step gone on from: moved to {folder}")
-    return told
+            folder = root / f"later-{found}.{number}"
+        folder_of(root, found).rename(folder)
+    if not later:
+        return []
+    names = ", ".join(str(found) for found in later)
+    return [
+        f"{root}: the checkpoints of later steps than {step} ({names}) are kept under other names, later-{later[0]} ..."
+    ]
 
 
 # Reading -------------------------------------------------------------------------------------------------------------

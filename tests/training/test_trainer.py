@@ -451,7 +451,7 @@ def test_a_checkpoint_with_a_missing_key_is_refused(make):
     tensors = load_file(path)
     save_file({n: t for n, t in list(tensors.items())[1:]}, path, metadata={"format": "pt"})
     with pytest.raises(AdapterError, match="missing"):
-        make("bert", AdapterBlock(r=4), folder="again", **options).train(resume_from_checkpoint=str(checkpoint))
+        make("bert", AdapterBlock(r=4), folder="again", **options)._load_from_checkpoint(str(checkpoint))
 
 
 def test_a_checkpoint_is_an_encoders_folder(make):
