@@ -47,6 +47,7 @@ class Engine:
         # A trained vision tower has gradients to reduce in the backward of an image chunk only.
         vision = any(is_vision(name) for name, p in model.named_parameters() if p.requires_grad)
         self.by_kind = self.sharded or vision
+        self.head = any(name.startswith("head.") for name, p in model.named_parameters() if p.requires_grad)
 
     def plan(self, chunks: Sequence[Features], cached: bool) -> list[int]:
         """Numbers of the chunks in the order of running; some twice, where this rank has fewer than another and the
@@ -95,6 +96,9 @@ class Engine:
                 "FSDP was asked for, but accelerate has it on accelerators only (not on a CPU, nor with one process): "
                 f"this run is {self.name}, and every process holds all weights"
             )
+        if self.deepspeed and self.head:
+            what = "gradients of the head and of the rest by one norm of both; other engines clip each by its own"
+            lines.append(f"max_grad_norm: DeepSpeed clips the {what}")
         return lines
 
     @contextmanager

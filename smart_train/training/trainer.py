@@ -43,6 +43,7 @@ from smart_train.training.progress import Progress
 from smart_train.training.speed import Speed
 from smart_train.training.step import Step, token_dtype
 from smart_train.training.trackers import take_over
+from smart_train.training.whole import full
 
 logger = logging.getLogger(__name__)
 
@@ -250,16 +251,17 @@ class SmartTrainer(CheckpointedTrainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clips the head and everything else each for itself: a fresh head's gradient is many times a LoRA's, and one
-        common norm of it would scale the backbone's steps down to nothing.  (DeepSpeed clips inside its engine.)"""
+        common norm of it would scale the backbone's steps down to nothing.  (DeepSpeed clips inside its engine, by one
+        norm, and the log says so.)"""
         if self.skips.now:  # nothing to clip, nor to unscale
             return torch.zeros(())
         head = list(self.encoder.head.parameters())
         others = [p for n, p in self.encoder.named_parameters() if p.requires_grad and not n.startswith("head.")]
-        if not head or not others or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if not head or not others or self.is_deepspeed_enabled:
             return super()._clip_grad_norm(model)
         self.accelerator.unscale_gradients()
         limit = float(self.args.max_grad_norm or 0.0)
-        norms = [nn.utils.clip_grad_norm_(parameters, limit) for parameters in (head, others)]
+        norms = [full(nn.utils.clip_grad_norm_(parameters, limit)) for parameters in (head, others)]
         return torch.stack(norms).norm()
 
     # -- what is seen

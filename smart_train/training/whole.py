@@ -83,7 +83,7 @@ def collected(parameter: nn.Parameter | None) -> Iterator[Tensor]:
     """One parameter, whole for the length of the block; every rank must come here."""
     assert parameter is not None
     if isinstance(parameter, DTensor):
-        yield parameter.full_tensor()
+        yield full(parameter)
         return
     gathering = nullcontext()
     if hasattr(parameter, "ds_id"):
@@ -92,3 +92,8 @@ def collected(parameter: nn.Parameter | None) -> Iterator[Tensor]:
         gathering = GatheredParameters([parameter])
     with gathering, torch.no_grad():
         yield parameter
+
+
+def full(tensor: Tensor) -> Tensor:
+    """FSDP's tensors whole, others as they are; every rank must come here."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
