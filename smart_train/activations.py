@@ -88,19 +88,22 @@ def saved_block(tower: Tower, precision: Precision, tokens: int, length: int) ->
 def saved(tower: Tower, precision: Precision, tokens: int, length: int, checkpointing: bool = False) -> int:
     """Bytes that a tower keeps between forward and backward; an estimate.
 
-    Every block from the first that a gradient flows through.  With activation checkpointing each block's input, that of
-    frozen ones included (the checkpoint keeps its arguments), and one block whole, as it is computed again.
+    Every block from the first that a gradient flows through; with activation checkpointing each block's input instead,
+    that of frozen ones included (the checkpoint keeps its arguments).
     """
-    one = saved_block(tower, precision, tokens, length) if tower.first < tower.layers else 0
     if checkpointing:
-        return tower.layers * tokens * tower.hidden * precision.state + one
-    return (tower.layers - tower.first) * one
+        return tower.layers * tokens * tower.hidden * precision.state
+    return (tower.layers - tower.first) * saved_block(tower, precision, tokens, length)
 
 
-def work(tower: Tower, precision: Precision, tokens: int) -> int:
-    """Bytes of the widest moment inside a block besides what is kept: forward, the MLP's branches and its input;
-    backward their gradients, which are as many."""
-    return tokens * precision.compute * (tower.inner * (3 if tower.gated else 2) + 2 * tower.hidden)
+def besides(tower: Tower, precision: Precision, tokens: int, length: int, checkpointing: bool = False) -> int:
+    """Bytes of the widest moment of a forward or backward beside what is kept; an estimate.
+
+    Forward the MLP's branches, its input and output; backward their gradients, which are as many; with activation
+    checkpointing a whole block, too, as it is computed again.
+    """
+    again = saved_block(tower, precision, tokens, length) if checkpointing and tower.first < tower.layers else 0
+    return again + tokens * precision.compute * (tower.inner * (3 if tower.gated else 2) + 2 * tower.hidden)
 
 
 def reading(

@@ -16,6 +16,7 @@ FLOAT = 4
 BUCKET = 500_000_000  # numbers: DeepSpeed's reduce_bucket_size where nothing is said
 LIVE = 1_000_000_000  # numbers: its stage3_max_live_parameters
 TILES = 2 * (1 << 27)  # bytes: MaxSim's tile of similarities on a GPU, and its maxima and places on the way
+WINNERS, WINNER = 1 << 19, 30  # places that MaxSim's backward sorts at once, and bytes of each
 TERM = {"plain": (3.5, 1.3), "symmetric": (3.8, 2.5), "options": (5.8, 3.5), "sigmoid": (5.5, 2.3)}
 """[P, N] float matrices of a term with their masks, most at once and kept (counted in objective/terms.py)."""
 
@@ -176,7 +177,8 @@ def loss_embeddings(rows: Rows) -> dict[str, int]:
     rounded    tokens once more in their comparing dtype, where that is not float32
     gathered   documents of the group, [g N, D] float32 and [g N T, d], where g > 1
     gradients  of what MaxSim reads: all queries' and gathered documents' tokens, and pooled vectors
-    places     MaxSim's winners [g N, B Q]: 1 byte to T = 256, 2 to 32,768, else 4 (of the torch tiles)
+    places     MaxSim's winners [g N, B Q]: 1 byte to T = 256, 2 to 32,768, else 4 (of the torch tiles); and 30 bytes
+               each of those that its backward sorts at once, 2**19 at most
     """
     queries, documents = rows.tokens
     rounded = rows.token_size * (queries + documents) * rows.width if rows.token_size != FLOAT else 0
@@ -185,20 +187,21 @@ def loss_embeddings(rows: Rows) -> dict[str, int]:
     of_queries = FLOAT * rows.queries * rows.pooled * rows.uses_pooled
     of_queries += rows.token_size * queries * rows.width * rows.uses_tokens
     place = 1 if rows.document_tokens <= 1 << 8 else 2 if rows.document_tokens <= 1 << 15 else 4
+    winners = rows.group * rows.documents * queries * rows.uses_tokens
     return {
         "own": own_embeddings(rows),
         "rounded": rounded,
         "gathered": pooled + tokens if rows.group > 1 else 0,
         "gradients": pooled + tokens + of_queries,
-        "places": place * rows.group * rows.documents * queries * rows.uses_tokens,
+        "places": place * winners + WINNER * min(winners, WINNERS),
     }
 
 
 def logits(rows: Rows, scores: int, terms: int, kind: str = "plain") -> int:
-    """Bytes of matrices [P, g N]: every score (pooled, late, hybrid) kept with its gradient, and of the terms one at
-    its most while the others are kept.  kind: of TERM.  Counted, not derived: see objective/terms.py."""
+    """Bytes of matrices [P, g N]: every score (pooled, late, hybrid), and of the terms one at its most while the
+    others are kept.  kind: of TERM.  Counted, not derived: see objective/terms.py; an estimate."""
     most, kept = TERM[kind]
-    matrices = 2 * scores + most + kept * max(0, terms - 1)
+    matrices = scores + most + kept * max(0, terms - 1)
     return int(FLOAT * rows.pairs * rows.group * rows.documents * matrices)
 
 

@@ -58,12 +58,12 @@ def need(subject: Subject, launch: Launch, gpus: int) -> Need:
     rows, states = subject.rows(ranks), estimates.states(subject.weights, engine)
     tiles = 0 if subject.on_cpu or not rows.uses_tokens else estimates.TILES
     embeddings = sum(estimates.loss_embeddings(rows).values()) + tiles
-    kept, work = subject.activations(engine, ranks)
+    kept, besides = subject.activations(engine, ranks)
     logits = _logits(subject, rows)
     at_loss = embeddings + logits
     if not subject.cached or (rows.pairs <= KEPT and engine.kind == "ddp"):
         at_loss += kept  # the graph of what goes backward first
-    backward = estimates.own_embeddings(rows) + kept + work
+    backward = estimates.own_embeddings(rows) + kept + besides
     context = 0 if subject.on_cpu else CONTEXT
     return Need(
         launch=launch.name,
@@ -71,7 +71,7 @@ def need(subject: Subject, launch: Launch, gpus: int) -> Need:
         gpus=gpus,
         ranks=ranks,
         states=states,
-        activations=kept + work,
+        activations=kept + besides,
         embeddings=embeddings,
         logits=logits,
         peak=states.total + context + max(at_loss, backward, states.step),

@@ -188,10 +188,10 @@ class Subject:
         sides whole."""
         sides = self.sides(self.rows(ranks))
         chunks = [self._side(engine, min(count, self.chunk(*one)), *one) for count, *one in sides]
-        work = max(besides for _, besides in chunks)
+        widest = max(besides for _, besides in chunks)
         if self.cached:
-            return max(kept for kept, _ in chunks) + self._casts(engine), work
-        return sum(self._side(engine, *side)[0] for side in sides) + self._casts(engine), work
+            return max(kept for kept, _ in chunks) + self._casts(engine), widest
+        return sum(self._side(engine, *side)[0] for side in sides) + self._casts(engine), widest
 
     def _side(self, engine: Engine, rows: int, length: int, patches: int) -> tuple[int, int]:
         """(kept, besides) of rows of one length, each with an image of so many patches."""
@@ -201,13 +201,14 @@ class Subject:
         kept = activations.reading(self.base.hidden, width, late.head, precision, rows * length, trains, mixed)
         if patches and self.towers["vision"].full:  # the first layer's input
             kept += rows * patches * self._patch_numbers() * precision.compute
-        besides = 0
+        widest = 0
         for name, one in (("text", length), ("vision", patches)):
             if one:
                 tower = self.towers[name]
-                kept += activations.saved(tower, precision, rows * one, one, self.checkpointing) if trains else 0
-                besides = max(besides, activations.work(tower, precision, rows * one))
-        return kept, besides
+                again = trains and self.checkpointing
+                kept += activations.saved(tower, precision, rows * one, one, again) if trains else 0
+                widest = max(widest, activations.besides(tower, precision, rows * one, one, again))
+        return kept, widest
 
     def _casts(self, engine: Engine) -> int:
         """Autocast's copies of float32 weights, kept for the backward; with checkpointing those of one block."""

@@ -1,6 +1,6 @@
-"""What torch keeps between forward and backward, counted as it is saved: the reference of activations' formulas.
+"""What torch keeps for a backward, and the most it holds: the reference of the formulas of memory.
 
-Knows: torch's hooks for saved tensors.  Does not know: formulas.
+Knows: torch's hooks for saved tensors, its profiler.  Does not know: formulas.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 
 def saved_bytes(model: nn.Module, run: Callable[[], Any], autocast: bool = False) -> int:
@@ -30,3 +31,15 @@ def saved_bytes(model: nn.Module, run: Callable[[], Any], autocast: bool = False
     total = sum(size for size, _ in seen.values())
     del kept
     return total
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """The most bytes that ``run()`` holds at once on the CPU beside what was there before, by torch's profiler."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        run()
+    held = most = 0
+    for event in found.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
