@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from tqdm import tqdm
+
 from smart_train.bases import BaseNotFound
 from smart_train.commands import data, doctor, evaluate, ingest, mine
 from smart_train.commands.common import FLAGS, UsageError
@@ -98,10 +100,11 @@ def _in_flags(told: str) -> str:
 
 
 class _Terminal(logging.Handler):
-    """Messages as they are, to what is standard output at that moment."""
+    """Messages as they are, to what is standard output at that moment; above a progress bar, where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), flush=True)
+        with tqdm.external_write_mode():
+            print(self.format(record), flush=True)
 
 
 def _speak() -> None:

@@ -43,14 +43,15 @@ class Best(TrainerCallback):
         if self.patience is None or not state.global_step:
             return
         step, waited = best(values)
-        if waited >= self.patience:
-            control.should_training_stop = True
-            if state.is_world_process_zero:
-                logger.info(
-                    "step %d: %d evaluations brought no %s above the %.4f of step %d: training ends "
-                    "(evaluation.patience: %d)",
-                    *(state.global_step, waited, metric, values[step], step, self.patience),
-                )
+        if waited < self.patience or state.global_step >= state.max_steps:
+            return
+        control.should_training_stop = True
+        if state.is_world_process_zero:
+            logger.info(
+                "step %d: training ends, as %s has not been above the %.4f of step %d for so many evaluations: %d "
+                "(evaluation.patience)",
+                *(state.global_step, metric, values[step], step, waited),
+            )
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

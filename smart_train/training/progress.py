@@ -57,7 +57,7 @@ class Progress(TrainerCallback):
             self.bar.set_postfix_str(told(found))
         elif "loss" in found:
             logger.info("step %d/%d  %s", state.global_step, state.max_steps, told(found))
-        elif ranked := told_dev(found):
+        elif ranked := told_dev(found, args.metric_for_best_model):
             logger.info("step %d/%d  %s", state.global_step, state.max_steps, ranked)
 
     def on_train_end(
@@ -80,19 +80,22 @@ def told(found: Mapping[str, Any]) -> str:
         words.append(f"{waiting:.0%} of it waiting for data")
     if (memory := found.get("memory/gib")) is not None:
         words.append(f"{memory:.1f} GiB")
-    if (left := found.get("eta_seconds")) is not None:
+    if (left := found.get("eta_seconds", 0.0)) >= 1:
         words.append(f"{duration(left)} left")
     return "  ".join(words)
 
 
-def told_dev(found: Mapping[str, Any]) -> str:
+def told_dev(found: Mapping[str, Any], chosen: str | None = None) -> str:
     """An evaluation's line: ``dev ndcg@10: pooled 0.612, late 0.660, hybrid 0.667  (8 s)``; empty where nothing was
-    ranked."""
+    ranked.  chosen: ``metric_for_best_model``, which is told as well where it is another measure."""
     metric = headline(found)
     if metric is None:
         return ""
     end = f"/{metric.rpartition('/')[2]}"
     values = {n.split("/")[1]: v for n, v in found.items() if n.startswith("dev/") and n.endswith(end)}
+    chosen = (chosen or "").removeprefix("eval_")
+    if f"dev/{chosen}" in found and not chosen.endswith(end):
+        values[chosen] = found[f"dev/{chosen}"]
     inner = ", ".join(f"{mode} {value:.3f}" for mode, value in values.items())
     took = f"  ({duration(found['dev/seconds'])})" if "dev/seconds" in found else ""
     return f"dev {end[1:]}: {inner}{took}"

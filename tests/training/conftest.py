@@ -30,6 +30,8 @@ def make(tiny_models, tmp_path):
         cached: bool | None = None,
         chunk_rows: int | None = None,
         model: ModelBlock | None = None,
+        patience: int | None = None,
+        about: dict | None = None,
         **training,
     ) -> SmartTrainer:
         block = {**TRAINING, **training}
@@ -44,6 +46,7 @@ def make(tiny_models, tmp_path):
         )
         log = tmp_path / folder / "log.jsonl"
         pairs = Pairs(data)
-        return SmartTrainer(encoder, args, objective, pairs, collate, rank_dev=rank_dev, log=log, cached=cached)
+        seen = {"rank_dev": rank_dev, "log": log, "patience": patience, "about": about}
+        return SmartTrainer(encoder, args, objective, pairs, collate, cached=cached, **seen)
 
     return build
