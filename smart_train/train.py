@@ -127,12 +127,9 @@ def _tell_data(sides: Sides) -> None:
 
 def training_free(recipe: Recipe, device: str | None = None) -> SmartEncoder:
     """The untouched base: its hidden states as they are (a head that was never trained would only blur them)."""
-    from smart_train.training.whole import loaded_whole
-
     late = LateBlock(layer=_one_layer(recipe.late.layer), norm=recipe.late.norm, drop=recipe.late.drop)
     late.hybrid = replace(recipe.late.hybrid)
-    with loaded_whole():
-        return SmartEncoder(recipe.model.base, model=recipe.model, late=late, device=device)
+    return SmartEncoder(recipe.model.base, model=recipe.model, late=late, device=device)
 
 
 def _device(args: SmartTrainingArguments) -> str:
@@ -178,14 +175,12 @@ def make_trainer(
     from smart_train.training.engines import is_sharded
     from smart_train.training.sizes import check_pages, check_steps, chunk_rows, splitter
     from smart_train.training.trainer import SmartTrainer
-    from smart_train.training.whole import loaded_whole
 
     args = args or join(recipe, output)
     set_seed(args.seed)  # LoRA and the head are drawn next, whatever was drawn before; the same on every rank
     late = replace(recipe.late, hybrid=replace(recipe.late.hybrid))
     device = "cpu" if is_sharded(args) else _device(args)  # an engine that cuts weights up moves its share itself
-    with loaded_whole():
-        encoder = SmartEncoder(recipe.model.base, model=recipe.model, late=late, adapter=recipe.adapter, device=device)
+    encoder = SmartEncoder(recipe.model.base, model=recipe.model, late=late, adapter=recipe.adapter, device=device)
     data = recipe.data
     preprocess = Shorter(encoder.preprocess, data.query_tokens, data.document_tokens)
     collate = Collator(
@@ -261,25 +256,22 @@ def rank_dev(encoder: SmartEncoder, dev: Collection, recipe: Recipe, peers: Grou
 
 def finish(trainer: SmartTrainer, sides: Sides, recipe: Recipe, output: Path) -> SmartEncoder:
     """Saves the adapter, reloads it in a fresh object and compares; returns the reloaded encoder, on every rank."""
-    from smart_train.training.whole import loaded_whole
-
     folder, main, encoder = output / "adapter", trainer.is_world_process_zero(), trainer.encoder
     trainer.save_model(str(folder))
     encoder.late.hybrid = replace(recipe.late.hybrid)
-    with loaded_whole():
-        if main or trainer.engine.sharded:
-            verify(encoder, folder, *_samples(sides), main=main)
-        if main and any(encoder.cut_rows.values()):
-            logger.info("rows that reached their length limit and may have been cut: %s", encoder.cut_rows)
-        trainer.accelerator.wait_for_everyone()
-        device = _device(trainer.args)
-        trainer.release()
-        del encoder
-        gc.collect()
-        model = recipe.model
-        return SmartEncoder.from_pretrained(
-            folder, device=device, attention=model.attention, trust_remote_code=model.trust_remote_code
-        )
+    if main or trainer.engine.sharded:
+        verify(encoder, folder, *_samples(sides), main=main)
+    cut = {role: sum(found[role] for found in Group().exchange(encoder.cut_rows)) for role in encoder.cut_rows}
+    if main and any(cut.values()):
+        logger.info("rows that reached their length limit and may have been cut: %s", cut)
+    trainer.accelerator.wait_for_everyone()
+    device, model = _device(trainer.args), recipe.model
+    trainer.release()
+    del encoder
+    gc.collect()
+    return SmartEncoder.from_pretrained(
+        folder, device=device, attention=model.attention, trust_remote_code=model.trust_remote_code
+    )
 
 
 def _samples(sides: Sides, count: int = 8) -> tuple[list[Any], list[Any]]:

@@ -27,7 +27,7 @@ from smart_train.model.folder import verify
 from smart_train.training.arguments import training_arguments
 from smart_train.training.engines import ready
 from smart_train.training.trainer import SmartTrainer
-from smart_train.training.whole import loaded_whole, whole
+from smart_train.training.whole import whole
 
 STEPS = 5
 PAIRS, BATCH = 22, 4  # in whole epochs: batches of 4 and of 3, so that two ranks have 2 and 2, or 2 and 1 pairs
@@ -116,8 +116,7 @@ def trainer_of(folder: str, out: Path, engine: str, adapter: AdapterBlock = LORA
         block["deepspeed"] = deepspeed_config(stage)
     args = training_arguments(block, out)
     torch.manual_seed(0)
-    with loaded_whole():
-        encoder = SmartEncoder(folder, model=ModelBlock(dropout=0.0), late=LATE, adapter=adapter, device="cpu")
+    encoder = SmartEncoder(folder, model=ModelBlock(dropout=0.0), late=LATE, adapter=adapter, device="cpu")
     for name, parameter in encoder.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)

@@ -16,6 +16,7 @@ from smart_train.data.collate import Collator, Pairs
 from smart_train.data.records import Collection
 from smart_train.model.encoder import SmartEncoder
 from smart_train.training.arguments import training_arguments
+from smart_train.training.engines import ready
 from smart_train.training.trainer import SmartTrainer
 
 HEAD = {"layer": [2, -1], "head": "layernorm_linear", "dim": 12}
@@ -50,6 +51,7 @@ def trainer_of(
     **training: Any,
 ) -> SmartTrainer:
     """Fresh objects, as a new process has them; folder: the run's.  window: batches are planned (data/batches.py)."""
+    ready(bool(training.get("deepspeed")))
     args = training_arguments({**TRAINING, **training}, folder)
     torch.manual_seed(args.seed)
     block = AdapterBlock(**{"r": 4, **(adapter or {})})

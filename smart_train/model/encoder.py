@@ -18,7 +18,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from smart_train import hub
@@ -35,7 +34,7 @@ from smart_train.model.layers import (
     set_dropout,
     text_config,
 )
-from smart_train.model.processors import images_without_torchvision
+from smart_train.model.loading import load_base
 from smart_train.model.tokens import TokenFilter
 from smart_train.objective import scores as scoring
 
@@ -67,7 +66,7 @@ class SmartEncoder(nn.Module):
         self.late = late or LateBlock()
         self.adapter = adapter
         self.place, self.commit = hub.located(base, self.settings.revision)
-        self.st = _load_base(self, device)
+        self.st = load_base(self.settings, self.place, self.commit, device)
         if not hasattr(self.transformer, "modality_config"):
             raise ValueError(f"{base}: its first module is {type(self.transformer).__name__}, not a transformer")
         if self.transformer.module_output_name != "token_embeddings":
@@ -331,20 +330,3 @@ class SmartEncoder(nn.Module):
         from smart_train.model.folder import load
 
         return load(str(folder), revision=revision, device=device, **options)
-
-
-def _load_base(encoder: SmartEncoder, device: str | torch.device | None) -> SentenceTransformer:
-    settings = encoder.settings
-    options: dict[str, Any] = {}
-    if settings.dtype != "auto":
-        options["dtype"] = getattr(torch, settings.dtype)
-    if settings.attention is not None:
-        options["attn_implementation"] = settings.attention
-    with hub.explained(settings.base, settings.revision), images_without_torchvision():
-        return SentenceTransformer(
-            encoder.place,
-            revision=encoder.commit,
-            device=str(device) if device is not None else None,
-            model_kwargs=options or None,
-            trust_remote_code=settings.trust_remote_code,
-        )

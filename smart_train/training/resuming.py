@@ -33,7 +33,7 @@ from smart_train.training.checkpoint_files import (
     steps,
 )
 from smart_train.training.peers import Group
-from smart_train.training.whole import collected, loaded_whole
+from smart_train.training.whole import collected
 
 logger = logging.getLogger(__name__)
 
@@ -161,8 +161,7 @@ def stored_tensors(encoder: SmartEncoder, folder: Path) -> tuple[dict[str, Tenso
     if kind == "lora":
         found |= _lora(folder)
     elif kind == "full":
-        with loaded_whole():
-            fresh = load(str(folder), device="cpu", trust_remote_code=encoder.settings.trust_remote_code)
+        fresh = load(str(folder), device="cpu", trust_remote_code=encoder.settings.trust_remote_code)
         found |= {name: p.detach() for name, p in fresh.named_parameters() if not name.startswith("head.")}
         buffers = dict(fresh.named_buffers())
     _check_names(encoder, found, folder, full=kind == "full")
@@ -202,7 +201,7 @@ def put(parameter: nn.Parameter, tensor: Tensor) -> None:
         there = tensor.to(parameter.device, parameter.dtype)
         parameter.copy_(distribute_tensor(there, parameter.device_mesh, parameter.placements))
     elif hasattr(parameter, "ds_id"):
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         with GatheredParameters([parameter], modifier_rank=0):
             parameter.data.copy_(tensor)

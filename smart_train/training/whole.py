@@ -1,4 +1,4 @@
-"""Whole weights out of an engine that has cut them up: what is saved, and the base while it is loaded.
+"""Whole weights out of an engine that has cut them up: what is saved.
 
     ZeRO-3   every parameter is one rank's share of it, flat; empty to who looks
     FSDP2    every parameter is a DTensor
@@ -8,41 +8,14 @@ Knows: DeepSpeed's and torch's shards, the encoder's parts.  Does not know: file
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers.integrations import deepspeed as known
 
 from smart_train.model.encoder import SmartEncoder
-
-RAM = "FSDP_CPU_RAM_EFFICIENT_LOADING"
-
-
-@contextmanager
-def loaded_whole() -> Iterator[None]:
-    """While a base is loaded in this block, no engine cuts it up or leaves it empty.
-
-    transformers cuts weights up as it loads them once it has heard of ZeRO-3, and loads nothing but on rank 0 under
-    FSDP's RAM-efficient loading.  But the final norm is found by a forward, LoRA is drawn by a seed, and the untouched
-    base is ranked: all of one whole model, which the engine cuts up afterwards.  Costs the base's size in host memory
-    for every process of a machine, while they start.
-    """
-    config = known._hf_deepspeed_config_weak_ref() if known._hf_deepspeed_config_weak_ref is not None else None
-    given = os.environ.get(RAM)
-    known.unset_hf_deepspeed_config()
-    os.environ[RAM] = "false"
-    try:
-        yield
-    finally:
-        os.environ.pop(RAM)
-        if given is not None:
-            os.environ[RAM] = given
-        if config is not None:
-            known.set_hf_deepspeed_config(config)
 
 
 @contextmanager
