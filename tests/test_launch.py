@@ -22,11 +22,13 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from launches import CACHED, FEW, FOUR, LAUNCH, PAGES, RECIPES, ROOT, check_run, environment, program, run, words
+from ranks import run_ranks
 
 from smart_train.blocks import Recipe
 from smart_train.model.encoder import SmartEncoder
 from smart_train.model.layers import find_blocks
 from smart_train.recipe_check_launch import check_launch
+from smart_train.training.arguments import training_arguments
 
 ENGINES = {
     "single": "1 processes, one process, no engine, cpu",
@@ -123,6 +125,37 @@ def test_files_leave_to_the_recipe_what_the_recipe_says():
         assert all(settings[key] == "auto" for key in (*sizes, "gradient_clipping"))
         assert settings["bf16"] == settings["fp16"] == {"enabled": "auto"}
         assert settings["zero_optimization"]["stage"] == int(name[4])
+
+
+def filled(file: str) -> list[dict]:
+    """On a rank: DeepSpeed's settings once a recipe's training block has filled them; named by the recipe, and by
+    accelerate, whose processes find them in their environment."""
+    from accelerate import Accelerator
+    from transformers.integrations.deepspeed import propagate_args_to_deepspeed
+
+    block = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "max_grad_norm": 0.3, "bf16": True}
+    args = training_arguments({**block, "use_cpu": True, "deepspeed": file}, Path("unused"))
+    named = Accelerator(deepspeed_plugin=args.deepspeed_plugin).state.deepspeed_plugin.hf_ds_config.config
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": file}
+    args = training_arguments({**block, "use_cpu": True}, Path("unused"))
+    accelerator = Accelerator(deepspeed_plugin=args.deepspeed_plugin)
+    propagate_args_to_deepspeed(accelerator, args)  # what Trainer does
+    launched = accelerator.state.deepspeed_plugin.hf_ds_config.config
+    return [{key: found[key] for key in FILLED} for found in (named, launched)]
+
+
+FILLED = {
+    "train_micro_batch_size_per_gpu": 3,
+    "train_batch_size": 12,
+    "gradient_accumulation_steps": 2,
+    "gradient_clipping": 0.3,
+    "bf16": {"enabled": True},
+    "fp16": {"enabled": False},
+}
+
+
+def test_the_recipe_fills_batch_accumulation_clipping_and_precision():
+    assert run_ranks(2, filled, str(LAUNCH / "zero3.json")) == [[FILLED, FILLED], [FILLED, FILLED]]
 
 
 def test_fsdp2_wraps_every_block_of_any_base_without_naming_its_class(tiny_models):
@@ -338,7 +371,8 @@ def test_a_stopped_slurm_job_is_queued_again_and_goes_on_from_its_checkpoint(mac
 
 @pytest.mark.slow
 def test_sigterm_to_a_slurm_job_saves_a_checkpoint_from_which_the_next_start_goes_on(tiny, machines, tmp_path):
-    more = {"training.max_steps": 2000, "training.eval_strategy": "no", "evaluation.before": "false"}
+    never = {"training.eval_steps": 5000, "training.save_steps": 5000, "evaluation.before": "false"}
+    more = {"training.max_steps": 2000, **never}
     arguments = [str(RECIPES / "text_lora.yaml"), *words({**tiny("text_lora"), **more})]
     output = tmp_path / "run"
     log = output / "log.jsonl"
