@@ -1,6 +1,7 @@
 # make quickstart   set up, then train and evaluate the embedded example: a table, a plot, an adapter
 # make demo-pdf     a folder of PDFs -> ingest, train, evaluate on files never trained on (FOLDER=..., else a Debian package)
 # make test         set up, then lint and the quick tests (what CI runs);  make test-all: the slow ones too
+# make docs        the pages of docs/ as a site in site/; a broken link fails
 # make lint | clean
 #
 # The environment is .venv, made from pyproject.toml and constraints.txt when it is missing, unfinished or outdated.
@@ -20,7 +21,7 @@ THREADS = $(or $(OMP_NUM_THREADS),$(shell $(PYTHON) tools/environment.py threads
 QUIET = TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 TESTS = env OMP_NUM_THREADS=1 $(QUIET) $(BIN)/python -m pytest
 
-.PHONY: help environment quickstart demo-pdf test test-all lint clean
+.PHONY: help environment quickstart demo-pdf test test-all lint docs clean
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
@@ -34,10 +35,10 @@ quickstart: environment
 demo-pdf: environment
 	PATH="$(BIN):$$PATH" $(QUIET) OMP_NUM_THREADS=$(THREADS) tools/demo_pdf.sh $(FOLDER)
 
-test: lint
+test: lint docs
 	$(TESTS) $(ARGS)
 
-test-all: lint
+test-all: lint docs
 	$(TESTS) -m "" $(ARGS)
 
 lint: environment
@@ -45,7 +46,10 @@ lint: environment
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: environment
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 	@echo "kept: .venv and runs/ (remove them by hand)"
