@@ -5,6 +5,8 @@ Every word is drawn from a seed, so that the same call makes a document with the
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 import random
 import time
@@ -47,6 +49,7 @@ WORDS = [  # fmt: skip
     "pepper",
     "glacier",
 ]
+MODULES = ["shutil", "statistics", "ast", "os", "codecs", "pkgutil", "dis", "difflib", "ssl", "platform", "ipaddress"]
 MOMENT = datetime(2026, 1, 2, tzinfo=UTC)  # a PDF holds the time at which it was made
 
 
@@ -87,6 +90,22 @@ def book(path: Path, pages: int = 3, seed: int | str = 0, chapters: bool = True,
                         line.cell(words(f"{seed} cell {row} {column}", 1))
     pdf.output(str(path))
     return path
+
+
+def manual(path: Path, name: str) -> None:
+    """A page for each documented function of a module: its summary line is a bookmark and a heading."""
+    module = importlib.import_module(name)
+    pdf = blank_pdf()
+    for _, function in inspect.getmembers(module, inspect.isfunction):
+        summary, _, body = (inspect.getdoc(function) or "").partition("\n")
+        text = " ".join(body.split()).encode("latin-1", "ignore").decode("latin-1")
+        if len(text) < 80 or len(summary.split()) < 4 or function.__module__ != name:
+            continue
+        pdf.add_page()
+        pdf.start_section(summary.rstrip("."))
+        pdf.multi_cell(0, 6, summary.rstrip("."), new_x="LMARGIN", new_y="NEXT")
+        pdf.multi_cell(0, 6, text)
+    pdf.output(str(path))
 
 
 def picture(seed: int | str = 0, size: tuple[int, int] = (320, 240), mode: str = "RGB") -> Image.Image:

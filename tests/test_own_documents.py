@@ -3,8 +3,6 @@ files that were never trained on; real text, a real model, the commands that a u
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
 from pathlib import Path
 
@@ -16,30 +14,12 @@ from smart_train.data.records import read_beir
 from smart_train.evaluation.retrieval import evaluate
 from smart_train.model.encoder import SmartEncoder
 
-MODULES = ["shutil", "statistics", "ast", "os", "codecs", "pkgutil", "dis", "difflib", "ssl", "platform", "ipaddress"]
-
-
-def manual(path: Path, name: str) -> None:
-    """A page for each documented function of a module: its summary line is a bookmark and a heading."""
-    module = importlib.import_module(name)
-    pdf = pdfs.blank_pdf()
-    for _, function in inspect.getmembers(module, inspect.isfunction):
-        summary, _, body = (inspect.getdoc(function) or "").partition("\n")
-        text = " ".join(body.split()).encode("latin-1", "ignore").decode("latin-1")
-        if len(text) < 80 or len(summary.split()) < 4 or function.__module__ != name:
-            continue
-        pdf.add_page()
-        pdf.start_section(summary.rstrip("."))
-        pdf.multi_cell(0, 6, summary.rstrip("."), new_x="LMARGIN", new_y="NEXT")
-        pdf.multi_cell(0, 6, text)
-    pdf.output(str(path))
-
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("documents")
-    for name in MODULES:
-        manual(folder / f"{name}.pdf", name)
+    for name in pdfs.MODULES:
+        pdfs.manual(folder / f"{name}.pdf", name)
     pdfs.scan(folder / "scan.pdf")
     pdfs.truncated(folder / "broken.pdf")
     return folder

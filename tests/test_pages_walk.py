@@ -1,0 +1,147 @@
+"""Every command of README and docs/ is run, page by page and in the page's order, in a folder that holds what a reader
+would have by then; models are tiny or MiniLM, runs take two steps, the Hub is one on loopback.
+
+``test_pages.ELSEWHERE`` says which commands another test runs instead.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import fakehub
+import pages
+import pdfs
+import pytest
+import tiny_data
+from launches import CACHED, FEW, FOUR, PAGES, environment, words
+from pages import ROOT, Command
+from test_pages import ELSEWHERE, MINILM, recipe_of, stand_in
+
+pytestmark = pytest.mark.slow
+
+FINE = {0, 3}  # 3 = done, with findings or files that were skipped
+SMALL = {"data.test_documents": 30, "data.dev_documents": 30, "model.document_tokens": 32}
+
+
+def shell(words: list[str], folder: Path, **variables: str) -> str | None:
+    """None where the command ended as it should, else what it said."""
+    done = subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True, timeout=900, check=False)
+    return (
+        None
+        if done.returncode in FINE
+        else f"exit status {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-2500:]}"
+    )
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory, tiny_qwen3, tiny_qwen3vl) -> Path:
+    """What a reader has: recipes and launch files, documents, what ingest made of them, a finished run."""
+    folder = tmp_path_factory.mktemp("desk")
+    for name in ("recipes", "launch"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(ROOT / "recipes" / "text_lora.yaml", folder / "mine.yaml")
+    (folder / "documents").mkdir()
+    for name in pdfs.MODULES[:7]:
+        pdfs.manual(folder / "documents" / f"{name}.pdf", name)
+    (folder / "FOLDER").symlink_to("documents")
+    tiny_data.write_page_rows(folder).rename(folder / "pages.parquet")
+    tiny_data.write_triples(folder / "triples.jsonl")
+    (folder / "models").mkdir()
+    (folder / "models" / "text").symlink_to(tiny_qwen3)
+    (folder / "models" / "pages").symlink_to(tiny_qwen3vl)
+    ingest = ["smart-train", "ingest", "documents", "--dev", "0.15", "--test", "0.3"]
+    assert not shell([*ingest, "--out", "data/mine", "--no-images"], folder, **environment())
+    assert not shell([*ingest, "--out", "data/pages", "--pixels", "40000"], folder, **environment())
+    shown = Command("here", 0, ("accelerate", "launch", "recipes/quickstart.yaml", "data.path=data/mine"))
+    assert not shell(runnable(shown), folder, **environment())
+    shutil.copytree(folder / "runs" / "quickstart", folder / "runs" / "mine")
+    shutil.copytree(folder / "runs" / "quickstart", folder / "runs" / "demo-pdf" / "run")
+    return folder
+
+
+def small(recipe: str, given: set[str]) -> dict[str, object]:
+    """Overrides that let a recipe run here, but those that the page gives itself."""
+    name = "text_lora" if recipe == "mine.yaml" else Path(recipe).stem
+    rows = {"data.path": "triples.jsonl", "data.subset": "null", "data.query": "query", "data.document": "positive"}
+    if name == "text_lora":
+        own = {"model.base": "models/text", "data.negatives": 2, **CACHED, **({} if "data.path" in given else rows)}
+    elif name == "quickstart":
+        own = {**SMALL, **FOUR, **({} if "data.path" in given else {"data.limit": 200})}
+    else:
+        own = {"model.base": "models/pages", **PAGES, **({"late.dim": 32, **FOUR} if "head" in name else CACHED)}
+        own |= {} if "data.path" in given else {"data.path": "pages.parquet"}
+    return {key: value for key, value in {**FEW, **own}.items() if key not in given}
+
+
+def runnable(command: Command) -> list[str]:
+    """The command as it is run here: stand-ins for names, few steps, two processes."""
+    said = [stand_in(word) for word in command.words]
+    recipe = recipe_of(command)
+    if recipe is None or said[:2] == ["smart-train", "doctor"]:
+        return said
+    pages_of = "visdoc" in recipe[0]
+    said = [word.replace("data/mine", "data/pages") if pages_of else word for word in said]
+    said = [re.sub(r"^training\.max_steps=.*", "training.max_steps=2", word) for word in said]
+    given = {word.partition("=")[0] for word in recipe[1]}
+    more = (
+        []
+        if said[0] != "accelerate" or "--multi_gpu" not in said and "--config_file" not in said
+        else ["--main_process_port", "0"]
+    )
+    if "--num_processes" in said:
+        said[said.index("--num_processes") + 1] = "2"
+    elif "--config_file" in said and "single" not in str(command):
+        more += ["--num_processes", "2"]
+    if said[0] == "deepspeed":
+        more = ["--num_gpus", "2", "--master_port", str(20000 + os.getpid() % 20000)]
+    begin = 2 if said[0] == "accelerate" else 1
+    return [*said[:begin], *more, *said[begin:], *words(small(recipe[0], given))]
+
+
+@pytest.fixture
+def hub(tmp_path) -> Iterator[fakehub.FakeHub]:
+    with fakehub.FakeHub() as served:
+        yield served
+
+
+@pytest.mark.parametrize("page", [page for page in pages.PAGES if pages.commands(page)], ids=lambda page: page.name)
+def test_every_command_of_a_page_runs(page, desk, hub, tmp_path):
+    folder, failed = tmp_path / "desk", []
+    shutil.copytree(desk, folder, symlinks=True)
+    for command in pages.commands(page):
+        shown = shlex.join(command.words)
+        if any(re.search(pattern, shown) for pattern in ELSEWHERE):
+            continue
+        variables = environment(**dict(command.variables), PROCESSES="2")
+        if re.search(r"\bme/", shown):
+            online = hub.environment(tmp_path / "home")
+            variables = {
+                **{k: v for k, v in variables.items() if k != "HF_HUB_OFFLINE"},
+                **online,
+                "PATH": variables["PATH"],
+            }
+        trouble = shell(runnable(command), folder, **variables)
+        if trouble:
+            failed.append(f"{command}\n  as {shlex.join(runnable(command))}\n{trouble}")
+    assert not failed, "\n\n".join(failed)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in pages.PAGES if pages.python_blocks(page)], ids=lambda page: page.name
+)
+def test_every_python_block_of_a_page_runs(page, desk, tmp_path):
+    folder = tmp_path / "desk"
+    shutil.copytree(desk, folder, symlinks=True)
+    for number, source in pages.python_blocks(page):
+        source = source.replace("sentence-transformers/all-MiniLM-L6-v2", MINILM)
+        if "make_trainer(" in source:  # a fragment of a run: tests/training/test_remine.py has it whole
+            compile(source, f"{page.name}:{number}", "exec")
+            continue
+        trouble = shell(["python", "-c", source], folder, **environment())
+        assert not trouble, f"{page.name}:{number}\n{trouble}"
