@@ -78,12 +78,7 @@ class SmartEncoder(nn.Module):
             set_dropout(self.backbone, self.settings.dropout)
         self.pooling = next((str(m.pooling_mode) for m in self.st if hasattr(m, "pooling_mode")), None)
         self.layers = [-1] if self.late.layer in (-1, [-1]) else self._resolve_layers()
-        self.final_norm: list[nn.Module] = []  # in a list: the norm is the backbone's, not a second registration of it
-        if any(layer != -1 for layer in self.layers) and self.late.norm != "none":
-            norm = find_final_norm(self.backbone, self._probe)
-            if norm is None and self.late.norm == "final":
-                raise ValueError(f"{base} has no final norm (it is a post-norm model); set late.norm to auto or none")
-            self.final_norm = [norm] if norm is not None else []
+        self.final_norm = self.norm_for(self.layers)
         self.keep = TokenFilter(self.tokenizer, self.backbone.config, self.pooling, list(self.late.drop))
         self.head = LateHead(self.late, self.layers, self.hidden_size).to(self.device)
         self.cut_rows: dict[Role, int] = {"query": 0, "document": 0}  # rows at their length limit, counted
@@ -139,6 +134,15 @@ class SmartEncoder(nn.Module):
 
     def _resolve_layers(self) -> list[int]:
         return resolve_layers(self.late.layer, len(find_blocks(self.backbone)[1]))
+
+    def norm_for(self, layers: list[int]) -> list[nn.Module]:
+        """What these layers go through, none or one; in a list: it is the backbone's, not a second registration."""
+        if self.late.norm == "none" or all(layer == -1 for layer in layers):
+            return []
+        norm, base = find_final_norm(self.backbone, self._probe), self.settings.base
+        if norm is None and self.late.norm == "final":
+            raise ValueError(f"{base} has no final norm (it is a post-norm model); set late.norm to auto or none")
+        return [norm] if norm is not None else []
 
     def _probe(self) -> Tensor:
         features = {k: v.to(self.device) for k, v in self.tokenizer("a probe", return_tensors="pt").items()}
