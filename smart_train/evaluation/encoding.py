@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -68,12 +68,16 @@ def encode(
     progress: bool = False,
     keep: bool = True,
     peers: Peers | None = None,
+    wide: int = 1,
+    skip: Set[str] = frozenset(),
 ) -> Encoded:
     """Embeds the documents and the queries that have a relevant one; images are decoded a few batches at a time.
 
     keep: True for a list of all documents; False for an iterator, for who needs each portion once
     peers: the ranks to share the rows with; each encodes its part of either side once and gets all queries.  Every rank
         calls this with the same arguments; with an iterator, it goes on to ``evaluate_encoded``, where they meet again.
+    wide: the encoder's tokens are so many times as wide as a layer's, so that a portion has so many times fewer rows
+    skip: documents that are not encoded, since somebody has what came of them
     A query whose relevant documents the corpus lacks is encoded too: it counts with 0, as in BEIR, and is told.
     Raises EvaluationError where no query has a relevant document in the corpus, and where ranks hold other collections.
     What fails on one rank is raised on all (see peers.py).
@@ -88,7 +92,8 @@ def encode(
         _check_same(collection, query_ids, batch_size, meetings)
         forwards = Forwards(encoder, meetings, batch_size, progress and meetings.first)
         queries = _queries(forwards, [collection.queries[query] for query in query_ids])
-        parts = list(portions(corpus, meetings, TEXT_BATCHES * batch_size, IMAGE_BATCHES * batch_size))
+        rows = (max(batch_size, batches * batch_size // wide) for batches in (TEXT_BATCHES, IMAGE_BATCHES))
+        parts = list(portions({id: corpus[id] for id in corpus if id not in skip}, meetings, *rows))
         documents: Iterable[Embeddings] = _documents(forwards, corpus, parts)
         if keep:
             documents = list(documents)
