@@ -171,14 +171,15 @@ def own_embeddings(rows: Rows) -> int:
 
 
 def loss_embeddings(rows: Rows) -> dict[str, int]:
-    """Bytes of embeddings while the loss is computed and goes backward, by part; exact for equal rows.
+    """Bytes of embeddings by part; exact for equal rows.  While the loss is computed all but the last two are there,
+    while MaxSim goes backward all of them.
 
     own        ``own_embeddings``
     rounded    tokens once more in their comparing dtype, where that is not float32
     gathered   documents of the group, [g N, D] float32 and [g N T, d], where g > 1
+    places     MaxSim's winners [g N, B Q]: 1 byte to T = 256, 2 to 32,768, else 4 (of the torch tiles)
     gradients  of what MaxSim reads: all queries' and gathered documents' tokens, and pooled vectors
-    places     MaxSim's winners [g N, B Q]: 1 byte to T = 256, 2 to 32,768, else 4 (of the torch tiles); and 30 bytes
-               each of those that its backward sorts at once, 2**19 at most
+    sorting    30 bytes of each winner that is sorted at once, 2**19 at most
     """
     queries, documents = rows.tokens
     rounded = rows.token_size * (queries + documents) * rows.width if rows.token_size != FLOAT else 0
@@ -192,17 +193,19 @@ def loss_embeddings(rows: Rows) -> dict[str, int]:
         "own": own_embeddings(rows),
         "rounded": rounded,
         "gathered": pooled + tokens if rows.group > 1 else 0,
+        "places": place * winners,
         "gradients": pooled + tokens + of_queries,
-        "places": place * winners + WINNER * min(winners, WINNERS),
+        "sorting": WINNER * min(winners, WINNERS),
     }
 
 
-def logits(rows: Rows, scores: int, terms: int, kind: str = "plain") -> int:
-    """Bytes of matrices [P, g N]: every score (pooled, late, hybrid), and of the terms one at its most while the
-    others are kept.  kind: of TERM.  Counted, not derived: see objective/terms.py; an estimate."""
+def logits(rows: Rows, scores: int, terms: int, kind: str = "plain") -> tuple[int, int]:
+    """(most at once, kept for the backward) bytes of matrices [P, g N]: every score (pooled, late, hybrid), and of the
+    terms one at its most while the others are kept; then all of them kept.  kind: of TERM.  Counted in
+    objective/terms.py, not derived: an estimate."""
     most, kept = TERM[kind]
-    matrices = scores + most + kept * max(0, terms - 1)
-    return int(FLOAT * rows.pairs * rows.group * rows.documents * matrices)
+    one = FLOAT * rows.pairs * rows.group * rows.documents
+    return int(one * (scores + most + kept * max(0, terms - 1))), int(one * (scores + kept * terms))
 
 
 def gather_volume(rows: Rows, columns: int = 0, once: bool = False, trained_pooled: bool = True) -> int:

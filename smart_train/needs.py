@@ -57,10 +57,11 @@ def need(subject: Subject, launch: Launch, gpus: int) -> Need:
     ranks, engine = launch.ranks(gpus), launch.engine(gpus, subject.half, subject.base.hidden)
     rows, states = subject.rows(ranks), estimates.states(subject.weights, engine)
     tiles = 0 if subject.on_cpu or not rows.uses_tokens else estimates.TILES
-    embeddings = sum(estimates.loss_embeddings(rows).values()) + tiles
+    parts = estimates.loss_embeddings(rows)
+    embeddings = sum(parts.values()) + tiles
     kept, besides = subject.activations(engine, ranks)
-    logits = _logits(subject, rows)
-    at_loss = embeddings + logits
+    logits, left = _logits(subject, rows)
+    at_loss = max(embeddings - parts["gradients"] - parts["sorting"] + logits, embeddings + left)
     if not subject.cached or (rows.pairs <= KEPT and engine.kind == "ddp"):
         at_loss += kept  # the graph of what goes backward first
     backward = estimates.own_embeddings(rows) + kept + besides
@@ -88,7 +89,7 @@ def _terms(subject: Subject) -> dict[str, int]:
     return {name: 1 + cuts[name] for name in CONTRASTIVE if active(subject.recipe.objective, f"{name}.weight")}
 
 
-def _logits(subject: Subject, rows: Rows) -> int:
+def _logits(subject: Subject, rows: Rows) -> tuple[int, int]:
     objective, terms = subject.recipe.objective, _terms(subject)
     scores = terms | ({"pooled": terms.get("pooled", 1), "late": terms.get("late", 1)} if "hybrid" in terms else {})
     options = active(objective, "hardness") or active(objective, "margin") or objective.false_negatives is not None
