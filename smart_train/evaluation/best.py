@@ -77,11 +77,11 @@ class Best:
             found = [(document_ids[place], value) for place, value in pairs]
             if query in self.themselves:
                 found = [pair for pair in found if pair[0] != query]
-            ranked[query] = _order_ties(query, found, self.noise)[: self.places]
+            ranked[query] = order_ties(query, found, self.noise)[: self.places]
         return ranked
 
 
-def _order_ties(query: str, found: Ranking, noise: float) -> Ranking:
+def order_ties(query: str, found: Ranking, noise: float) -> Ranking:
     """Runs of scores each within ``noise`` of the one before are ordered by hash; the rest stays, best first."""
     ordered: Ranking = []
     begin = 0

@@ -43,15 +43,22 @@ def set_pixel_budget(processor: Any, settings: ModelBlock) -> None:
 def open_content(content: Any) -> Any:
     """A path of an image becomes the image, and every image upright, opaque and RGB, as data/records.py gives it.
 
-    A path is a pathlib.Path, or the value under "image" of a dict.  A plain string is text, always: a document that
-    reads like a file's name must not be opened.
+    A path is a pathlib.Path, or the value under "image" of a dict, which may be a list; so may "video", of frames.  A
+    plain string is text, always: a document that reads like a file's name must not be opened.
     """
-    if isinstance(content, dict) and content.get("image") is not None:
-        image = content["image"]
-        return {**content, "image": open_content(Path(image) if isinstance(image, str) else image)}
+    if isinstance(content, dict):
+        shown = {what: content[what] for what in ("image", "video") if content.get(what) is not None}
+        return {**content, **{what: _opened(value) for what, value in shown.items()}}
     if isinstance(content, Path):
         return _read_image(content)
     return on_paper(content) if isinstance(content, Image.Image) else content
+
+
+def _opened(images: Any) -> Any:
+    """An image, or several in their order (of one content, or the frames of a video), opened."""
+    if isinstance(images, list | tuple):
+        return [_opened(image) for image in images]
+    return open_content(Path(images) if isinstance(images, str) else images)
 
 
 def _read_image(path: Path) -> Any:

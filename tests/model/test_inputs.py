@@ -32,3 +32,16 @@ def test_a_picture_is_what_a_document_of_it_is(wrap, tmp_path):
 def test_text_is_left_as_it_is(tmp_path):
     path = page(tmp_path / "page.png")
     assert open_content(str(path)) == str(path) and open_content({"text": str(path)}) == {"text": str(path)}
+
+
+@pytest.mark.parametrize("what", ["image", "video"])
+def test_several_pictures_of_one_content_are_opened_each_in_its_place(what, tmp_path):
+    paths = []
+    for number, colour in enumerate(("red", "blue", "green")):
+        Image.new("RGB", (3 + number, 2), colour).save(tmp_path / f"{number}.png")
+        paths.append(tmp_path / f"{number}.png")
+    found = open_content({what: [paths[0], str(paths[1]), Image.open(paths[2])], "text": "a b"})
+    assert found["text"] == "a b" and [image.size for image in found[what]] == [(3, 2), (4, 2), (5, 2)]
+    assert [image.getpixel((0, 0)) for image in found[what]] == [(255, 0, 0), (0, 0, 255), (0, 128, 0)]
+    with pytest.raises(ValueError, match="3.png: not a readable image"):
+        open_content({what: [*paths, tmp_path / "3.png"]})
