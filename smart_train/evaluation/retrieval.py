@@ -172,7 +172,7 @@ def calibrate_encoded(
         scored: list[Tile] | None = None
         if len(encoded.query_ids) * len(encoded.document_ids) <= KEPT:
             every = scored = list(every)
-        fitted = _standardised(hybrid, share.meetings.meet(_sums(every)))
+        fitted = standardised(hybrid, share.meetings.meet(score_sums(every)))
         rankings = rank_views(
             encoded.queries,
             encoded.documents,
@@ -217,8 +217,8 @@ Sums = tuple[int, float, float, float, float]
 """Number of pairs; sum and sum of squares of their pooled scores, then of their late scores."""
 
 
-def _sums(scored: Iterable[Tile]) -> Sums:
-    """In float64."""
+def score_sums(scored: Iterable[Tile]) -> Sums:
+    """Of tiles that cover all pairs once; in float64."""
     count, sums = 0, [0.0] * 4
     for _, _, *both in scored:
         count += both[0].numel()
@@ -228,8 +228,9 @@ def _sums(scored: Iterable[Tile]) -> Sums:
     return count, sums[0], sums[1], sums[2], sums[3]
 
 
-def _standardised(hybrid: HybridBlock, sums: Sequence[Sums]) -> HybridBlock:
-    """The block with mean and standard deviation of either score, of the sums of all ranks."""
+def standardised(hybrid: HybridBlock, sums: Sequence[Sums]) -> HybridBlock:
+    """The block with mean and standard deviation of either score, of the sums of all ranks.  Raises EvaluationError
+    where one of the scores does not vary."""
     count = sum(each[0] for each in sums)
     moments = []
     for name, at in (("pooled", 1), ("late", 3)):
