@@ -58,6 +58,7 @@ class Encoded:
     themselves: frozenset[str] = frozenset()  # queries that stand in the corpus, see ``standing``
     seconds: dict[str, float] = field(default_factory=dict)  # queries, documents: grows as they are encoded
     share: Share | None = None
+    stored: int = 0  # documents of all ranks that a store has from before
 
 
 def encode(
@@ -84,14 +85,14 @@ def encode(
     """
     corpus, meetings = collection.corpus, Meetings(peers)
     with meetings.telling():
-        query_ids, unanswered = _answered(collection, told=meetings.first)
+        query_ids, unanswered = answered(collection, told=meetings.first)
         themselves = standing(collection, query_ids)
         if themselves and meetings.first:
             what = "queries stand in the corpus themselves and are left out of their own ranking"
             logger.info("%d %s, such as %r", len(themselves), what, min(themselves))
-        _check_same(collection, query_ids, batch_size, meetings)
+        check_same(collection, query_ids, batch_size, meetings)
         forwards = Forwards(encoder, meetings, batch_size, progress and meetings.first)
-        queries = _queries(forwards, [collection.queries[query] for query in query_ids])
+        queries = embed_queries(forwards, [collection.queries[query] for query in query_ids])
         rows = (max(batch_size, batches * batch_size // wide) for batches in (TEXT_BATCHES, IMAGE_BATCHES))
         parts = list(portions({id: corpus[id] for id in corpus if id not in skip}, meetings, *rows))
         documents: Iterable[Embeddings] = _documents(forwards, corpus, parts)
@@ -106,7 +107,7 @@ def encode(
     return Encoded(queries, documents, query_ids, document_ids, unanswered, themselves, forwards.seconds, share)
 
 
-def _answered(collection: Collection, told: bool) -> tuple[list[str], list[str]]:
+def answered(collection: Collection, told: bool) -> tuple[list[str], list[str]]:
     """(queries to encode, queries left out), with warnings where ``told``."""
     corpus, queries = collection.corpus, collection.queries
     query_ids: list[str] = []
@@ -130,7 +131,7 @@ def _answered(collection: Collection, told: bool) -> tuple[list[str], list[str]]
     return query_ids, unanswered
 
 
-def _check_same(collection: Collection, query_ids: list[str], batch_size: int, meetings: Meetings) -> None:
+def check_same(collection: Collection, query_ids: list[str], batch_size: int, meetings: Meetings) -> None:
     """Raises EvaluationError on every rank where they would deal otherwise than rank 0: rows would be lost."""
     if meetings.world == 1:
         return
@@ -147,18 +148,18 @@ def _check_same(collection: Collection, query_ids: list[str], batch_size: int, m
         )
 
 
-def _queries(forwards: Forwards, texts: list[str]) -> Embeddings:
-    """All queries' embeddings, in the order given; each rank encodes its share, longest first in turn."""
+def embed_queries(forwards: Forwards, texts: list[str], block: int = 1) -> Embeddings:
+    """All queries' embeddings, in the order given; each rank encodes its share, longest first, ``block`` in turn."""
     meetings, own = forwards.meetings, None
     order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
-    mine = [texts[row] for row in dealt(order, meetings)]
-    rows = run_rows(len(texts), meetings)
+    mine = [texts[row] for row in dealt(order, meetings, block=block)]
+    rows = run_rows(len(texts), meetings) if block == 1 else len(mine)
     if rows:
         with forwards.bar("queries", rows) as wrap:
             repeats = [texts[order[-1]]] * (rows - len(mine))
             own = _first(forwards.queries(mine + repeats, wrap, texts[:SPARES]), len(mine))
     found = meetings.meet(own)
-    placed = torch.tensor([row for rank in range(meetings.world) for row in dealt(order, meetings, rank)])
+    placed = torch.tensor([row for rank in range(meetings.world) for row in dealt(order, meetings, rank, block)])
     return Embeddings.cat(part for part in found if part is not None).select(placed.argsort())
 
 
@@ -166,13 +167,13 @@ def _documents(forwards: Forwards, corpus: Mapping[str, Document], parts: list[P
     """Encodes a portion whenever one is asked for."""
     with forwards.bar("documents", sum(part.rows for part in parts)) as wrap:
         for part in parts:
-            found = _portion(forwards, corpus, part, wrap)
+            found = embed_portion(forwards, corpus, part, wrap)
             if part.ids:
                 yield found
             del found  # before the next is made, or three are in memory
 
 
-def _portion(forwards: Forwards, corpus: Mapping[str, Document], part: Portion, wrap: Wrap | None) -> Embeddings:
+def embed_portion(forwards: Forwards, corpus: Mapping[str, Document], part: Portion, wrap: Wrap | None) -> Embeddings:
     with clock(forwards.seconds, "documents"):
         contents = [corpus[document].content() for document in part.ids]
         if len(contents) < part.rows:

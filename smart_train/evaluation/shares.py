@@ -87,9 +87,11 @@ def portions(corpus: Mapping[str, Document], meetings: Meetings, text_rows: int,
             yield Portion(own[begin : begin + size], min(size, rows - begin), ids[-SPARES:])
 
 
-def dealt(rows: Sequence[Any], meetings: Meetings, rank: int | None = None) -> list[Any]:
-    """What one rank gets of some rows (None = this one): every W-th."""
-    return list(rows[meetings.rank if rank is None else rank :: meetings.world])
+def dealt(rows: Sequence[Any], meetings: Meetings, rank: int | None = None, block: int = 1) -> list[Any]:
+    """What one rank gets of some rows (None = this one): every W-th ``block`` of rows."""
+    first = (meetings.rank if rank is None else rank) * block
+    starts = range(first, len(rows), meetings.world * block)
+    return [row for start in starts for row in rows[start : start + block]]
 
 
 def run_rows(rows: int, meetings: Meetings) -> int:
