@@ -16,6 +16,7 @@ from smart_train.embeddings import Embeddings
 from smart_train.evaluation.encoding import Collection, Encoded, Encoder, encode
 from smart_train.evaluation.forwards import clock
 from smart_train.evaluation.metrics import EvaluationError, Interval, interval, measure
+from smart_train.evaluation.observed import Observer
 from smart_train.evaluation.peers import Peers
 from smart_train.evaluation.ranking import MODES, Tile, check, checked, rank, rank_all, rank_views, tiles, view
 from smart_train.evaluation.shares import Share
@@ -43,6 +44,7 @@ class Evaluation:
     bootstrap: int = 1000
     seed: int = 0
     themselves: int = 0  # queries that stand in the corpus and are left out of their own ranking
+    stored: int = 0  # documents whose vectors a store had from before: no part of seconds["documents"]
 
 
 def evaluate(
@@ -82,27 +84,41 @@ def evaluate_encoded(
     bootstrap: int = 1000,
     seed: int = 0,
     device: torch.device | str | None = None,
+    observer: Observer | None = None,
 ) -> Evaluation:
-    """As ``evaluate`` for a collection that is embedded already (to compare several hybrid weights, say)."""
+    """As ``evaluate`` for a collection that is embedded already (to compare several hybrid weights, say).
+
+    observer: is shown every score, and gets the rankings (see observed.py)
+    """
     share = encoded.share or Share(encoded.document_ids)
     with share.meetings.telling():
         size, passed = _Size(), {"scores": 0.0}
         before, waited = encoded.seconds.get("documents", 0.0), share.meetings.waited
+        going: Iterable[Embeddings] = size.of(encoded.documents)
+        scored: Iterable[Tile] | None = None
+        if observer is not None:
+            every = tiles(encoded.queries, checked(going, encoded.document_ids), device=device)
+            scored = observer.watch(every, encoded)
         with clock(passed, "scores"):
             rankings = rank_views(
                 encoded.queries,
-                size.of(encoded.documents),
+                going,
                 encoded.query_ids,
                 encoded.document_ids,
                 {mode: view(mode, hybrid) for mode in MODES},
-                top=max(k),
+                top=max(*k, observer.top if observer is not None else 1),
                 device=device,
+                scored=scored,
                 themselves=encoded.themselves,
                 share=share,
             )
         seconds = dict(encoded.seconds)
         on_the_way = seconds.get("documents", 0.0) - before + share.meetings.waited - waited
         seconds["scores"] = passed["scores"] - on_the_way
+        if observer is not None:
+            seconds["scores"] -= observer.seconds
+            observer.rankings = rankings
+            observer.join(share)
         found = share.meetings.meet((size.counts, seconds))
     documents, tokens, numbers = (sum(counts[at] for counts, _ in found) for at in range(3))
     judged = {query: qrels[query] for query in encoded.query_ids}
@@ -123,6 +139,7 @@ def evaluate_encoded(
         bootstrap=bootstrap,
         seed=seed,
         themselves=len(encoded.themselves),
+        stored=encoded.stored,
     )
 
 

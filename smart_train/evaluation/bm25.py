@@ -1,0 +1,130 @@
+"""BM25 over the documents' texts: the row beside, which asks what an encoder finds that words alone do not.
+
+Knows: texts, qrels, bm25s.  Does not know: encoders, embeddings, where a text comes from.
+
+Lucene's BM25 (Robertson et al. 1994; Kamphuis et al. 2020 for the variant), k1 = 1.5, b = 0.75.  Words are runs of two
+letters or digits at least, in lower case, without Lucene's 33 English stop words, not stemmed: no language is favoured
+but by the stop words.  A document that shares no word with a query is not found for it; equal scores are ordered by the
+hash that orders all ties here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from smart_train.evaluation.best import Best
+from smart_train.evaluation.metrics import EvaluationError, Interval, Ranking, interval, measure
+
+K1, B = 1.5, 0.75
+NOISE = 1e-5  # BM25 scores are sums of float32 of about 10
+NAME = "bm25"
+HOW: dict[str, Any] = {
+    "k1": K1,
+    "b": B,
+    "variant": "lucene",
+    "tokens": r"lower case, (?u)\b\w\w+\b",
+    "stopwords": "Lucene's 33 English ones",
+    "stemmer": None,
+}
+
+
+@dataclass
+class Lexical:
+    """What BM25 finds; ``absent`` says why there is nothing, or "" where there is.
+
+    without: documents that have no text, which it cannot find
+    """
+
+    absent: str = ""
+    metrics: dict[str, Interval] = field(default_factory=dict)  # "ndcg@10" -> {"value", "low", "high"}
+    per_query: dict[str, dict[str, float]] = field(default_factory=dict)  # "ndcg@10" -> query id -> value
+    rankings: dict[str, Ranking] = field(default_factory=dict)
+    documents: int = 0
+    without: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  # index, scores
+    how: dict[str, Any] = field(default_factory=lambda: dict(HOW))
+
+    def told(self) -> dict[str, Any]:
+        """All but the rankings, as JSON; of every query's figures its nDCG."""
+        found = asdict(self)
+        del found["rankings"]
+        found["per_query"] = {name: row for name, row in self.per_query.items() if name.startswith("ndcg@")}
+        return found
+
+
+def lexical(
+    texts: Mapping[str, str | None],
+    queries: Mapping[str, str],
+    qrels: Mapping[str, Mapping[str, int]],
+    *,
+    k: Sequence[int],
+    themselves: Collection[str] = (),
+    bootstrap: int = 1000,
+    seed: int = 0,
+    top: int = 100,
+) -> Lexical:
+    """Ranks every document that has a text, and measures as ``evaluate`` does.
+
+    texts: of every document of the corpus, None or "" where it has none; queries: id -> text, those that are measured
+    themselves: queries whose ranking leaves out the document of the same id
+    """
+    ids = [id for id, text in texts.items() if text and text.strip()]
+    if not ids:
+        return Lexical("no document has a text: these are images without a text layer", without=len(texts))
+    begun = time.perf_counter()
+    index = _Index([str(texts[id]) for id in ids])
+    if not index.words:
+        return Lexical("no document has a word of two letters or more", without=len(texts))
+    indexed = time.perf_counter()
+    rankings = {
+        query: _ranked(query, index.scores(words), ids, max(top, *k), themselves)
+        for (query, words) in zip(queries, index.split(list(queries.values())), strict=True)
+    }
+    scored = time.perf_counter()
+    per_query = measure({query: qrels[query] for query in queries}, rankings, k)
+    return Lexical(
+        metrics={name: interval(values, bootstrap, seed) for name, values in per_query.items()},
+        per_query=per_query,
+        rankings=rankings,
+        documents=len(ids),
+        without=len(texts) - len(ids),
+        seconds={"index": indexed - begun, "scores": scored - indexed},
+    )
+
+
+class _Index:
+    def __init__(self, texts: list[str]) -> None:
+        try:
+            import bm25s
+        except ImportError as error:
+            raise EvaluationError("the BM25 row needs bm25s: pip install bm25s, or give --no-bm25") from error
+        self._bm25s = bm25s
+        tokens = self.split(texts)
+        self.words = sum(map(len, tokens))
+        self.model = bm25s.BM25(k1=K1, b=B, method="lucene")
+        if self.words:
+            self.model.index(tokens, show_progress=False)
+
+    def split(self, texts: list[str]) -> list[list[str]]:
+        found: list[list[str]] = self._bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False)
+        return found
+
+    def scores(self, words: list[str]) -> torch.Tensor:
+        """[documents] float32, 0 where no word is shared."""
+        known = [word for word in words if word in self.model.vocab_dict]
+        if not known:
+            return torch.zeros(int(self.model.scores["num_docs"]))
+        return torch.from_numpy(self.model.get_scores(known))
+
+
+def _ranked(query: str, scores: torch.Tensor, ids: Sequence[str], top: int, themselves: Collection[str]) -> Ranking:
+    there = scores.nonzero().flatten()
+    best = Best(top, NOISE, themselves)
+    if len(there):
+        best.add(scores[there].unsqueeze(0), 0)
+    return best.rankings([query], [ids[place] for place in there.tolist()]).get(query, [])
