@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from smart_train.data.ids import DataError, hash_id
@@ -94,6 +94,26 @@ def split(
     for side in ("test", "dev"):
         documents[side] = cap(collection, queries[side], documents[side], limit[side], seed)
     return tuple(_side(collection, side, queries[side], documents[side]) for side in ("train", "dev", "test"))  # type: ignore[return-value]
+
+
+def halves(collection: Collection, seed: int = 0) -> tuple[list[str], list[str], str]:
+    """The ids of the queries in two halves, and what is kept together: "file", or "document" where documents have no
+    file or one file would make a half nearly alone.  No two queries that share one are apart; the corpus is whole.
+
+    Raises DataError where even documents that answer the same queries leave less than a quarter to one half.
+    """
+    loose = replace(collection, corpus={id: replace(d, file=None) for id, d in collection.corpus.items()})
+    in_files = any(document.file is not None for document in collection.corpus.values())
+    for kept, part in (("file", collection), ("document", loose)) if in_files else (("document", loose),):
+        sides: tuple[list[str], list[str]] = ([], [])
+        for group in sorted(_groups(part)[0], key=lambda g: (-len(g.queries), hash_id(f"{seed}\n{g.name}"), g.name)):
+            min(sides, key=len).extend(group.queries)
+        if 4 * min(map(len, sides)) >= sum(map(len, sides)) > 0:
+            return sorted(sides[0]), sorted(sides[1]), kept
+    raise DataError(
+        f"{collection.name}: its {len(collection.queries)} queries can't be divided: the same documents answer most of "
+        "them, so that what is chosen by some would be reported on the same; give it a dev split of its own"
+    )
 
 
 def _wanted(side: str, value: float | int, total: int) -> int:

@@ -2,7 +2,7 @@
 
 Knows: scores, vectors, rankings.  Does not know: encoders, layers, collections.
 
-They are diagnostics: nothing is chosen by them.  Alignment and uniformity are Wang and Isola's (ICML 2020, "Understanding
+Nothing is chosen by them.  Alignment and uniformity are Wang and Isola's (ICML 2020, "Understanding
 contrastive representation learning through alignment and uniformity on the hypersphere"), hubness is Radovanovic,
 Nanopoulos and Ivanovic's (JMLR 2010, "Hubs in space").  All sums are float64.
 """
