@@ -5,6 +5,7 @@ Knows: every room, and in which order a run goes through them.  Does not know: Y
 
 A run's folder:
     recipe.yaml, versions.json   the resolved recipe; versions and data fingerprints
+    facts.json                   counts of the data, what it ran on
     log.jsonl                    every logged line
     checkpoints/                 what training.resume_from_checkpoint needs
     adapter/                     what is loaded and published: see model/folder.py
@@ -31,6 +32,7 @@ from smart_train.data.records import Collection
 from smart_train.evaluation.metrics import Interval
 from smart_train.evaluation.report import differences, plot, table, write_metrics
 from smart_train.evaluation.retrieval import Evaluation, calibrate, evaluate
+from smart_train.facts import record, tell
 from smart_train.model.encoder import SmartEncoder
 from smart_train.model.folder import verify
 from smart_train.processes import rank, world
@@ -77,14 +79,16 @@ def run(recipe: Recipe, source: str | Path) -> dict[str, Any]:
         _tell_threads()
     sides = Sides(*load(data_of(recipe), teacher=needs_teacher(recipe)))
     if main:
-        _tell_data(sides)
+        tell(vars(sides))
         tell_other_data(resumed_run(recipe, output), sides.fingerprints())
         save_recipe(recipe, output, sides.fingerprints())
     args = join(recipe, output)
     rows: dict[str, Evaluation] = {}
     if recipe.evaluation.before:
-        rows["base"] = _figures(training_free(recipe, _device(args)), sides, recipe, "base")
+        rows["base"] = _figures(training_free(recipe, str(args.device)), sides, recipe, "base")
     trainer = make_trainer(recipe, sides, output, args)
+    if main:
+        record(output, recipe, vars(sides), trainer)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     encoder = finish(trainer, sides, recipe, output)
     if recipe.evaluation.after:
@@ -118,22 +122,11 @@ def _tell_threads() -> None:
         logger.info("using %d of %d CPU cores; OMP_NUM_THREADS=%d before the command uses them all", used, cores, cores)
 
 
-def _tell_data(sides: Sides) -> None:
-    for name in ("train", "dev", "test"):
-        side: Collection = getattr(sides, name)
-        pairs = len(side.pairs())
-        logger.info("%s: %d queries, %d documents, %d pairs", name, len(side.queries), len(side.corpus), pairs)
-
-
 def training_free(recipe: Recipe, device: str | None = None) -> SmartEncoder:
     """The untouched base: its hidden states as they are (a head that was never trained would only blur them)."""
     late = LateBlock(layer=_one_layer(recipe.late.layer), norm=recipe.late.norm, drop=recipe.late.drop)
     late.hybrid = replace(recipe.late.hybrid)
     return SmartEncoder(recipe.model.base, model=recipe.model, late=late, device=device)
-
-
-def _device(args: SmartTrainingArguments) -> str:
-    return str(args.device)
 
 
 def _one_layer(layer: int | list[int]) -> int:
@@ -179,7 +172,7 @@ def make_trainer(
     args = args or join(recipe, output)
     set_seed(args.seed)  # LoRA and the head are drawn next, whatever was drawn before; the same on every rank
     late = replace(recipe.late, hybrid=replace(recipe.late.hybrid))
-    device = "cpu" if is_sharded(args) else _device(args)  # an engine that cuts weights up moves its share itself
+    device = "cpu" if is_sharded(args) else str(args.device)  # an engine that cuts weights up moves its share itself
     encoder = SmartEncoder(recipe.model.base, model=recipe.model, late=late, adapter=recipe.adapter, device=device)
     data = recipe.data
     preprocess = Shorter(encoder.preprocess, data.query_tokens, data.document_tokens)
@@ -265,7 +258,7 @@ def finish(trainer: SmartTrainer, sides: Sides, recipe: Recipe, output: Path) ->
     if main and any(cut.values()):
         logger.info("rows that reached their length limit and may have been cut: %s", cut)
     trainer.accelerator.wait_for_everyone()
-    device, model = _device(trainer.args), recipe.model
+    device, model = str(trainer.args.device), recipe.model
     trainer.release()
     del encoder
     gc.collect()
