@@ -8,24 +8,32 @@ a file of zeros.  (Adapters that load without an error and do nothing are this f
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from smart_train.blocks import AdapterBlock
+from smart_train.model.files import AdapterError
 from smart_train.model.layers import find_blocks, is_vision
+from smart_train.model.tensors import read_tensors
+
+__all__ = ["CONFIG", "NAME", "WEIGHTS", "AdapterError", "add_lora", "load_lora", "lora_targets", "save_lora"]
+
+logger = logging.getLogger(__name__)
 
 NAME = "default"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-
-class AdapterError(ValueError):
-    """An adapter that does not fit its base or its file, with what was expected and what was found."""
+# What add_lora sets.  All else of a file must be as peft has it by default: other fields change the base's weights as
+# they are read (pissa), import modules by name (megatron_core) or add tensors that nothing here knows.
+OURS = ("r", "lora_alpha", "lora_dropout", "target_modules", "base_model_name_or_path", "revision", "task_type")
+TOLD = ("inference_mode", "peft_type", "peft_version")
 
 
 def lora_targets(model: nn.Module, adapter: AdapterBlock) -> str:
@@ -130,27 +138,73 @@ def load_lora(model: Any, folder: Path, trainable: bool = False) -> None:
     """Adds the adapter of ``folder`` to the plain base ``model``, every key checked.
 
     Raises AdapterError: no adapter there, keys missing or left over, another shape, or B all zero (an untrained or
-    broken file would load without an error and change nothing).
+    broken file would load without an error and change nothing).  The model is as it was then.
     """
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise AdapterError(f"{folder}: no adapter there ({CONFIG} and {WEIGHTS} are needed)")
-    config = LoraConfig(**_lora_fields(json.loads((folder / CONFIG).read_text(encoding="utf8"))))
-    if NAME not in getattr(model, "peft_config", {}):
-        _inject(model, config)
-    load_lora_weights(model, folder)
+    config = read_config(folder)
+    tensors = read_lora(folder)
+    if NAME in getattr(model, "peft_config", {}):
+        _put(model, tensors, folder)
+    else:
+        trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        try:
+            _inject(model, config)
+            _put(model, tensors, folder)
+        except ValueError as error:
+            remove_lora(model)
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(trained[name])
+            if isinstance(error, AdapterError):
+                raise
+            raise AdapterError(f"{folder / CONFIG}: {error}; nothing was loaded") from None
     if not trainable:
         for parameter in lora_parameters(model).values():
             parameter.requires_grad_(False)
 
 
-def _lora_fields(stored: dict[str, Any]) -> dict[str, Any]:
-    known = LoraConfig.__dataclass_fields__
-    return {k: v for k, v in stored.items() if k in known and k not in ("peft_type", "auto_mapping", "peft_version")}
+def remove_lora(model: Any) -> None:
+    """Takes LoRA out again, with whatever it had learned: the base's own layers are back in their places."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+    model.__dict__.pop("peft_config", None)
+    if hasattr(model, "_hf_peft_config_loaded"):
+        model._hf_peft_config_loaded = False
+
+
+def read_config(folder: Path) -> LoraConfig:
+    """adapter_config.json, where it asks for nothing but what ``add_lora`` sets.  Raises AdapterError."""
+    path = folder / CONFIG
+    if not path.is_file() or not (folder / WEIGHTS).is_file():
+        raise AdapterError(f"{folder}: no adapter there ({CONFIG} and {WEIGHTS} are needed)")
+    stored = json.loads(path.read_text(encoding="utf8"))
+    if stored.get("peft_type") != "LORA":
+        raise AdapterError(f"{path}: peft_type is {stored.get('peft_type')!r}, expected 'LORA'; nothing was loaded")
+    usual = LoraConfig().to_dict()
+    for key, value in stored.items():
+        if key in (*OURS, *TOLD) or value == usual.get(key):
+            continue
+        if key in usual:
+            what = f"{key} is {value!r}, expected {usual[key]!r}, which is all that this package writes"
+            raise AdapterError(f"{path}: {what}; nothing was loaded")
+        if value:
+            logger.warning("%s: %s is of a newer peft and is left out", path, key)
+    return LoraConfig(**{key: stored[key] for key in OURS if key in stored})
+
+
+def read_lora(folder: Path) -> dict[str, Tensor]:
+    """The adapter's tensors under the names they have in the model (without the adapter's own).  AdapterError."""
+    tensors = {n.removeprefix("base_model.model."): t for n, t in read_tensors(folder / WEIGHTS).items()}
+    check_moved(tensors, folder / WEIGHTS)
+    return tensors
 
 
 def load_lora_weights(model: Any, folder: Path) -> None:
     """Copies the file's tensors into the LoRA that ``model`` has already; the same checks as ``load_lora``."""
-    stored = {n.removeprefix("base_model.model."): t for n, t in load_file(folder / WEIGHTS).items()}
+    _put(model, read_lora(folder), folder)
+
+
+def _put(model: Any, stored: dict[str, Tensor], folder: Path) -> None:
     expected = _lora_state(model)
     missing, extra = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
     if missing or extra:
@@ -165,7 +219,6 @@ def load_lora_weights(model: Any, folder: Path) -> None:
                 f"{folder / WEIGHTS}: {name} is {tuple(tensor.shape)}, the base needs {tuple(expected[name].shape)}; "
                 "nothing was loaded"
             )
-    check_moved(stored, folder / WEIGHTS)
     result: Any = set_peft_model_state_dict(model, stored, adapter_name=NAME)
     if result.unexpected_keys:
         raise AdapterError(f"{folder / WEIGHTS}: peft left out {result.unexpected_keys[:3]}")

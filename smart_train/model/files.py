@@ -11,6 +11,10 @@ from pathlib import Path
 SETTINGS, HEAD, VERIFIED = "smart_train.json", "late_head.safetensors", "verified.json"
 
 
+class AdapterError(ValueError):
+    """An adapter that does not fit its base or its file, with what was expected and what was found."""
+
+
 def fingerprint(folder: Path) -> str:
     """SHA-256 over names, sizes and 64 KiB pieces (first, last and 14 between) of a folder's weight files."""
     digest = hashlib.sha256()

@@ -161,7 +161,8 @@ def stored_tensors(encoder: SmartEncoder, folder: Path) -> tuple[dict[str, Tenso
     if kind == "lora":
         found |= _lora(folder)
     elif kind == "full":
-        fresh = load(str(folder), device="cpu", trust_remote_code=encoder.settings.trust_remote_code)
+        trust = encoder.settings.trust_remote_code
+        fresh = load(str(folder), device="cpu", trust_remote_code=trust, checkpoint=True)
         found |= {name: p.detach() for name, p in fresh.named_parameters() if not name.startswith("head.")}
         buffers = dict(fresh.named_buffers())
     _check_names(encoder, found, folder, full=kind == "full")

@@ -1,0 +1,134 @@
+"""What a folder may hold before anything is read from it: safetensors and JSON, no pickle, no code, nothing elsewhere.
+
+Knows: paths, the JSON files of sentence-transformers, transformers and peft.  Does not know: torch, models.
+Plain sentence-transformers, transformers and peft read the same folder: what they would obey is looked at as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from smart_train.model.files import AdapterError
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz")
+CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
+# Beside the weights in a checkpoint of transformers.Trainer; no loader of models opens these.
+STATES = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?)\.(pt|pth|bin)")
+MODULES = "sentence_transformers."
+ACTIVATIONS = "torch.nn.modules."
+MODEL_TYPE = "SentenceTransformer"
+CLOSED = "nothing was read from it"
+
+
+def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
+    """Raises AdapterError where loading ``folder`` could run code, unpickle, or read what lies elsewhere.
+
+    Refused: links (but those of the Hub's cache, from snapshots/ into blobs/), pickles and Python files, modules.json
+    that names a class outside of sentence-transformers or a folder outside of this one, shards elsewhere, and, unless
+    the caller trusts the repository's code, ``auto_map`` and Python files.
+    """
+    for path in _walk(folder):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            _check_link(path, folder)
+        if path.is_dir() and not path.is_symlink():
+            continue
+        suffix = path.suffix.lower()
+        if suffix in PICKLES and not STATES.fullmatch(path.name):
+            what = f"{folder}: {name} is a pickle by its name, which can run code as it is read"
+            raise AdapterError(f"{what}; weights are safetensors: save them as such, or delete it; {CLOSED}")
+        if suffix in CODE and not trust_remote_code:
+            raise AdapterError(f"{folder}: {name} is code, and an adapter needs none; delete it; {CLOSED}")
+        if suffix == ".json" and path.parent == folder:
+            _check_json(name, _json(path), path, trust_remote_code)
+    _check_modules(folder)
+
+
+def check_type(folder: Path) -> None:
+    """Raises AdapterError for a folder of another class than SentenceTransformer, such as a multi-vector export:
+    sentence-transformers would read it all the same, with a pooling of its own choice."""
+    path = folder / "config_sentence_transformers.json"
+    stored = _json(path) if path.is_file() else {}
+    found = stored.get("model_type", MODEL_TYPE) if isinstance(stored, dict) else None
+    if found != MODEL_TYPE:
+        raise AdapterError(
+            f"{folder} is a {found} and gives no pooled vector as it was trained; read it with "
+            f"sentence_transformers.{found}, or name the adapter it was made from; nothing was loaded"
+        )
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Everything below ``folder``, links not followed."""
+    for root, folders, files in os.walk(folder, followlinks=False):
+        for name in sorted([*folders, *files]):
+            yield Path(root) / name
+
+
+def _check_link(path: Path, folder: Path) -> None:
+    """The Hub's cache keeps a repository as snapshots/COMMIT/NAME -> ../../blobs/HASH; no other link is expected."""
+    place = folder.resolve()
+    if place.parent.name == "snapshots" and path.resolve().parent == place.parent.parent / "blobs":
+        return
+    what = f"{folder}: {path.relative_to(folder).as_posix()} is a link to {os.readlink(path)}"
+    raise AdapterError(f"{what}; copy what it points to (cp -rL) if that is meant to be there; {CLOSED}")
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf8"))
+    except (ValueError, OSError) as error:
+        raise AdapterError(f"{path} is no JSON ({error}); download or copy it again; nothing was loaded") from None
+
+
+def _check_json(name: str, content: Any, path: Path, trust_remote_code: bool) -> None:
+    if name.endswith(".index.json"):
+        for shard in set((content.get("weight_map") or {}).values()):
+            _check_inside(shard, path, "the shard")
+    if name in ("tokenizer.json", "vocab.json", "added_tokens.json") or trust_remote_code:
+        return  # words, not settings
+    for key, value in _pairs(content):
+        if (key in ("auto_map", "custom_pipelines", "tokenizer_name_or_path") and value) or (
+            key == "trust_remote_code" and value and name != "smart_train.json"
+        ):
+            what = f"{path}: {key} is {value!r}, which asks for code or files that lie elsewhere"
+            fix = "delete the key, or load with trust_remote_code=True if you have read that code"
+            raise AdapterError(f"{what}; {fix}; {CLOSED}")
+
+
+def _pairs(content: Any) -> Iterator[tuple[str, Any]]:
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        if isinstance(content, dict):
+            yield key, value
+        if isinstance(value, dict | list):
+            yield from _pairs(value)
+
+
+def _check_modules(folder: Path) -> None:
+    path = folder / "modules.json"
+    if not path.is_file():
+        return
+    modules = _json(path)
+    wanted = {"type", "path"}
+    if not isinstance(modules, list) or any(not isinstance(m, dict) or not wanted <= m.keys() for m in modules):
+        raise AdapterError(f"{path}: expected a list of modules, each with its type and path; {CLOSED}")
+    for module in modules:
+        if not str(module["type"]).startswith(MODULES):
+            what = f"{path}: a module is of the class {module['type']}, which is code from elsewhere"
+            raise AdapterError(f"{what}; expected one of {MODULES}*; {CLOSED}")
+        _check_inside(module["path"], path, "the module's folder")
+        config = folder / module["path"] / "config.json"
+        if module["path"] and config.is_file():
+            activation = str((_json(config) or {}).get("activation_function") or ACTIVATIONS)
+            if not activation.startswith(ACTIVATIONS):
+                raise AdapterError(f"{config}: activation_function {activation} is none of torch.nn; {CLOSED}")
+
+
+def _check_inside(name: Any, path: Path, what: str) -> None:
+    windows, posix = PureWindowsPath(str(name)), PurePosixPath(str(name))
+    if not isinstance(name, str) or windows.anchor or posix.is_absolute() or ".." in windows.parts or "\0" in name:
+        raise AdapterError(f"{path}: {what} {name!r} lies outside of this folder; {CLOSED}")
