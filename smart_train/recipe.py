@@ -75,6 +75,12 @@ def save(recipe: Recipe, folder: str | Path, fingerprints: dict[str, str] | None
     return folder / "recipe.yaml"
 
 
+def block(name: str, values: dict[str, Any], head: str = "") -> str:
+    """One block of a recipe as YAML, to read by itself or to copy into one; head: text that is put before as comment."""
+    comment = "".join(f"# {line}".rstrip() + "\n" for line in head.splitlines())
+    return comment + yaml.safe_dump({name: values}, sort_keys=False, allow_unicode=True, width=110)
+
+
 def versions() -> dict[str, str]:
     """Package -> installed version, of those that can change a result."""
     found = {}

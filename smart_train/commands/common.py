@@ -45,10 +45,14 @@ def add_model(parser: argparse.ArgumentParser, adapter: str) -> None:
     parser.add_argument("--adapter", help=adapter)
 
 
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """How the model reads: what an adapter brings along, and what it does not."""
-    parser.add_argument("--layer", type=int, help="tokens' layer: 0 = embeddings, k = block k, -1 = last (default)")
-    parser.add_argument("--late-weight", type=float, help="weight of the late score in the hybrid (pooled has 1)")
+def add_reading(parser: argparse.ArgumentParser, chosen: bool = True) -> None:
+    """How the model reads: what an adapter brings along, and what it does not; without ``chosen``, neither layer nor
+    weight, for a command that finds them."""
+    if chosen:
+        parser.add_argument("--layer", type=int, help="tokens' layer: 0 = embeddings, k = block k, -1 = last (default)")
+        parser.add_argument("--late-weight", type=float, help="weight of the late score in the hybrid (pooled has 1)")
+    else:
+        parser.set_defaults(layer=None, late_weight=None)
     parser.add_argument("--query-tokens", type=count, help="longest query (default: the model's own limit)")
     parser.add_argument("--document-tokens", type=count, help="longest document text")
     parser.add_argument("--query-prompt", help="put before a query (default: the model's own)")
