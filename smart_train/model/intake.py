@@ -17,8 +17,8 @@ from smart_train.model.files import AdapterError
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz")
 CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
-# Beside the weights in a checkpoint of transformers.Trainer; no loader of models opens these.
-STATES = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?)\.(pt|pth|bin)")
+# Beside the weights in a checkpoint of a run; no loader of models opens these.
+STATES = re.compile(r"(optimizer|scheduler|scaler|training_args|(rng|run)_state(_\d+)?)\.(pt|pth|bin)")
 MODULES = "sentence_transformers."
 ACTIVATIONS = "torch.nn.modules."
 MODEL_TYPE = "SentenceTransformer"
