@@ -6,11 +6,13 @@ Knows: arguments.  Does not know: what a command does.  Nothing heavy is importe
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from smart_train.base_config import BaseConfig
+    from smart_train.data.records import Document
     from smart_train.model.encoder import SmartEncoder
 
 # Keys of the model block that an adapter brings along, each the name of a flag of ``evaluate`` too.
@@ -113,3 +115,19 @@ def make_encoder(options: argparse.Namespace) -> SmartEncoder:
     if options.late_weight is not None:
         encoder.late.hybrid.late = options.late_weight
     return encoder
+
+
+def check_output(output: Path) -> None:
+    blocked = next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None)
+    if blocked is not None:
+        raise UsageError(f"--output: {blocked} is a file; name a folder")
+
+
+def check_pages(corpora: Iterable[Mapping[str, Document]], options: argparse.Namespace, base: BaseConfig) -> None:
+    """Refuses page images for a base that has no image side."""
+    if base.vision:
+        return
+    pages = [document.id for corpus in corpora for document in corpus.values() if document.image is not None]
+    if pages:
+        what = f"{len(pages)} documents of {options.data} are images, such as {pages[0]!r}"
+        raise UsageError(f"--model: {what}, and {options.model} has no image side; choose a vision-language base")
