@@ -19,7 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from smart_train.bases import BaseNotFound
-from smart_train.commands import data, doctor, evaluate, ingest, mine
+from smart_train.commands import data, doctor, evaluate, heatmap, ingest, mine, probe
 from smart_train.commands.common import FLAGS, UsageError
 from smart_train.failures import PATIENCE, end_by, is_echo, record, summary
 from smart_train.processes import rank, world
@@ -80,7 +80,7 @@ def _failed(error: Exception, options: argparse.Namespace) -> int:
     # and would end rank 0 before its message if one of them left first.  Who is still there then tells it too.
     if (wrong or getattr(error, "of_all", False)) and rank():
         time.sleep(PATIENCE)
-    told = _in_flags(str(error)) if options.run in (evaluate.run, mine.run) else str(error)
+    told = _in_flags(str(error)) if options.run in (evaluate.run, mine.run, probe.run, heatmap.run) else str(error)
     _told(told)
     record(told)
     if not wrong:
@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--from", dest="template", default="text_lora", help="shipped recipe to start from: %(default)s")
     new.set_defaults(run=_new)
 
-    for command in (evaluate, ingest, data, mine, doctor):
+    for command in (evaluate, probe, ingest, data, mine, heatmap, doctor):
         command.add(commands)
 
     publish = commands.add_parser(
