@@ -11,7 +11,6 @@ portion of L layers.  So constants, which are known only at the end, and every w
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +25,13 @@ from smart_train.evaluation.best import tie_hash
 from smart_train.evaluation.encoding import Collection, Encoded, Encoder, encode
 from smart_train.evaluation.forwards import clock
 from smart_train.evaluation.metrics import EvaluationError
+from smart_train.evaluation.pace import Pace
 from smart_train.evaluation.ranking import check, tiles
 from smart_train.evaluation.score_files import ScoreFiles
 
 logger = logging.getLogger(__name__)
 
 SAMPLE = 1024  # documents whose vectors are kept for the diagnostics: half a million pairs
-TOLD = 20.0  # seconds between two lines of progress, where there is no terminal to draw a bar on
 READ = 1 << 23  # scores read at a time: 32 MiB
 
 
@@ -150,7 +149,7 @@ def layer_scores(
     encoder: its tokens are L = ``layers`` layers side by side; collections: by side, without a query in common
     folder: where scores are kept; what a stopped process left there is gone on with if its ``identity`` is the same
     seed: which documents are sampled for the diagnostics, and which of their tokens
-    progress: a bar with the time left, on a terminal; else a line with it every 20 seconds
+    progress: a bar with the time left, on a terminal; else a line with it every half minute
     Raises EvaluationError: no answered query, embeddings that are not finite, two documents of one id, a full disk.
     """
     merged = _merged(collections)
@@ -161,7 +160,10 @@ def layer_scores(
     sides = {name: Side(files, name, one, encoded, layers) for name, one in collections.items()}
     sample = Sample(files, merged.corpus, encoded.queries, layers, seed)
     files.begin()
-    left, begun = _Left(len(merged.corpus), len(done), told=not progress), 0
+    pace = Pace("documents scored in all layers", len(merged.corpus), len(done))
+    if done:
+        logger.info("%d of %d documents were scored before; going on with the others", len(done), len(merged.corpus))
+    begun = 0
     for portion in encoded.documents:
         ids = encoded.document_ids[begun : begun + len(portion)]
         begun += len(portion)
@@ -170,7 +172,8 @@ def layer_scores(
             sample.take(portion, ids)
             for side in sides.values():
                 side.take(portion, ids, getattr(encoder, "device", None))
-        left.tell(begun)
+        if not progress:
+            pace.add(len(portion))
     return LayerScores(sides, sample, files, encoded.unanswered, encoded.seconds)
 
 
@@ -205,20 +208,3 @@ def _finished(files: ScoreFiles, collections: Mapping[str, Collection]) -> froze
         for document, finished in zip(collection.corpus, done, strict=True):
             (found if finished else left).add(document)
     return frozenset(found - left)
-
-
-class _Left:
-    """Lines with the time left, where no bar is drawn."""
-
-    def __init__(self, documents: int, done: int, told: bool) -> None:
-        self.documents, self.done, self.told = documents, done, told
-        self.begun = self.last = time.monotonic()
-        if done:
-            logger.info("%d of %d documents were scored before; going on with the others", done, documents)
-
-    def tell(self, now: int) -> None:
-        if self.told and time.monotonic() - self.last > TOLD:
-            self.last = time.monotonic()
-            seconds = (self.last - self.begun) / now * (self.documents - self.done - now)
-            span = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-            logger.info("%d of %d documents in all layers, about %s left", self.done + now, self.documents, span)

@@ -37,12 +37,12 @@ class Spread:
     others: Tensor
     relevant: Tensor
 
-    def above(self) -> float:
+    def above(self) -> float | None:
         """Probability that a relevant pair of any query scores above a pair that is not relevant (the area under the
-        ROC curve; within a bin, half)."""
+        ROC curve; within a bin, half).  None where there are no such pairs."""
         total = int(self.others.sum())
         if not total or not len(self.relevant):
-            return float("nan")
+            return None
         below = self.others.cumsum(0).double() - self.others.double() / 2
         width = (self.high - self.low) / len(self.others)
         bins = ((self.relevant.double() - self.low) / width).long().clamp(0, len(self.others) - 1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from smart_train.blocks import LateBlock
 from smart_train.model.encoder import SmartEncoder
-from smart_train.model.layers import LateHead, find_blocks
+from smart_train.model.layers import LateHead, find_blocks, resolve_layers
 
 
 class SideBySide(nn.Module):
@@ -54,3 +54,13 @@ def every_layer(encoder: SmartEncoder) -> Iterator[list[int]]:
         yield layers
     finally:
         encoder.layers, encoder.final_norm, encoder.head = before
+
+
+def read_layer(encoder: SmartEncoder, layer: int) -> None:
+    """Has ``encoder`` give the tokens of another layer from now on.  Raises ValueError as ``every_layer`` does."""
+    if layer == encoder.late.layer:
+        return
+    if fixed(encoder):
+        raise ValueError(f"its head was trained on layer {encoder.late.layer} and can't read layer {layer}")
+    layers = resolve_layers(layer, len(find_blocks(encoder.backbone)[1]))
+    encoder.late.layer, encoder.layers, encoder.final_norm = layer, layers, encoder.norm_for(layers)
