@@ -9,8 +9,8 @@ from tiny_data import draw_page
 
 from smart_train.blocks import AdapterBlock, LateBlock
 from smart_train.embeddings import Embeddings
-from smart_train.model.every_layer import every_layer, fixed
 from smart_train.model.encoder import SmartEncoder
+from smart_train.model.every_layer import every_layer, fixed
 
 OPTIONS = {
     "as it is": LateBlock(),
