@@ -143,12 +143,12 @@ def load_lora(model: Any, folder: Path, trainable: bool = False) -> None:
     config = read_config(folder)
     tensors = read_lora(folder)
     if NAME in getattr(model, "peft_config", {}):
-        _put(model, tensors, folder)
+        put_lora(model, tensors, folder)
     else:
         trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         try:
             _inject(model, config)
-            _put(model, tensors, folder)
+            put_lora(model, tensors, folder)
         except ValueError as error:
             remove_lora(model)
             for name, parameter in model.named_parameters():
@@ -201,10 +201,10 @@ def read_lora(folder: Path) -> dict[str, Tensor]:
 
 def load_lora_weights(model: Any, folder: Path) -> None:
     """Copies the file's tensors into the LoRA that ``model`` has already; the same checks as ``load_lora``."""
-    _put(model, read_lora(folder), folder)
+    put_lora(model, read_lora(folder), folder)
 
 
-def _put(model: Any, stored: dict[str, Tensor], folder: Path) -> None:
+def put_lora(model: Any, stored: dict[str, Tensor], folder: Path) -> None:
     expected = _lora_state(model)
     missing, extra = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
     if missing or extra:

@@ -28,9 +28,17 @@ from smart_train.model.encoder import SmartEncoder
 from smart_train.model.files import HEAD, SETTINGS, VERIFIED, AdapterError, digests
 from smart_train.model.inputs import Role
 from smart_train.model.reading import check_base, check_processing, load, load_head
+from smart_train.model.sealing import seals
 from smart_train.model.settings import base_identity, processing_of, settings_of, write_settings
 
 __all__ = [
+    "seal",
+    "note",
+    "compare",
+    "check_plain",
+    "Sides",
+    "HALF",
+    "EXACT",
     "HEAD",
     "SETTINGS",
     "VERIFIED",
@@ -158,13 +166,14 @@ def note(report: dict[str, Any], folder: Path, role: Role, view: str, ours: Tens
     if not report[key] <= report["tolerance"]:
         raise AdapterError(
             f"{folder}: reloaded, a {role}'s {view} vectors differ by {report[key]:.2e} (at most "
-            f"{report['tolerance']:.0e} is accepted); the saved adapter is not what was trained"
+            f"{report['tolerance']:.0e} is accepted); what was saved is not what was trained"
         )
 
 
 def seal(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """verified.json: the report, and the SHA-256 of every weight file, so that nothing else is published."""
+    """verified.json: the report, and the SHA-256 of every file that can change a vector: nothing else is published."""
     report["weights"] = digests(folder)
+    report["files"] = seals(folder, report["weights"])
     (folder / VERIFIED).write_text(json.dumps(report, indent=2) + "\n", encoding="utf8")
     return report
 

@@ -18,7 +18,9 @@ from smart_train.model.files import AdapterError
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz")
 CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
 # Beside the weights in a checkpoint of a run; no loader of models opens these.
-STATES = re.compile(r"(optimizer|scheduler|scaler|training_args|(rng|run)_state(_\d+)?)\.(pt|pth|bin)")
+STATES = re.compile(
+    r"(optimizer|scheduler|scaler|training_args|(rng|run)_state(_\d+)?)\.(pt|pth|bin)|global_step\d+/.+"
+)
 MODULES = "sentence_transformers."
 ACTIVATIONS = "torch.nn.modules."
 MODEL_TYPE = "SentenceTransformer"
@@ -39,7 +41,7 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
         if path.is_dir() and not path.is_symlink():
             continue
         suffix = path.suffix.lower()
-        if suffix in PICKLES and not STATES.fullmatch(path.name):
+        if suffix in PICKLES and not STATES.fullmatch(name):
             what = f"{folder}: {name} is a pickle by its name, which can run code as it is read"
             raise AdapterError(f"{what}; weights are safetensors: save them as such, or delete it; {CLOSED}")
         if suffix in CODE and not trust_remote_code:
@@ -87,11 +89,11 @@ def _json(path: Path) -> Any:
 
 def _check_json(name: str, content: Any, path: Path, trust_remote_code: bool) -> None:
     if name.endswith(".index.json"):
-        for shard in set((content.get("weight_map") or {}).values()):
+        for shard in set((dict(content).get("weight_map") or {}).values()):
             _check_inside(shard, path, "the shard")
     if name in ("tokenizer.json", "vocab.json", "added_tokens.json") or trust_remote_code:
         return  # words, not settings
-    for key, value in _pairs(content):
+    for key, value in _pairs(content if isinstance(content, dict | list) else []):
         if (key in ("auto_map", "custom_pipelines", "tokenizer_name_or_path") and value) or (
             key == "trust_remote_code" and value and name != "smart_train.json"
         ):
@@ -101,9 +103,10 @@ def _check_json(name: str, content: Any, path: Path, trust_remote_code: bool) ->
 
 
 def _pairs(content: Any) -> Iterator[tuple[str, Any]]:
-    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
-        if isinstance(content, dict):
-            yield key, value
+    """Every key of every block in a JSON file, with its value."""
+    if isinstance(content, dict):
+        yield from content.items()
+    for value in content.values() if isinstance(content, dict) else content:
         if isinstance(value, dict | list):
             yield from _pairs(value)
 

@@ -75,9 +75,12 @@ def processing_of(encoder: SmartEncoder) -> dict[str, Any]:
 def write_settings(encoder: SmartEncoder, folder: Path, **more: Any) -> None:
     """smart_train.json, through a temporary file: never half of it.
 
-    more: what else is to be told there; it changes no vector.
+    more: what else is to be told there; it changes no vector.  "export", of a file that is there, stays.
     """
-    with replacing(folder / SETTINGS) as part:
+    path = folder / SETTINGS
+    before = json.loads(path.read_text(encoding="utf8")) if path.is_file() else {}
+    more = {**({"export": before["export"]} if "export" in before else {}), **more}
+    with replacing(path) as part:
         part.write_text(json.dumps({**settings_of(encoder), **more}, indent=2) + "\n", encoding="utf8")
 
 
