@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from smart_train.data.records import Collection, DataError, Document, split
+from smart_train.data.split import halves
 
 
 def files(sizes: dict[str, int], extra: int = 0) -> Collection:
@@ -204,3 +205,21 @@ def test_queries_over_many_documents_keep_their_files_together():
     for n in range(10):
         (home,) = [s for s in sides if any(d in s.corpus for d in whole.qrels[f"both{n}"])]
         assert whole.qrels[f"both{n}"].keys() <= home.corpus.keys()
+
+
+def test_halves_keep_a_files_queries_together_and_are_alike_in_size():
+    some = files({f"f{n}": 2 + n % 3 for n in range(12)})
+    left, right, kept = halves(some)
+    assert kept == "file" and sorted(left + right) == sorted(some.queries)
+    there = [{some.corpus[d].file for q in side for d in some.relevant(q)} for side in (left, right)]
+    assert not there[0] & there[1] and abs(len(left) - len(right)) <= 3
+    assert halves(some) == (left, right, kept) and halves(some, seed=1) != (left, right, kept)
+
+
+def test_one_large_file_is_divided_by_its_documents_and_one_answer_to_all_is_an_error():
+    some = files({"large": 20, "small": 2})
+    left, right, kept = halves(some)
+    assert kept == "document" and len(left) == len(right) == 11
+    one = Collection("one", {"d": Document("d", "text")}, {"a": "x", "b": "y"}, {"a": {"d": 1}, "b": {"d": 1}})
+    with pytest.raises(DataError, match="its 2 queries can't be divided"):
+        halves(one)
