@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -315,10 +315,11 @@ class SmartEncoder(nn.Module):
         return save(self, Path(folder), state)
 
     def save_settings(self, folder: str | Path) -> None:
-        """Rewrites smart_train.json alone: the hybrid's weights and constants after a calibration."""
-        from smart_train.model.folder import write_settings
+        """Rewrites smart_train.json's ``late`` block alone: the hybrid's weights and constants after a calibration.
+        If anything else of it changed, verified.json is taken away: the vectors are others."""
+        from smart_train.model.sealing import write_late
 
-        write_settings(self, Path(folder))
+        write_late(Path(folder), asdict(self.late))
 
     @classmethod
     def from_pretrained(
