@@ -19,7 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from smart_train.bases import BaseNotFound
-from smart_train.commands import data, doctor, evaluate, heatmap, ingest, mine, probe
+from smart_train.commands import data, doctor, evaluate, heatmap, ingest, mine, probe, publish
 from smart_train.commands.common import FLAGS, UsageError
 from smart_train.failures import PATIENCE, end_by, is_echo, record, summary
 from smart_train.processes import rank, world
@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if unknown:  # --training.max_steps=2 and the like: the recipe's reader says how it is written
         options.overrides = unknown + options.overrides
+    options.given = given  # for a command that starts itself in several processes
     _speak()
     training = options.run is _train
     with stoppable() if training else nullcontext(), watched() if training else nullcontext():
@@ -130,18 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--from", dest="template", default="text_lora", help="shipped recipe to start from: %(default)s")
     new.set_defaults(run=_new)
 
-    for command in (evaluate, probe, ingest, data, mine, heatmap, doctor):
+    for command in (evaluate, probe, ingest, data, mine, heatmap, publish, doctor):
         command.add(commands)
-
-    publish = commands.add_parser(
-        "publish", help="upload a run's verified adapter to the Hub, with a card of its figures"
-    )
-    publish.add_argument("run_folder", metavar="RUN", help="a run's folder, or an adapter's")
-    publish.add_argument("--repo", required=True, help="owner/name; it is made, private, if it is missing")
-    publish.add_argument("--public", action="store_true", help="everyone may read it")
-    publish.add_argument("--license", help="of the adapter, as the Hub names it: apache-2.0, mit ...")
-    publish.add_argument("--dry-run", action="store_true", help="list what would go up, and send nothing")
-    publish.set_defaults(run=_publish)
     return parser
 
 
@@ -177,9 +168,3 @@ def _new(options: argparse.Namespace) -> None:
     except FileExistsError:
         raise UsageError(f"{path} is there already and was left as it is; choose another name") from None
     print(f"{path} is written. Set model.base and data.path in it, then: accelerate launch {path}")
-
-
-def _publish(options: argparse.Namespace) -> None:
-    from smart_train.publish import publish
-
-    publish(options.run_folder, options.repo, not options.public, options.license, options.dry_run)

@@ -127,7 +127,7 @@ def kind(error: BaseException) -> str | None:
 
     Found by the classes of the error and of what lies beneath: transformers and others wrap them.
     """
-    names = {cls.__name__ for one in _chain(error) for cls in type(one).__mro__}
+    names = {cls.__name__ for one in chain(error) for cls in type(one).__mro__}
     for found, classes in KINDS:
         if names & classes:
             return found
@@ -139,14 +139,15 @@ def kind(error: BaseException) -> str | None:
 
 def status(error: BaseException) -> int | None:
     """The HTTP status that the Hub answered with, None where it did not answer."""
-    answers = (getattr(getattr(one, "response", None), "status_code", None) for one in _chain(error))
+    answers = (getattr(getattr(one, "response", None), "status_code", None) for one in chain(error))
     return next((answer for answer in answers if isinstance(answer, int)), None)
 
 
-def _chain(error: BaseException) -> list[BaseException]:
-    chain: list[BaseException] = []
+def chain(error: BaseException) -> list[BaseException]:
+    """The error and what lies beneath it: transformers and others wrap what the Hub's client raises."""
+    found: list[BaseException] = []
     step: BaseException | None = error
-    while step is not None and step not in chain:
-        chain.append(step)
+    while step is not None and step not in found:
+        found.append(step)
         step = step.__cause__ or step.__context__
-    return chain
+    return found

@@ -1,0 +1,68 @@
+"""What a run and its adapter's folder have recorded, read for the card.
+
+Knows: the files of both.  Does not know: what a card says.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from smart_train.model.files import SETTINGS, VERIFIED
+from smart_train.publishing.card import Told
+from smart_train.publishing.errors import PublishError
+from smart_train.publishing.facts import read_log
+from smart_train.publishing.files import FACTS, read_json
+from smart_train.publishing.licence import base_licence
+from smart_train.publishing.private import Files, header
+
+FIGURES = ("metrics.json", "evaluation.json", FACTS)
+
+
+def recorded(files: Files, folder: Path, run: Path | None, repo: str, license: str | None, examples: str) -> Told:
+    """files: what goes up, with smart_train.json as others may read it; run: None for an adapter without one.
+
+    Raises PublishError where a file is no JSON."""
+    from smart_train.recipe import stored
+
+    settings = read_json(folder / SETTINGS)
+    there = {name: run / name for name in (*FIGURES, "recipe.yaml", "log.jsonl") if run and (run / name).is_file()}
+    modules = read_json(folder / "modules.json") if "modules.json" in files else []
+    pooled = next((module["path"] for module in modules if module["type"].endswith(".Pooling")), None)
+    public = files[SETTINGS]
+    return Told(
+        repo,
+        settings=json.loads(public) if isinstance(public, bytes) else settings,
+        verified=read_json(folder / VERIFIED),
+        licence=license,
+        base_licence=base_licence(settings),
+        modules=modules,
+        pooling=read_json(folder / pooled / "config.json") if pooled is not None else None,
+        figures={name: read_json(path) for name, path in there.items() if name in FIGURES},
+        log=read_log(_lines(there["log.jsonl"])) if "log.jsonl" in there else {},
+        recipe=stored(there["recipe.yaml"]) if "recipe.yaml" in there else {},
+        trained=sum(_numbers(folder / name) for name in files if name.endswith(".safetensors")),
+        picture="curve.png" in files,
+        examples=examples,
+    )
+
+
+def _lines(log: Path) -> list[dict[str, Any]]:
+    """A run that was killed may have left the last line by half; any other line must be one."""
+    lines = log.read_text(encoding="utf8").splitlines()
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise PublishError(f"{log}, line {number} is no JSON; delete it, or move the log away") from None
+    return [line for line in found if line]
+
+
+def _numbers(path: Path) -> int:
+    """Numbers in a safetensors file, from its header."""
+    tensors = (value for name, value in header(path.name, path).items() if name != "__metadata__")
+    return sum(math.prod(tensor["shape"]) for tensor in tensors)
