@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from smart_train.blocks import LateBlock
 from smart_train.model.encoder import SmartEncoder
 from smart_train.model.every_layer import read_layer
-from smart_train.model.files import SETTINGS, VERIFIED, AdapterError, digests
+from smart_train.model.files import SETTINGS, VERIFIED, AdapterError
 from smart_train.model.folder import Sides, compare, load, save, seal, verify
+from smart_train.model.sealing import broken, write_late
 from smart_train.saving import replacing
 
 logger = logging.getLogger(__name__)
@@ -53,21 +54,19 @@ def to_adapter(
         the folder says
     returns: whether the folder is verified.  It is reloaded and compared in any case; but where it had no verified.json
         the weights were never compared with what was trained, and a comparison with themselves makes no proof of it
-    Raises AdapterError where the weights are not those that were verified, and where the reloaded folder gives other
-    vectors; the folder is as it was then.
+    Raises AdapterError where the folder is not what was verified, and where it gives other vectors when it is reloaded;
+    it is as it was then.
     """
     kept = {name: (folder / name).read_bytes() for name in (SETTINGS, VERIFIED) if (folder / name).is_file()}
     verified = json.loads(kept[VERIFIED]) if VERIFIED in kept else None
-    if verified is not None and verified.get("weights", {}) != digests(folder):
-        raise AdapterError(f"{folder}: its weights changed after it was verified; verify it again, then apply")
+    if verified is not None:
+        _check_seal(folder)
     _read(encoder, late)
     sides: Sides = [("query", queries), ("document", documents)]
     ours = [encoder.encode(contents, role) for role, contents in sides]
-    settings = json.loads(kept[SETTINGS])
-    settings["late"] |= {"layer": late.layer, "hybrid": asdict(late.hybrid)}
+    block = json.loads(kept[SETTINGS])["late"] | {"layer": late.layer, "hybrid": asdict(late.hybrid)}
     try:
-        (folder / VERIFIED).unlink(missing_ok=True)  # from here to the comparison it would not be true
-        _write(folder / SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
+        write_late(folder, block)
         own = encoder.settings
         fresh = load(
             str(folder), device=encoder.device, base=base, dtype=own.dtype, attention=own.attention,
@@ -78,18 +77,24 @@ def to_adapter(
             seal(folder, {**verified, **report})
     except BaseException:
         for name, content in kept.items():
-            _write(folder / name, content)
+            with replacing(folder / name) as part:
+                part.write_bytes(content)
         raise
-    logger.info("reloaded %s: it reads %s, the same vectors (%s)", folder, settings["late"]["layer"], report)
+    logger.info("reloaded %s: it reads layer %s, the same vectors (%s)", folder, late.layer, report)
     return verified is not None
+
+
+def _check_seal(folder: Path) -> None:
+    try:
+        changed = broken(folder)
+    except ValueError as error:
+        raise AdapterError(f"{error}; verify it again, then apply") from None
+    if changed:
+        told = ", ".join(f"{name} ({how})" for name, how in sorted(changed.items()))
+        raise AdapterError(f"{folder} is not what was verified: {told}; verify it again, then apply")
 
 
 def _read(encoder: SmartEncoder, late: LateBlock) -> None:
     if isinstance(late.layer, int):
         read_layer(encoder, late.layer)
-    encoder.late.hybrid = late.hybrid
-
-
-def _write(path: Path, content: bytes) -> None:
-    with replacing(path) as part:
-        part.write_bytes(content)
+    encoder.late = replace(encoder.late, hybrid=late.hybrid)

@@ -37,7 +37,8 @@ class Reading:
     """One way to rank, and what it found.
 
     layer: None for the pooled score alone; hybrid: weights, scaling and the layer's constants, fitted on dev
-    dev, test: nDCG@cut with its interval; values: of each dev and test query, in the order of the sides' query ids
+    dev, test: nDCG@cut with its interval; values: of each dev and test query, in the order of their sorted ids, so that
+        intervals are those of ``evaluate`` to the last digit
     """
 
     layer: Layer | None
@@ -168,9 +169,9 @@ def _rank(side: Side, at: int, views: Sequence[View], cut: int) -> list[dict[str
 
 
 def _values(side: Side, rankings: Mapping[str, Ranking], cut: int) -> np.ndarray:
-    """[B] nDCG@cut, in the order of the side's query ids."""
+    """[B] nDCG@cut, in the order of the sorted query ids."""
     found = measure({query: side.qrels[query] for query in side.query_ids}, rankings, [cut])[f"ndcg@{cut}"]
-    return np.array([found[query] for query in side.query_ids])
+    return np.array([found[query] for query in sorted(side.query_ids)])
 
 
 def _diagnose(
@@ -223,13 +224,16 @@ def chance(values: np.ndarray, pooled: np.ndarray, chosen: int, draws: int = DRA
     """How often the best of C readings would gain as much as the chosen one did, if none were better than pooled.
 
     values: [C, B] of each reading and query; pooled: [B]; chosen: a row of values
-    One-sided sign-flip test with the maximum over the readings as its statistic (Westfall and Young 1993): whoever
-    looks at a hundred readings finds one that looks good, and this takes that into account.  At least 1 / (draws + 1),
-    and 1 for ``chosen`` = -1, the pooled score itself.
+    One-sided sign-flip test whose statistic is the maximum over the readings (Westfall and Young 1993) of the mean gain
+    in units of the reading's root mean square gain, without which the readings that scatter most (a layer far below the
+    last, alone) would set the bar for all: whoever looks at a hundred readings finds one that looks good, and this
+    takes that into account.  At least 1 / (draws + 1), and 1 for ``chosen`` = -1, the pooled score itself.
     """
     if chosen < 0:
         return 1.0
     gains = np.asarray(values, dtype=np.float64) - pooled
+    scale = np.sqrt((gains**2).mean(1, keepdims=True))  # the same whatever the signs
+    gains = gains / np.where(scale > 0, scale, 1.0)
     observed = gains[chosen].mean()
     rng, count, at_least = np.random.default_rng(seed), gains.shape[1], 0
     for begin in range(0, draws, 100):

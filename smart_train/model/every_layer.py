@@ -63,4 +63,5 @@ def read_layer(encoder: SmartEncoder, layer: int) -> None:
     if fixed(encoder):
         raise ValueError(f"its head was trained on layer {encoder.late.layer} and can't read layer {layer}")
     layers = resolve_layers(layer, len(find_blocks(encoder.backbone)[1]))
-    encoder.late.layer, encoder.layers, encoder.final_norm = layer, layers, encoder.norm_for(layers)
+    encoder.late = replace(encoder.late, layer=layer)  # the block may be somebody else's, too
+    encoder.layers, encoder.final_norm = layers, encoder.norm_for(layers)

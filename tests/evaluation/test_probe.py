@@ -47,7 +47,7 @@ def check_readings(base, data, found: Probe) -> None:
                 assert getattr(one.hybrid, name) == pytest.approx(getattr(fitted, name), rel=1e-5, abs=1e-6)
             for name, rows in encoded.items():
                 plain = evaluate_encoded(rows, getattr(data, name).qrels, one.hybrid, k=[10], bootstrap=100)
-                values = dict(zip(rows.query_ids, one.values[name].tolist(), strict=True))
+                values = dict(zip(sorted(rows.query_ids), one.values[name].tolist(), strict=True))
                 assert values == pytest.approx(plain.per_query[one.mode]["ndcg@10"], abs=1e-9)
                 assert getattr(one, name) == pytest.approx(interval(plain.per_query[one.mode]["ndcg@10"], 100))
         raw = [one.dev["value"] for one in own if one.mode == "hybrid" and one.hybrid.scaling == "none"]
@@ -207,13 +207,22 @@ def test_the_chance_is_that_of_a_plain_loop():
     pooled, values = rng.random(9), rng.random((4, 9))
     gains, draws = values - pooled, np.random.default_rng(5)
     chosen = int(gains.mean(1).argmax())
+    gains = [[float(g) / (sum(float(h) ** 2 for h in row) / 9) ** 0.5 for g in row] for row in gains]
     at_least = 0
     for _ in range(3):
         for signs in draws.integers(0, 2, (100, 9), dtype=np.int8):
             best = max(sum(g * (1 if s else -1) for g, s in zip(row, signs, strict=True)) / 9 for row in gains)
-            at_least += best >= gains[chosen].mean() - 1e-12
+            at_least += best >= sum(gains[chosen]) / 9 - 1e-12
     assert chance(values, pooled, chosen, draws=300, seed=5) == (at_least + 1) / 301
     assert chance(values, pooled, -1) == 1.0
+
+
+def test_readings_that_scatter_wildly_do_not_hide_one_that_gains_steadily():
+    rng = np.random.default_rng(1)
+    pooled = rng.random(100)
+    steady = pooled + 0.03 + rng.normal(0, 0.03, 100)
+    wild = pooled + rng.normal(-0.1, 0.5, (30, 100))
+    assert chance(np.vstack([steady, wild]), pooled, 0, draws=500) < 0.01
 
 
 def test_who_looks_at_many_readings_is_seldom_fooled_by_the_best_of_them():
