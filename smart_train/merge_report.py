@@ -13,7 +13,7 @@ from typing import Any
 from smart_train.data.records import Collection
 from smart_train.evaluation.report import differences, table, write_metrics
 from smart_train.evaluation.retrieval import Evaluation, calibrate, evaluate
-from smart_train.model.folder import load, write_settings
+from smart_train.model.folder import load
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def rescore(
         encoder = load(source, **options)
         if name == MERGED:
             encoder.late.hybrid, _ = calibrate(encoder, dev, batch_size=batch_size, progress=progress)
-            write_settings(encoder, folder)
+            encoder.save_settings(folder)
             logger.info("hybrid fitted on %d dev queries: %s", len(dev.queries), encoder.late.hybrid)
         rows[name] = evaluate(encoder, test, batch_size=batch_size, progress=progress)
         del encoder
