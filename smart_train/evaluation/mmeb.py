@@ -1,0 +1,223 @@
+"""MMEB-V2 with an encoder: every mode from one encoding, a file a task, what is there skipped.
+
+    OUTPUT/tasks/TASK.json    figures with intervals, per query, and the settings they were measured with
+    OUTPUT/mmeb.json          the figures of all tasks, means of the groups, what failed
+
+Knows: tasks as queries and documents, an encoder, rankings and measures.  Does not know: where rows and frames lie.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+from smart_train.contents import kind
+from smart_train.embeddings import Embeddings
+from smart_train.evaluation.benchmark_meta import digest
+from smart_train.evaluation.encoding import IMAGE_BATCHES, TEXT_BATCHES
+from smart_train.evaluation.given import rank_given
+from smart_train.evaluation.metrics import EvaluationError, Ranking, interval, measure
+from smart_train.evaluation.mmeb_data import Data, Query, Reader, Reading
+from smart_train.evaluation.mmeb_image import read_images
+from smart_train.evaluation.mmeb_pages import read_pages
+from smart_train.evaluation.mmeb_questions import read_questions
+from smart_train.evaluation.mmeb_report import summary
+from smart_train.evaluation.mmeb_tasks import Task
+from smart_train.evaluation.mmeb_video import read_choice, read_class, read_moment, read_search, read_seeker
+from smart_train.evaluation.prompting import prompted
+from smart_train.evaluation.ranking import MODES, rank_views, view
+from smart_train.saving import replacing
+
+if TYPE_CHECKING:
+    from smart_train.model.encoder import SmartEncoder
+
+logger = logging.getLogger(__name__)
+
+READERS: dict[str, Reader] = {
+    "image": read_images,
+    "choice": read_choice,
+    "class": read_class,
+    "search": read_search,
+    "moment": read_moment,
+    "seeker": read_seeker,
+    "question": read_questions,
+    "visdoc": read_pages,
+}
+CUTS = (1, 5, 10)
+
+
+def evaluate_task(
+    encoder: SmartEncoder,
+    task: Task,
+    data: Data,
+    *,
+    modes: Sequence[str] = MODES,
+    instructions: bool = True,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """{"modes": {mode: {measure: interval}}, "per_query": {mode: {query: value}}, "queries", "documents", "cut"}.
+
+    instructions: True = the benchmark's before queries and none before documents, as the reference measures; False =
+        the encoder's own prompts
+    A hit@k is whether one of the first k is an answer.  Raises EvaluationError where the encoder cannot take what the
+    task shows.
+    """
+    _check(encoder, task, data)
+    views = {mode: view(mode, encoder.late.hybrid) for mode in modes}
+    before = dict(encoder.cut_rows)
+    queries = _queries(encoder, data.queries, instructions, batch_size)
+    documents, ids = _documents(encoder, data.documents, instructions, batch_size, task.name if progress else None)
+    names = [query.id for query in data.queries]
+    rankings: dict[str, dict[str, Ranking]]
+    if task.given:
+        given = {query.id: query.given or () for query in data.queries}
+        rankings = rank_given(queries, documents, names, ids, given, views, device=encoder.device)
+    else:
+        rankings = rank_views(queries, documents, names, ids, views, top=max(CUTS), device=encoder.device)
+    qrels = {query.id: query.answers for query in data.queries}
+    found = {mode: measure(qrels, rankings[mode], CUTS) for mode in modes}
+    # A hit is success; MMEB-V2 calls it by that name, and its tasks' main measure is found under it.
+    called = {f"hit@{cut}": f"success@{cut}" for cut in CUTS} | {f"ndcg@{cut}": f"ndcg@{cut}" for cut in CUTS}
+    return {
+        "modes": {mode: {name: interval(found[mode][ours]) for name, ours in called.items()} for mode in modes},
+        "per_query": {mode: found[mode][called[task.measure]] for mode in modes},
+        "queries": len(names),
+        "documents": len(ids),
+        "cut": {role: encoder.cut_rows[role] - before[role] for role in encoder.cut_rows},
+    }
+
+
+def _check(encoder: SmartEncoder, task: Task, data: Data) -> None:
+    if not data.queries:
+        raise EvaluationError(f"{task.name} has no query to measure")
+    base, can = encoder.settings.base, set(encoder.st.modalities)
+    shown = [query.content for query in data.queries] + list(data.documents.values())
+    parts = {part for one in shown for part in (("image",) if hasattr(one, "content") else kind(one).split("+"))}
+    if parts - {"text"} and "image" not in can:
+        raise EvaluationError(f"{task.name} shows images, and {base} has no image side")
+    if "video" in parts and "video" not in can:
+        raise EvaluationError(
+            f"{task.name}: {base} takes no videos here (its processor was loaded without torchvision, or it has no "
+            "video side); have the frames as images, or install torchvision"
+        )
+    several = any(isinstance(one, dict) and isinstance(one.get("image"), list) for one in shown)
+    if several and "message" not in can:
+        raise EvaluationError(f"{task.name} shows several frames at once, and {base} takes one image a row")
+
+
+def _queries(encoder: SmartEncoder, queries: Sequence[Query], instructions: bool, batch_size: int) -> Embeddings:
+    """All queries, in their order; those of one instruction together."""
+    rows: dict[str, list[int]] = {}
+    for row, query in enumerate(queries):
+        rows.setdefault(query.instruction if instructions else "", []).append(row)
+    parts = []
+    for instruction, own in rows.items():
+        with prompted(encoder, query=instruction) if instructions else nullcontext():
+            parts.append(encoder.encode_queries([queries[row].content for row in own], batch_size=batch_size))
+    order = torch.tensor([row for own in rows.values() for row in own])
+    return Embeddings.cat(parts).select(order.argsort())
+
+
+def _documents(
+    encoder: SmartEncoder, documents: Mapping[str, Any], instructions: bool, batch_size: int, shown: str | None
+) -> tuple[Iterator[Embeddings], list[str]]:
+    """(portions, ids in their order): texts first; a portion is encoded when it is asked for."""
+    ids = sorted(documents, key=lambda id: not isinstance(documents[id], str))
+    texts = sum(isinstance(one, str) for one in documents.values())
+
+    def portions() -> Iterator[Embeddings]:
+        with tqdm(total=len(ids), desc=f"{shown}: documents", leave=False, disable=None if shown else True) as bar:
+            for own in _cut(ids[:texts], TEXT_BATCHES * batch_size) + _cut(ids[texts:], IMAGE_BATCHES * batch_size):
+                contents = [_opened(documents[id]) for id in own]
+                with prompted(encoder, document="") if instructions else nullcontext():
+                    found = encoder.encode_documents(contents, batch_size=batch_size, dtype=torch.float16)
+                bar.update(len(own))
+                yield Embeddings(found.pooled.float(), found.tokens)
+
+    return portions(), ids
+
+
+def _opened(content: Any) -> Any:
+    return content.content() if hasattr(content, "content") else content
+
+
+def _cut(ids: list[str], size: int) -> list[list[str]]:
+    return [ids[begin : begin + size] for begin in range(0, len(ids), size)]
+
+
+def run_mmeb(
+    encoder: SmartEncoder,
+    tasks: Iterable[Task],
+    reading: Reading,
+    output: str | Path,
+    *,
+    modes: Sequence[str] = MODES,
+    instructions: bool = True,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Evaluates and files each task; returns what mmeb.json holds.
+
+    A task whose file is there is not run again.  One that fails, for want of its rows say, is told and the others go
+    on.  Raises EvaluationError where a file there was measured with other settings or weights: it is not replaced.
+    """
+    output = Path(output)
+    settings = {
+        "encoder": digest(encoder),
+        "frames": reading.frames,
+        "video": reading.video,
+        "instructions": instructions,
+        "modes": list(modes),
+    }
+    done: dict[str, dict[str, Any]] = {}
+    failed: dict[str, str] = {}
+    for task in tasks:
+        file = output / "tasks" / f"{task.name}.json"
+        try:
+            stored = _stored(file, settings)
+            if stored is None:
+                data = READERS[task.kind](task, reading)
+                for note in data.notes:
+                    logger.warning("%s: %s", task.name, note)
+                options = {"modes": modes, "instructions": instructions, "batch_size": batch_size}
+                found = evaluate_task(encoder, task, data, progress=progress, **options)  # type: ignore[arg-type]
+                stored = {"task": task.name, "group": task.group, "measure": task.measure, **found}
+                stored |= {"notes": data.notes, "settings": settings}
+                _write(file, stored)
+            done[task.name] = stored
+        except OtherSettings:
+            raise
+        except Exception as error:  # of a reader, of the encoder: the other tasks can be run
+            failed[task.name] = f"{type(error).__name__}: {error}"
+            logger.warning("%s failed and has no figures (%s)", task.name, failed[task.name])
+        _write(output / "mmeb.json", summary(done, failed, modes))
+    return summary(done, failed, modes)
+
+
+class OtherSettings(EvaluationError):
+    """Figures that are there were measured with other settings or weights."""
+
+
+def _stored(file: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    other = [key for key, value in settings.items() if stored["settings"].get(key) != value]
+    if other:
+        told = ", ".join(f"{key} {stored['settings'].get(key)!r}, now {settings[key]!r}" for key in other)
+        raise OtherSettings(f"{file} was measured with other settings ({told}); choose another output folder")
+    return stored
+
+
+def _write(file: Path, content: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
