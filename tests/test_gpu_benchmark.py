@@ -1,0 +1,71 @@
+"""tests/benchmarks/gpu.sh, as far as it goes without a GPU: the model it measures, what it says where it can't, and, slow,
+a real run of contenders on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from transformers import Qwen3VLModel
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+import gpu_model  # noqa: E402
+
+
+def test_the_measured_model_has_the_parameters_of_a_2b_page_embedder():
+    """Qwen3-VL-2B: 1.72 G of the language model, its embeddings shared with the output, and 0.41 G of the vision tower."""
+    with torch.device("meta"):
+        model = Qwen3VLModel(gpu_model.config_2b(tiny.qwen_tokenizer("left")))
+    count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    assert count == {"visual": 406_957_056, "language_model": 1_720_574_976}
+
+
+def test_pages_differ_and_fill_the_pixel_budget(tmp_path):
+    files = gpu_model.pages(tmp_path, 3, small=False)
+    from PIL import Image
+
+    found = [Image.open(file) for file in files]
+    assert {page.width * page.height for page in found} == {gpu_model.PIXELS_2B[1]}
+    assert len({page.tobytes() for page in found}) == 3
+
+
+@pytest.mark.parametrize(("given", "status", "says"), [([], 2, "usage"), (["out.json"], 1, "no nvidia-smi")])
+def test_the_script_says_what_is_missing_and_installs_nothing(given, status, says, tmp_path):
+    for name in ("bash", "dirname"):
+        (tmp_path / name).symlink_to(Path("/usr/bin") / name)
+    environment = {"PATH": str(tmp_path), "PYTHON": sys.executable}
+    done = subprocess.run([str(BENCHMARKS / "gpu.sh"), *given], env=environment, capture_output=True, text=True)
+    assert done.returncode == status and says in done.stderr and not done.stdout
+
+
+@pytest.mark.slow
+def test_contenders_train_a_tiny_model_on_a_cpu_and_leave_their_figures(tmp_path):
+    names = ["ours joint, cached", "st multi-vector, cached"]
+    command = [sys.executable, str(BENCHMARKS / "gpu_step.py"), "--tiny", "--device", "cpu", "--only", *names]
+    file = tmp_path / "tiny.json"
+    done = subprocess.run([*command, "--json", str(file)], env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(file.read_text())
+    assert report["machine"]["packages"]["torch"] == torch.__version__ and report["machine"]["gpu"] is None
+    ours, theirs = (report["results"][name] for name in names)
+    for row in (ours, theirs):
+        assert row["seconds"] > 0 and row["allocated"] > 1 << 20
+        assert row["pairs_per_second"] == pytest.approx(row["pairs"] / row["seconds"])
+    assert theirs["trained"] - ours["trained"] == 64 * 128  # the same LoRA; theirs puts a projection to 128 behind it
+
+
+@pytest.mark.slow
+def test_a_contender_that_fails_is_reported_and_the_others_go_on(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "gpu_step.py"), "--tiny", "--device", "cuda", "--only", "st pooled"]
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    done = subprocess.run(command, env=os.environ | {"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode != 0 and "nvidia-smi" in done.stderr
