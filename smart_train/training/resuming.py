@@ -1,8 +1,8 @@
 """Whether a checkpoint can be gone on from by these processes and this encoder, and its weights into memory.
 
     one process, DDP   weights and optimizer are the same on all ranks: any number of processes can go on
+    FSDP               the optimizer is stored whole, by parameters' names: any number, under FSDP
     DeepSpeed          every rank has its share of the optimizer: as many processes, and the same stage
-    FSDP               as DeepSpeed
 
 Knows: checkpoint folders, the encoder's folder, engines' shards.  Does not know: losses, data, recipes, the trainer.
 """
@@ -101,7 +101,7 @@ def check_launch(folder: Path, engine: str, processes: int) -> list[str]:
         )
     if count == processes:
         return []
-    if family(engine) != family("DDP"):
+    if engine.startswith("DeepSpeed"):
         raise CheckpointError(
             f"{folder} was written under {before} by {count} processes, each with its share of the optimizer, and "
             f"{processes} were launched; launch {count}"

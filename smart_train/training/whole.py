@@ -43,8 +43,8 @@ def whole(encoder: SmartEncoder, keep: bool) -> Iterator[dict[str, Tensor]]:
                 module._parameters[name] = nn.Parameter(tensor.detach().to("cpu", copy=True), requires_grad=False)
         yield state
     finally:
-        for (module, name), parameter in kept.items():
-            module._parameters[name] = parameter
+        for (module, name), share in kept.items():
+            module._parameters[name] = share
 
 
 def own(module: nn.Module) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from equality import fsdp_on_cpu
 from ranks import run_ranks
 from resumed import HEAD, differences, left, log_of, trainer_of
 
@@ -36,15 +37,17 @@ def config(stage: int) -> dict[str, Any]:
     return {**dict.fromkeys(auto, "auto"), "zero_optimization": zero, "zero_allow_untested_optimizer": True}
 
 
-def all_of(base: str, out: str, stage: int | None) -> dict[str, Any]:
+def all_of(base: str, out: str, engine: str) -> dict[str, Any]:
+    stage = int(engine[-1]) if engine.startswith("DeepSpeed") else None
     options = {**OPTIONS, "deepspeed": config(stage) if stage else None}
-    return {
-        "plain": resumed_on_ranks(base, Path(out) / "plain", options, 3),
-        "cached": resumed_on_ranks(base, Path(out) / "cached", {**options, **CACHED, "max_steps": 4}, 2),
-        "best": best_on_ranks(base, Path(out) / "best", options),
-        "failed": failed_on_ranks(base, Path(out) / "failed", options),
-        "refused": refused_on_ranks(base, Path(out) / "plain", options),
-    }
+    with fsdp_on_cpu(engine == "FSDP2"):
+        return {
+            "plain": resumed_on_ranks(base, Path(out) / "plain", options, 3),
+            "cached": resumed_on_ranks(base, Path(out) / "cached", {**options, **CACHED, "max_steps": 4}, 2),
+            "best": best_on_ranks(base, Path(out) / "best", options),
+            "failed": failed_on_ranks(base, Path(out) / "failed", options),
+            "refused": refused_on_ranks(base, Path(out) / "plain", options),
+        }
 
 
 def meet() -> bool:
@@ -124,18 +127,27 @@ def failed_on_ranks(base: str, out: Path, options: dict[str, Any]) -> dict[str, 
 
 
 def spoil(trainer: Any, what: str) -> None:
+    """Under FSDP the first rank writes the whole optimizer, after all have handed it their shares."""
+
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     save = trainer._save_optimizer_and_scheduler
 
     def of_engine(folder: str) -> None:
-        engine = trainer.model_wrapped
-        if trainer.state.global_step == 3 and dist.get_rank() == 1:
-            if not trainer.engine.deepspeed:
+        engine, writes = trainer.model_wrapped, dist.get_rank() == (0 if trainer.engine.fsdp else 1)
+        own = torch.save
+        if trainer.state.global_step == 3 and writes:
+            if trainer.engine.deepspeed:
+                engine.checkpoint_engine.save = full
+            elif trainer.engine.fsdp:
+                torch.save = full
+            else:
                 full()
-            engine.checkpoint_engine.save = full
-        save(folder)
+        try:
+            save(folder)
+        finally:
+            torch.save = own
 
     if what == "engine":
         trainer._save_optimizer_and_scheduler = of_engine
@@ -167,11 +179,11 @@ def refused_on_ranks(base: str, out: Path, options: dict[str, Any]) -> dict[str,
 
 
 @pytest.mark.parametrize(
-    "stage", [None, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+    "engine",
+    ["DDP", *(pytest.param(e, marks=pytest.mark.slow) for e in ("DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3", "FSDP2"))],
 )
-def test_two_ranks_go_on_as_they_would_have(stage, tiny_bert, tmp_path):
-    engine = f"DeepSpeed ZeRO-{stage}" if stage else "DDP"
-    ranks = run_ranks(2, all_of, str(tiny_bert), str(tmp_path), stage, timeout=400.0)
+def test_two_ranks_go_on_as_they_would_have(engine, tiny_bert, tmp_path):
+    ranks = run_ranks(2, all_of, str(tiny_bert), str(tmp_path), engine, timeout=400.0)
     for found in ranks:
         for case, logged in (("plain", [1, 3, 6]), ("cached", [1, 3])):
             one = found[case]
@@ -181,10 +193,12 @@ def test_two_ranks_go_on_as_they_would_have(stage, tiny_bert, tmp_path):
         assert found["best"] == ([], [2, 3])
         for what in ("_save_rng_state", "engine"):
             told = found["failed"][what]
-            assert "rank 1: the disk is full" in told and "rank 0" not in told and "checkpoint-2 is whole" in told
+            full, other = (0, 1) if (what, engine) == ("engine", "FSDP2") else (1, 0)
+            assert f"rank {full}: the disk is full" in told and f"rank {other}" not in told
+            assert "checkpoint-2 is whole" in told
             assert found["failed"][f"{what}, steps"] == ([1, 2], [])
     for told in (found["refused"] for found in ranks):
-        if stage:
+        if engine.startswith("DeepSpeed"):
             assert "each with its share of the optimizer, and 2 were launched; launch 3" in told["processes"]
         else:
             assert told["processes"] == "went on"
