@@ -160,6 +160,7 @@ def layer_scores(
     sides = {name: Side(files, name, one, encoded, layers) for name, one in collections.items()}
     sample = Sample(files, merged.corpus, encoded.queries, layers, seed)
     files.begin()
+    encoded.queries = encoded.queries.select([])  # each side has its own by now: L layers of them in float32
     pace = Pace("documents scored in all layers", len(merged.corpus), len(done))
     if done:
         logger.info("%d of %d documents were scored before; going on with the others", len(done), len(merged.corpus))
