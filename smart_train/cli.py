@@ -19,13 +19,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from smart_train.bases import BaseNotFound
-from smart_train.commands import data, doctor, evaluate, heatmap, ingest, mine, probe, publish
+from smart_train.commands import benchmark, data, doctor, evaluate, export, heatmap, ingest, merge, mine, probe, publish
 from smart_train.commands.common import FLAGS, UsageError
 from smart_train.failures import PATIENCE, end_by, is_echo, record, summary
 from smart_train.processes import rank, world
 from smart_train.recipe_types import RecipeError
 from smart_train.signals import STATUS, Preempted, asked, leaving, stoppable
 from smart_train.training.watch import leave, tell, watched
+
+FLAGGED = (evaluate.run, benchmark.run, mine.run, probe.run, heatmap.run)  # their errors speak of flags, not of keys
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,7 +83,7 @@ def _failed(error: Exception, options: argparse.Namespace) -> int:
     # and would end rank 0 before its message if one of them left first.  Who is still there then tells it too.
     if (wrong or getattr(error, "of_all", False)) and rank():
         time.sleep(PATIENCE)
-    told = _in_flags(str(error)) if options.run in (evaluate.run, mine.run, probe.run, heatmap.run) else str(error)
+    told = _in_flags(str(error)) if options.run in FLAGGED else str(error)
     _told(told)
     record(told)
     if not wrong:
@@ -131,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--from", dest="template", default="text_lora", help="shipped recipe to start from: %(default)s")
     new.set_defaults(run=_new)
 
-    for command in (evaluate, probe, ingest, data, mine, heatmap, publish, doctor):
+    for command in (evaluate, benchmark, probe, ingest, data, mine, heatmap, export, merge, publish, doctor):
         command.add(commands)
     return parser
 

@@ -23,7 +23,7 @@ import yaml
 from smart_train.blocks import Recipe, Where
 from smart_train.recipe_types import Problem, RecipeError, build, told
 
-__all__ = ["BOOT", "CLOSE", "Problem", "RecipeError", "boot", "plain", "read", "save", "stored"]
+__all__ = ["BOOT", "CLOSE", "Problem", "RecipeError", "boot", "of_words", "plain", "read", "save", "stored"]
 
 QUOTES = '"' * 3
 BOOT = f"from smart_train.recipe import boot; boot(__file__, __name__); r{QUOTES}"
@@ -38,10 +38,18 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises RecipeError: no such file, not YAML, unknown or repeated keys, wrong types.  Whether the values fit the
     model, the data and each other is for ``recipe_check.check``.
     """
+    where = Where(str(path))
+    return _made(_parse(_text(Path(path), where), where), overrides, where)
+
+
+def of_words(values: dict[str, Any], overrides: Sequence[str]) -> Recipe:
+    """A recipe of plain values and ``key=value`` words of a command line; raises as ``read``."""
+    return _made(values, overrides, Where("command line"))
+
+
+def _made(values: dict[str, Any], overrides: Sequence[str], where: Where) -> Recipe:
     from smart_train.recipe_training import MOVED, hints
 
-    where = Where(str(path))
-    values = _parse(_text(Path(path), where), where)
     for override in overrides:
         _override(override, values, where)
     return build(values, hints(), MOVED, where)

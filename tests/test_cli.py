@@ -298,7 +298,7 @@ def test_revision_and_dtype_reach_the_check_and_the_encoder(tmp_path, tiny_bert,
         raise EvaluationError("load the base with model.dtype float32")
 
     monkeypatch.setattr(base_config, "read_base", reading)
-    monkeypatch.setattr("smart_train.evaluation.retrieval.evaluate", stop)
+    monkeypatch.setattr("smart_train.evaluate.encode_shards", stop)
     command = ["evaluate", str(beir_folder), "--model", str(tiny_bert), "--output", str(tmp_path / "out")]
     assert main([*command, "--revision", "v2", "--dtype", "bfloat16"]) == 1
     assert asked == [(str(tiny_bert), "v2", False)]

@@ -1,6 +1,6 @@
-"""``smart-train evaluate``: ranks a retrieval folder by pooled, late and hybrid scores.
+"""``smart-train evaluate``: measures pooled, late and hybrid retrieval on data, beside BM25 and another evaluation.
 
-Knows: arguments, what is printed.  Does not know: how ranking is done.  Nothing heavy is imported before it runs.
+Knows: arguments, what is printed.  Does not know: how anything is measured.  Nothing heavy is imported before it runs.
 """
 
 from __future__ import annotations
@@ -8,53 +8,123 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from smart_train.commands.common import UsageError, add_model, add_reading, check_reading, count, make_encoder
+from smart_train.processes import rank, world
+
+if TYPE_CHECKING:
+    from smart_train.blocks import DataBlock
+
+DATA = "folder (BEIR's layout, an ingested one), file, Hub dataset, pydocs, or a recipe: what it holds out is measured"
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    evaluate = commands.add_parser("evaluate", help="rank a BEIR-layout folder by pooled, late and hybrid scores")
-    evaluate.add_argument("data", help="folder with a corpus, queries and qrels of the split")
+    about = "measure pooled, late and hybrid retrieval on data"
+    evaluate = commands.add_parser("evaluate", help=about, description=about)
+    evaluate.add_argument("data", help=DATA)
     add_model(evaluate, "folder of a trained adapter; its settings are used")
-    evaluate.add_argument("--output", required=True, help="folder that metrics.json is written to")
-    evaluate.add_argument("--split", default="test", help="qrels to use: %(default)s")
+    evaluate.add_argument("--output", help="folder for metrics.json, evaluation.json, table.txt, two .csv, report.html")
+    evaluate.add_argument("--split", default="test", help="whose queries are measured: %(default)s")
+    evaluate.add_argument("--data", nargs="+", default=[], dest="words", metavar="KEY=VALUE", help=WORDS)
     evaluate.add_argument("--k", type=count, nargs="+", default=[1, 5, 10], help="cut-offs: 1 5 10")
     evaluate.add_argument("--bootstrap", type=count, default=1000, help="resamples of an interval: %(default)s")
     evaluate.add_argument("--seed", type=int, default=0, help="of the resampling: %(default)s")
+    evaluate.add_argument("--baseline", metavar="DIR", help="--output of another evaluation, or a run, to compare with")
+    evaluate.add_argument(
+        "--baseline-row", metavar="ROW", help="base or trained, where it has both (default: the last)"
+    )
+    evaluate.add_argument("--no-bm25", dest="bm25", action="store_false", help="leave the BM25 row out")
+    evaluate.add_argument("--store", metavar="DIR", help="keep documents' vectors there, and go on with what is there")
+    evaluate.add_argument("--processes", type=count, default=1, help="share the work among so many: %(default)s")
+    evaluate.add_argument("--worst", type=_number, default=10, help="queries shown in the report: %(default)s")
+    evaluate.add_argument("--heatmaps", type=_number, default=3, help="of them with heatmaps of pages: %(default)s")
     add_reading(evaluate)
     evaluate.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> None:
-    from smart_train.data.records import read_beir
-    from smart_train.evaluation.report import table, write_metrics
-    from smart_train.evaluation.retrieval import evaluate
+WORDS = "keys of a recipe's data block, such as document=text image=page subset=de (docs/data.md)"
 
-    _check_output(Path(options.output))
+
+def _number(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.processes > 1 and world() == 1:
+        from smart_train.commands.several import several, without
+
+        return several(options.processes, without(options.given, "--processes"))
+    _check_output(options.output)
     base = check_reading(options)
-    collection = read_beir(options.data, options.split)
-    pages = [document.id for document in collection.corpus.values() if document.image is not None]
+    data, held_out = _data(options)
+
+    from smart_train.evaluate import Plan, evaluate_data, images_of, read, write
+    from smart_train.evaluation.tables import text
+    from smart_train.training.peers import launched
+
+    given = read(data, options.split, held_out)
+    pages = images_of(given.collection)
     if pages and not base.vision:
         what = f"{len(pages)} documents of {options.data} are images, such as {pages[0]!r}"
         raise UsageError(f"--model: {what}, and {options.model} has no image side; choose a vision-language base")
-    encoder = make_encoder(options)
-    measured = evaluate(
-        encoder,
-        collection,
-        k=sorted(set(options.k)),
-        batch_size=options.batch_size,
-        bootstrap=options.bootstrap,
-        seed=options.seed,
-        progress=sys.stderr.isatty(),
-    )
-    row = "trained" if options.adapter else "base"
-    path = Path(options.output) / "metrics.json"
-    write_metrics(path, {row: measured})
-    print(table({row: measured.metrics}))
-    print(f"{measured.queries} queries, {measured.documents} documents of {options.data}; figures: {path}")
+    names = ("bootstrap", "seed", "batch_size", "store", "baseline", "baseline_row", "bm25", "worst", "heatmaps")
+    plan = Plan(k=tuple(sorted(set(options.k))), **{name: getattr(options, name) for name in names})
+    _choose_device(options)
+    with launched() as peers:
+        encoder = make_encoder(options)
+        row = "trained" if options.adapter else "base"
+        about = {"base": _name(options.model), "adapter": _name(options.adapter)}
+        outcome = evaluate_data(encoder, given, plan, row, about, progress=sys.stderr.isatty(), peers=peers)
+    if outcome is None:
+        return 0
+    print(text(outcome))
+    if options.output:
+        heatmap = _heatmap(encoder) if plan.heatmaps and pages else None
+        write(outcome, given.collection.corpus, Path(options.output), plan, heatmap)
+        print(f"\nfigures: {Path(options.output) / 'metrics.json'}; report: {Path(options.output) / 'report.html'}")
+    return 0
 
 
-def _check_output(output: Path) -> None:
-    blocked = next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None)
+def _data(options: argparse.Namespace) -> tuple[DataBlock, bool]:
+    """The data block, and whether it is a recipe's, whose held-out sides are meant."""
+    from smart_train.recipe import of_words
+    from smart_train.recipe import read as read_recipe
+
+    words = [f"data.{word}" for word in options.words]
+    path = Path(options.data)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return read_recipe(path, words).data, True
+    return of_words({"data": {"path": options.data, "split": options.split}}, words).data, False
+
+
+def _choose_device(options: argparse.Namespace) -> None:
+    """Of several processes each has its own GPU, where there are any."""
+    import os
+
+    import torch
+
+    if world() > 1 and options.device is None and torch.cuda.is_available():
+        options.device = f"cuda:{int(os.environ.get('LOCAL_RANK', rank())) % torch.cuda.device_count()}"
+
+
+def _heatmap(encoder: Any) -> Any:
+    from smart_train.heatmap import page_heatmap
+
+    return lambda query, document: page_heatmap(encoder, query, document)
+
+
+def _name(given: str | None) -> str | None:
+    """A folder's last part: where it lies on this machine is nobody's business."""
+    return Path(given).resolve().name if given and Path(given).exists() else given
+
+
+def _check_output(output: str | None) -> None:
+    if output is None:
+        return
+    path = Path(output)
+    blocked = next((each for each in (path, *path.parents) if each.exists() and not each.is_dir()), None)
     if blocked is not None:
         raise UsageError(f"--output: {blocked} is a file; name a folder")

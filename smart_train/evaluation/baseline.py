@@ -1,0 +1,128 @@
+"""Another evaluation of the same queries, from its folder, and the paired differences to it.
+
+Knows: evaluation.json.  Does not know: encoders, collections beyond a hash of each of their tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smart_train.evaluation.encoding import Collection
+from smart_train.evaluation.metrics import EvaluationError, paired
+from smart_train.evaluation.ranking import MODES
+from smart_train.evaluation.retrieval import Evaluation
+
+FILE = "evaluation.json"
+TABLES = {
+    "queries": "the texts of its queries",
+    "qrels": "its judgements",
+    "corpus": "the documents that were ranked",
+}
+Differences = dict[str, dict[str, dict[str, float]]]
+"""Mode -> "ndcg@10" -> {"value", "low", "high", "p"}."""
+
+
+@dataclass
+class Baseline:
+    """folder: its name; row: which of its rows; per_query: mode -> "ndcg@10" -> query id -> value
+
+    tables: see ``hashes``; {} = an evaluation that did not write them down
+    """
+
+    folder: str
+    row: str
+    per_query: dict[str, dict[str, dict[str, float]]]
+    tables: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder} ({self.row})"
+
+
+def hashes(collection: Collection) -> dict[str, str]:
+    """A hash of each table, whatever the order: what must be the same for figures to be compared query by query.
+
+    queries: ids and texts; qrels: ids and grades; corpus: the documents' ids
+    """
+    queries = (f"{query}\n{text}" for query, text in collection.queries.items())
+    judged = (f"{q}\n{d}\n{grade}" for q, row in collection.qrels.items() for d, grade in row.items())
+    return {"queries": _hash(queries), "qrels": _hash(judged), "corpus": _hash(collection.corpus)}
+
+
+def _hash(rows: Iterable[str]) -> str:
+    total = 0
+    for row in rows:  # a sum does not depend on the order, and needs none of the rows twice
+        total += int.from_bytes(hashlib.blake2b(row.encode("utf-8", "surrogatepass"), digest_size=16).digest(), "big")
+    return f"{total % (1 << 128):032x}"
+
+
+def read_baseline(folder: str | Path, row: str | None = None) -> Baseline:
+    """What an earlier evaluation (or training) left in its folder.
+
+    row: "base", "trained"; None = the only one, or of several the last, which is the trained one of a training
+    Raises EvaluationError where there is no evaluation, or none with that row.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise EvaluationError(
+            f"{folder}: there is no {FILE}; name the --output folder of an evaluation, or a run's folder"
+        )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows: dict[str, Any] = found["rows"]
+        chosen = row if row is not None else list(rows)[-1]
+        if chosen not in rows:
+            raise EvaluationError(f"{path}: there is no row {chosen!r}; it has {', '.join(rows)}")
+        per_query = {mode: dict(rows[chosen]["per_query"][mode]) for mode in MODES}
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        if isinstance(error, EvaluationError):
+            raise
+        raise EvaluationError(
+            f"{path}: no evaluation can be read from it ({error!r}); evaluate that model again"
+        ) from error
+    return Baseline(Path(folder).resolve().name, chosen, per_query, dict((found.get("data") or {}).get("hashes") or {}))
+
+
+def check_baseline(baseline: Baseline, evaluated: Mapping[str, Any], tables: Mapping[str, str]) -> None:
+    """Raises EvaluationError, saying what differs, where query by query the two cannot be compared.
+
+    evaluated: by the ids of this evaluation's queries; tables: what ``hashes`` gives for its collection
+    """
+    theirs = next(iter(baseline.per_query["pooled"].values()), {})
+    odd = sorted(theirs.keys() ^ evaluated.keys())
+    if odd:
+        here = sum(query in evaluated for query in odd)
+        raise EvaluationError(
+            f"{baseline.name} was measured on other queries: {len(odd) - here} are only there, {here} only here, "
+            f"such as {odd[0]!r}; a paired test needs the same, so evaluate both models on the same data and split"
+        )
+    other = [TABLES[name] for name in TABLES if baseline.tables.get(name, tables[name]) != tables[name]]
+    if other:
+        raise EvaluationError(
+            f"{baseline.name} has the same query ids, but other data: {', '.join(other)} differ; "
+            "evaluate both models on the same data"
+        )
+
+
+def compare(evaluation: Evaluation, baseline: Baseline) -> Differences:
+    """This evaluation less the baseline, over every nDCG that both have.
+
+    Raises EvaluationError where they have no cut-off in common.
+    """
+    found: Differences = {}
+    for mode in MODES:
+        ours, theirs = evaluation.per_query[mode], baseline.per_query[mode]
+        found[mode] = {
+            name: paired(ours[name], theirs[name], evaluation.bootstrap, evaluation.seed)
+            for name in ours
+            if name.startswith("ndcg@") and name in theirs
+        }
+        if not found[mode]:
+            have = ", ".join(name for name in theirs)
+            raise EvaluationError(f"{baseline.name} has {have}; give one of these cut-offs to --k")
+    return found
