@@ -94,21 +94,15 @@ def test_plain_sentence_transformers_gives_the_same_pooled_vectors(kind, case, t
 FRESH_PROCESS = """
 import sys
 import numpy as np
-folders, package = sys.argv[2:], sys.argv[1] == "ours"
-texts = {texts!r}
-for folder in folders:
-    if package:
-        from smart_train.model.encoder import SmartEncoder
-        found = SmartEncoder.from_pretrained(folder, device="cpu").encode_queries(texts)
-        np.savez(folder + "/found.npz", pooled=found.pooled, tokens=found.tokens.values, lengths=found.tokens.lengths)
-    else:
-        from sentence_transformers import SentenceTransformer
-        np.savez(folder + "/plain.npz", pooled=SentenceTransformer(folder, device="cpu").encode_query(texts))
-assert package or "smart_train" not in sys.modules
+from smart_train.model.encoder import SmartEncoder
+for folder in sys.argv[1:]:
+    found = SmartEncoder.from_pretrained(folder, device="cpu").encode_queries({texts!r})
+    np.savez(folder + "/found.npz", pooled=found.pooled, tokens=found.tokens.values, lengths=found.tokens.lengths)
 """
 
 
-def test_a_fresh_process_has_the_same_vectors_with_and_without_this_package(tiny_models, tmp_path):
+def test_a_fresh_process_has_the_same_vectors(tiny_models, tmp_path):
+    """Processes that can't import this package: test_round_trips.py."""
     made = {}
     for kind in ("bert", "qwen3"):
         encoder = trained(tiny_models(kind), AdapterBlock(r=4), LateBlock(head="linear", dim=12))
@@ -116,20 +110,16 @@ def test_a_fresh_process_has_the_same_vectors_with_and_without_this_package(tiny
         encoder.save_pretrained(tmp_path / kind)
     script = tmp_path / "fresh.py"
     script.write_text(FRESH_PROCESS.format(texts=tiny.TEXTS))
-    folders = [str(tmp_path / kind) for kind in made]
     root = str(Path(__file__).resolve().parents[2])
-    for word, path in (("ours", root), ("plain", "")):
-        environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            [sys.executable, str(script), word, *folders], env=environment, cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+    environment = {**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(script), *[str(tmp_path / kind) for kind in made]]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
     for kind, expected in made.items():
-        found, plain = np.load(tmp_path / kind / "found.npz"), np.load(tmp_path / kind / "plain.npz")
+        found = np.load(tmp_path / kind / "found.npz")
         np.testing.assert_allclose(found["pooled"], expected.pooled, atol=1e-6)
         np.testing.assert_allclose(found["tokens"], expected.tokens.values, atol=1e-6)
         np.testing.assert_array_equal(found["lengths"], expected.tokens.lengths)
-        np.testing.assert_allclose(plain["pooled"], expected.pooled, atol=2e-6)
 
 
 def test_peft_alone_reads_the_adapter(tiny_bert, tmp_path):
