@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from smart_train.blocks import HybridBlock
 from smart_train.data.records import Collection
 from smart_train.evaluation.report import differences, table, write_metrics
 from smart_train.evaluation.retrieval import Evaluation, calibrate, evaluate
@@ -36,9 +37,13 @@ def rescore(
     evaluation.json; options: go to ``load``
     """
     rows: dict[str, Evaluation] = {}
+    usual = HybridBlock()
     for name, source in {**parts, MERGED: str(folder)}.items():
         encoder = load(source, **options)
+        if not rows:
+            usual = HybridBlock(encoder.late.hybrid.pooled, scaling=encoder.late.hybrid.scaling)  # as its parts score
         if name == MERGED:
+            encoder.late.hybrid = usual
             encoder.late.hybrid, _ = calibrate(encoder, dev, batch_size=batch_size, progress=progress)
             encoder.save_settings(folder)
             logger.info("hybrid fitted on %d dev queries: %s", len(dev.queries), encoder.late.hybrid)
