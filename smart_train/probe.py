@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from smart_train import recipe
+from smart_train.bases import PACKAGE
 from smart_train.blocks import HybridBlock, LateBlock
 from smart_train.data.dev_and_test import DevAndTest
 from smart_train.evaluation import probe_report as report
@@ -92,7 +93,7 @@ def run(
         "adapter": identity["adapter"],
         "versions": recipe.versions(),
     }
-    _write(output, found, late, told, title=Path(adapter or base["base"]).name)
+    _write(output, found, late, told, title=_title(base["base"], adapter))
     scores.files.finish()
     return Probed(found, late)
 
@@ -106,6 +107,12 @@ def _reading(encoder: SmartEncoder) -> Iterator[list[Layer]]:
         return
     with every_layer(encoder) as layers:
         yield list(layers)
+
+
+def _title(base: str, adapter: str | None) -> str:
+    """Without the folders of this machine."""
+    name = Path(base).name if Path(base).is_dir() else base.removeprefix(PACKAGE)
+    return name if adapter is None else f"{Path(adapter).resolve().name} on {name}"
 
 
 def recommended(found: Probe, late: LateBlock) -> LateBlock:

@@ -22,26 +22,31 @@ from smart_train.commands.common import (
 )
 
 if TYPE_CHECKING:
+    from smart_train.blocks import DataBlock
     from smart_train.data.dev_and_test import DevAndTest
     from smart_train.model.encoder import SmartEncoder
     from smart_train.probe import Probed
 
+DATA = "pydocs, a folder, a file, a Hub dataset, or a recipe: what it holds out is probed"
+WORDS = "keys of a recipe's data block, such as document=text image=page subset=de (docs/data.md)"
+LIMITS = ("dev", "test", "dev_documents", "test_documents")
 ROWS = 8  # queries and documents that an applied folder is compared with
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     about = "find the layer and the late weight that rank best, without training; chosen on dev, reported on test"
     probe = commands.add_parser("probe", help=about, description=about)
-    probe.add_argument("data", help="any data that a recipe reads: pydocs, a folder, a file, or a Hub dataset")
+    probe.add_argument("data", help=DATA)
     add_model(probe, "folder of a trained adapter: its layers are read")
     probe.add_argument("--output", required=True, help="folder for probe.json, probe.csv, probe.png and late.yaml")
     probe.add_argument(
         "--apply", action="store_true", help="keep what is recommended: in the adapter, or OUTPUT/encoder"
     )
+    probe.add_argument("--data", nargs="+", default=[], dest="words", metavar="KEY=VALUE", help=WORDS)
     probe.add_argument("--split", help="split to report on (default: test, or the only one)")
     probe.add_argument("--dev-split", help="split to choose on (default: dev or validation, else half of the other)")
-    probe.add_argument("--dev", type=_amount, default=0, help="queries to choose on (default: all; pydocs: 200)")
-    probe.add_argument("--test", type=_amount, default=0, help="queries to report on (default: all; pydocs: 300)")
+    probe.add_argument("--dev", type=_amount, help="queries to choose on (default: all; pydocs: 200)")
+    probe.add_argument("--test", type=_amount, help="queries to report on (default: all; pydocs: 300)")
     probe.add_argument("--dev-documents", type=count, help="documents to rank for them (default: all; pydocs: 400)")
     probe.add_argument("--test-documents", type=count, help="the same for the test queries (pydocs: 1500)")
     probe.add_argument("--weights", type=_weight, nargs="+", help="late weights tried (default: 0.25 0.5 1 2 4 8)")
@@ -73,7 +78,6 @@ def _weight(text: str) -> float:
 
 
 def run(options: argparse.Namespace) -> None:
-    from smart_train.blocks import DataBlock
     from smart_train.data.dev_and_test import dev_and_test
     from smart_train.evaluation.probe_report import table, verdict
     from smart_train.evaluation.retrieval import GRID
@@ -84,8 +88,8 @@ def run(options: argparse.Namespace) -> None:
     if options.apply and options.adapter and not Path(options.adapter).is_dir():
         raise UsageError(f"--apply changes an adapter's folder, and {options.adapter} is none; download it first")
     base = check_reading(options)
-    limits = {name: getattr(options, name) for name in ("dev", "test", "dev_documents", "test_documents")}
-    data = dev_and_test(DataBlock(path=options.data, **limits), options.split, options.dev_split)
+    block, recipe = _data(options)
+    data = dev_and_test(block, options.split, options.dev_split, recipe)
     check_pages((data.dev.corpus, data.test.corpus), options, base)
     print(f"dev and test: {data.told}", flush=True)
     encoder = make_encoder(options)
@@ -107,6 +111,23 @@ def run(options: argparse.Namespace) -> None:
     print(f"for a recipe: {output / 'late.yaml'}")
     if options.apply:
         print(_apply(encoder, probed, data, options))
+
+
+def _data(options: argparse.Namespace) -> tuple[DataBlock, bool]:
+    """The data block, and whether it is a recipe's, whose held-out sides are meant."""
+    from smart_train.recipe import of_words
+    from smart_train.recipe import read as read_recipe
+
+    limits = {name: getattr(options, name) for name in LIMITS if getattr(options, name) is not None}
+    words = [f"data.{word}" for word in (*(f"{name}={value}" for name, value in limits.items()), *options.words)]
+    path = Path(options.data)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        if options.split or options.dev_split:
+            raise UsageError(
+                f"{path} is a recipe, which says itself what is held out; leave out --split and --dev-split"
+            )
+        return read_recipe(path, words).data, True
+    return of_words({"data": {"path": options.data, "dev": 0, "test": 0}}, words).data, False
 
 
 def _apply(encoder: SmartEncoder, probed: Probed, data: DevAndTest, options: argparse.Namespace) -> str:

@@ -27,11 +27,12 @@ class DevAndTest:
     told: str
 
 
-def dev_and_test(data: DataBlock, test: str | None = None, dev: str | None = None) -> DevAndTest:
+def dev_and_test(data: DataBlock, test: str | None = None, dev: str | None = None, recipe: bool = False) -> DevAndTest:
     """Two collections without a query in common.
 
     data: its dev and test are whole numbers, the most queries of either side, or a share to hold out; 0 = all there are
     test, dev: names of splits; None = those that the data has, by their usual names
+    recipe: the block is a recipe's: its own rules hold, and nothing else is looked at
 
     A dev and a test split of the data are read as they are.  Without a dev split, the queries of the other one are
     divided in two halves, by whole files, and both halves search the whole corpus.  Docstrings, and data with training
@@ -40,6 +41,8 @@ def dev_and_test(data: DataBlock, test: str | None = None, dev: str | None = Non
     Raises DataError for a split that is not there, rows that can't be read, and queries that can't be divided.
     """
     source = find(data)
+    if recipe:
+        return _held_out(data)
     if source.kind == "pydocs":
         data = replace(data)
         for name, usual in DOCSTRINGS.items():
@@ -70,7 +73,10 @@ def dev_and_test(data: DataBlock, test: str | None = None, dev: str | None = Non
 
 
 def _held_out(data: DataBlock) -> DevAndTest:
-    _, dev, test = load(data)
+    _, dev, test = load(replace(data, negatives=0))  # nobody is trained
+    for name, side in (("dev", dev), ("test", test)):
+        if not side.queries:
+            raise DataError(f"{data.path}: no query is held out for {name} (data.{name})")
     told = f"held out of {short_name(data)} by whole files, as a recipe with these values holds them out"
     return DevAndTest(dev, test, told)
 

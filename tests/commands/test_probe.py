@@ -201,6 +201,23 @@ def test_page_images_are_probed(page_rows, tiny_qwen3vl, tmp_path, capsys):
     assert SmartEncoder.from_pretrained(tmp_path / "encoder", device="cpu").late.layer in (0, 1, 2, -1)
 
 
+def test_a_recipes_held_out_sides_are_probed_and_keys_of_its_data_block_are_taken(
+    page_rows, tiny_bert, tmp_path, capsys
+):
+    whole = tmp_path / "mine.yaml"
+    whole.write_text(f"model:\n  base: {tiny_bert}\ndata:\n  path: {page_rows}\n  dev: 5\n  test: 7\n")
+    texts = ("--data", "image=''", "document=image_filename")  # pages by their names, so that a text model reads them
+    found = probed(tmp_path / "a", whole, "--model", tiny_bert, "--test", 6, "--weights", 1, *texts)
+    assert {name: size["queries"] for name, size in found["sizes"].items()} == {"dev": 5, "test": 6}
+    assert "as a recipe with these values holds them out" in capsys.readouterr().out
+    found = probed(tmp_path / "b", page_rows, "--model", tiny_bert, "--weights", 1, *texts)
+    assert found["sizes"]["dev"]["queries"] == 16
+    assert (
+        main(["probe", str(whole), "--model", str(tiny_bert), "--output", str(tmp_path / "c"), "--split", "dev"]) == 2
+    )
+    assert "is a recipe, which says itself what is held out" in capsys.readouterr().err
+
+
 def test_a_probe_that_was_stopped_goes_on(folder, tiny_bert, tmp_path, monkeypatch, done, capsys):
     monkeypatch.setattr(encoding, "TEXT_BATCHES", 1)
     encode, calls = SmartEncoder.encode_documents, []

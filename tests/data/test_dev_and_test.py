@@ -86,6 +86,15 @@ def test_amounts_make_data_without_splits_what_a_recipe_holds_out(page_rows):
         dev_and_test(block(page_rows, dev=6))
 
 
+def test_a_recipes_block_holds_out_what_its_run_does(page_rows, three):
+    recipe = DataBlock(path=str(page_rows), dev=6, test=8, negatives=3)  # of negatives that a run would mine
+    found = dev_and_test(recipe, recipe=True)
+    _, dev, test = load(DataBlock(path=str(page_rows), dev=6, test=8))
+    assert (found.dev.queries, found.test.queries) == (dev.queries, test.queries)
+    with pytest.raises(DataError, match=r"no query is held out for dev \(data.dev\)"):
+        dev_and_test(DataBlock(path=str(three), dev=0), recipe=True)
+
+
 def test_amounts_limit_own_splits_and_what_answers_stays(three):
     found = dev_and_test(block(three, dev=3, test=0.5, dev_documents=5, test_documents=6))
     assert (len(found.dev.queries), len(found.test.queries)) == (3, 4)
