@@ -1,0 +1,125 @@
+"""``smart-train benchmark``: results filed and told, what is there not run again, what cannot be run said before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import datasets
+import local_tasks
+import mmeb_layout
+import pytest
+
+pytest.importorskip("mteb")
+
+from mteb.tasks import AskUbuntuDupQuestions, NanoSciFactRetrieval, STSBenchmarkSTS  # noqa: E402
+
+from smart_train.cli import main  # noqa: E402
+from smart_train.evaluation import benchmark_runs  # noqa: E402
+from smart_train.evaluation.benchmark_runs import find_tasks, run_tasks, table  # noqa: E402
+from smart_train.evaluation.metrics import EvaluationError  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    before, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, tmp_path_factory.mktemp("cache")
+    yield
+    datasets.config.HF_DATASETS_CACHE = before
+
+
+@pytest.fixture
+def local(tmp_path, monkeypatch):
+    """The command's tasks, read from local folders; ``loaded`` counts how often."""
+    first = local_tasks.local(NanoSciFactRetrieval, local_tasks.write_text(tmp_path / "nano", "train"))
+    second = local_tasks.local(AskUbuntuDupQuestions, local_tasks.write_text(tmp_path / "ask", "test", given=3))
+    rows = {"sentence1": ["a bridge", "a river", "the sun"], "sentence2": ["a road", "a lake", "a cat"]}
+    loaded: list[str] = []
+
+    def load(self, **options):
+        loaded.append("STS")
+        self.dataset = {"test": datasets.Dataset.from_dict(rows | {"score": [4.0, 3.0, 0.0]})}
+        self.data_loaded = True
+
+    third = type("LocalSTS", (STSBenchmarkSTS,), {"load_data": load})()
+    broken = local_tasks.local(NanoSciFactRetrieval, tmp_path / "nowhere", name="Nowhere")
+    for task in (first, second):
+        plain = task.load_data
+        task.load_data = lambda plain=plain, task=task, **o: loaded.append(task.metadata.name) or plain(**o)
+    monkeypatch.setattr(benchmark_runs, "find_tasks", lambda names: [first, broken, second, third])
+    return loaded
+
+
+def test_every_task_runs_in_every_mode_it_can_and_what_is_there_is_not_run_again(local, tiny_bert, tmp_path, capsys):
+    output = tmp_path / "out"
+    asked = ["benchmark", "--model", str(tiny_bert), "--tasks", "NanoBEIR", "--output", str(output)]
+    assert main(asked) == 1  # one of four has no data
+    said = capsys.readouterr()
+    assert "Nowhere: no figures" in said.err and "3 of 4 tasks" in said.out
+    found = json.loads((output / "benchmark.json").read_text())
+    assert set(found["tasks"]) == {"NanoSciFactRetrieval", "AskUbuntuDupQuestions", "STSBenchmark"}
+    assert found["skipped"] == {"STSBenchmark": ["late", "hybrid"]} and list(found["failed"]) == ["Nowhere"]
+    nano = found["tasks"]["NanoSciFactRetrieval"]
+    assert list(nano) == ["pooled", "late", "hybrid"] and all(row["main"] == "ndcg_at_10" for row in nano.values())
+    assert len({row["ndcg_at_10"] for row in nano.values()}) == 3 and "recall_at_10" in nano["late"]
+    row = next(line for line in said.out.splitlines() if line.startswith("NanoSciFactRetrieval"))
+    assert row.split()[2:] == [f"{nano[mode]['main_score']:.4f}" for mode in ("pooled", "late", "hybrid")]
+    filed = sorted(path.parts[-2:] for path in (output / "results").rglob("NanoSciFactRetrieval.json"))
+    assert filed == [(f"mode_{mode}", "NanoSciFactRetrieval.json") for mode in ("hybrid", "late", "pooled")]
+    assert sorted(local) == ["AskUbuntuDupQuestions", "NanoSciFactRetrieval", "STS"]  # loaded once for all modes
+    assert main([*asked, "--modes", "late", "pooled"]) == 1
+    assert sorted(local) == ["AskUbuntuDupQuestions", "NanoSciFactRetrieval", "STS"]  # and not again
+    again = json.loads((output / "benchmark.json").read_text())["tasks"]
+    assert again["NanoSciFactRetrieval"] == {mode: nano[mode] for mode in ("pooled", "late")}
+    late = [*asked, "--modes", "pooled", "--layer", "2"]  # another layer is another model
+    main(late)
+    assert local.count("NanoSciFactRetrieval") == 2
+
+
+def test_mmeb_is_run_from_its_folder(tiny_qwen3vl, tmp_path, capsys):
+    root, output = mmeb_layout.write_images(tmp_path / "data"), tmp_path / "out"
+    mmeb_layout.write_charts(root)
+    asked = ["benchmark", "--model", str(tiny_qwen3vl), "--mmeb", str(root), "--output", str(output)]
+    assert main([*asked, "--tasks", "OK-VQA", "VisRAG_ChartQA"]) == 0
+    said = capsys.readouterr().out
+    assert "2 of 2 tasks" in said and "visdoc, 1 of 24 tasks" in said
+    assert set(json.loads((output / "mmeb.json").read_text())["tasks"]) == {"OK-VQA", "VisRAG_ChartQA"}
+    assert main([*asked, "--tasks", "OK-VQA", "--own-prompts"]) == 2
+    assert "choose another output folder" in capsys.readouterr().err
+    assert main([*asked, "--tasks", "image"]) == 1
+    said = capsys.readouterr()
+    assert "VOC2007: no figures (DataError: VOC2007: no rows; looked for" in said.err and "3 of 36 tasks" in said.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--tasks: name MTEB's tasks or benchmarks"),
+        (["--tasks", "NanoSciFactRetrieva"], "did you mean NanoSciFactRetrieval"),
+        (["--tasks", "SciFact", "--as-video"], "--as-video and --own-prompts belong to MMEB-V2"),
+        (["--tasks", "SciFact", "--task-prompts", "Instruct:"], r"has no {prompt} in it"),
+        (["--mmeb", "nowhere"], "--mmeb: nowhere is no folder"),
+        (["--mmeb", "."], "MMEB-V2 shows images, and"),
+    ],
+)
+def test_what_cannot_be_run_is_said_before_a_model_is_loaded(
+    arguments, message, real_base, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("smart_train.commands.benchmark.make_encoder", lambda options: pytest.fail("loaded"))
+    assert main(["benchmark", "--model", str(real_base), "--output", str(tmp_path / "out"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_benchmarks_are_found_by_name_and_a_wrong_name_has_its_nearest():
+    names = [task.metadata.name for task in find_tasks(["NanoBEIR", "NanoSciFactRetrieval", "ViDoRe(v1)"])]
+    assert len(names) == len(set(names)) == 23 and "VidoreArxivQARetrieval" in names
+    for benchmark, size in (("BEIR", 15), ("ViDoRe(v2)", 4), ("ViDoRe(v3)", 10)):
+        assert len(find_tasks([benchmark])) == size
+    with pytest.raises(EvaluationError, match="no task or benchmark 'NanoBIER'; did you mean NanoBEIR"):
+        find_tasks(["NanoBIER"])
+
+
+def test_a_table_without_figures_is_a_head_alone(tmp_path, real_base):
+    from smart_train.model.encoder import SmartEncoder
+
+    ran = run_tasks(SmartEncoder(str(real_base), device="cpu"), [], Path(tmp_path))
+    assert table(ran).split() == ["task", "measure"]
