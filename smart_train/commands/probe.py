@@ -139,6 +139,8 @@ def _apply(encoder: SmartEncoder, probed: Probed, data: DevAndTest, options: arg
         folder = as_folder(encoder, probed.late, Path(options.output) / "encoder", queries, documents)
         return f"applied: {folder}, verified; use it: --model {options.model} --adapter {folder}"
     folder = Path(options.adapter)
+    if probed.found.chosen == 0:  # no proof that something helps is none that what was calibrated does not
+        return f"not applied: {folder} reads what it read before, since nothing was found to be better than pooled"
     if to_adapter(encoder, probed.late, folder, queries, documents, base=options.model):
         return f"applied: {folder} reads it from now on; reloaded and verified"
     return f"applied: {folder} reads it from now on; it was never verified after training, and still is not"

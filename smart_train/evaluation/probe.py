@@ -9,6 +9,7 @@ them, and has no say.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,8 @@ from smart_train.evaluation.layer_scores import LayerScores, Side
 from smart_train.evaluation.metrics import EvaluationError, Interval, Ranking, interval, measure, paired
 from smart_train.evaluation.ranking import View, view
 from smart_train.evaluation.retrieval import ENOUGH, GRID, score_sums, standardised
+
+logger = logging.getLogger(__name__)
 
 Layer = int | list[int]
 """As ``late.layer`` is written; a list is a learned mix."""
@@ -107,7 +110,8 @@ def probe(
 
     layers: as they stand in the scores; weights: of the late score in hybrids, next to 1 for the pooled one
     cut: of the nDCG that is measured; bootstrap, seed: of the intervals
-    Raises EvaluationError where a side has no answered query, or the pooled scores do not vary.
+    A layer whose scores (or whose pooled ones) do not vary on dev has no standardised reading, which is told.
+    Raises EvaluationError where a side has no answered query.
     """
     dev, test = scores.sides["dev"], scores.sides["test"]
     for side in (dev, test):
@@ -128,6 +132,8 @@ def probe(
             if mode != "hybrid":
                 ranked = rankings["dev"][place]
                 told.append(_diagnose(scores, dev, ranked, 0 if of_layer is None else 1 + at, of_layer))
+    if flat:
+        logger.warning("layers %s: a score is the same for all pairs of dev, and is not standardised", flat)
     chosen = _decide(readings, list(layers), max(DRAWS, bootstrap), seed)
     gains = {name: _gain(readings, chosen["candidate"], name, bootstrap, seed) for name in ("dev", "test")}
     sizes = {side.name: {"queries": len(side.query_ids), "documents": len(side.document_ids)} for side in (dev, test)}

