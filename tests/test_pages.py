@@ -35,6 +35,7 @@ ELSEWHERE = {  # commands that are not run by the walk: what they look like -> t
     r"^sbatch ": "tests/test_launch.py::test_zero3_on_two_machines_of_slurm",
     r"--machine_rank": "tests/test_launch.py::test_zero3_on_two_machines_of_slurm",
     r"--questions vlm": "tests/data/questioning/test_vlm.py::test_",
+    r"probe pydocs": "tests/commands/test_probe.py::test_real_weights_on_real_docstrings",
     r"tests/benchmarks/": "tests/test_pages.py::test_every_command_is_one_that_exists",
 }
 EVERY = [command for page in pages.PAGES for command in pages.commands(page)]
