@@ -77,7 +77,8 @@ def _spread(axes: Any, mode: str, spread: Spread) -> None:
     share = spread.above()
     told = "" if share is None else f"\na relevant pair scores above another in {share:.1%}"
     axes.set_title(f"{mode} score{told}", fontsize=9.5, loc="left")
-    axes.legend(frameon=False, fontsize=8.5, loc="upper left", handlelength=1.1)
+    axes.set_ylim(top=axes.get_ylim()[1] * 1.18)  # room for the legend
+    axes.legend(frameon=False, fontsize=8.5, loc="upper left", handlelength=1.1, ncols=2)
 
 
 def _seen(counts: Any, edges: Any) -> tuple[float, float]:

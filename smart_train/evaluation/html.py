@@ -35,8 +35,8 @@ td b { font-weight: 650; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(118px, 1fr)); gap: 12px; margin-top: 20px; }
 .tile { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }
-.tile b { display: block; font-size: 22px; line-height: 1.25; }
-.tile span { color: var(--soft); font-size: 13px; }
+.tile b { display: block; font-size: 20px; line-height: 1.3; white-space: nowrap; }
+.tile span { color: var(--soft); font-size: 12.5px; line-height: 1.3; display: block; }
 figure { margin: 6px 0 0; } figure img { width: 100%; height: auto; display: block; }
 .query { border-top: 1px solid var(--line); padding: 18px 0 14px; break-inside: avoid; }
 .query:first-of-type { border-top: 0; padding-top: 6px; }
@@ -45,7 +45,7 @@ figure { margin: 6px 0 0; } figure img { width: 100%; height: auto; display: blo
 .chips { display: flex; flex-wrap: wrap; gap: 6px 8px; margin: 0 0 12px; }
 .chip { background: var(--wash); border: 1px solid var(--line); border-radius: 14px; padding: 1px 10px;
   font-size: 13px; }
-.sheets { display: grid; grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)); gap: 14px; }
+.sheets { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 14px; }
 .sheet { border: 1px solid var(--line); border-radius: 8px; padding: 10px; background: var(--paper); min-width: 0; }
 .sheet.relevant { border: 2px solid var(--good); padding: 9px; }
 .sheet .head { font-size: 12.5px; font-weight: 650; margin: 0; }
@@ -53,7 +53,7 @@ figure { margin: 6px 0 0; } figure img { width: 100%; height: auto; display: blo
 .sheet img { width: 100%; height: auto; border: 1px solid var(--line); display: block; }
 .sheet p.text { font-size: 12.5px; line-height: 1.45; margin: 0; overflow-wrap: anywhere; }
 details { margin-top: 12px; } summary { cursor: pointer; color: var(--soft); font-size: 13px; }
-details img { width: 100%; border: 1px solid var(--line); margin-top: 8px; }
+details img { width: 100%; max-width: 860px; border: 1px solid var(--line); margin-top: 8px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 18px; margin: 0; font-size: 13.5px; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 footer { color: var(--soft); font-size: 13px; margin-top: 22px; }

@@ -144,8 +144,8 @@ def _query(one: Worst, outcome: Outcome) -> str:
     about = " · ".join(part for part in (one.kind, one.file, one.query) if part)
     kept = outcome.observer.top
     chips = "".join(
-        f'<span class="chip">{html.text(column)}: {one.values[column]:.3f}, first relevant at '
-        f"{rank if rank is not None else _beyond(column, kept)}</span>"
+        f'<span class="chip">{html.text(column)} {one.values[column]:.3f}: '
+        f"{f'first relevant at rank {rank}' if rank is not None else _beyond(column, kept)}</span>"
         for column, rank in one.ranks.items()
     )
     sheets = [_sheet(sheet, "asked for") for sheet in one.wanted]
@@ -162,7 +162,7 @@ def _query(one: Worst, outcome: Outcome) -> str:
 
 
 def _beyond(column: str, kept: int) -> str:
-    return "none that shares a word" if column == BM25 else f"none of the first {kept}"
+    return "no relevant one shares a word" if column == BM25 else f"no relevant one in the first {kept}"
 
 
 def _sheet(sheet: Sheet, head: str) -> str:
@@ -178,7 +178,7 @@ def _sheet(sheet: Sheet, head: str) -> str:
 
 
 def _heatmaps(one: Worst) -> Iterator[str]:
-    seen = set()
+    seen: set[str] = set()
     for sheet in (*one.wanted, *one.found):
         if sheet.heatmap and sheet.id not in seen:
             seen.add(sheet.id)

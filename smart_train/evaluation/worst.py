@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 Heatmap = Callable[[str, Any], Any]
 """(query text, a document's content) -> PIL image."""
 
-WIDTH = 300  # pixels of a thumbnail: twice what a page shows, for dense screens and print
+WIDTH = 360  # pixels of a thumbnail: one and a half times what a page shows, for dense screens and print
 EXCERPT = 420  # characters of a text
 FOUND = 3  # documents shown of what was found
 
@@ -94,10 +94,12 @@ def _worst(
     ranking = outcome.rankings()["hybrid"].get(query, [])
     places = {id: (rank, score) for rank, (id, score) in enumerate(ranking, 1)}
 
+    mapped = {*there[:1], *(id for id, _ in ranking[:1])}  # what was asked for, and what was found in its place
+
     def sheet(id: str) -> Sheet:
         rank, score = places.get(id, (None, None))
         shown = _sheet(corpus[id], id in judged, rank, score)
-        if heatmap is not None and shown.image is not None:
+        if heatmap is not None and shown.image is not None and id in mapped:
             shown.heatmap = _mapped(heatmap, outcome.queries[query], corpus[id])
         return shown
 
@@ -142,5 +144,5 @@ def thumbnail(image: Any, width: int = WIDTH) -> str:
     small = image.convert("RGB")
     small.thumbnail((width, 2 * width))
     stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=82, optimize=True)
+    small.save(stream, "JPEG", quality=75, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
