@@ -45,6 +45,8 @@ class Side:
 
     def __init__(self, files: ScoreFiles, name: str, collection: Collection, encoded: Encoded, layers: int) -> None:
         rows = [row for row, query in enumerate(encoded.query_ids) if query in collection.queries]
+        if not rows or not collection.corpus:
+            raise EvaluationError(f"{name} has no query with a relevant document to find; choose another split for it")
         self.name, self.qrels = name, collection.qrels
         self.query_ids = [encoded.query_ids[row] for row in rows]
         self.document_ids = list(collection.corpus)
@@ -150,7 +152,8 @@ def layer_scores(
     folder: where scores are kept; what a stopped process left there is gone on with if its ``identity`` is the same
     seed: which documents are sampled for the diagnostics, and which of their tokens
     progress: a bar with the time left, on a terminal; else a line with it every half minute
-    Raises EvaluationError: no answered query, embeddings that are not finite, two documents of one id, a full disk.
+    Raises EvaluationError: a side without an answered query, embeddings that are not finite, one id with two contents, a
+    full disk.
     """
     merged = _merged(collections)
     files = ScoreFiles(folder, {**identity, "layers": layers, "seed": seed})

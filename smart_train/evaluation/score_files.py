@@ -34,10 +34,10 @@ class ScoreFiles:
         state = folder / STATE
         found = json.loads(state.read_text(encoding="utf8")) if state.is_file() else None
         self.going_on = found == self.identity
-        if folder.is_dir() and not self.going_on:
-            if found is not None:
-                logger.info("%s holds scores of other data, another model or other settings: starting anew", folder)
-            shutil.rmtree(folder)
+        if found is not None and not self.going_on:
+            logger.info("%s holds scores of other data, another model or other settings: starting anew", folder)
+        if not self.going_on:
+            self._clear()
         folder.mkdir(parents=True, exist_ok=True)
 
     def array(self, name: str, shape: tuple[int, ...], dtype: str = "<f4") -> np.ndarray:
@@ -60,5 +60,11 @@ class ScoreFiles:
             part.write_text(json.dumps(self.identity, indent=1) + "\n", encoding="utf8")
 
     def finish(self) -> None:
-        """Deletes them."""
-        shutil.rmtree(self.folder)
+        """Deletes them, and the folder where nothing else is in it."""
+        self._clear()
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _clear(self) -> None:
+        for path in (self.folder / STATE, *self.folder.glob("*.bin")):
+            path.unlink(missing_ok=True)

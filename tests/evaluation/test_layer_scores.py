@@ -175,17 +175,24 @@ def test_a_pass_that_was_stopped_goes_on_and_gives_the_same_scores(tmp_path, mon
 
 
 def test_scores_of_something_else_are_not_gone_on_with(tmp_path, caplog):
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / "mine.txt").write_text("somebody's own")
     scored(tmp_path)
     encoder = Layered()
     with caplog.at_level(logging.INFO):
         layer_scores(encoder, sides(), LAYERS, tmp_path / "scores", {"of": "another model"})
     assert len(encoder.encoded) == 40 and "starting anew" in caplog.text
+    assert (tmp_path / "scores" / "mine.txt").read_text() == "somebody's own"
 
 
 def test_what_cannot_be_scored_is_told(tmp_path, monkeypatch):
     given = sides()
     given["dev"].queries["t0"] = "apple"
     with pytest.raises(EvaluationError, match="1 queries are on two sides, such as 't0'"):
+        scored(tmp_path, given)
+    given = sides()
+    given["dev"].qrels = {query: {"d00": 0} for query in given["dev"].queries}
+    with pytest.raises(EvaluationError, match="dev has no query with a relevant document to find"):
         scored(tmp_path, given)
     given = sides(apart=True)
     given["dev"].corpus["d03"] = Page("something else")
