@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,16 @@ def hub():
 
     with fakehub.FakeHub() as served:
         yield served
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder as train.py leaves it: read it, and publish copies."""
+    import published
+
+    return published.finished(tmp_path_factory.mktemp("runs"), tiny_bert)
+
+
+@pytest.fixture
+def run_copy(finished_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "mine"))

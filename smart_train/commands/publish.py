@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import re
+from typing import Any
 
 from smart_train.commands.common import UsageError, count
+from smart_train.commands.export import KINDS, add_options
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -29,6 +31,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--include-examples", type=count, default=0, metavar="N", help="show N pairs of the data in the card"
     )
     publish.add_argument("--retries", type=int, help="of requests that may pass later (default: 4)")
+    publish.add_argument("--export", choices=KINDS, help="publish whole weights, or a MultiVectorEncoder, made of it")
+    add_options(publish.add_argument_group("with --export"))
     publish.set_defaults(run=run)
 
 
@@ -53,4 +57,15 @@ def run(options: argparse.Namespace) -> None:
         message=options.commit_message,
         examples=options.include_examples,
         retries=options.retries,
+        export=options.export,
+        **_of_export(options),
     )
+
+
+def _of_export(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("base", "dtype", "whole_texts", "trust_remote_code", "device")
+    given = {name: getattr(options, name) for name in names if getattr(options, name)}
+    if given and options.export is None:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"{flags}: only with --export; leave it out")
+    return given

@@ -51,7 +51,10 @@ def broken(folder: Path) -> dict[str, str]:
     Raises ValueError where verified.json is of a version that hashed the weights alone, or is none.
     """
     path = folder / VERIFIED
-    then = json.loads(path.read_text(encoding="utf8")).get("files")
+    try:
+        then = json.loads(path.read_text(encoding="utf8")).get("files")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is no JSON that was written here ({error})") from None
     if not isinstance(then, dict):
         raise ValueError(f"{path} is of an older version, which looked at weights alone")
     now = seals(folder)

@@ -32,7 +32,7 @@ def shown(run: Path | None, count: int) -> str:
     section = "\n".join(
         ["### Examples", "", "Pairs that were trained on: a query, and the document that answers it.", "", *lines]
     )
-    logger.info("%d of %d pairs will be public, as they stand here:\n%s", len(pairs), len(train.pairs()), section)
+    logger.info("%d of %d pairs will be public, as they stand here:\n\n%s\n", len(pairs), len(train.pairs()), section)
     return section
 
 

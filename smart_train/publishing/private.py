@@ -132,7 +132,7 @@ def texts(name: str, file: Path | bytes) -> Iterator[tuple[str, str, str]]:
         yield "header", json.dumps(found.pop("__metadata__", None) or {}, indent=1, ensure_ascii=False), "all"
         yield "header", "\n".join(found), "all"
     elif name.endswith(".png"):
-        yield from ((f"text {key}", text, "all") for key, text in _png(name, file))
+        yield from ((where, text, "all") for where, text in _png(name, file))
     elif name.endswith(".model"):
         yield "bytes", _bytes(file).decode("latin-1"), "secrets"
     else:
@@ -180,7 +180,8 @@ def _png(name: str, file: Path | bytes) -> Iterator[tuple[str, str]]:
     try:
         with Image.open(file if isinstance(file, Path) else io.BytesIO(file)) as image:
             image.load()  # texts may come after the pixels
-            yield from ((str(key), str(value)) for key, value in image.info.items() if isinstance(value, str | bytes))
+            kept = {key: value for key, value in image.info.items() if key != "exif"}
+            yield from ((f"text {key}", str(value)) for key, value in kept.items() if isinstance(value, str | bytes))
             yield from ((f"EXIF {key}", str(value)) for key, value in image.getexif().items())
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise PublishError(f"{name} is no picture that can be read ({error}); draw it again, or delete it") from None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smart_train.model.files import SETTINGS, VERIFIED
+from smart_train.model.sealing import parts
 from smart_train.publishing.card import Told
 from smart_train.publishing.errors import PublishError
 from smart_train.publishing.facts import read_log
@@ -21,29 +22,33 @@ from smart_train.publishing.private import Files, header
 FIGURES = ("metrics.json", "evaluation.json", FACTS)
 
 
-def recorded(files: Files, folder: Path, run: Path | None, repo: str, license: str | None, examples: str) -> Told:
-    """files: what goes up, with smart_train.json as others may read it; run: None for an adapter without one.
+def recorded(
+    files: Files, place: Path, folder: Path, run: Path | None, repo: str, license: str | None, examples: str
+) -> Told:
+    """files: what goes up, with smart_train.json as others may read it; place: the folder that does
 
-    Raises PublishError where a file is no JSON."""
+    folder: the adapter's that ``place`` was made of, or the same; run: None for an adapter without one
+    Raises PublishError where a file is no JSON.
+    """
     from smart_train.recipe import stored
 
-    settings = read_json(folder / SETTINGS)
+    settings = read_json(place / SETTINGS)
     there = {name: run / name for name in (*FIGURES, "recipe.yaml", "log.jsonl") if run and (run / name).is_file()}
-    modules = read_json(folder / "modules.json") if "modules.json" in files else []
+    modules = read_json(place / "modules.json") if "modules.json" in files else []
     pooled = next((module["path"] for module in modules if module["type"].endswith(".Pooling")), None)
     public = files[SETTINGS]
     return Told(
         repo,
         settings=json.loads(public) if isinstance(public, bytes) else settings,
-        verified=read_json(folder / VERIFIED),
+        verified=read_json(place / VERIFIED),
         licence=license,
         base_licence=base_licence(settings),
         modules=modules,
-        pooling=read_json(folder / pooled / "config.json") if pooled is not None else None,
+        pooling=read_json(place / pooled / "config.json") if pooled is not None else None,
         figures={name: read_json(path) for name, path in there.items() if name in FIGURES},
         log=read_log(_lines(there["log.jsonl"])) if "log.jsonl" in there else {},
         recipe=stored(there["recipe.yaml"]) if "recipe.yaml" in there else {},
-        trained=sum(_numbers(folder / name) for name in files if name.endswith(".safetensors")),
+        trained=sum(_numbers(path) for path in parts(folder)[0] if path.suffix == ".safetensors"),
         picture="curve.png" in files,
         examples=examples,
     )

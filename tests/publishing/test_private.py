@@ -1,0 +1,165 @@
+"""Secrets and paths: each kind is found, by file and line, in texts, in metadata of weights and of pictures; and is
+shown by its beginning alone.  What only looks like one is left in peace."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+from safetensors.torch import save
+
+from smart_train.publishing.errors import PublishError
+from smart_train.publishing.private import SHOWN, check_private, look
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJ"
+SECRETS = {  # what it is -> one of them, made up
+    "a Hugging Face token": "hf_" + LETTERS[:34],
+    "an OpenAI-like key": "sk-proj-" + LETTERS[:40],
+    "an AWS access key": "AKIA" + "ABCDEFGHIJKLMNOP",
+    "a GitHub token": "ghp_" + LETTERS[:36],
+    "a GitLab token": "glpat-" + LETTERS[:20],
+    "a Slack token": "xoxb-123456789012-" + LETTERS[:24],
+    "a Google key": "AIza" + LETTERS[:35],
+    "a JSON web token": f"eyJ{LETTERS[:20]}.eyJ{LETTERS[:20]}.{LETTERS[:20]}",
+    "a private key": "-----BEGIN OPENSSH PRIVATE KEY-----",
+    "a password in a URL": "https://someone:hunter22@host.example/x",
+}
+NAMED = [
+    "wandb_api_key: 0123456789abcdef0123",
+    'api_key = "0123456789abcdef"',
+    "password: correct-horse",
+    "WANDB_API_KEY=0123456789ab",
+]
+NAMED += ['"aws_secret_access_key": "wJalrXUtnFEMI/K7MDENG"', '"access_token": "0123456789abcdef"']
+PATHS = {
+    "a user's folder": "/home/someone/data",
+    "a user's folder on Windows": "C:\\Users\\someone\\data",
+    "a file URL": "file:///data/pages.pdf",
+}
+HARMLESS = [
+    '"eos_token": "<|im_end|>", "pad_token": null, "tokenizer_class": "BertTokenizer"',
+    "api_key: null\npassword: false\nhub_token: none",
+    "task-specific, risk-averse: sk-learn; the hf_hub; AKIA; ghp_short",
+    "https://host.example/home/pages and docs/home/Users",
+    "commit 0123456789abcdef0123456789abcdef01234567",
+    "the password of the secret: a token",
+]
+
+
+def found(text: str, name: str = "card.md") -> list[str]:
+    return [one.what for one in look({name: text.encode()}, []) if one.grave]
+
+
+@pytest.mark.parametrize("what", [*SECRETS, *PATHS])
+def test_each_kind_is_refused_by_file_and_line_and_a_secret_shown_by_its_beginning(what):
+    value = (SECRETS | PATHS)[what]
+    with pytest.raises(PublishError) as error:
+        check_private({"a/extra.json": f'{{\n "kept": 1,\n "from": {value}\n}}'.encode()}, [])
+    assert f"a/extra.json, line 3, holds {what} (" in str(error.value)
+    if what in SECRETS and what != "a private key":
+        assert value not in str(error.value) and value[-6:] not in str(error.value)
+
+
+@pytest.mark.parametrize("text", NAMED)
+def test_what_is_named_as_a_secret_is_one_whatever_it_looks_like(text):
+    with pytest.raises(PublishError, match="what is named as a secret") as error:
+        check_private({"extra.yaml": text.encode()}, [])
+    assert text[-8:].strip('"') not in str(error.value)
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_what_only_looks_like_one_is_left_in_peace(text):
+    assert found(text) == []
+
+
+def test_a_password_in_a_url_is_shown_without_it_and_its_host_stays_readable():
+    with pytest.raises(PublishError) as error:
+        check_private({"recipe.yaml": b"endpoint: https://someone:hunter22@host.example/v1"}, [])
+    assert "https://someone:..." in str(error.value) and "hunter22" not in str(error.value)
+
+
+def test_folders_of_this_machine_are_found_as_they_are_and_as_json_writes_them(tmp_path):
+    place = tmp_path / "büro"
+    for text in (str(place / "x"), json.dumps({"from": str(place)}), f"'{place}'", f"{place},"):
+        assert "a path of this machine" in [one.what for one in look({"a.json": text.encode()}, [place])]
+    assert found(f"{tmp_path.name} and {place}ry") == []
+    home = str(Path.home())
+    assert "a path of this machine" in found(f"see {home}/notes") and "a path of this machine" in found(str(Path.cwd()))
+
+
+def test_paths_on_windows_are_found_in_json_too():
+    text = json.dumps({"base": "D:\\Users\\someone\\models"}) + json.dumps({"base": "d:/users/someone"})
+    assert found(text).count("a user's folder on Windows") == 2
+
+
+def test_metadata_of_weights_are_read_and_their_numbers_are_not():
+    tensors = {"lora_A": torch.zeros(2, 2)}
+    clean = save(tensors, metadata={"format": "pt"})
+    assert check_private({"a.safetensors": clean}, []) == []
+    for metadata in ({"from": "/home/someone/run"}, {"token": SECRETS["a GitHub token"]}):
+        with pytest.raises(PublishError, match=r"a\.safetensors, header, holds"):
+            check_private({"a.safetensors": save(tensors, metadata=metadata)}, [])
+    with pytest.raises(PublishError, match=r"a\.safetensors, header, holds"):
+        check_private({"a.safetensors": save({"/home/someone/x": torch.zeros(1)})}, [])
+    with pytest.raises(PublishError, match="is no safetensors file"):
+        check_private({"a.safetensors": b"not for others"}, [])
+
+
+@pytest.mark.parametrize("kind", ["tEXt", "zTXt", "iTXt", "EXIF"])
+def test_texts_inside_a_picture_are_read(kind):
+    secret, image, texts, exif = (
+        SECRETS["a Hugging Face token"],
+        Image.new("RGB", (2, 2)),
+        PngImagePlugin.PngInfo(),
+        None,
+    )
+    if kind == "EXIF":
+        exif = image.getexif()
+        exif[0x010E] = secret  # the description
+    elif kind == "iTXt":
+        texts.add_itxt("Comment", secret)
+    else:
+        texts.add_text("Comment", secret, zip=kind == "zTXt")
+    stream = io.BytesIO()
+    image.save(stream, "PNG", pnginfo=texts, exif=exif)
+    with pytest.raises(PublishError, match=r"curve\.png, (text Comment|EXIF 270), holds a Hugging Face token"):
+        check_private({"curve.png": stream.getvalue()}, [])
+
+
+def test_a_picture_that_is_none_is_told():
+    with pytest.raises(PublishError, match=r"curve\.png is no picture"):
+        check_private({"curve.png": b"\x89PNG a picture"}, [])
+
+
+def test_words_of_a_vocabulary_are_no_paths_but_a_secret_in_it_is_one():
+    words = {"/home/user": 1, "C:\\Users\\x": 2, "me@host.example": 3}
+    content = {"model": {"type": "BPE", "vocab": words, "merges": ["/home /user"]}, "added_tokens": []}
+    assert check_private({"tokenizer.json": json.dumps(content).encode()}, []) == []
+    assert check_private({"vocab.txt": b"/home/someone"}, []) == []
+    with pytest.raises(PublishError, match="besides its words, holds a user's folder"):
+        check_private({"tokenizer.json": json.dumps({**content, "from": "/home/someone/x"}).encode()}, [])
+    with pytest.raises(PublishError, match="a Hugging Face token"):
+        check_private({"vocab.txt": SECRETS["a Hugging Face token"].encode()}, [])
+    with pytest.raises(PublishError, match=r"spiece\.model, bytes, holds a Google key"):
+        check_private({"spiece.model": b"\xff\x00" + SECRETS["a Google key"].encode() + b"\x00"}, [])
+
+
+def test_an_e_mail_address_is_told_and_not_refused():
+    told = check_private({"README.md": b"questions:\nme@host.example"}, [])
+    assert [str(one) for one in told] == ["README.md, line 2, holds an e-mail address (me@host.example)"]
+
+
+def test_all_findings_are_told_at_once_up_to_a_screenful():
+    files = {f"{n:02}.json": b"/home/someone" for n in range(SHOWN + 3)}
+    with pytest.raises(PublishError) as error:
+        check_private(files, [])
+    assert str(error.value).count("holds a user's folder") == SHOWN and "(and 3 more)" in str(error.value)
+
+
+def test_a_file_that_is_no_utf8_is_told():
+    with pytest.raises(PublishError, match=r"a\.json is not UTF-8 text .* at byte 1"):
+        check_private({"a.json": b'"\xff"'}, [])
