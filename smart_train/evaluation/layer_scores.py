@@ -152,7 +152,7 @@ def layer_scores(
     folder: where scores are kept; what a stopped process left there is gone on with if its ``identity`` is the same
     seed: which documents are sampled for the diagnostics, and which of their tokens
     progress: a bar with the time left, on a terminal; else a line with it every half minute
-    Raises EvaluationError: a side without an answered query, embeddings that are not finite, one id with two contents, a
+    Raises EvaluationError: a side without an answered query, embeddings that are not finite, an id with two contents, a
     full disk.
     """
     merged = _merged(collections)
