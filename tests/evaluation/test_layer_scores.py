@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import weakref
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from smart_train.evaluation import encoding
 from smart_train.evaluation import layer_scores as module
 from smart_train.evaluation.layer_scores import layer_of, layer_scores
 from smart_train.evaluation.metrics import EvaluationError
+from smart_train.evaluation.pace import Pace
 
 WIDTH, LAYERS = 6, 3
 
@@ -172,6 +174,16 @@ def test_a_pass_that_was_stopped_goes_on_and_gives_the_same_scores(tmp_path, mon
     assert final.encoded == []
     again.files.finish()
     assert not (tmp_path / "again" / "scores").exists()
+
+
+def test_where_there_is_no_bar_lines_tell_how_far_it_is_and_how_long_it_takes(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(module, "Pace", functools.partial(Pace, every=0.0))
+    monkeypatch.setattr(encoding, "TEXT_BATCHES", 6)
+    with caplog.at_level(logging.INFO):
+        scored(tmp_path, batch_size=5)
+    told = [line for line in caplog.messages if line.startswith("documents scored in all layers: ")]
+    assert [line.split(": ")[1].split(",")[0] for line in told] == ["10 of 40", "20 of 40", "30 of 40", "40 of 40"]
+    assert all(line.endswith(" left") for line in told)
 
 
 def test_scores_of_something_else_are_not_gone_on_with(tmp_path, caplog):
