@@ -120,9 +120,10 @@ def recommended(found: Probe, late: LateBlock) -> LateBlock:
     where that is free, if the pooled score alone is recommended."""
     chosen = found.readings[found.chosen]
     layer = found.layers[-1] if chosen.layer is None else chosen.layer
-    scaling = "none" if chosen.mode != "hybrid" else chosen.hybrid.scaling
+    fitted = found.of_layer(layer)[0].hybrid  # its constants; the pooled reading is of no layer
+    weights = {"pooled": chosen.hybrid.pooled, "late": chosen.hybrid.late, "scaling": chosen.hybrid.scaling}
     norm = "auto" if layer == -1 else late.norm
-    return replace(late, layer=layer, norm=norm, hybrid=replace(chosen.hybrid, scaling=scaling))
+    return replace(late, layer=layer, norm=norm, hybrid=replace(fitted, **weights))
 
 
 def _write(output: Path, found: Probe, late: LateBlock, told: dict[str, Any], title: str) -> None:

@@ -148,6 +148,8 @@ def test_where_nothing_is_better_the_pooled_score_is_recommended(folder, tiny_be
     assert not found["recommended"]["beyond_noise"] and found["recommended"]["reading"] == "pooled"
     late = found["recommended"]["late"]
     assert (late["layer"], late["hybrid"]["pooled"], late["hybrid"]["late"]) == (-1, 1.0, 0.0)
+    last = next(one for one in found["readings"] if one["layer"] == -1)["constants"]
+    assert {name: late["hybrid"][name] for name in last} == last
     check(read_whole(tmp_path, folder, tiny_bert))
 
 
