@@ -36,6 +36,9 @@ ELSEWHERE = {  # commands that are not run by the walk: what they look like -> t
     r"--machine_rank": "tests/test_launch.py::test_zero3_on_two_machines_of_slurm",
     r"--questions vlm": "tests/data/questioning/test_vlm.py::test_",
     r"probe pydocs": "tests/commands/test_probe.py::test_real_weights_on_real_docstrings",
+    r"^smart-train benchmark ": "tests/commands/test_benchmark.py::test_mmeb_is_run_from_its_folder",
+    r"runs/reference_": "tests/test_reproduce.py::test_every_recipe_of_the_page_is_valid_on_a_small_model",
+    r"tools/last_token_base": "tests/test_reproduce.py::test_a_plain_model_becomes_an_embedder",
     r"tests/benchmarks/": "tests/test_pages.py::test_every_command_is_one_that_exists",
 }
 EVERY = [command for page in pages.PAGES for command in pages.commands(page)]
