@@ -121,9 +121,9 @@ def recommended(found: Probe, late: LateBlock) -> LateBlock:
     chosen = found.readings[found.chosen]
     layer = found.layers[-1] if chosen.layer is None else chosen.layer
     fitted = found.of_layer(layer)[0].hybrid  # its constants; the pooled reading is of no layer
-    weights = {"pooled": chosen.hybrid.pooled, "late": chosen.hybrid.late, "scaling": chosen.hybrid.scaling}
-    norm = "auto" if layer == -1 else late.norm
-    return replace(late, layer=layer, norm=norm, hybrid=replace(fitted, **weights))
+    own = chosen.hybrid
+    hybrid = replace(fitted, pooled=own.pooled, late=own.late, scaling=own.scaling)
+    return replace(late, layer=layer, norm="auto" if layer == -1 else late.norm, hybrid=hybrid)
 
 
 def _write(output: Path, found: Probe, late: LateBlock, told: dict[str, Any], title: str) -> None:
