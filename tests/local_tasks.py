@@ -82,7 +82,7 @@ def write_text(folder: Path, split: str, given: int = 0) -> Path:
 
 
 def write_pages(folder: Path, pages: int = 12) -> Path:
-    """The layout of ViDoRe v1: corpus (corpus-id, image), queries (query-id, query), qrels."""
+    """The layout of ViDoRe v1 and v2: corpus (corpus-id, image), queries (query-id, query, language), qrels."""
     import tiny_data
 
     rows = [row for row in tiny_data.page_rows() if int(str(row["image_filename"])[-6:-4]) < pages]
@@ -90,12 +90,36 @@ def write_pages(folder: Path, pages: int = 12) -> Path:
     shown = {str(row["image_filename"]): row["image"] for row in rows}
     tables: dict[str, list[dict[str, Any]]] = {
         "corpus": [{"corpus-id": at, "image": _png(shown[name])} for at, name in enumerate(ids)],
-        "queries": [{"query-id": at, "query": row["query"]} for at, row in enumerate(rows)],
+        "queries": [
+            {"query-id": at, "query": row["query"], "language": ("english", "french")[at % 2]}
+            for at, row in enumerate(rows)
+        ],
         "qrels": [
             {"query-id": at, "corpus-id": ids.index(str(row["image_filename"])), "score": 1}
             for at, row in enumerate(rows)
         ],
     }
+    return write_repository(folder, tables, "test", images=True)
+
+
+def write_pages_by_language(folder: Path, pages: int = 6, texts: bool = False) -> Path:
+    """The layout of ViDoRe v3: corpus, queries and qrels of each language; ``texts``: pages have one, too."""
+    import tiny_data
+
+    rows = [row for row in tiny_data.page_rows() if int(str(row["image_filename"])[-6:-4]) < pages]
+    names = sorted({str(row["image_filename"]) for row in rows})
+    shown = {str(row["image_filename"]): _png(row["image"]) for row in rows}
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for at, language in enumerate(("english", "french")):
+        own = rows[at::2]
+        text = [{"text": f"page {name}"} if texts else {} for name in names]
+        tables |= {
+            f"{language}-corpus": [{"_id": name, "image": shown[name], **text[n]} for n, name in enumerate(names)],
+            f"{language}-queries": [{"_id": f"q{n}", "text": row["query"]} for n, row in enumerate(own)],
+            f"{language}-qrels": [
+                {"query-id": f"q{n}", "corpus-id": row["image_filename"], "score": 1} for n, row in enumerate(own)
+            ],
+        }
     return write_repository(folder, tables, "test", images=True)
 
 
@@ -110,11 +134,13 @@ def _png(image: Any) -> dict[str, Any]:
 def local(task: type, folder: Path, **changes: Any) -> Any:
     """An object of one of MTEB's tasks that reads ``folder`` with the loader that it has.
 
-    MTEB rounds what it reports to 5 digits; ``per_query`` has what trec_eval gave it: query -> measure -> value.
+    MTEB rounds what it reports to 5 digits; ``per_query`` has what trec_eval gave it: query -> measure -> value,
+    ``of_subset`` the same of each language.
     """
 
     def keep(self: Any, scores: Any, *others: Any, **more: Any) -> dict[str, float]:
         self.per_query = scores
+        self.of_subset = {**getattr(self, "of_subset", {}), more["hf_subset"]: scores}
         return {}
 
     changes["dataset"] = {"path": str(folder), "revision": "local"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -51,6 +52,8 @@ READERS: dict[str, Reader] = {
     "visdoc": read_pages,
 }
 CUTS = (1, 5, 10)
+ROWS_AT_ONCE = 4096  # queries of a text or a picture: 170 tokens of width 2048 are 1.4 MB
+FRAMES_AT_ONCE = 512  # of queries that are videos: 300 tokens each are 1.2 GB
 
 
 def evaluate_task(
@@ -72,27 +75,61 @@ def evaluate_task(
     """
     _check(encoder, task, data)
     views = {mode: view(mode, encoder.late.hybrid) for mode in modes}
-    before = dict(encoder.cut_rows)
-    queries = _queries(encoder, data.queries, instructions, batch_size)
-    documents, ids = _documents(encoder, data.documents, instructions, batch_size, task.name if progress else None)
-    names = [query.id for query in data.queries]
-    rankings: dict[str, dict[str, Ranking]]
-    if task.given:
-        given = {query.id: query.given or () for query in data.queries}
-        rankings = rank_given(queries, documents, names, ids, given, views, device=encoder.device)
-    else:
-        rankings = rank_views(queries, documents, names, ids, views, top=max(CUTS), device=encoder.device)
+    before, shown = dict(encoder.cut_rows), task.name if progress else None
+    rankings: dict[str, dict[str, Ranking]] = {mode: {} for mode in modes}
+    for block in _blocks(data.queries):
+        names = [query.id for query in block]
+        queries = _queries(encoder, block, instructions, batch_size, progress)
+        given = {query.id: query.given or () for query in block} if task.given else None
+        wanted = data.documents
+        if given is not None:
+            wanted = {id: wanted[id] for own in given.values() for id in own}
+        documents, ids = _documents(encoder, wanted, instructions, batch_size, shown)
+        if given is not None:
+            found = rank_given(queries, documents, names, ids, given, views, device=encoder.device)
+        else:
+            found = rank_views(queries, documents, names, ids, views, top=max(CUTS), device=encoder.device)
+        for mode in modes:
+            rankings[mode] |= found[mode]
+    return _figures(task, data, rankings) | {
+        "queries": len(data.queries),
+        "documents": len(data.documents),
+        "cut": {role: encoder.cut_rows[role] - before[role] for role in encoder.cut_rows},
+    }
+
+
+def _figures(task: Task, data: Data, rankings: Mapping[str, Mapping[str, Ranking]]) -> dict[str, Any]:
     qrels = {query.id: query.answers for query in data.queries}
-    found = {mode: measure(qrels, rankings[mode], CUTS) for mode in modes}
+    found = {mode: measure(qrels, ranked, CUTS) for mode, ranked in rankings.items()}
     # A hit is success; MMEB-V2 calls it by that name, and its tasks' main measure is found under it.
     called = {f"hit@{cut}": f"success@{cut}" for cut in CUTS} | {f"ndcg@{cut}": f"ndcg@{cut}" for cut in CUTS}
     return {
-        "modes": {mode: {name: interval(found[mode][ours]) for name, ours in called.items()} for mode in modes},
-        "per_query": {mode: found[mode][called[task.measure]] for mode in modes},
-        "queries": len(names),
-        "documents": len(ids),
-        "cut": {role: encoder.cut_rows[role] - before[role] for role in encoder.cut_rows},
+        "modes": {
+            mode: {name: interval(values[ours]) for name, ours in called.items()} for mode, values in found.items()
+        },
+        "per_query": {mode: values[called[task.measure]] for mode, values in found.items()},
     }
+
+
+def _blocks(queries: Sequence[Query]) -> Iterator[list[Query]]:
+    """Queries whose embeddings are in memory together: thousands of texts or pictures, and videos by their frames.
+
+    Documents are encoded anew for each block, which costs little: where queries are videos, documents are names of
+    classes, or options and clips of each query's own.
+    """
+    block: list[Query] = []
+    held = 0.0
+    for query in queries:
+        content = query.content if isinstance(query.content, dict) else {}
+        several = max(len(one) if isinstance(one, list) else 0 for one in ([], *content.values()))
+        size = several / FRAMES_AT_ONCE if several else 1 / ROWS_AT_ONCE
+        if block and held + size > 1:
+            yield block
+            block, held = [], 0.0
+        block.append(query)
+        held += size
+    if block:
+        yield block
 
 
 def _check(encoder: SmartEncoder, task: Task, data: Data) -> None:
@@ -113,15 +150,18 @@ def _check(encoder: SmartEncoder, task: Task, data: Data) -> None:
         raise EvaluationError(f"{task.name} shows several frames at once, and {base} takes one image a row")
 
 
-def _queries(encoder: SmartEncoder, queries: Sequence[Query], instructions: bool, batch_size: int) -> Embeddings:
-    """All queries, in their order; those of one instruction together."""
+def _queries(
+    encoder: SmartEncoder, queries: Sequence[Query], instructions: bool, batch_size: int, progress: bool
+) -> Embeddings:
+    """All of them, in their order; those of one instruction together."""
     rows: dict[str, list[int]] = {}
     for row, query in enumerate(queries):
         rows.setdefault(query.instruction if instructions else "", []).append(row)
     parts = []
     for instruction, own in rows.items():
+        contents = [queries[row].content for row in own]
         with prompted(encoder, query=instruction) if instructions else nullcontext():
-            parts.append(encoder.encode_queries([queries[row].content for row in own], batch_size=batch_size))
+            parts.append(encoder.encode_queries(contents, batch_size=batch_size, progress=progress))
     order = torch.tensor([row for own in rows.values() for row in own])
     return Embeddings.cat(parts).select(order.argsort())
 
@@ -219,5 +259,5 @@ def _stored(file: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _write(file: Path, content: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as part:
+    with replacing(file, f".{os.getpid()}") as part:  # several processes may share the tasks, and the folder
         part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -19,11 +19,17 @@ from mteb.tasks import (  # noqa: E402
     AskUbuntuDupQuestions,
     NanoSciFactRetrieval,
     STSBenchmarkSTS,
+    Vidore2ESGReportsRetrieval,
+    Vidore3FinanceEnRetrieval,
+    Vidore3FinanceEnRetrievalv2,
     VidoreArxivQARetrieval,
 )
 
 from smart_train.blocks import HybridBlock, LateBlock, ModelBlock  # noqa: E402
 from smart_train.data import beir  # noqa: E402
+from smart_train.data.qrels import judgements  # noqa: E402
+from smart_train.data.records import Collection  # noqa: E402
+from smart_train.data.tables import open_files  # noqa: E402
 from smart_train.evaluation.benchmarks import MtebModel, falling, mteb_models  # noqa: E402
 from smart_train.evaluation.metrics import EvaluationError  # noqa: E402
 from smart_train.evaluation.prompting import prompted  # noqa: E402
@@ -177,6 +183,40 @@ def test_a_vidore_task_of_page_images_has_the_figures_of_our_own_evaluation(page
     measured = evaluate(pages_encoder, collection, k=[1, 10])
     assert measured.documents == 12 and measured.queries == 16
     assert_equal_to_ours(found, measured, ids=lambda query: f"query-test-{query}")
+
+
+def of_language(folder, language) -> Collection:
+    """What ``beir.read`` makes of a folder with one language."""
+    corpus, queries = (open_files(sorted((folder / f"{language}-{part}").iterdir())) for part in ("corpus", "queries"))
+    judged = [each for file in sorted((folder / f"{language}-qrels").iterdir()) for each in judgements(file)]
+    return beir.collect(language, corpus, queries, judged)
+
+
+@pytest.mark.parametrize("task", [Vidore3FinanceEnRetrieval, Vidore3FinanceEnRetrievalv2])
+def test_vidore_v3_has_our_figures_in_every_language_for_pages_with_and_without_a_text(task, pages_encoder, tmp_path):
+    both = task is Vidore3FinanceEnRetrievalv2
+    folder = local_tasks.write_pages_by_language(tmp_path, texts=both)
+    local = local_tasks.local(task, folder, eval_langs={"english": ["eng-Latn"], "french": ["fra-Latn"]})
+    for mode, model in mteb_models(pages_encoder).items():
+        mteb.evaluate(model, local, **QUIET)
+        for language in ("english", "french"):
+            collection = of_language(folder, language)
+            assert isinstance(next(iter(collection.corpus.values())).content(), dict) == both
+            measured = evaluate(pages_encoder, collection, k=[10]).per_query[mode]["ndcg@10"]
+            found = {query: values["ndcg_cut_10"] for query, values in local.of_subset[language].items()}
+            assert found == pytest.approx(measured, abs=1e-6) and len(found) == 4
+
+
+def test_vidore_v2_has_our_figures_in_every_language(pages_encoder, tmp_path):
+    folder = local_tasks.write_pages(tmp_path, 6)
+    languages = {"english": ["eng-Latn"], "french": ["fra-Latn"]}
+    local = local_tasks.local(Vidore2ESGReportsRetrieval, folder, eval_langs=languages)
+    mteb.evaluate(mteb_models(pages_encoder)["hybrid"], local, **QUIET)
+    measured = evaluate(pages_encoder, beir.read(folder, "test"), k=[10]).per_query["hybrid"]["ndcg@10"]
+    for at, language in enumerate(languages):
+        own = {f"query-test-{n}": measured[str(n)] for n in range(at, 8, 2)}
+        found = {query: values["ndcg_cut_10"] for query, values in local.of_subset[language].items()}
+        assert found == pytest.approx(own, abs=1e-6)
 
 
 def test_stored_prompts_stay_and_a_task_s_prompt_is_put_in_on_request_alone(pages_encoder, text_folder):

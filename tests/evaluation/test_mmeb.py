@@ -62,7 +62,7 @@ class Colours:
         pooled = torch.nn.functional.normalize(torch.stack([eye[row].sum(0) for row in rows]), dim=1)
         return Embeddings(pooled, Tokens(eye[sum(rows, [])], torch.tensor([len(row) for row in rows])))
 
-    def encode_queries(self, contents: list[Any], batch_size: int = 1) -> Embeddings:
+    def encode_queries(self, contents: list[Any], batch_size: int = 1, progress: bool = False) -> Embeddings:
         self.prompts.append(("query", self.settings.query_prompt))
         return self._encode(contents)
 
@@ -236,3 +236,14 @@ def test_pages_are_decoded_a_portion_at_a_time(tmp_path, monkeypatch):
     data = Data([Query("q", "red", PAGE, {"red": 1})], {one: Page(one) for one in COLOURS})
     found = evaluate_task(Watched(), TASKS["VisRAG_ChartQA"], data, batch_size=2)
     assert sizes == [2 * mmeb.IMAGE_BATCHES] * 2 + [2] and figures(found, "ndcg@5") == [1.0] * 3
+
+
+def test_queries_that_are_videos_are_held_a_few_at_a_time_with_the_same_figures(tmp_path, monkeypatch):
+    root = mmeb_layout.write_videos(tmp_path)
+    whole, encoder = {name: measured(root, name) for name in ("Breakfast", "MomentSeeker", "MSR-VTT")}, Colours()
+    monkeypatch.setattr(mmeb, "FRAMES_AT_ONCE", 4)  # a query of Breakfast has 3
+    encode, sizes = encoder.encode_queries, []
+    monkeypatch.setattr(encoder, "encode_queries", lambda rows, **o: sizes.append(len(rows)) or encode(rows, **o))
+    for name, found in whole.items():
+        assert measured(root, name, encoder) == found
+    assert sizes[:3] == [1, 1, 1] and sizes[-1] == 3  # descriptions are texts, and stay together
