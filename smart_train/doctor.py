@@ -32,8 +32,8 @@ class Row:
 
 @dataclass
 class Diagnosis:
-    """problems: what would stop the run on this machine, the recipe itself being right; rows: by number of GPUs, then
-    by launch file; advice: what to take, or what to change."""
+    """problems: what would stop the run, in the recipe or on this machine; rows: by number of GPUs, then by launch file;
+    advice: what to take, or what to change."""
 
     subject: Subject
     problems: list[str]
@@ -60,26 +60,32 @@ def examine(
     """gpus: numbers of GPUs of a machine to look at; memory: bytes of one; ram: of a machine; None = not known.
 
     On a CPU (training.use_cpu) ``memory`` is not looked at: its ranks share ``ram``.
-    Raises RecipeError as training does, but for what only this machine lacks; AdapterError as the encoder does.
+    Mistakes are told, and what can be counted all the same is counted.  Raises RecipeError where a mistake lets nothing
+    be counted (no base, a head that is none); AdapterError as the encoder does.
     """
-    problems = _problems(recipe)
-    base = read_base(recipe.model.base, recipe.model.revision, recipe.model.trust_remote_code)
+    wrong = _wrong(recipe)
+    problems = [] if wrong is None else [problem.told(recipe.where) for problem in wrong.problems]
     on_cpu = bool(recipe.training.get("use_cpu"))
-    subject = Subject(recipe, base, base.vision and _images(recipe), on_cpu)
+    try:
+        base = read_base(recipe.model.base, recipe.model.revision, recipe.model.trust_remote_code)
+        subject = Subject(recipe, base, base.vision and _images(recipe), on_cpu)
+        subject.rows(1)
+    except Exception as error:
+        if wrong is None:
+            raise
+        raise wrong from error  # what is told of it says more than where the counting broke
     least = [launch for launch in launches if not on_cpu or launch.machines == 1]
     rows = [Row(n, n.verdict(*_room(subject, n, memory, ram))) for count in gpus for n in _needs(subject, least, count)]
     return Diagnosis(subject, problems, rows, list(_advice(subject, least, rows, memory, ram)))
 
 
-def _problems(recipe: Recipe) -> list[str]:
-    """What this machine lacks.  Raises RecipeError where the recipe itself is wrong."""
+def _wrong(recipe: Recipe) -> RecipeError | None:
+    """What would stop the run before its first step."""
     try:
         check(recipe)
     except RecipeError as error:
-        if not all(problem.here for problem in error.problems):
-            raise
-        return [problem.told(recipe.where) for problem in error.problems]
-    return []
+        return error
+    return None
 
 
 def _images(recipe: Recipe) -> bool:
