@@ -117,6 +117,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
 def _note_rounding(encoder: SmartEncoder) -> float:
     """Adds LoRA to the weights; tells what rounding took."""
     rounding = merge_lora(encoder.backbone)
+    encoder.settings.quantisation = "none"  # 4 bits have become the weights that they stand for
     if rounding.lost > 1e-3:
         logger.warning(
             "the weights are kept in %s, and rounding them took %.1f %% of the adapter's update; --dtype float32 keeps "

@@ -127,5 +127,7 @@ def _notes(subject: Subject, launch: Launch, engine: Engine, ranks: int, gpus: i
         yield f"objective.batch {batch} cannot be shared by {ranks} ranks; write a multiple of {ranks}"
     if group and subject.recipe.objective.gather and ranks % group:
         yield f"objective.gather_group {group} does not divide {ranks} ranks"
+    if subject.recipe.model.quantisation != "none" and (engine.kind == "fsdp" or engine.stage == 3):
+        yield "it cuts weights up, and those of model.quantisation can't be; take DDP or ZeRO-2"
     if engine.kind == "zero" and not subject.half and subject.stored_half:
         yield "DeepSpeed refuses half-precision weights unless training.bf16 is true; set it, or model.dtype: float32"

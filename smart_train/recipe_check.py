@@ -27,6 +27,7 @@ from smart_train.recipe_check_objective import (
     check_trained,
     needs_teacher,
 )
+from smart_train.recipe_check_quantised import check_quantised
 from smart_train.recipe_check_seen import check_best, check_trackers
 from smart_train.recipe_training import check_training
 from smart_train.recipe_types import Problem, RecipeError
@@ -262,6 +263,7 @@ def check_data(recipe: Recipe, base: BaseConfig | None) -> Problems:
 ALONE: list[Callable[[Recipe], Problems]] = [
     check_names,
     check_model,
+    check_quantised,
     check_late,
     check_adapter,
     check_objective,

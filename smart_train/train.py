@@ -165,11 +165,12 @@ def make_trainer(
     """The encoder with its adapter, and the trainer around it; args: of ``join``."""
     from transformers import set_seed
 
-    from smart_train.training.engines import is_sharded
+    from smart_train.training.engines import check_quantised, is_sharded
     from smart_train.training.sizes import check_pages, check_steps, chunk_rows, splitter
     from smart_train.training.trainer import SmartTrainer
 
     args = args or join(recipe, output)
+    check_quantised(args, recipe.model.quantisation)
     set_seed(args.seed)  # LoRA and the head are drawn next, whatever was drawn before; the same on every rank
     late = replace(recipe.late, hybrid=replace(recipe.late.hybrid))
     device = "cpu" if is_sharded(args) else str(args.device)  # an engine that cuts weights up moves its share itself

@@ -20,6 +20,7 @@ from smart_train.blocks import AdapterBlock, LateBlock, ModelBlock
 from smart_train.estimates import Weights
 from smart_train.model.adapters import add_lora
 from smart_train.model.layers import LateHead, find_blocks, is_vision, resolve_layers, text_config
+from smart_train.model.quantised import BITS
 
 PLAIN = ("Transformer", "Pooling", "Normalize", "Dense")  # sentence-transformers' modules whose weights are known here
 
@@ -36,6 +37,7 @@ class Blueprint(nn.Module):
         files = BaseFiles.of(model.base, model.revision)
         self.config = files.config(model.base, model.trust_remote_code)
         self.stored = model.dtype != "auto" or self.config.dtype is not None
+        self.quantised = model.quantisation == "4bit"
         dtype = getattr(torch, model.dtype) if model.dtype != "auto" else self.config.dtype or torch.float32
         with torch.device("meta"):
             self.backbone: Any = _backbone(self.config, dtype, model.trust_remote_code)
@@ -52,14 +54,23 @@ class Blueprint(nn.Module):
     def weights(self) -> Weights:
         """What engines hold: numbers, bytes, the largest block, what is in no block."""
         counts = {True: [0, 0], False: [0, 0]}
+        small = self._in_four_bits()
         for parameter in self.parameters():
             found = counts[parameter.requires_grad]
             found[0] += parameter.numel()
-            found[1] += parameter.numel() * parameter.element_size()
+            bits = BITS if id(parameter) in small else 8 * parameter.element_size()
+            found[1] += int(parameter.numel() * bits / 8)
         blocks = [_size(block) for _, blocks in _stacks(self.backbone) for block in blocks]
         (trained, trained_bytes), (frozen, frozen_bytes) = counts[True], counts[False]
         outside = trained + frozen - sum(blocks)
         return Weights(frozen, trained, frozen_bytes, trained_bytes, max(blocks, default=0), outside)
+
+    def _in_four_bits(self) -> set[int]:
+        """Weights of the base's linear layers, where model.quantisation says so."""
+        if not self.quantised:
+            return set()
+        layers = [m for n, m in self.backbone.named_modules() if isinstance(m, nn.Linear) and "lora_" not in n]
+        return {id(layer.weight) for layer in layers}
 
     def counts(self) -> dict[str, int]:
         """As training counts them (training/checks.py), without its refusals."""

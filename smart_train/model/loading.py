@@ -8,15 +8,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from sentence_transformers import SentenceTransformer
 from transformers.integrations import deepspeed as known
 
 from smart_train import hub
+from smart_train.base_config import BaseFiles
 from smart_train.blocks import ModelBlock
 from smart_train.model.processors import images_without_torchvision
+from smart_train.model.quantised import four_bits, same_kernel
 
 RAM = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
@@ -28,16 +30,28 @@ def load_base(
     options: dict[str, Any] = {}
     if settings.dtype != "auto":
         options["dtype"] = getattr(torch, settings.dtype)
+    if settings.quantisation == "4bit":
+        options["quantization_config"] = four_bits(settings.base, _computed_in(settings, place, commit))
     if settings.attention is not None:
         options["attn_implementation"] = settings.attention
     with hub.explained(settings.base, settings.revision), images_without_torchvision(), loaded_whole():
-        return SentenceTransformer(
+        base = SentenceTransformer(
             place,
             revision=commit,
             device=str(device) if device is not None else None,
             model_kwargs=options or None,
             trust_remote_code=settings.trust_remote_code,
         )
+    same_kernel(base)
+    return base
+
+
+def _computed_in(settings: ModelBlock, place: str, commit: str | None) -> torch.dtype:
+    """The products of a base in 4 bits: as model.dtype says, else as the base is stored."""
+    if settings.dtype != "auto":
+        return cast(torch.dtype, getattr(torch, settings.dtype))
+    stored = BaseFiles(place, commit).config(settings.base, settings.trust_remote_code).dtype
+    return stored if isinstance(stored, torch.dtype) else torch.float32
 
 
 @contextmanager

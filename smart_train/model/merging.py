@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from smart_train.model.adapters import NAME, remove_lora
 from smart_train.model.files import AdapterError
+from smart_train.model.quantised import dequantise
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +36,10 @@ def merge_lora(model: Any) -> Rounding:
 
     The sum is taken in float32 and rounded once.  In bfloat16 (8 bits) that rounding is as large as a small update:
     the vectors then equal the adapter's to about 1e-2, not 1e-5, and ``lost`` says how much of the update is gone.
-    Raises AdapterError for quantised weights, and for a weight that a second layer shares: it would change as well.
+    A base in 4 bits becomes the weights that these stand for first: the sum is what was trained, at the usual size.
+    Raises AdapterError for weights quantised otherwise, and for one that a second layer shares: it would change, too.
     """
     layers: dict[str, Any] = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
-    check_unquantised(model)
     owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     for name, layer in layers.items():
         if owners[id(layer.get_base_layer().weight)] > 1:
@@ -46,6 +47,7 @@ def merge_lora(model: Any) -> Rounding:
                 f"{name}: its weight is shared with another layer (tied), which has no such LoRA, so that a sum would "
                 "change both; publish the adapter itself"
             )
+    dequantise(model)
     lost = whole = 0.0
     for layer in layers.values():
         weight = layer.get_base_layer().weight
@@ -57,26 +59,6 @@ def merge_lora(model: Any) -> Rounding:
     remove_lora(model)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     return Rounding((lost / whole) ** 0.5 if whole else 0.0, dtype)
-
-
-def quantised(model: Any) -> str | None:
-    """How the model's weights are quantised, None where they are not."""
-    settings = getattr(model.config, "quantization_config", None)
-    if settings is None and not getattr(model, "is_quantized", False):
-        return None
-    told = settings if isinstance(settings, dict) else getattr(settings, "__dict__", {})
-    return str(getattr(told.get("quant_method"), "value", told.get("quant_method")) or "quantised")
-
-
-def check_unquantised(model: Any) -> None:
-    """Raises AdapterError where weights have too few values for a sum: in 4 or 8 bits most of an update is lost."""
-    method = quantised(model)
-    if method is not None:
-        raise AdapterError(
-            f"the base is quantised ({method}), and its weights have too few values to add the adapter's to: most of "
-            "the update would be rounded away; name the same base unquantised (--base FOLDER_OR_ID), and compare both "
-            "with smart-train evaluate, since the adapter was trained on the quantised one"
-        )
 
 
 def weighted_lora(parts: Sequence[tuple[dict[str, Tensor], float, float]]) -> tuple[dict[str, Tensor], int]:

@@ -38,6 +38,7 @@ def load(
     attention: str | None = None,
     trust_remote_code: bool = False,
     checkpoint: bool = False,
+    quantisation: Literal["none", "4bit"] | None = None,
 ) -> SmartEncoder:
     """An encoder from a saved folder or Hub repository; one without smart_train.json is a plain base, training-free.
 
@@ -45,6 +46,7 @@ def load(
     than the stored one, where no head was trained on that.  dtype: as model.dtype.  attention, trust_remote_code: as in
     the model block, but never the stored ones: the one is the machine's choice, the other the caller's alone.
     checkpoint: the folder is of the run that reads it, with states of optimizers in whatever form an engine gives them.
+    quantisation: as model.quantisation; None = as it was trained, which is the only one with the same vectors.
     Raises AdapterError, and loads nothing, where the base is another one (architecture, width, revision or weights),
     where a key is missing, left over or of another size, where every LoRA B is zero, where the folder holds code, a
     pickle or what points elsewhere (see ``check_folder``), or where ``base`` is given and there is no adapter to put on
@@ -56,7 +58,11 @@ def load(
         _check_plain(source, folder, base)
         late = LateBlock() if layer is None else LateBlock(layer=layer)
         model = ModelBlock(
-            revision=revision, dtype=dtype or "auto", attention=attention, trust_remote_code=trust_remote_code
+            revision=revision,
+            dtype=dtype or "auto",
+            quantisation=quantisation or "none",
+            attention=attention,
+            trust_remote_code=trust_remote_code,
         )
         return SmartEncoder(source, model=model, late=late, device=device)
     if not checkpoint:
@@ -76,6 +82,7 @@ def load(
     kind = adapter.kind if adapter is not None else None
     revision = model.revision
     model.dtype, model.attention, model.trust_remote_code = dtype or model.dtype, attention, trust_remote_code
+    model.quantisation = quantisation or model.quantisation
     _check_weights(folder, kind, stored)
     base = str(folder) if kind == "full" else base or stored["base"]
     if base == stored["base"]:

@@ -128,6 +128,15 @@ def is_sharded(args: TrainingArguments) -> bool:
     return is_deepspeed_zero3_enabled() or (fsdp and args.device.type != "cpu" and args.world_size > 1)
 
 
+def check_quantised(args: TrainingArguments, quantisation: str) -> None:
+    """Raises TrainingStopped where an engine would cut up weights of 4 bits: it takes them for numbers."""
+    if quantisation != "none" and is_sharded(args):
+        raise TrainingStopped(
+            f"model.quantisation {quantisation} with ZeRO-3 or FSDP: weights in 4 bits can't be cut up; launch with DDP "
+            "or ZeRO-2, which they are small enough for, or write model.quantisation: none"
+        )
+
+
 def ready(deepspeed: bool) -> None:
     """Before DeepSpeed starts: on a machine without GPUs it would compile its own exchange through shared memory for a
     minute and a half, and end where there is no compiler, though gloo does it as well; and every process would warn in

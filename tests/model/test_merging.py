@@ -13,7 +13,8 @@ from transformers import AutoModel
 from smart_train.blocks import AdapterBlock
 from smart_train.model.adapters import add_lora
 from smart_train.model.files import AdapterError
-from smart_train.model.merging import merge_lora, quantised, weighted_lora
+from smart_train.model.merging import merge_lora, weighted_lora
+from smart_train.model.quantised import quantised
 
 
 def adapted(base, r: int = 4, alpha: int = 8, targets: str | list[str] = "auto", seed: int = 1):
@@ -97,11 +98,11 @@ def test_quantised_weights_are_refused_with_what_to_do(tiny_bert, tmp_path):
     """By what the base's own config.json says, as a base that was saved in 4 bits does."""
     base = shutil.copytree(tiny_bert, tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     model = adapted(tiny_bert)
     model.config = type(model.config).from_dict(config)
-    assert quantised(model) == "bitsandbytes"
-    with pytest.raises(AdapterError, match=r"quantised \(bitsandbytes\).*unquantised \(--base"):
+    assert quantised(model) == "gptq"
+    with pytest.raises(AdapterError, match=r"quantised \(gptq\).*unquantised \(--base"):
         merge_lora(model)
 
 
