@@ -147,6 +147,7 @@ def _run(
         missing = [mode for mode, model in models.items() if _missing(part, model, cache)]
         if not missing:
             continue
+        _check_sides(part, next(iter(models.values())).mteb_model_meta)
         loaded = part.data_loaded
         if not loaded:
             part.load_data(num_proc=workers)
@@ -158,6 +159,16 @@ def _run(
             if not loaded and part.data_loaded:
                 part.unload_data()
     return {mode: _figures(task, evaluated(task, mode)) for mode in models}
+
+
+def _check_sides(task: Any, meta: Any) -> None:
+    """Raises EvaluationError, before the data are fetched, where a side of the task shows nothing that can be read."""
+    from mteb.types import PromptType
+
+    for kind in (PromptType.query, PromptType.document):
+        shown = task.metadata.get_modalities(kind)
+        if not set(shown) & set(meta.modalities):
+            raise EvaluationError(f"its {kind.value} side is {', '.join(shown)}; {meta.name} reads {meta.modalities}")
 
 
 def _missing(task: Any, model: MtebModel, cache: Any) -> bool:

@@ -73,7 +73,7 @@ def rows_of(task: Task, reading: Reading) -> Table:
         if place.is_file():
             return open_files([place])
         files = [file for folder in (place, place / "data") for file in readable(folder)]
-        files = [file for file in files if split_of(file) == task.split] or files
+        files = [file for file in files if re.split(r"[_-]", split_of(file))[-1] == task.split] or files
         if files:
             kinds = {file.suffix for file in files}
             if len(kinds) > 1 or len({split_of(file) for file in files}) > 1:

@@ -116,6 +116,11 @@ VISDOC = {  # name -> (repository without its owner, split)
 PAGE = "Find a document image that matches the given query."
 
 
+SUBSETS = {
+    "MSR-VTT": "test_1k",
+    "NExTQA": "MC",
+    "EgoSchema": "Subset",
+}  # of several in a repository, the one that counts
 FRAMES, ROWS = "video-tasks/frames", "video-tasks/data"
 
 
@@ -140,7 +145,8 @@ def _classes() -> Iterator[Task]:
 
 def _searches() -> Iterator[Task]:
     for name, (stem, instruction) in FOUND.items():
-        tables = (f"{ROWS}/{stem}.jsonl", f"{ROWS}/{name}")
+        inner = (f"{ROWS}/{name}/{SUBSETS[name]}",) if name in SUBSETS else ()
+        tables = (f"{ROWS}/{stem}.jsonl", *inner, f"{ROWS}/{name}")
         deep = f"{FRAMES}/video_ret/data/ziyan/video_retrieval/{name}/frames"  # as the archive unpacks
         media = (f"{FRAMES}/video_ret/{name}/frames", deep, f"{FRAMES}/video_ret/{name}")
         split = "val" if name == "YouCook2" else "test"
@@ -157,7 +163,8 @@ def _moments() -> Iterator[Task]:
 
 def _questions() -> Iterator[Task]:
     for name, (stem, folders) in ASKED.items():
-        tables = (f"{ROWS}/{stem}" if name == "MVBench" else f"{ROWS}/{stem}.jsonl", f"{ROWS}/{name}")
+        inner = (f"{ROWS}/{name}/{SUBSETS[name]}",) if name in SUBSETS else ()
+        tables = (f"{ROWS}/{stem}" if name == "MVBench" else f"{ROWS}/{stem}.jsonl", *inner, f"{ROWS}/{name}")
         media = tuple(f"{FRAMES}/{place}/{one}" for place in ("video_qa", "video_qa/video_qa") for one in folders)
         yield Task(name, "video", "question", True, tables, media, ANSWER)
 

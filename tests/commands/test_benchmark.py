@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("mteb")
 
-from mteb.tasks import AskUbuntuDupQuestions, NanoSciFactRetrieval, STSBenchmarkSTS  # noqa: E402
+from mteb.tasks import AskUbuntuDupQuestions, NanoSciFactRetrieval, STSBenchmarkSTS, VidoreArxivQARetrieval  # noqa: E402
 
 from smart_train.cli import main  # noqa: E402
 from smart_train.evaluation import benchmark_runs  # noqa: E402
@@ -116,6 +116,15 @@ def test_benchmarks_are_found_by_name_and_a_wrong_name_has_its_nearest():
         assert len(find_tasks([benchmark])) == size
     with pytest.raises(EvaluationError, match="no task or benchmark 'NanoBIER'; did you mean NanoBEIR"):
         find_tasks(["NanoBIER"])
+
+
+def test_a_task_that_cannot_be_read_fails_before_its_data_are_fetched(tmp_path, tiny_bert):
+    from smart_train.model.encoder import SmartEncoder
+
+    pages = local_tasks.local(VidoreArxivQARetrieval, tmp_path / "nowhere")
+    pages.load_data = lambda **options: pytest.fail("fetched")
+    ran = run_tasks(SmartEncoder(str(tiny_bert), device="cpu"), [pages], tmp_path)
+    assert "its document side is image; local/model reads ['text']" in ran.failed["VidoreArxivQARetrieval"]
 
 
 def test_a_table_without_figures_is_a_head_alone(tmp_path, real_base):
