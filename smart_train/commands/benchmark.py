@@ -10,7 +10,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from smart_train.commands.common import UsageError, add_model, add_reading, check_reading, count, make_encoder
+from smart_train.commands.common import UsageError, add_model, add_reading, check_reading, count, make_encoder, own_gpu
+from smart_train.processes import rank, world
 
 MODES = ("pooled", "late", "hybrid")
 TASKS = (
@@ -40,6 +41,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     benchmark.add_argument(
         "--own-prompts", action="store_true", help="not MMEB-V2's instructions: the model's own prompts"
     )
+    benchmark.add_argument("--processes", type=count, default=1, help="share MMEB-V2's tasks among so many")
     add_reading(benchmark)
     benchmark.set_defaults(run=run)
 
@@ -47,11 +49,17 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     _check(options)
     base = check_reading(options)
-    if options.mmeb:
-        if not base.vision:
-            raise UsageError(f"--model: MMEB-V2 shows images, and {options.model} has no image side")
-        return _mmeb(options)
-    return _mteb(options)
+    if not options.mmeb:
+        return _mteb(options)
+    if not base.vision:
+        raise UsageError(f"--model: MMEB-V2 shows images, and {options.model} has no image side")
+    if options.processes > 1 and world() == 1:
+        from smart_train.commands.several import several, without
+
+        status = several(options.processes, without(options.given, "--processes"))
+        if status:
+            return status
+    return _mmeb(options)  # after several processes: finds their tasks done, and adds them up
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -64,6 +72,8 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("--tasks: name MTEB's tasks or benchmarks (NanoBEIR, ...), or give --mmeb FOLDER for MMEB-V2")
     if options.mmeb is None and (options.as_video or options.own_prompts):
         raise UsageError("--as-video and --own-prompts belong to MMEB-V2: give --mmeb FOLDER, or leave them out")
+    if options.mmeb is None and options.processes > 1:
+        raise UsageError("--processes shares MMEB-V2's tasks; MTEB's result files are written by one process")
     if options.mmeb is not None and not Path(options.mmeb).is_dir():
         raise UsageError(f"--mmeb: {options.mmeb} is no folder; docs/reproduce.md says how to make it")
     if options.task_prompts is not None and "{prompt}" not in options.task_prompts:
@@ -110,6 +120,9 @@ def _mmeb(options: argparse.Namespace) -> int:
         tasks = chosen(options.tasks)
     except EvaluationError as error:
         raise UsageError(f"--tasks: {error}") from error
+    if world() > 1:
+        own_gpu(options)
+        tasks = tasks[rank() :: world()]
     try:
         found = run_mmeb(
             make_encoder(options),
@@ -119,10 +132,12 @@ def _mmeb(options: argparse.Namespace) -> int:
             modes=options.modes,
             instructions=not options.own_prompts,
             batch_size=options.batch_size,
-            progress=sys.stderr.isatty(),
+            progress=sys.stderr.isatty() and rank() == 0,
         )
     except OtherSettings as error:
         raise UsageError(f"--output: {error}") from error
+    if world() > 1:
+        return 0  # who started it tells what there is and what is missing
     print(mmeb_table(found)) if found["tasks"] else None
     return _told(found["failed"], len(tasks), Path(options.output) / "mmeb.json")
 

@@ -131,3 +131,15 @@ def check_pages(corpora: Iterable[Mapping[str, Document]], options: argparse.Nam
     if pages:
         what = f"{len(pages)} documents of {options.data} are images, such as {pages[0]!r}"
         raise UsageError(f"--model: {what}, and {options.model} has no image side; choose a vision-language base")
+
+
+def own_gpu(options: argparse.Namespace) -> None:
+    """Of several processes each gets its own GPU, where there are any and --device names none."""
+    import os
+
+    import torch
+
+    from smart_train.processes import rank, world
+
+    if world() > 1 and options.device is None and torch.cuda.is_available():
+        options.device = f"cuda:{int(os.environ.get('LOCAL_RANK', rank())) % torch.cuda.device_count()}"

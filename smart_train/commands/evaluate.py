@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smart_train.commands.common import UsageError, add_model, add_reading, check_reading, count, make_encoder
-from smart_train.processes import rank, world
+from smart_train.commands.common import UsageError, add_model, add_reading, check_reading, count, make_encoder, own_gpu
+from smart_train.processes import world
 
 if TYPE_CHECKING:
     from smart_train.blocks import DataBlock
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--model: {what}, and {options.model} has no image side; choose a vision-language base")
     names = ("bootstrap", "seed", "batch_size", "store", "baseline", "baseline_row", "bm25", "worst", "heatmaps")
     plan = Plan(k=tuple(sorted(set(options.k))), **{name: getattr(options, name) for name in names})
-    _choose_device(options)
+    own_gpu(options)
     with launched() as peers:
         encoder = make_encoder(options)
         row = "trained" if options.adapter else "base"
@@ -98,16 +98,6 @@ def _data(options: argparse.Namespace) -> tuple[DataBlock, bool]:
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return read_recipe(path, words).data, True
     return of_words({"data": {"path": options.data, "split": options.split}}, words).data, False
-
-
-def _choose_device(options: argparse.Namespace) -> None:
-    """Of several processes each has its own GPU, where there are any."""
-    import os
-
-    import torch
-
-    if world() > 1 and options.device is None and torch.cuda.is_available():
-        options.device = f"cuda:{int(os.environ.get('LOCAL_RANK', rank())) % torch.cuda.device_count()}"
 
 
 def _heatmap(encoder: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import datasets
@@ -90,6 +91,24 @@ def test_mmeb_is_run_from_its_folder(tiny_qwen3vl, tmp_path, capsys):
     assert "VOC2007: no figures (DataError: VOC2007: no rows; looked for" in said.err and "3 of 36 tasks" in said.out
 
 
+@pytest.mark.slow
+def test_several_processes_share_the_tasks_and_the_last_word_is_of_all(tiny_qwen3vl, tmp_path):
+    from launches import environment, program
+
+    root, output = mmeb_layout.write_images(tmp_path / "data"), tmp_path / "out"
+    mmeb_layout.write_charts(root)
+    asked = ["benchmark", "--model", str(tiny_qwen3vl), "--mmeb", str(root), "--output", str(output), "--tasks"]
+    command = [program("smart-train"), *asked, "OK-VQA", "CIRR", "VOC2007", "VisRAG_ChartQA", "--processes", "2"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 1, done.stderr[-2000:]  # one of the four has no rows
+    assert "VOC2007: no figures" in done.stderr and done.stdout.count("3 of 4 tasks") == 1
+    found = json.loads((output / "mmeb.json").read_text())
+    assert set(found["tasks"]) == {"OK-VQA", "CIRR", "VisRAG_ChartQA"} and list(found["failed"]) == ["VOC2007"]
+    assert main([*asked[:-3], "--output", str(tmp_path / "alone"), "--tasks", "OK-VQA", "CIRR", "VisRAG_ChartQA"]) == 0
+    alone = json.loads((tmp_path / "alone" / "mmeb.json").read_text())
+    assert alone["tasks"] == found["tasks"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -97,6 +116,7 @@ def test_mmeb_is_run_from_its_folder(tiny_qwen3vl, tmp_path, capsys):
         (["--tasks", "NanoSciFactRetrieva"], "did you mean NanoSciFactRetrieval"),
         (["--tasks", "SciFact", "--as-video"], "--as-video and --own-prompts belong to MMEB-V2"),
         (["--tasks", "SciFact", "--task-prompts", "Instruct:"], r"has no {prompt} in it"),
+        (["--tasks", "SciFact", "--processes", "2"], "--processes shares MMEB-V2's tasks"),
         (["--mmeb", "nowhere"], "--mmeb: nowhere is no folder"),
         (["--mmeb", "."], "MMEB-V2 shows images, and"),
     ],
