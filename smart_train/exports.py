@@ -36,6 +36,7 @@ from smart_train.model.folder import (
     seal,
     write_settings,
 )
+from smart_train.model.intake import without_code
 from smart_train.model.merging import merge_lora
 from smart_train.model.processors import images_without_torchvision
 from smart_train.samples import sides_of
@@ -165,6 +166,8 @@ def _multi_vector(
     write_settings(encoder, folder, export=_facts("multi-vector", adapter, lost))  # of what it was: it is taken apart
     made = multi_vector(encoder, pooled.pop())
     made.save(str(folder), create_model_card=False)
+    if not trust:
+        without_code(folder)
     del encoder, made
     gc.collect()
     with images_without_torchvision():

@@ -31,7 +31,15 @@ from smart_train.samples import sides_of
 logger = logging.getLogger(__name__)
 
 IDENTITY = ("architecture", "hidden_size", "commit", "fingerprint")
-READING = ("query_prompt", "document_prompt", "query_tokens", "document_tokens", "min_pixels", "max_pixels")
+READING = (
+    "query_prompt",
+    "document_prompt",
+    "query_tokens",
+    "document_tokens",
+    "min_pixels",
+    "max_pixels",
+    "quantisation",
+)
 LATE = ("layer", "norm", "head", "dim", "drop")
 
 

@@ -27,6 +27,7 @@ from smart_train.model.adapters import save_lora
 from smart_train.model.encoder import SmartEncoder
 from smart_train.model.files import HEAD, SETTINGS, VERIFIED, AdapterError, digests
 from smart_train.model.inputs import Role
+from smart_train.model.intake import without_code
 from smart_train.model.reading import check_base, check_processing, load, load_head
 from smart_train.model.sealing import seals
 from smart_train.model.settings import base_identity, processing_of, settings_of, write_settings
@@ -116,6 +117,8 @@ def _save_foundation(encoder: SmartEncoder, folder: Path, state: dict[str, Tenso
     finally:
         del transformer.model.save_pretrained
         st.prompts, transformer.query_length, transformer.document_length = kept
+    if not encoder.settings.trust_remote_code:
+        without_code(folder)
 
 
 def verify(

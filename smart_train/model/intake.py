@@ -21,6 +21,7 @@ CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
 STATES = re.compile(
     r"(optimizer|scheduler|scaler|training_args|(rng|run)_state(_\d+)?)\.(pt|pth|bin)|global_step\d+/.+"
 )
+WORDS = ("tokenizer.json", "vocab.json", "added_tokens.json")  # of a vocabulary: no settings, and large
 MODULES = "sentence_transformers."
 ACTIVATIONS = "torch.nn.modules."
 MODEL_TYPE = "SentenceTransformer"
@@ -40,15 +41,27 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
             _check_link(path, folder)
         if path.is_dir() and not path.is_symlink():
             continue
+        if not path.is_file():
+            raise AdapterError(f"{folder}: {name} is neither a file nor a folder; delete it; {CLOSED}")
         suffix = path.suffix.lower()
         if suffix in PICKLES and not STATES.fullmatch(name):
             what = f"{folder}: {name} is a pickle by its name, which can run code as it is read"
             raise AdapterError(f"{what}; weights are safetensors: save them as such, or delete it; {CLOSED}")
         if suffix in CODE and not trust_remote_code:
             raise AdapterError(f"{folder}: {name} is code, and an adapter needs none; delete it; {CLOSED}")
-        if suffix == ".json" and path.parent == folder:
+        if suffix == ".json" and path.parent == folder and name not in WORDS:
             _check_json(name, _json(path), path, trust_remote_code)
     _check_modules(folder)
+
+
+def without_code(folder: Path) -> None:
+    """Takes ``auto_map`` out of a folder that was just saved: it named code of the base's repository that was not used,
+    because transformers has the class itself, or nobody said trust_remote_code."""
+    for path in folder.glob("*.json"):
+        content = _json(path) if path.name not in WORDS else None
+        if isinstance(content, dict) and "auto_map" in content:
+            del content["auto_map"]
+            path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
 
 
 def check_type(folder: Path) -> None:
@@ -91,8 +104,8 @@ def _check_json(name: str, content: Any, path: Path, trust_remote_code: bool) ->
     if name.endswith(".index.json"):
         for shard in set((dict(content).get("weight_map") or {}).values()):
             _check_inside(shard, path, "the shard")
-    if name in ("tokenizer.json", "vocab.json", "added_tokens.json") or trust_remote_code:
-        return  # words, not settings
+    if trust_remote_code:
+        return
     for key, value in _pairs(content if isinstance(content, dict | list) else []):
         if (key in ("auto_map", "custom_pipelines", "tokenizer_name_or_path") and value) or (
             key == "trust_remote_code" and value and name != "smart_train.json"

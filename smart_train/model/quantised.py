@@ -23,7 +23,10 @@ def four_bits(base: str, dtype: torch.dtype) -> Any:
     """transformers' BitsAndBytesConfig.  dtype: of the products.  Raises BaseNotFound where bitsandbytes is missing."""
     if find_spec("bitsandbytes") is None:
         what = f"{base}: to hold it in 4 bits the package bitsandbytes is needed, which is not installed"
-        raise BaseNotFound(what, "pip install bitsandbytes, or set model.quantisation: none")
+        fix = (
+            "pip install bitsandbytes, or set model.quantisation: none (an adapter trained on 4 bits has other vectors"
+        )
+        raise BaseNotFound(what, f'{fix} then: from_pretrained(..., quantisation="none"))')
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(

@@ -5,6 +5,7 @@ Every folder here would run code or read elsewhere if a loader took it: the code
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -201,6 +202,25 @@ def test_states_of_a_checkpoint_may_lie_beside_it(folder):
     (folder / "global_step4").mkdir()
     (folder / "global_step4" / "mp_rank_00_model_states.pt").write_bytes(b"not read")
     SmartEncoder.from_pretrained(folder, device="cpu")
+
+
+def test_what_is_neither_file_nor_folder_is_not_waited_for(folder):
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(AdapterError, match="config.json is neither a file nor a folder"):
+        SmartEncoder.from_pretrained(folder, device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_base_that_names_code_that_was_not_used_leaves_none_of_it_in_what_is_saved(kind, tiny_bert, tmp_path):
+    """transformers has the class itself; the saved folder would otherwise be refused by who loads it."""
+    base = Path(shutil.copytree(tiny_bert, tmp_path / "base"))
+    edit(base / "config.json", auto_map={"AutoModel": "them/code--modeling.Model"})
+    edit(base / "tokenizer_config.json", auto_map={"AutoTokenizer": ["them/code--tok.Tok", None]})
+    encoder = encoder_of(base, kind)
+    folder = encoder.save_pretrained(tmp_path / "saved")
+    assert not [path.name for path in folder.glob("*.json") if '"auto_map"' in path.read_text()]
+    found = SmartEncoder.from_pretrained(folder, device="cpu").encode_documents(tiny.TEXTS)
+    torch.testing.assert_close(found.pooled, encoder.encode_documents(tiny.TEXTS).pooled, atol=1e-6, rtol=0)
 
 
 def test_whole_weights_are_looked_through_as_well(tiny_bert, tmp_path):
