@@ -93,7 +93,8 @@ def contents(pages: bool) -> list[Any]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_activations_are_near_to_what_torch_saves(case, tiny_models):
-    kind, adapter, options = CASES[case]
+    kind, adapter, given = CASES[case]
+    options = dict(given)
     pages, half = options.pop("pages", False), options.pop("half", False)
     encoder, recipe = made(tiny_models(kind), adapter, bf16=half, per_device_train_batch_size=4, **options)
     features = encoder.preprocess(contents(pages), "document")

@@ -131,9 +131,12 @@ def _size(module: nn.Module) -> int:
 
 
 def _stacks(backbone: nn.Module) -> list[tuple[str, nn.ModuleList]]:
-    """Lists of transformer blocks: the language model's, then those of other towers, the longest first."""
+    """Lists of transformer blocks: the language model's, then those of other towers, the longest first.  Blocks are
+    what engines wrap: a merger between towers is none."""
     name, blocks = find_blocks(backbone)
+    kinds: Any = getattr(backbone, "_no_split_modules", None) or ()
     lists = [(n, m) for n, m in backbone.named_modules() if isinstance(m, nn.ModuleList) and is_vision(n)]
+    lists = [(n, m) for n, m in lists if not kinds or any(type(block).__name__ in kinds for block in m)]
     outer = [(n, m) for n, m in lists if not any(n.startswith(f"{o}.") for o, _ in lists)]
     return [(name, blocks), *sorted(outer, key=lambda pair: -len(pair[1]))]
 
