@@ -229,6 +229,9 @@ def run_mmeb(
                     logger.warning("%s: %s", task.name, note)
                 options = {"modes": modes, "instructions": instructions, "batch_size": batch_size}
                 found = evaluate_task(encoder, task, data, progress=progress, **options)  # type: ignore[arg-type]
+                for role, rows in found["cut"].items():
+                    if rows:
+                        logger.warning("%s: %d %s texts fill the encoder's limit and were cut", task.name, rows, role)
                 stored = {"task": task.name, "group": task.group, "measure": task.measure, **found}
                 stored |= {"notes": data.notes, "settings": settings}
                 _write(file, stored)

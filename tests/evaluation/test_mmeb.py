@@ -196,6 +196,13 @@ def test_a_run_files_every_task_goes_on_where_it_stood_and_tells_what_failed(enc
         run_mmeb(encoder, chosen(names), Reading(root), output)
 
 
+def test_texts_that_were_cut_are_told(tiny_qwen3vl, tmp_path, caplog):
+    short = SmartEncoder(str(tiny_qwen3vl), model=ModelBlock(query_tokens=2), device="cpu")
+    with caplog.at_level(logging.WARNING):
+        run_mmeb(short, chosen(["OK-VQA"]), Reading(mmeb_layout.write_images(tmp_path)), tmp_path / "out")
+    assert any("OK-VQA: 2 query texts fill the encoder's limit" in one.message for one in caplog.records)
+
+
 def test_what_an_encoder_cannot_take_is_refused_before_anything_is_encoded(encoder, real_base, tmp_path):
     root = mmeb_layout.write_videos(mmeb_layout.write_images(tmp_path))
     text = SmartEncoder(str(real_base), device="cpu")
