@@ -20,6 +20,7 @@ from smart_train.blocks import HybridBlock
 from smart_train.embeddings import Embeddings, Tokens
 from smart_train.evaluation.best import Best, tie_hash
 from smart_train.evaluation.metrics import EvaluationError, Ranking
+from smart_train.evaluation.narrowing import Narrowing, worthwhile
 from smart_train.evaluation.shares import Share
 from smart_train.objective.scores import hybrid_scores, late_scores, pooled_scores
 
@@ -51,23 +52,28 @@ Documents = Embeddings | Iterable[Embeddings]
 
 @dataclass(frozen=True)
 class View:
-    """One way to order documents: the score of (pooled, late), both [B, N], and how near its values count as equal."""
+    """One way to order documents: the score of (pooled, late), both [B, N], and how near its values count as equal.
+
+    slope: by how much the score grows with the late score, 0 or more; None = not known, or it falls
+    """
 
     score: Callable[[Tensor, Tensor], Tensor]
     noise: float = NOISE
+    slope: float | None = None
 
 
 def view(mode: str, hybrid: HybridBlock) -> View:
     """The View of a mode.  Raises EvaluationError for another word than pooled, late or hybrid."""
     if mode == "pooled":
-        return View(lambda pooled, late: pooled)
+        return View(lambda pooled, late: pooled, slope=0.0)
     if mode == "late":
-        return View(lambda pooled, late: late)
+        return View(lambda pooled, late: late, slope=1.0)
     if mode == "hybrid":
-        stretch = abs(hybrid.pooled) + abs(hybrid.late)
+        by_pooled, slope = hybrid.pooled, hybrid.late
         if hybrid.scaling == "standardised":
-            stretch = abs(hybrid.pooled) / hybrid.pooled_std + abs(hybrid.late) / hybrid.late_std
-        return View(lambda pooled, late: hybrid_scores(pooled, late, hybrid), NOISE * max(1.0, stretch))
+            by_pooled, slope = by_pooled / hybrid.pooled_std, slope / hybrid.late_std
+        noise = NOISE * max(1.0, abs(by_pooled) + abs(slope))
+        return View(lambda pooled, late: hybrid_scores(pooled, late, hybrid), noise, slope if slope >= 0 else None)
     raise EvaluationError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
 
 
@@ -160,7 +166,10 @@ def rank_views(
         (rows.start, rows.stop): {name: Best(top, each.noise, themselves) for name, each in views.items()}
         for rows in _slices(queries.tokens.lengths, QUERY_TOKENS)
     }
-    for rows, columns, pooled, late in scored or tiles(queries, checked(documents, document_ids), block, device):
+    on = torch.device(device) if device is not None else queries.pooled.device
+    narrow = worthwhile(on) and all(each.slope is not None for each in views.values())
+    late_of = Narrowing(views, best) if narrow else _late
+    for rows, columns, pooled, late in scored or tiles(queries, checked(documents, document_ids), block, on, late_of):
         for name, each in views.items():
             best[rows.start, rows.stop][name].add(each.score(pooled, late), columns.start)
         if progress is not None:
@@ -173,11 +182,26 @@ def rank_views(
     return rankings
 
 
+LateOf = Callable[[slice, Embeddings, Embeddings, Tensor], Tensor]
+"""(query rows, their embeddings, some documents', the pooled scores of both) -> late scores [B, N]"""
+
+
+def _late(rows: slice, asked: Embeddings, part: Embeddings, pooled: Tensor) -> Tensor:
+    return late_scores(asked.tokens, part.tokens)
+
+
 def tiles(
-    queries: Embeddings, documents: Documents, block: int = BLOCK, device: torch.device | str | None = None
+    queries: Embeddings,
+    documents: Documents,
+    block: int = BLOCK,
+    device: torch.device | str | None = None,
+    late_of: LateOf = _late,
 ) -> Iterator[Tile]:
     """(query rows, document rows, pooled, late) of every tile, both scores [rows, columns] float32; all queries of one
-    block of documents before the next block, so that documents are moved and widened once."""
+    block of documents before the next block, so that documents are moved and widened once.
+
+    late_of: what gives a tile's late scores; it is asked when the tile is, so after those before it were taken.
+    """
     device = torch.device(device) if device is not None else queries.pooled.device
     query_blocks = list(_slices(queries.tokens.lengths, QUERY_TOKENS))
     begun = 0
@@ -186,7 +210,8 @@ def tiles(
             part, columns = _part(portion, some, device), slice(begun + some.start, begun + some.stop)
             for rows in query_blocks:
                 asked = _part(queries, rows, device)
-                yield rows, columns, pooled_scores(asked.pooled, part.pooled), late_scores(asked.tokens, part.tokens)
+                pooled = pooled_scores(asked.pooled, part.pooled)
+                yield rows, columns, pooled, late_of(rows, asked, part, pooled)
         begun += len(portion)
 
 

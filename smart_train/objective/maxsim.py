@@ -21,8 +21,9 @@ from torch.autograd.function import once_differentiable
 
 from smart_train.embeddings import Tokens
 from smart_train.objective import kernels
-from smart_train.objective.tiles import Rows, search, sum_dtype
+from smart_train.objective.tiles import FEWEST_ROWS, TILE, Rows, search, sum_dtype
 
+WHERE = 256  # documents whose maxima are held at once, where only some pairs are scored
 BLOCK = 1 << 19  # winners that backward sorts and weighs at once, about 30 bytes each
 
 
@@ -56,6 +57,39 @@ def maxsim(queries: Tokens, documents: Tokens) -> Tensor:
             return scores
         with torch.no_grad():
             return search(q.contiguous(), x.contiguous(), query_rows, rows, keep=False)[0]
+
+
+def maxsim_where(wanted: Tensor, queries: Tokens, documents: Tokens, otherwise: Tensor) -> Tensor:
+    """Late scores of some pairs, as ``maxsim`` gives them, without gradients; of the others what ``otherwise`` holds.
+
+    wanted: [B, N] bool; otherwise: [B, N] -> [B, N], a new tensor
+    Documents go one by one, each against the queries that want it: faster where those are up to about two thirds.
+    """
+    query_rows, rows = _rows(queries, documents)
+    dtype = torch.promote_types(queries.values.dtype, documents.values.dtype)
+    q, tokens = queries.values.to(dtype), documents.values.to(dtype).split(rows.sizes)
+    found = otherwise.to(sum_dtype(dtype)).t().clone()
+    several = wanted.any(0).nonzero().flatten()
+    for some in several.split(WHERE) if len(several) else ():
+        asked = wanted.t()[some]
+        maxima = found.new_zeros(len(some), len(q))  # of queries that don't want a document they stay 0, and unused
+        for at, (number, who) in enumerate(zip(some.tolist(), asked.index_select(1, query_rows.owner), strict=True)):
+            which = who.nonzero().flatten()
+            step = max(FEWEST_ROWS, TILE["cpu"] // q.dtype.itemsize // rows.sizes[number])
+            best = [(tokens[number] @ few.t()).amax(0) for few in q.index_select(0, which).split(step)]
+            maxima[at].index_copy_(0, which, torch.cat(best).to(maxima.dtype))
+        found[some] = torch.where(asked, query_rows.mean(maxima), found[some])
+    return found.t().contiguous()
+
+
+def maxsim_sizes(queries: Tokens, documents: Tokens) -> tuple[Tensor, Tensor]:
+    """Late scores as ``maxsim`` gives them, without gradients, and the means of the maxima's absolute values, which
+    bound what rounding the maxima has changed.  Tokens of one dtype -> [B, N], [B, N]"""
+    query_rows, rows = _rows(queries, documents)
+    q, x = (side.values.to(_tile_dtype(side.values)).contiguous() for side in (queries, documents))
+    sizes = torch.empty(len(documents), len(queries), dtype=sum_dtype(q.dtype), device=q.device)
+    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+        return search(q, x, query_rows, rows, keep=False, sizes=sizes)[0], sizes.t()
 
 
 def _rows(queries: Tokens, documents: Tokens) -> tuple[Rows, Rows]:
