@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,51 +55,49 @@ def load(
     """
     place, commit = hub.located(source, revision)
     folder = Path(place) if commit is None else hub.fetch(place, commit, SETTINGS)
+    machine: dict[str, Any] = {"attention": attention, "trust_remote_code": trust_remote_code}
     if folder is None or not (folder / SETTINGS).is_file():
         _check_plain(source, folder, base)
         late = LateBlock() if layer is None else LateBlock(layer=layer)
-        model = ModelBlock(
-            revision=revision,
-            dtype=dtype or "auto",
-            quantisation=quantisation or "none",
-            attention=attention,
-            trust_remote_code=trust_remote_code,
-        )
+        model = ModelBlock(revision=revision, dtype=dtype or "auto", quantisation=quantisation or "none", **machine)
         return SmartEncoder(source, model=model, late=late, device=device)
     if not checkpoint:
         check_folder(folder, trust_remote_code)
     check_type(folder)
     stored = read_settings(folder)
     model, late, adapter = stored["model"], stored["late"], stored["adapter"]
-    if layer is not None and layer != late.layer:
-        if (folder / HEAD).is_file():
-            raise AdapterError(f"{folder}: its head was trained on layer {late.layer} and can't read layer {layer}")
-        late.layer = layer
-    if model.trust_remote_code and not trust_remote_code:
-        raise AdapterError(
-            f"{folder}: its base {stored['base']} runs code that lies in its repository; read it, then "
-            "from_pretrained(..., trust_remote_code=True); nothing was loaded"
-        )
     kind = adapter.kind if adapter is not None else None
-    revision = model.revision
-    model.dtype, model.attention, model.trust_remote_code = dtype or model.dtype, attention, trust_remote_code
-    model.quantisation = quantisation or model.quantisation
+    _check_asked(folder, stored, layer, trust_remote_code)
     _check_weights(folder, kind, stored)
+    late.layer = late.layer if layer is None else layer
+    asked = replace(model, dtype=dtype or model.dtype, quantisation=quantisation or model.quantisation, **machine)
     base = str(folder) if kind == "full" else base or stored["base"]
     if base == stored["base"]:
-        model.revision = stored["commit"] or model.revision  # what it was trained on, however far the Hub has moved on
-    encoder = SmartEncoder(base, model=model, late=late, device=device)
-    if kind != "full":
-        check_base(stored, base_identity(encoder), folder)
-    else:
+        asked.revision = stored["commit"] or model.revision  # what it was trained on, however far the Hub has moved on
+    encoder = SmartEncoder(base, model=asked, late=late, device=device)
+    if kind == "full":
         check_whole(encoder, folder)
+    else:
+        check_base(stored, base_identity(encoder), folder)
     check_processing(encoder, stored, folder)
-    encoder.settings.base, encoder.settings.revision = stored["base"], revision
+    encoder.settings.base, encoder.settings.revision = stored["base"], model.revision
     if kind == "lora":
         load_lora(encoder.backbone, folder, trainable)
     encoder.adapter = adapter
     load_head(encoder, folder)
     return encoder
+
+
+def _check_asked(folder: Path, stored: dict[str, Any], layer: int | None, trust_remote_code: bool) -> None:
+    """What the caller asks for must be what the folder can be read with."""
+    trained = stored["late"].layer
+    if layer is not None and layer != trained and (folder / HEAD).is_file():
+        raise AdapterError(f"{folder}: its head was trained on layer {trained} and can't read layer {layer}")
+    if stored["model"].trust_remote_code and not trust_remote_code:
+        raise AdapterError(
+            f"{folder}: its base {stored['base']} runs code that lies in its repository; read it, then "
+            "from_pretrained(..., trust_remote_code=True); nothing was loaded"
+        )
 
 
 def _check_plain(source: str, folder: Path | None, base: str | None) -> None:
