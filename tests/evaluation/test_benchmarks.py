@@ -31,6 +31,7 @@ from smart_train.data.qrels import judgements  # noqa: E402
 from smart_train.data.records import Collection  # noqa: E402
 from smart_train.data.tables import open_files  # noqa: E402
 from smart_train.evaluation.benchmarks import MtebModel, falling, mteb_models  # noqa: E402
+from smart_train.evaluation.encoding import TEXT_BATCHES  # noqa: E402
 from smart_train.evaluation.metrics import EvaluationError  # noqa: E402
 from smart_train.evaluation.prompting import prompted  # noqa: E402
 from smart_train.evaluation.retrieval import evaluate  # noqa: E402
@@ -110,6 +111,33 @@ def test_pooled_is_what_mteb_measures_of_the_plain_model(encoder, text_folder):
     assert plain.keys() == task.per_query.keys()
     for query, values in plain.items():
         assert values == pytest.approx(task.per_query[query], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_late_is_what_mteb_measures_of_the_same_tokens_in_a_multi_vector_encoder(encoder, text_folder, tmp_path):
+    from sentence_transformers import MultiVectorEncoder
+
+    from smart_train.exports import export
+
+    task = local_tasks.local(NanoSciFactRetrieval, text_folder)
+    folder = export(encoder.settings.base, "multi-vector", tmp_path / "multi", device="cpu")
+    mteb.evaluate(MultiVectorEncoder(str(folder), device="cpu"), task, **QUIET)  # MTEB's own wrapper, sums for means
+    theirs = task.per_query
+    mteb.evaluate(mteb_models(encoder)["late"], task, **QUIET)
+    same = sum(task.per_query[query]["ndcg_cut_10"] == pytest.approx(theirs[query]["ndcg_cut_10"]) for query in theirs)
+    assert len(theirs) == 34 and same >= 33  # our documents' tokens are float16: one pair may be that near
+
+
+def test_documents_go_by_in_portions_and_the_figures_are_the_same(tiny_bert, text_folder, monkeypatch):
+    small = SmartEncoder(str(tiny_bert), device="cpu")
+    task, found, sizes = local_tasks.local(NanoSciFactRetrieval, text_folder), [], []
+    encode = small.encode_documents
+    monkeypatch.setattr(small, "encode_documents", lambda rows, **o: sizes.append(len(rows)) or encode(rows, **o))
+    for rows in (1, 40):
+        mteb.evaluate(mteb_models(small)["hybrid"], task, encode_kwargs={"batch_size": rows}, **QUIET)
+        found.append(task.per_query)
+    assert sizes == [TEXT_BATCHES, TEXT_BATCHES, 2, 34]
+    assert all(found[0][query] == pytest.approx(found[1][query], abs=1e-6) for query in found[0])
 
 
 def test_pooled_runs_the_tasks_that_compare_single_vectors_as_the_plain_model_does(encoder, monkeypatch):
