@@ -22,14 +22,14 @@ from resumed import differences, left, log_of
 from smart_train.recipe import read
 from smart_train.room import NothingToResume, changes, make_room, resumed_run
 
-STEPS = 14
+STEPS = 10
 PATIENCE = 300.0  # seconds for a run, on a machine that others use, too
 
 
 @pytest.fixture(scope="module")
 def recipe(tiny_models, triples_file, tmp_path_factory) -> Path:
-    """Caching, accumulation, dropout, hard negatives, a head, a data worker, planned batches, evaluation, two epochs
-    and a half."""
+    """Caching, accumulation, dropout, hard negatives, a head, a data worker, planned batches, evaluation, some
+    epochs."""
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     blocks: dict[str, Any] = {
         "name": "tiny",
