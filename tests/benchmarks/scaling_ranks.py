@@ -8,6 +8,7 @@ training calls (training/step.py).  ``steps`` runs a real encoder under DDP.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import socket
@@ -91,6 +92,7 @@ def resident() -> int:
 def resident_peak(run: Callable[[], Any]) -> int:
     """Bytes of resident memory that ``run`` adds at most, gloo's own buffers included."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier runs freed and the C library kept would be used again, uncounted
     Path("/proc/self/clear_refs").write_text("5")
     before = resident()
     run()
