@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from sentence_transformers import SentenceTransformer
 
 from smart_train.blocks import AdapterBlock, HybridBlock, LateBlock, ModelBlock
 from smart_train.cli import main
@@ -61,6 +62,8 @@ def test_the_vectors_are_those_of_the_dense_sum_and_the_mean_head(parts, tiny_be
     torch.testing.assert_close(found.pooled, wanted.pooled, atol=1e-5, rtol=0)
     torch.testing.assert_close(found.tokens.values, wanted.tokens.values, atol=1e-5, rtol=0)
     assert (merged.adapter.r, merged.adapter.alpha) == (6, 6)
+    plain = SentenceTransformer(str(folder), device="cpu").encode_document(tiny.TEXTS, convert_to_tensor=True)
+    torch.testing.assert_close(plain, wanted.pooled, atol=1e-5, rtol=0)
 
 
 def test_the_hybrid_of_neither_is_taken_and_that_is_said(parts, tmp_path, caplog):

@@ -16,7 +16,8 @@ from smart_train.blocks import AdapterBlock, LateBlock
 from smart_train.exports import export
 from smart_train.model.encoder import SmartEncoder
 
-POOLINGS = {"bert": "mean", "modernbert": "cls", "qwen3": "lasttoken"}
+POOLINGS = {"minilm": "mean", "modernbert": "cls", "qwen3": "lasttoken"}  # the first has real weights
+BOTH = ("minilm", "qwen3")  # these are exported as well
 QUERIES = ["what is on the chart", "violin"]
 
 SCRIPT = """
@@ -59,33 +60,36 @@ def trained(base: Path, late: LateBlock) -> SmartEncoder:
 
 
 @pytest.fixture(scope="module")
-def trips(tiny_models, tmp_path_factory):
+def trips(tiny_models, real_base, tmp_path_factory):
     """(expected arrays, arrays of the process without this package) under the same names."""
     root = tmp_path_factory.mktemp("trips")
+    bases = {kind: real_base if kind == "minilm" else tiny_models(kind) for kind in POOLINGS}
     late = LateBlock(head="layernorm_linear", dim=12)
     expected: dict[str, np.ndarray] = {}
     plan = {
-        "bases": {kind: str(tiny_models(kind)) for kind in POOLINGS},
+        "bases": {kind: str(base) for kind, base in bases.items()},
         "texts": tiny.TEXTS,
         "queries": QUERIES,
-        "plain": [*POOLINGS, "merged"],
-        "multi": ["multi"],
+        "plain": [*POOLINGS, *(f"merged {kind}" for kind in BOTH)],
+        "multi": [f"multi {kind}" for kind in BOTH],
     }
-    for kind in POOLINGS:
-        encoder = trained(tiny_models(kind), late)
+    for kind, base in bases.items():
+        encoder = trained(base, late)
         encoder.save_pretrained(root / kind)
         inputs = encoder.tokenizer(QUERIES[0], return_tensors="pt")
         with torch.no_grad():
             expected[f"peft/{kind}"] = encoder.backbone(**inputs).last_hidden_state[0].numpy()
         documents, queries = encoder.encode_documents(tiny.TEXTS), encoder.encode_queries(QUERIES)
-        names = [kind, "merged"] if kind == "qwen3" else [kind]
-        for name in names:
+        for name in (kind, f"merged {kind}"):
             expected[f"plain/{name}"], expected[f"plain/{name}/queries"] = documents.pooled, queries.pooled
-        if kind == "qwen3":
-            expected["multi/multi"], expected["multi/multi/queries"] = documents.tokens.values, queries.tokens.values
-            expected["multi/multi/scores"] = encoder.score(queries, documents, mode="late")
-    export(root / "qwen3", "merged", root / "merged")
-    export(root / "qwen3", "multi-vector", root / "multi")
+        expected[f"multi/multi {kind}"], expected[f"multi/multi {kind}/queries"] = (
+            documents.tokens.values,
+            queries.tokens.values,
+        )
+        expected[f"multi/multi {kind}/scores"] = encoder.score(queries, documents, mode="late")
+        if kind in BOTH:
+            export(root / kind, "merged", root / f"merged {kind}")
+            export(root / kind, "multi-vector", root / f"multi {kind}")
     told = alone.run_alone(SCRIPT, root, str(root), json.dumps(plan))
     assert json.loads(told.splitlines()[-1]) == []
     return expected, np.load(root / "found.npz"), root
@@ -110,11 +114,13 @@ def test_plain_sentence_transformers_pools_as_the_base_does_and_gives_the_same_v
     assert np.abs(found[f"plain/{kind}"][0] - found[f"plain/{kind}"][1]).max() > 0.05  # not one vector for all
 
 
-def test_merged_weights_give_the_same_pooled_vectors_without_adapter_and_base(trips):
-    same(trips, "plain/merged")
-    same(trips, "plain/merged/queries")
+@pytest.mark.parametrize("kind", BOTH)
+def test_merged_weights_give_the_same_pooled_vectors_without_adapter_and_base(kind, trips):
+    same(trips, f"plain/merged {kind}")
+    same(trips, f"plain/merged {kind}/queries")
 
 
-def test_a_multi_vector_encoder_gives_the_same_tokens_and_late_scores(trips):
-    for name in ("multi/multi", "multi/multi/queries", "multi/multi/scores"):
-        same(trips, name)
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_multi_vector_encoder_gives_the_same_tokens_and_late_scores(kind, trips):
+    for what in ("", "/queries", "/scores"):
+        same(trips, f"multi/multi {kind}{what}")
