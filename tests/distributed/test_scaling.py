@@ -17,32 +17,35 @@ import scaling_paper  # noqa: E402
 import scaling_ranks  # noqa: E402
 
 CASES = [
-    scaling.Case("joint", 6, 16, 300, 256, 320),
+    scaling.Case("joint", 8, 16, 500, 256, 1024),
     scaling.Case("bfloat16", 6, 16, 300, 256, 320, half=True, what=("volume",)),
     scaling.Case("pooled", 64, 4, 4, 2048, 8, late=False, what=("volume",)),
 ]
 
 
 @pytest.fixture(scope="module")
-def lines() -> dict[tuple[str, str], float]:
-    """(what, case) -> measured / formula."""
+def lines() -> dict[tuple[str, str], scaling.Line]:
+    """(what, case) -> measured, formula and their ratio."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in scaling.EXACT.items():
             patch.setenv(name, value)
         found = list(zip(*run_ranks(2, scaling_ranks.measure, CASES, timeout=120.0), strict=True))
     every = [one for case, ranks in zip(CASES, found, strict=True) for one in scaling.lines(case, 2, list(ranks))]
-    return {(one["what"], one["case"]): one["ratio"] for one in every}
+    return {(one["what"], one["case"]): one for one in every}
 
 
 @pytest.mark.parametrize("case", [case.name for case in CASES])
 def test_what_a_run_logs_is_what_its_sockets_receive(lines, case):
-    assert lines["bytes, counted", case] == 1.0
-    assert lines["bytes out, wire", case] == pytest.approx(1.0, abs=0.02)
-    assert lines["bytes back, wire", case] == pytest.approx(2.0, abs=0.02)  # gloo: an all-reduce; a ring: 1
+    assert lines["bytes, counted", case]["ratio"] == 1.0
+    assert lines["bytes out, wire", case]["ratio"] == pytest.approx(1.0, abs=0.02)
+    assert lines["bytes back, wire", case]["ratio"] == pytest.approx(2.0, abs=0.02)  # gloo: an all-reduce; a ring: 1
 
 
 def test_resident_memory_grows_by_what_the_formula_says(lines):
-    assert lines["memory, resident", "joint"] == pytest.approx(1.0, abs=0.25)
+    """And some 10 MB of what allocators and gloo keep, whatever the case."""
+    found = lines["memory, resident", "joint"]
+    assert found["formula"] > 60e6
+    assert 0.95 * found["formula"] < found["measured"] < found["formula"] + 25e6
 
 
 @pytest.mark.parametrize("table", scaling_paper.TABLES)
