@@ -152,7 +152,8 @@ def _run(
         if not loaded:
             part.load_data(num_proc=workers)
         try:
-            with next(iter(models.values())).searches.sharing(missing):
+            folder = cache.cache_path / "vectors" if len(part.hf_subsets) > 1 else None
+            with next(iter(models.values())).searches.sharing(missing, folder):
                 for mode in missing:
                     evaluated(part, mode)
         finally:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from smart_train.embeddings import Embeddings
+from smart_train.evaluation.benchmark_corpora import Corpora
 from smart_train.evaluation.benchmark_inputs import Inputs
 from smart_train.evaluation.benchmark_meta import meta_of
 from smart_train.evaluation.given import rank_given
@@ -71,17 +73,23 @@ class Searches:
         self.encoder, self.inputs = encoder, inputs
         self.together: tuple[str, ...] = ()
         self.kept: dict[tuple[Any, ...], dict[str, Ranking]] = {}
+        self.corpora: Corpora | None = None
 
     @contextmanager
-    def sharing(self, modes: Sequence[str]) -> Iterator[None]:
+    def sharing(self, modes: Sequence[str], folder: Path | None = None) -> Iterator[None]:
         """In this block one encoding serves all these modes: a search ranks by each, and keeps what was not asked for
         until it is.  For one task after another, with weights that stay as they are.  Costs the rankings of the other
-        modes: about 0.1 KB for every query, document ranked and mode."""
-        self.together = tuple(modes)
+        modes: about 0.1 KB for every query, document ranked and mode.
+
+        folder: where corpora are kept that several searches go through, until the block ends; None = they are not
+        """
+        self.together, self.corpora = tuple(modes), Corpora(folder) if folder is not None else None
         try:
             yield
         finally:
-            self.together, self.kept = (), {}
+            if self.corpora is not None:
+                self.corpora.clear()
+            self.together, self.kept, self.corpora = (), {}, None
 
     def ranked(self, mode: str, place: tuple[Any, ...], make: Any) -> dict[str, Ranking]:
         """The rankings of one mode; ``make(modes)`` gives {mode: rankings} where they are not kept."""
@@ -171,12 +179,16 @@ class _Reading:
     def __init__(self, task: Any, options: dict[str, Any], workers: int | None) -> None:
         self.task, self.options, self.workers = task, options, workers
 
-    def embedded(self, inputs: Inputs, rows: Any, role: str) -> Iterator[Embeddings]:
+    def embedded(self, inputs: Inputs, rows: Any, role: str, corpora: Corpora | None = None) -> Iterator[Embeddings]:
         from mteb.types import PromptType
 
         kind = PromptType.query if role == "query" else PromptType.document
         loader = inputs.loader(rows, self.task, kind, self.options, self.workers)
-        return inputs.embedded(loader, self.task, kind, self.options, f"{self.task.name}: {role} rows")
+
+        def make() -> Iterator[Embeddings]:
+            return inputs.embedded(loader, self.task, kind, self.options, f"{self.task.name}: {role} rows")
+
+        return make() if corpora is None else corpora.through(loader.dataset, make)
 
 
 def _rankings(
@@ -195,7 +207,7 @@ def _rankings(
     document_ids = [str(one) for one in corpus["id"]]
     asked = Embeddings.cat(reading.embedded(searches.inputs, queries, "query"))
     if top_ranked is None:
-        documents = reading.embedded(searches.inputs, corpus, "document")
+        documents = reading.embedded(searches.inputs, corpus, "document", searches.corpora)
         return rank_views(asked, documents, query_ids, document_ids, views, top=top_k, device=encoder.device)
     # Only what some query is given is encoded; queries that are given nothing have no ranking, as in MTEB.
     rows = [row for row, query in enumerate(query_ids) if top_ranked.get(query)]

@@ -10,14 +10,25 @@ import datasets
 import local_tasks
 import mmeb_layout
 import pytest
+import torch
 
 pytest.importorskip("mteb")
 
-from mteb.tasks import AskUbuntuDupQuestions, NanoSciFactRetrieval, STSBenchmarkSTS, VidoreArxivQARetrieval  # noqa: E402
+import mteb  # noqa: E402
+from mteb.tasks import (  # noqa: E402
+    AskUbuntuDupQuestions,
+    NanoSciFactRetrieval,
+    STSBenchmarkSTS,
+    Vidore3FinanceEnRetrieval,
+    VidoreArxivQARetrieval,
+)
 
 from smart_train.cli import main  # noqa: E402
+from smart_train.embeddings import Embeddings, Tokens  # noqa: E402
 from smart_train.evaluation import benchmark_runs  # noqa: E402
+from smart_train.evaluation.benchmark_corpora import Corpora, key_of  # noqa: E402
 from smart_train.evaluation.benchmark_runs import find_tasks, run_tasks, table  # noqa: E402
+from smart_train.evaluation.benchmarks import mteb_models  # noqa: E402
 from smart_train.evaluation.metrics import EvaluationError  # noqa: E402
 
 
@@ -136,6 +147,49 @@ def test_benchmarks_are_found_by_name_and_a_wrong_name_has_its_nearest():
         assert len(find_tasks([benchmark])) == size
     with pytest.raises(EvaluationError, match="no task or benchmark 'NanoBIER'; did you mean NanoBEIR"):
         find_tasks(["NanoBIER"])
+
+
+def test_pages_that_several_languages_share_are_encoded_once(tmp_path, tiny_qwen3vl, monkeypatch):
+    from smart_train.model.encoder import SmartEncoder
+
+    encoder = SmartEncoder(str(tiny_qwen3vl), device="cpu")
+    languages = {"english": ["eng-Latn"], "french": ["fra-Latn"]}
+    shared = local_tasks.write_pages_by_language(tmp_path / "shared")
+    task = local_tasks.local(Vidore3FinanceEnRetrieval, shared, eval_langs=languages)
+    sizes, encode = [], encoder.encode_documents
+    monkeypatch.setattr(encoder, "encode_documents", lambda rows, **o: sizes.append(len(rows)) or encode(rows, **o))
+    found = {}
+    for mode in ("pooled", "late", "hybrid"):  # by themselves, every corpus anew
+        task.of_subset = {}
+        mteb.evaluate(mteb_models(encoder)[mode], task, cache=None, co2_tracker=False, show_progress_bar=False)
+        found[mode] = task.of_subset
+    assert sizes == [6] * 6
+    sizes.clear()
+    ran = run_tasks(encoder, [task], tmp_path / "out")
+    assert sizes == [6] and not (tmp_path / "out" / "vectors").exists()
+    for mode, row in ran.tasks["Vidore3FinanceEnRetrieval"].items():
+        values = [one["ndcg_cut_10"] for scores in found[mode].values() for one in scores.values()]
+        assert row["ndcg_at_10"] == pytest.approx(sum(values) / len(values), abs=1e-5)
+
+
+def test_a_full_disk_costs_time_and_no_figure(tmp_path, caplog):
+    rows = datasets.Dataset.from_dict({"id": ["a", "b"], "text": ["one", "two"]})
+    one = Embeddings(torch.ones(2, 1), Tokens(torch.ones(3, 1), torch.tensor([1, 2])))
+    corpora = Corpora(tmp_path / "file")
+    (tmp_path / "file").write_text("in the way")
+    for _ in range(2):
+        made = []
+        found = list(corpora.through(rows, lambda made=made: iter(made.append(1) or [one])))
+        assert made == [1] and torch.equal(found[0].pooled, one.pooled)
+    assert "encode it anew" in caplog.text
+    corpora = Corpora(tmp_path / "kept")
+    kept = [list(corpora.through(rows, lambda: iter([one, one])))[0] for _ in range(2)]
+    assert torch.equal(kept[0].tokens.values, kept[1].tokens.values)
+    assert key_of(rows) != key_of(rows.select([1, 0])) != key_of(rows.select([1]))
+    begun = corpora.through(rows.select([1]), lambda: iter([one, one]))
+    next(begun)  # a search that stopped half way leaves nothing to be taken for a corpus
+    begun.close()
+    assert len(list(corpora.through(rows.select([1]), lambda: iter([one, one, one])))) == 3
 
 
 def test_a_task_that_cannot_be_read_fails_before_its_data_are_fetched(tmp_path, tiny_bert):
