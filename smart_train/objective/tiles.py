@@ -22,6 +22,7 @@ from torch import Tensor
 TILE = {"cpu": 1 << 21, "gpu": 1 << 27}  # bytes of similarities: a CPU core's share of cache; enough to fill a GPU
 QUERY_ROWS = {"cpu": 384, "gpu": 4096}  # query tokens of a tile
 LINES = 64  # query tokens: whole lines of cache in any dtype
+GRAIN = 128  # document tokens of a bfloat16 tile: its product is compiled for each shape, 0.6 MB and a millisecond
 FEWEST_ROWS = 64  # of a very long document's tile: a thinner product runs far below the machine's speed
 
 
@@ -68,7 +69,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Slab:
-    """Some documents' tokens [tokens, d], what one product takes, as runs."""
+    """Some documents' tokens [tokens, d], what one product takes, as runs; behind the last run nothing counts."""
 
     values: Tensor
     runs: list[Run]
@@ -167,15 +168,26 @@ def _slabs(documents: Tensor, rows: Rows, tokens: int) -> Iterator[Slab]:
         first, final = portion[0], portion[-1]
         together = portion == list(range(first, final + 1))
         if together:
-            values = documents[ends[first] - sizes[first] : ends[final]]
+            values = _grained(documents, ends[first] - sizes[first], ends[final])
         else:
             values = torch.cat([documents[ends[n] - sizes[n] : ends[n]] for n in portion])
+            values = _grained(values, 0, len(values))
         runs = []
         for length, group in groupby(portion, key=sizes.__getitem__):
             members = list(group)
             which = slice(members[0], members[-1] + 1) if together else torch.tensor(members)
             runs.append(Run(which, len(members), length))
         yield Slab(values, runs)
+
+
+def _grained(tokens: Tensor, begin: int, end: int) -> Tensor:
+    """Tokens from begin to end; of bfloat16 ones whatever comes behind them, too, up to a multiple of GRAIN."""
+    if tokens.dtype != torch.bfloat16 or (end - begin) % GRAIN == 0:
+        return tokens[begin:end]
+    more = GRAIN - (end - begin) % GRAIN
+    if end + more <= len(tokens):
+        return tokens[begin : end + more]
+    return torch.cat([tokens[begin:end], tokens.new_zeros(more, tokens.shape[1])])
 
 
 def _portions(order: list[int], sizes: list[int], tokens: int) -> Iterator[list[int]]:
