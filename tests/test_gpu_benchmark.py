@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from PIL import Image
 from transformers import Qwen3VLModel
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
@@ -30,13 +31,14 @@ def test_the_measured_model_has_the_parameters_of_a_2b_page_embedder():
     assert count == {"visual": 406_957_056, "language_model": 1_720_574_976}
 
 
-def test_pages_differ_and_fill_the_pixel_budget(tmp_path):
-    files = gpu_model.pages(tmp_path, 3, small=False)
-    from PIL import Image
-
-    found = [Image.open(file) for file in files]
-    assert {page.width * page.height for page in found} == {gpu_model.PIXELS_2B[1]}
-    assert len({page.tobytes() for page in found}) == 3
+def test_pages_differ_and_are_as_many_tokens_as_the_pixel_budget_lets_through(tmp_path):
+    pages = [Image.open(file) for file in gpu_model.pages(tmp_path, 3, small=False)]
+    assert {page.width * page.height for page in pages} == {gpu_model.PIXELS_2B[1]}
+    assert len({page.tobytes() for page in pages}) == 3
+    processor = gpu_model.processor_2b()
+    shown = processor(images=pages[:1], text=["<|vision_start|><|image_pad|><|vision_end|>"], truncation=True)
+    tokens = list(shown["input_ids"][0])
+    assert tokens.count(processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")) == 768
 
 
 @pytest.mark.parametrize(("given", "status", "says"), [([], 2, "usage"), (["out.json"], 1, "no nvidia-smi")])

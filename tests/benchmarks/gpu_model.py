@@ -68,12 +68,10 @@ def config_2b(tokenizer: Any) -> Qwen3VLConfig:
     )
 
 
-def build(folder: Path, small: bool) -> Path:
-    """Writes the model into a folder and returns where it is: 4.3 GB (twice while it is written), or 1 MB.  On the CPU,
-    so that this process holds nothing of the GPU."""
-    if small:
-        return tiny.qwen3vl(folder)
+def processor_2b() -> Qwen3VLProcessor:
+    """The tests' tokenizer, which cuts at 512 tokens, let through a whole page."""
     tokenizer = tiny.qwen_tokenizer("left", chat=tiny.CHAT)
+    tokenizer.model_max_length = 32_768
     shortest, longest = PIXELS_2B
     images = Qwen2VLImageProcessorPil(
         patch_size=16,
@@ -85,6 +83,16 @@ def build(folder: Path, small: bool) -> Path:
     )
     processor = Qwen3VLProcessor(images, tokenizer, tiny.CHAT)
     processor.video_settings = tiny.VIDEO
+    return processor
+
+
+def build(folder: Path, small: bool) -> Path:
+    """Writes the model into a folder and returns where it is: 4.3 GB (twice while it is written), or 1 MB.  On the CPU,
+    so that this process holds nothing of the GPU."""
+    if small:
+        return tiny.qwen3vl(folder)
+    processor = processor_2b()
+    tokenizer = processor.tokenizer
     config = config_2b(tokenizer)
     config.dtype = torch.bfloat16
     model = Qwen3VLModel(config).to(torch.bfloat16)
