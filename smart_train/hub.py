@@ -5,11 +5,15 @@ Knows: huggingface_hub and what it raises, sentence-transformers' short names.  
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
 
 from smart_train.bases import BaseNotFound, resolve_base
 
@@ -22,6 +26,7 @@ KINDS: list[tuple[str, set[str]]] = [  # what went wrong, by the names of the er
     ("missing", {"RepositoryNotFoundError"}),
     ("name", {"HFValidationError"}),
 ]
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room; over a quota; too large for this kind of disk
 UNREACHABLE = {
     "TransportError",  # of httpx: no connection, a time-out, a connection that broke
     "ConnectionError",  # Python's own; OfflineModeIsEnabled is one
@@ -34,6 +39,10 @@ READING: dict[str, tuple[str, str]] = {  # kind -> what is wrong, what to do
     "missing": ("there is no such model on the Hub, or it is private", f"correct the id, or {LOGIN}"),
     "name": ("this is neither a folder that is there nor the form of a Hub id", "correct it"),
     "token": ("the Hub does not accept your token", f"make a new one and {LOGIN} (or correct HF_TOKEN)"),
+    "full": (
+        "the disk that the Hub's cache is on takes no more",
+        "make room there, or set HF_HOME to a folder of a larger one, and load it again: it goes on where it stopped",
+    ),
     "unreachable": (
         "the Hub cannot be reached and the model is not in the local cache, so whether it exists is not known",
         "go online (unset HF_HUB_OFFLINE), or download it elsewhere and copy the cache, or name a local folder",
@@ -64,16 +73,33 @@ def located(base: str, revision: str | None) -> tuple[str, str | None]:
     """(folder, None) or (Hub id, commit) of a base: ``revision`` (None = the newest) resolved once, so that every file
     that is read afterwards is of one commit.
 
-    Where the Hub can't be reached, it is the last commit that the local cache knows of.  Raises BaseNotFound.
+    Where the Hub can't be reached, it is the last commit that the local cache knows of, which is told where nobody
+    asked for it (HF_HUB_OFFLINE).  Raises BaseNotFound.
     """
     place = resolve_base(base)
     repo = hub_id(place)
     if repo is None:
         return place, None
-    from huggingface_hub import resolve_revision
+    from huggingface_hub import HfApi, is_offline_mode
+
+    failed: list[Exception] = []
+
+    class Asking(HfApi):
+        """Notes what resolve_revision passes over when it falls back on the cache."""
+
+        def repo_info(self, *args: Any, **options: Any) -> Any:
+            try:
+                return super().repo_info(*args, **options)
+            except Exception as error:
+                failed.append(error)
+                raise
 
     with explained(base, revision):
-        return repo, resolve_revision(repo, revision=revision).resolved
+        commit = Asking().resolve_revision(repo, revision=revision).resolved
+    if failed and not is_offline_mode():
+        what = f"{happened(failed[0])}: {base} is read from the local cache, at commit {commit}"
+        logger.warning("%s, which may not be the newest", what)
+    return repo, commit
 
 
 def fetch(repo: str, commit: str, marker: str) -> Path | None:
@@ -118,12 +144,13 @@ def reason(error: BaseException) -> tuple[str, str] | None:
     """What is wrong and what to do, for an error of a download; None where the Hub has nothing to do with it."""
     found = kind(error)
     if found == "failed":
-        return f"the Hub answered with status {status(error)}", "try again later"
+        wait = wanted_wait(error)
+        return happened(error), "try again later" if wait is None else f"try again in {wait:g} s"
     return READING[found] if found is not None else None
 
 
 def kind(error: BaseException) -> str | None:
-    """gated, revision, missing, name, token, failed (see ``status``), unreachable, or None: not of the Hub.
+    """gated, revision, missing, name, token, full, failed (see ``status``), unreachable, or None: not of the Hub.
 
     Found by the classes of the error and of what lies beneath: transformers and others wrap them.
     """
@@ -131,6 +158,8 @@ def kind(error: BaseException) -> str | None:
     for found, classes in KINDS:
         if names & classes:
             return found
+    if any(isinstance(one, OSError) and one.errno in FULL for one in chain(error)):
+        return "full"
     answered = status(error)
     if answered is not None:
         return "token" if answered == 401 else "failed"
@@ -141,6 +170,29 @@ def status(error: BaseException) -> int | None:
     """The HTTP status that the Hub answered with, None where it did not answer."""
     answers = (getattr(getattr(one, "response", None), "status_code", None) for one in chain(error))
     return next((answer for answer in answers if isinstance(answer, int)), None)
+
+
+def happened(error: BaseException) -> str:
+    """What went wrong with a request, in half a sentence."""
+    answered = status(error)
+    if answered == 429:
+        return "the Hub asks for fewer requests (429)"
+    return f"the Hub answered with status {answered}" if answered is not None else "the connection to the Hub failed"
+
+
+def wanted_wait(error: BaseException) -> float | None:
+    """Seconds that the Hub asks to wait (Retry-After, in seconds or as a date); None where it does not say."""
+    for one in chain(error):
+        headers: Any = getattr(getattr(one, "response", None), "headers", None)
+        value = str(headers.get("Retry-After") or "").strip() if headers is not None else ""
+        if re.fullmatch(r"\d+(\.\d+)?", value):
+            return float(value)
+        if value:
+            try:
+                return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+            except ValueError:
+                return None
+    return None
 
 
 def chain(error: BaseException) -> list[BaseException]:

@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from smart_train import hub
@@ -37,7 +36,7 @@ def patiently(call: Callable[[], T], retries: int = RETRIES) -> T:
         try:
             return call()
         except Exception as error:
-            wait = asked(error)
+            wait = hub.wanted_wait(error)
             if attempt == retries or not passes(error) or (wait or 0) > LONGEST:
                 raise
             pause(error, attempt, retries)
@@ -46,9 +45,9 @@ def patiently(call: Callable[[], T], retries: int = RETRIES) -> T:
 
 def pause(error: BaseException, attempt: int, retries: int) -> None:
     """Tells what went wrong and waits.  attempt: 0 for the first try."""
-    wait = asked(error)
+    wait = hub.wanted_wait(error)
     seconds = 2.0**attempt if wait is None else wait
-    logger.warning("%s; trying again in %g s (%d of %d)", happened(error), seconds, attempt + 1, retries)
+    logger.warning("%s; trying again in %g s (%d of %d)", hub.happened(error), seconds, attempt + 1, retries)
     time.sleep(seconds)
 
 
@@ -74,29 +73,6 @@ def _request(error: BaseException) -> Any:
         return getattr(error, "request", None)
     except RuntimeError:  # httpx has the attribute, and raises where it was never set
         return None
-
-
-def asked(error: BaseException) -> float | None:
-    """Seconds that the Hub asks to wait (Retry-After, in seconds or as a date); None where it does not say."""
-    for one in hub.chain(error):
-        headers: Any = getattr(getattr(one, "response", None), "headers", None)
-        value = headers.get("Retry-After") if headers is not None else None
-        if value is None:
-            continue
-        if re.fullmatch(r"\d+(\.\d+)?", value.strip()):
-            return float(value)
-        try:
-            return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-        except (TypeError, ValueError):
-            return None
-    return None
-
-
-def happened(error: BaseException) -> str:
-    status = hub.status(error)
-    if status == 429:
-        return "the Hub asks for fewer requests (429)"
-    return f"the Hub answered with status {status}" if status is not None else "the connection to the Hub failed"
 
 
 @contextmanager
@@ -171,7 +147,7 @@ def trouble(error: BaseException) -> str | None:
     if status in (409, 412):
         return f"someone else changed it meanwhile ({status}); look at it, then publish again"
     if status == 429:
-        wait = asked(error)
+        wait = hub.wanted_wait(error)
         when = f"in {wait:g} s" if wait is not None else "in some minutes"
         return f"the Hub asks for fewer requests (429); publish again {when}"
     if status is not None:

@@ -27,7 +27,8 @@ class Used:
 
     pooling: mode of the saved folder's pooling, None where pooled vectors take more than that (a Dense module, a chat
     template, pictures); limits: longest query and document in tokens, of the adapter or else of the base; own: whether
-    they are the adapter's; prompts: of query and document; export: merged, multi-vector or None
+    they are the adapter's; chat: contents go through a chat template; prompts: of query and document
+    export: merged, multi-vector or None
     """
 
     repo: str
@@ -38,6 +39,7 @@ class Used:
     pooling: str | None
     limits: dict[str, int | None]
     own: bool
+    chat: bool
     prompts: dict[str, str]
     trust: bool = False
     export: str | None = None
@@ -64,6 +66,7 @@ def used(repo: str, settings: dict[str, Any], modules: list[dict[str, Any]], poo
         pooling=mode if mode in POOLED else None,
         limits={side: settings["model"][f"{side}_tokens"] or processing.get("max_tokens") for side in SIDES},
         own=any(settings["model"][f"{side}_tokens"] for side in SIDES),
+        chat=processing.get("chat_template") is not None,
         prompts={side: settings["model"][f"{side}_prompt"] or "" for side in SIDES},
         trust=bool(settings["model"].get("trust_remote_code")),
         export=settings.get("export", {}).get("kind"),
@@ -130,31 +133,35 @@ def _pinned(it: Used) -> str:
 def _plain(it: Used) -> list[str]:
     """The pooled vectors with sentence-transformers, and what must be minded there."""
     what = "Pooled vectors alone, with sentence-transformers and without smart-train"
-    if it.own:
+    if it.own and it.chat:
         cut = ", ".join(f"{side} {it.limits[side]}" for side in SIDES if it.limits[side])
-        what += f" (which reads texts as long as the base does, where smart-train cuts them at tokens: {cut})"
+        what += f" (which reads texts whole, where smart-train cuts them at tokens: {cut})"
     load = ["from sentence_transformers import SentenceTransformer"]
     trust = ", trust_remote_code=True" if it.trust else ""
-    encode = [
-        'queries = model.encode_query(["a question"])',
-        f"documents = model.encode_document({_contents(it)[0]})",
-        "print(model.similarity(queries, documents))",
-    ]
     if it.kind == "full" or (it.kind == "lora" and it.on_hub):
         note = ":"
         if it.kind == "lora":
             note = " (it takes the base at its newest commit, whatever the adapter was trained on):"
-        return [what + note, _code(*load, "", f'model = SentenceTransformer("{it.repo}"{trust})', *encode)]
+        made = f'model = SentenceTransformer("{it.repo}"{trust})'
+        return [what + note, _code(*load, "", made, *_encoding(it, {}))]
     made = f"model = SentenceTransformer(base{_pinned(it) if it.on_hub else trust})"
+    # The base's own prompts may be others: these are named.
+    lines = _encoding(it, {side: text for side, text in it.prompts.items() if any(it.prompts.values())})
     if it.kind == "frozen":
-        return [f"{what}: they are the base's own.", _program(it, load, made, *encode)]
-    said = [f"{side}: {text!r}" for side, text in it.prompts.items() if text]
-    note = f"; the prompts are named, since the base's may be others ({'; '.join(said)})" if said else ""
-    if said:
-        query, document = (f", prompt={it.prompts[side]!r}" for side in SIDES)
-        encode[0] = f'queries = model.encode_query(["a question"]{query})'
-        encode[1] = f"documents = model.encode_document({_contents(it)[0]}{document})"
-    return [f"{what}{note}:", _program(it, load, made, f'model.load_adapter("{it.repo}")', *encode)]
+        return [f"{what}: they are the base's own.", _program(it, load, made, *lines)]
+    return [f"{what}:", _program(it, load, made, f'model.load_adapter("{it.repo}")', *lines)]
+
+
+def _encoding(it: Used, prompts: dict[str, str]) -> list[str]:
+    """Lines that encode a query and documents, cut where the adapter's own limits are, and tell the scores."""
+    lines = []
+    for side, contents in (("query", '["a question"]'), ("document", _contents(it)[0])):
+        if it.own and not it.chat:
+            lines.append(f"model.max_seq_length = {it.limits[side]}")
+        prompt = f", prompt={prompts[side]!r}" if side in prompts else ""
+        name = "queries" if side == "query" else "documents"
+        lines.append(f"{name} = model.encode_{side}({contents}{prompt})")
+    return [*lines, "print(model.similarity(queries, documents))"]
 
 
 def _by_hand(it: Used) -> list[str]:
