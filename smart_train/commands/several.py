@@ -36,7 +36,7 @@ def without(arguments: Sequence[str], flag: str) -> list[str]:
 def several(count: int, arguments: Sequence[str]) -> int:
     """Runs ``smart-train ARGUMENTS`` as ``count`` ranks and returns the status of the first that failed, else 0.
 
-    Each gets its share of this machine's cores, unless OMP_NUM_THREADS is set.  Ctrl-C reaches all of them.
+    Each gets its share of this machine's cores, unless OMP_NUM_THREADS is set.  Ctrl-C and SIGTERM end all of them.
     """
     shared = {
         "WORLD_SIZE": str(count),
@@ -44,6 +44,7 @@ def several(count: int, arguments: Sequence[str]) -> int:
         "MASTER_PORT": str(_free_port()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // count))),
     }
+    before = signal.signal(signal.SIGTERM, _ended)
     command = [sys.executable, "-m", "smart_train", *arguments]
     processes = [
         subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
@@ -56,6 +57,11 @@ def several(count: int, arguments: Sequence[str]) -> int:
             if process.poll() is None:
                 process.kill()
             process.wait()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _ended(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:

@@ -124,9 +124,9 @@ def on_ranks(world: int, function: Any) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_encode_the_batches_that_one_process_encodes_and_find_the_same(tmp_path, world):
-    some = words_collection(61)
+@pytest.mark.parametrize(("world", "documents"), [(2, 61), (3, 61), (3, 5)])
+def test_ranks_encode_the_batches_that_one_process_encodes_and_find_the_same(tmp_path, world, documents):
+    some = words_collection(documents)  # of 5, two ranks have none
     alone = WordEncoder()
     expected = measured(alone, some)
     encoders = [WordEncoder() for _ in range(world)]
