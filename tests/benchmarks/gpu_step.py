@@ -6,7 +6,8 @@ sentence-transformers' own trainers on the same model.
 
 Random weights (gpu_model.py), bfloat16 base and autocast, the same LoRA (r = 32, all linear layers of the language
 model's blocks) and activation checkpointing for everybody; pages of 791 tokens (768 of the image) and queries of 45,
-the same for all.  Every contender runs in a process of its own; one that fails is reported with its error, and the others go on.
+the same for all.  Every contender runs in a process of its own; one that fails is reported with its error, and the
+others go on.
 
 seconds      of a step, the median over all but the first two: from the end of one to the end of the next, the GPU
              waited for.  Pages are opened and cut into patches in data workers where a trainer has them (--workers).
