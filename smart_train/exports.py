@@ -90,7 +90,9 @@ def export(
                 report = _multi_vector(encoder, part, sides, ours, whole_texts)
     except AdapterError as error:
         raise ExportError(str(error).replace(str(part_of(out)), str(out))) from error
-    logger.info("exported %s as %s: %s equals the adapter on %d rows (%s)", source, kind, out, report["rows"], report)
+    largest = {view: report.get(f"largest_{view}_difference") for view in ("pooled", "token")}
+    told = ", ".join(f"{view} vectors within {most:.0e}" for view, most in largest.items() if most is not None)
+    logger.info("exported %s as %s: %s equals the adapter on %d rows (%s)", source, kind, out, report["rows"], told)
     return out
 
 
