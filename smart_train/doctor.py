@@ -32,8 +32,8 @@ class Row:
 
 @dataclass
 class Diagnosis:
-    """problems: what would stop the run, in the recipe or on this machine; rows: by number of GPUs, then by launch file;
-    advice: what to take, or what to change."""
+    """problems: what would stop the run, in the recipe or on this machine; rows: by number of GPUs, then by launch
+    file; advice: what to take, or what to change."""
 
     subject: Subject
     problems: list[str]

@@ -71,7 +71,7 @@ def _run(words: list[str], printed: str) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
-    # As in a process of its own: a child of a server would have one more server, with its imports, for each data worker.
+    # As in a process of its own: a server's child would start one more server, with its imports, for each data worker.
     multiprocessing.set_start_method("fork", force=True)
     main: Any = __import__("smart_train.cli", fromlist=["main"]).main
     sys.exit(main(words))
