@@ -84,7 +84,7 @@ def save(recipe: Recipe, folder: str | Path, fingerprints: dict[str, str] | None
 
 
 def block(name: str, values: dict[str, Any], head: str = "") -> str:
-    """One block of a recipe as YAML, to read by itself or to copy into one; head: text that is put before as comment."""
+    """One block of a recipe as YAML, to read by itself or to copy into one; head: text that is put before."""
     comment = "".join(f"# {line}".rstrip() + "\n" for line in head.splitlines())
     return comment + yaml.safe_dump({name: values}, sort_keys=False, allow_unicode=True, width=110)
 

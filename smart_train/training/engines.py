@@ -132,8 +132,8 @@ def check_quantised(args: TrainingArguments, quantisation: str) -> None:
     """Raises TrainingStopped where an engine would cut up weights of 4 bits: it takes them for numbers."""
     if quantisation != "none" and is_sharded(args):
         raise TrainingStopped(
-            f"model.quantisation {quantisation} with ZeRO-3 or FSDP: weights in 4 bits can't be cut up; launch with DDP "
-            "or ZeRO-2, which they are small enough for, or write model.quantisation: none"
+            f"model.quantisation {quantisation} with ZeRO-3 or FSDP: weights in 4 bits can't be cut up; launch with "
+            "DDP or ZeRO-2, which they are small enough for, or write model.quantisation: none"
         )
 
 
