@@ -13,7 +13,8 @@ from smart_train.publishing.errors import PublishError
 from smart_train.publishing.facts import MODES, about, data, headline, kind_of, measured, training
 from smart_train.publishing.use import use, used
 
-RELATIONS = {"lora": "adapter", "frozen": "adapter", "full": "finetune"}
+RELATIONS = {"lora": "adapter", "frozen": "adapter", "free": "adapter", "full": "finetune"}
+OWN = ("trained", "merged")  # the row of metrics.json that is the adapter's own: of a run, of several adapters in one
 MEASURES = {"ndcg": "nDCG", "mrr": "MRR"}
 DEEPEST = ("recall", "mrr")
 
@@ -52,7 +53,7 @@ def card(told: Told) -> str:
         f"---\n{metadata(told)}\n---",
         f"# {told.repo.partition('/')[2]}",
         "One forward gives one pooled vector and a bag of token vectors; a query and a document are scored by either "
-        "(pooled, late) or both (hybrid). Trained with smart-train.",
+        "(pooled, late) or both (hybrid). Made with smart-train.",
         about(told.settings, told.verified, told.licence, told.base_licence),
         "## Use",
         use(it),
@@ -93,11 +94,12 @@ def metadata(told: Told) -> str:
 
 
 def results(told: Told, task: str) -> list[Any]:
-    """The trained row as the Hub's model-index: for each mode the nDCGs, the deepest recall and MRR, with intervals."""
+    """The adapter's own row as the model-index: for each mode the nDCGs, the deepest recall and MRR, with intervals."""
     from huggingface_hub import EvalResult
 
     rows = told.figures.get("metrics.json", {})
-    if "trained" not in rows:
+    own = next((rows[name] for name in OWN if name in rows), None)
+    if own is None:
         return []
     source = told.figures.get("facts.json", {}).get("data", {})
     hosted = source.get("kind") == "hub"
@@ -105,7 +107,7 @@ def results(told: Told, task: str) -> list[Any]:
     depth = headline(rows)
     found = []
     for mode in MODES:
-        names = rows["trained"][mode]
+        names = own[mode]
         deepest = {max((n for n in names if n.startswith(f"{what}@")), key=_depth, default="") for what in DEEPEST}
         chosen = [name for name in names if name.startswith("ndcg@") or name in deepest]
         for measure in sorted(chosen, key=lambda name: name != depth):  # the headline first: a page shows few

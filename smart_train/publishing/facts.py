@@ -13,7 +13,12 @@ from typing import Any
 from smart_train.bases import LOCAL
 
 MODES = ("pooled", "late", "hybrid")
-KINDS = {"lora": "LoRA", "full": "every weight", "frozen": "the head alone, on a frozen base"}
+KINDS = {
+    "lora": "LoRA",
+    "full": "every weight",
+    "frozen": "the head alone, on a frozen base",
+    "free": "nothing: the base's hidden states, read as they are",
+}
 
 
 def table(rows: Mapping[str, str]) -> str:
@@ -38,7 +43,9 @@ def about(settings: dict[str, Any], verified: dict[str, Any], licence: str | Non
         lora = settings["adapter"]
         trained += f", r = {lora['r']}, alpha = {lora['alpha']}" + (", vision tower too" if lora["vision"] else "")
     width = late["dim"] or settings["hidden_size"]
-    head = "" if kind == "frozen" or late["head"] == "none" else f" and a head ({late['head']})"
+    bits = settings["model"].get("quantisation", "none")
+    trained += f", over a base held in {bits}" if bits != "none" else ""
+    head = "" if kind in ("frozen", "free") or late["head"] == "none" else f" and a head ({late['head']})"
     return table(
         {
             "Base": base,
@@ -64,7 +71,8 @@ def _differences(verified: dict[str, Any]) -> str:
 
 
 def kind_of(settings: dict[str, Any]) -> str:
-    return settings["adapter"]["kind"] if settings["adapter"] else "frozen"
+    """lora, full, frozen, or free: no adapter at all."""
+    return settings["adapter"]["kind"] if settings["adapter"] else "free"
 
 
 # Measured -------------------------------------------------------------------------------------------------------------

@@ -160,3 +160,25 @@ def test_what_was_measured_by_an_older_version_is_told_as_far_as_it_goes(told):
     figures = {"metrics.json": json.loads(json.dumps(told.figures["metrics.json"]))}
     text = card(replace(told, figures=figures))
     assert "| trained | 0.500" in text and "MB of vectors" not in text and "paired difference" not in text
+
+
+def test_an_encoder_that_was_never_trained_says_so(told):
+    free = replace(told, settings={**told.settings, "adapter": None}, figures={}, log={}, recipe={}, trained=0)
+    text = card(free)
+    assert "| Trained | nothing: the base's hidden states, read as they are |" in text and "Trained numbers" not in text
+    assert "they are the base's own" in text and "peft" not in text
+
+
+def test_a_merge_of_several_has_its_own_row_in_the_model_index(told):
+    rows = told.figures["metrics.json"]
+    merged = replace(
+        told, figures={"metrics.json": {"one": rows["base"], "two": rows["base"], "merged": rows["trained"]}}
+    )
+    assert len(ModelCard(card(merged)).data.eval_results) == 12
+    assert "model-index" not in about(card(replace(told, figures={"metrics.json": {"base": rows["base"]}})))
+
+
+def test_a_base_held_in_few_bits_is_told(told):
+    model = {**told.settings["model"], "quantisation": "nf4"}
+    text = card(replace(told, settings={**told.settings, "model": model}))
+    assert "LoRA, r = 4, alpha = 32, over a base held in nf4" in text
