@@ -35,11 +35,12 @@ document_lengths = st.lists(st.sampled_from([1, 2, 3, 5, 31, 40]), min_size=1, m
     tile=st.sampled_from([1, 64, 1024, 1 << 20]),
     query_rows=st.sampled_from([1, 3, 1024]),
     fewest=st.sampled_from([1, 64]),
+    lines=st.sampled_from([1, 2, 64]),
     block=st.sampled_from([1, 20, 1 << 20]),
     padded=st.booleans(),
 )
 def test_any_shape_and_any_tiling_gives_the_formula(
-    query_lengths, document_lengths, width, tile, query_rows, fewest, block, padded
+    query_lengths, document_lengths, width, tile, query_rows, fewest, lines, block, padded
 ):
     """Tiles and blocks are an implementation's business: the smallest of them, where most edges are, must not show;
     nor must the way a GPU goes, which fills up documents."""
@@ -50,6 +51,7 @@ def test_any_shape_and_any_tiling_gives_the_formula(
         patch.setitem(tiles.TILE, "cpu", tile)
         patch.setitem(tiles.QUERY_ROWS, "cpu", query_rows)
         patch.setattr(tiles, "FEWEST_ROWS", fewest)
+        patch.setattr(tiles, "LINES", lines)
         patch.setattr(room, "BLOCK", block)
         if padded:
             patch.setattr(tiles, "_slabs", tiles._padded_slabs)
@@ -58,6 +60,29 @@ def test_any_shape_and_any_tiling_gives_the_formula(
             ours = gradients(maxsim, queries, documents, weights)
             for mine, reference in zip(ours, gradients(plain, queries, documents, weights), strict=True):
                 torch.testing.assert_close(mine, reference, atol=1e-12, rtol=0)
+
+
+@quick
+@given(
+    query_lengths=lengths,
+    document_lengths=document_lengths,
+    tile=st.sampled_from([1, 256, 1 << 20]),
+    grain=st.sampled_from([2, 7, 128]),
+)
+def test_what_fills_up_a_bfloat16_tile_never_reaches_a_score(query_lengths, document_lengths, tile, grain):
+    """A tile's last rows are the next documents' tokens, or zeros: larger than any own similarity where those are below
+    zero, as here for every other document."""
+    queries, documents = draw(query_lengths, 8, 5), draw(document_lengths, 8, 6)
+    sign = torch.tensor([1.0, -1.0]).repeat(len(documents))[: len(documents)].repeat_interleave(documents.lengths)
+    sides = [Tokens(side.values.abs().bfloat16(), side.lengths) for side in (queries, documents)]
+    sides[1].values *= sign.unsqueeze(1).bfloat16()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tiles.TILE, "cpu", tile)
+        patch.setattr(tiles, "GRAIN", grain)
+        found = maxsim(*sides)
+    exact = plain(*(Tokens(side.values.double(), side.lengths) for side in sides))
+    torch.testing.assert_close(found.double(), exact, atol=1e-6, rtol=2.0**-7)
+    assert (found[:, 1::2] < 0).all()
 
 
 @quick
