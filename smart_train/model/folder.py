@@ -28,6 +28,7 @@ from smart_train.model.encoder import SmartEncoder
 from smart_train.model.files import HEAD, SETTINGS, VERIFIED, AdapterError, digests
 from smart_train.model.inputs import Role
 from smart_train.model.intake import without_code
+from smart_train.model.quantised import tell_plain
 from smart_train.model.reading import check_base, check_processing, load, load_head
 from smart_train.model.sealing import seals
 from smart_train.model.settings import base_identity, processing_of, settings_of, write_settings
@@ -119,6 +120,8 @@ def _save_foundation(encoder: SmartEncoder, folder: Path, state: dict[str, Tenso
         st.prompts, transformer.query_length, transformer.document_length = kept
     if not encoder.settings.trust_remote_code:
         without_code(folder)
+    if kind == "lora" and encoder.settings.quantisation == "4bit":
+        tell_plain(folder, transformer.model)
 
 
 def verify(

@@ -7,7 +7,9 @@ convolutions stay as they are.
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import nn
 from smart_train.bases import BaseNotFound
 from smart_train.model.files import AdapterError
 
+FOUR_BITS = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 BITS = 4 + 0.127  # a weight: NF4 in blocks of 64, whose scales are quantised to 8 bits themselves
 
 
@@ -29,12 +32,18 @@ def four_bits(base: str, dtype: torch.dtype) -> Any:
         raise BaseNotFound(what, f'{fix} then: from_pretrained(..., quantisation="none"))')
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+    return BitsAndBytesConfig(**FOUR_BITS, bnb_4bit_compute_dtype=dtype)
+
+
+def tell_plain(folder: Path, model: Any) -> None:
+    """Has plain sentence-transformers hold the base of a saved adapter in 4 bits as well: without it, it would take the
+    whole base and give other vectors, and say nothing."""
+    path = folder / "sentence_bert_config.json"
+    dtype = str(model.config.quantization_config.bnb_4bit_compute_dtype).removeprefix("torch.")
+    content = json.loads(path.read_text(encoding="utf8"))
+    settings = {"quant_method": "bitsandbytes", **FOUR_BITS, "bnb_4bit_compute_dtype": dtype}
+    content["model_kwargs"] = {**content.get("model_kwargs", {}), "quantization_config": settings}
+    path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf8")
 
 
 def same_kernel(model: Any) -> None:

@@ -93,6 +93,17 @@ def test_it_takes_less_memory_and_other_vectors_than_the_whole_base(trained, rea
 
 
 @pytest.mark.slow
+def test_plain_sentence_transformers_holds_the_base_in_four_bits_as_well(trained):
+    """Equal but for the kernel that bitsandbytes has for reading on some CPUs, which computes in bfloat16."""
+    encoder, folder = trained
+    plain = SentenceTransformer(str(folder), device="cpu")
+    assert type(plain[0].model.encoder.layer[0].attention.self.query).__module__.endswith("bnb")
+    found = plain.encode_document(tiny.TEXTS, convert_to_tensor=True)
+    expected = encoder.encode_documents(tiny.TEXTS).pooled
+    assert float((found - expected).norm(dim=-1).max()) < 2e-2 and float((found * expected).sum(-1).min()) > 0.9998
+
+
+@pytest.mark.slow
 def test_merged_it_is_the_weights_that_training_saw(trained, tmp_path):
     """Not the ones that were quantised: those give other vectors."""
     import bitsandbytes
