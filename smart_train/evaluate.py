@@ -53,6 +53,7 @@ class Plan:
 
     k, bootstrap, seed: of the figures; batch_size: rows encoded at once; store: folder of documents' vectors, or None
     baseline, baseline_row: folder of another evaluation to compare with, and which of its rows
+    spreads: whether scores of relevant pairs are shown among all others; ranking is faster without (observed.py)
     bm25: whether words alone are ranked beside; worst, heatmaps: queries in the report, and how many of them with maps
     """
 
@@ -64,6 +65,7 @@ class Plan:
     baseline: str | None = None
     baseline_row: str | None = None
     bm25: bool = True
+    spreads: bool = True
     worst: int = 10
     heatmaps: int = 3
 
@@ -137,7 +139,7 @@ def evaluate_data(
         encoder, collection, batch_size=plan.batch_size, progress=progress, peers=peers, store=store
     )
     hybrid = encoder.late.hybrid
-    observer = Observer(collection.qrels, hybrid)
+    observer = Observer(collection.qrels, hybrid, count=plan.spreads)
     measured = evaluate_encoded(
         encoded,
         collection.qrels,

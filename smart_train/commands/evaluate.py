@@ -71,7 +71,8 @@ def run(options: argparse.Namespace) -> int:
         what = f"{len(pages)} documents of {options.data} are images, such as {pages[0]!r}"
         raise UsageError(f"--model: {what}, and {options.model} has no image side; choose a vision-language base")
     names = ("bootstrap", "seed", "batch_size", "store", "baseline", "baseline_row", "bm25", "worst", "heatmaps")
-    plan = Plan(k=tuple(sorted(set(options.k))), **{name: getattr(options, name) for name in names})
+    given_to = {name: getattr(options, name) for name in names}
+    plan = Plan(k=tuple(sorted(set(options.k))), spreads=options.output is not None, **given_to)
     own_gpu(options)
     with launched() as peers:
         encoder = make_encoder(options)
@@ -80,10 +81,11 @@ def run(options: argparse.Namespace) -> int:
         outcome = evaluate_data(encoder, given, plan, row, about, progress=sys.stderr.isatty(), peers=peers)
     if outcome is None:
         return 0
-    print(text(outcome))
-    if options.output:
+    if options.output:  # before anything is printed: whoever reads that may have gone
         heatmap = _heatmap(encoder) if plan.heatmaps and pages else None
         write(outcome, given.collection.corpus, Path(options.output), plan, heatmap)
+    print(text(outcome))
+    if options.output:
         print(f"\nfigures: {Path(options.output) / 'metrics.json'}; report: {Path(options.output) / 'report.html'}")
     return 0
 

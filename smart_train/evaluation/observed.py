@@ -54,6 +54,8 @@ class Observer:
     """Looks at an evaluation: give it to ``evaluate_encoded``, then read ``rankings`` and ``spreads``.
 
     top: documents of a ranking that are kept at least
+    count: whether scores are counted: every score has to be computed then, and a CPU ranks at 0.7 of the speed at which
+        it rules documents out (narrowing.py); without it ``spreads`` stays empty
     rankings: mode -> query id -> documents, best first; spreads: mode -> its scores
     seconds: what looking took, on this rank
     """
@@ -61,6 +63,7 @@ class Observer:
     qrels: Mapping[str, Mapping[str, int]]
     hybrid: HybridBlock
     top: int = 100
+    count: bool = True
     rankings: dict[str, dict[str, Ranking]] = field(default_factory=dict)
     spreads: dict[str, Spread] = field(default_factory=dict)
     seconds: float = 0.0
@@ -76,6 +79,8 @@ class Observer:
 
     def join(self, share: Share) -> None:
         """Makes the spreads of all ranks' scores; a collective where there are several."""
+        if not self.count:
+            return
         found = share.meetings.meet((self._bins, self._scores))
         for name in MODES:
             low, high = self._ends[name]

@@ -96,7 +96,7 @@ def evaluate_encoded(
         before, waited = encoded.seconds.get("documents", 0.0), share.meetings.waited
         going: Iterable[Embeddings] = size.of(encoded.documents)
         scored: Iterable[Tile] | None = None
-        if observer is not None:
+        if observer is not None and observer.count:
             every = tiles(encoded.queries, checked(going, encoded.document_ids), device=device)
             scored = observer.watch(every, encoded)
         with clock(passed, "scores"):

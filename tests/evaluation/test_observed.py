@@ -62,3 +62,8 @@ def test_rankings_are_kept_as_deep_as_asked_and_looking_takes_no_part_in_the_spe
     assert found.per_query == plain.per_query
     assert {len(row) for rows in observer.rankings.values() for row in rows.values()} == {30}
     assert observer.seconds > 0 and found.seconds["scores"] >= 0
+    blind = Observer(some.qrels, encoder.late.hybrid, top=30, count=False)
+    encoded = encode(encoder, some)
+    again = evaluate_encoded(encoded, some.qrels, encoder.late.hybrid, k=[5], bootstrap=5, observer=blind)
+    assert again.per_query == plain.per_query and blind.spreads == {}
+    assert {len(row) for rows in blind.rankings.values() for row in rows.values()} == {30}
