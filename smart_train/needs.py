@@ -61,7 +61,9 @@ def need(subject: Subject, launch: Launch, gpus: int) -> Need:
     embeddings = sum(parts.values()) + tiles
     kept, besides = subject.activations(engine, ranks)
     logits, left = _logits(subject, rows)
-    at_loss = max(embeddings - parts["gradients"] - parts["sorting"] + logits, embeddings + left)
+    # while the loss is computed; while MaxSim goes backward; while the own rows' gradients are made of what it gave
+    computed, maxsim = embeddings - parts["gradients"] - parts["sorting"] + logits, embeddings + left
+    at_loss = max(computed, maxsim, 2 * parts["own"] + parts["gradients"])
     if not subject.cached or (rows.pairs <= KEPT and engine.kind == "ddp"):
         at_loss += kept  # the graph of what goes backward first
     backward = estimates.own_embeddings(rows) + kept + besides
