@@ -82,12 +82,14 @@ def export(
             encoder = load(str(source), **options)
             if encoder.adapter is None and kind == "merged":
                 raise ExportError(f"{source} is no adapter: it has whole weights already, and nothing is to be merged")
+            if whole_texts and kind == "multi-vector" and "message" in encoder.st.modalities:
+                encoder.settings.query_tokens = encoder.settings.document_tokens = None  # as they are read there
             sides = sides or sides_of(encoder)
             ours = [encoder.encode(contents, role) for role, contents in sides]
             if kind == "merged":
                 report = _merged(encoder, part, sides, ours, device)
             else:
-                report = _multi_vector(encoder, part, sides, ours, whole_texts)
+                report = _multi_vector(encoder, part, sides, ours)
     except AdapterError as error:
         raise ExportError(str(error).replace(str(part_of(out)), str(out))) from error
     largest = {view: report.get(f"largest_{view}_difference") for view in ("pooled", "token")}
@@ -151,14 +153,12 @@ def _merged(
     return seal(folder, compare(folder, sides, ours, fresh, ROUNDED))
 
 
-def _multi_vector(
-    encoder: SmartEncoder, folder: Path, sides: Sides, ours: list[Embeddings], whole_texts: bool
-) -> dict[str, Any]:
+def _multi_vector(encoder: SmartEncoder, folder: Path, sides: Sides, ours: list[Embeddings]) -> dict[str, Any]:
     from sentence_transformers import MultiVectorEncoder
 
     from smart_train.multi_vector import check_expressible, multi_vector, pooled_id
 
-    check_expressible(encoder, whole_texts)
+    check_expressible(encoder)
     pooled = {pooled_id(encoder, contents, role) for role, contents in sides}
     if len(pooled) > 1:
         raise AdapterError("queries and documents pool different tokens by their place; export it as merged")

@@ -29,7 +29,7 @@ TOKENS = "token_embeddings"
 POOLED = "<|pooled|>"
 
 
-def check_expressible(encoder: SmartEncoder, whole_texts: bool = False) -> None:
+def check_expressible(encoder: SmartEncoder) -> None:
     """Raises AdapterError for settings that MultiVectorEncoder has no module for, with what can be done instead."""
     own, late = encoder.settings, encoder.late
     if len(encoder.layers) > 1:
@@ -47,7 +47,7 @@ def check_expressible(encoder: SmartEncoder, whole_texts: bool = False) -> None:
         what = f"late.layer {layer} is read before image features are added to it (deepstack, up to layer {deep})"
         raise AdapterError(f"{what}, and MultiVectorEncoder reads what comes after; read layer {deep + 1} or above")
     limits = {n: getattr(own, n) for n in ("query_tokens", "document_tokens") if getattr(own, n) is not None}
-    if limits and "message" in encoder.st.modalities and not whole_texts:
+    if limits and "message" in encoder.st.modalities:
         told = ", ".join(f"model.{name} {limit}" for name, limit in limits.items())
         raise AdapterError(
             f"{told}: here the text is cut before it enters the chat template, MultiVectorEncoder would cut the whole "

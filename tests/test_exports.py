@@ -185,6 +185,16 @@ def test_what_has_no_module_there_is_refused_and_leaves_nothing(what, tiny_model
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_a_chats_texts_can_be_read_whole_there(tiny_qwen3vl, tmp_path):
+    adapter = saved(tiny_qwen3vl, tmp_path, query_tokens=3)
+    folder = export(adapter, "multi-vector", tmp_path / "multi", whole_texts=True)
+    cut, whole = (SmartEncoder(str(tiny_qwen3vl), device="cpu") for _ in range(2))
+    cut.settings.query_tokens = 3
+    lengths = [one.encode_queries(QUERIES).tokens.lengths.tolist() for one in (cut, whole)]
+    assert lengths[0] != lengths[1] == [len(row) for row in tokens_of(folder, QUERIES, "query")]
+    assert json.loads((folder / SETTINGS).read_text())["model"]["query_tokens"] is None
+
+
 def test_a_pooled_token_of_the_text_itself_is_refused(tiny_models, tmp_path):
     """A decoder whose tokenizer ends no text: what is pooled is the last word."""
     base = tmp_path / "base"
