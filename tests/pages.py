@@ -25,7 +25,7 @@ PROGRAMS = (
     "mteb",
     "mkdocs",
 )
-COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ +)*(?:{'|'.join(PROGRAMS)}|(?:launch|tools|tests)/\S+\.sh)\b(?! *[:=(])")
+COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ +)*(?:{'|'.join(PROGRAMS)}|(?:launch|tools|tests)/\S+\.sh)\b(?! *[\d:=(])")
 
 
 @dataclass(frozen=True)
