@@ -62,8 +62,8 @@ def test_a_changed_place_of_the_page_changes_its_own_token_most(layer, tiny_mode
     found = measure(encoder, QUERY, pages[0])
     rows = [tokens[list(found.patches)] for tokens in encoder.encode_documents(pages).tokens.rows()]
     for place, tokens in zip(places, rows[1:], strict=True):
-        moved = (tokens - rows[0]).norm(dim=1).view(ROWS, COLUMNS)
-        assert divmod(int(moved.argmax()), COLUMNS) == place
+        moved = (tokens - rows[0]).norm(dim=1).view(found.grid.rows, found.grid.columns)
+        assert divmod(int(moved.argmax()), found.grid.columns) == place
 
 
 def test_two_places_that_are_swapped_swap_their_values_in_the_map(vision):
@@ -74,7 +74,7 @@ def test_two_places_that_are_swapped_swap_their_values_in_the_map(vision):
     for page in (left, right):
         found = measure(vision, QUERY, page)
         change = (found.similarity - blank.similarity).abs().amax(0)
-        moved.append(divmod(int(found.on_page(change).argmax()), COLUMNS))
+        moved.append(tuple((found.on_page(change) == change[list(found.patches)].amax()).nonzero()[0].tolist()))
     assert moved == [(1, 0), (1, 4)]
 
 
