@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import fakehub
 import numpy as np
 import pytest
 import tiny_data
@@ -181,7 +180,7 @@ def test_what_the_hub_answers_is_one_line_and_loses_nothing(name, hub, run_copy,
 
 
 def test_a_run_publishes_its_adapter_at_the_end(hub, tiny_bert, beir_folder, tmp_path):
-    """From a base on the Hub to an adapter on the Hub, with one command; then its examples, which are asked for."""
+    """From a base on the Hub to an adapter on the Hub, with one command."""
     base = hub.put("me/base", tiny_bert)
     recipe = Recipe(
         name="small",
@@ -203,7 +202,6 @@ def test_a_run_publishes_its_adapter_at_the_end(hub, tiny_bert, beir_folder, tmp
     assert "| Steps | 2, " in text and "| Engine | one process, no engine |" in text
     assert {"metrics.json", "recipe.yaml", "curve.png", WEIGHTS} <= set(files)
     _same_vectors(tmp_path / "run" / "adapter", files, tiny_bert, tmp_path / "downloaded")
-    _examples(hub, tmp_path, beir_folder)
 
 
 def _same_vectors(folder: Path, files: dict[str, bytes], base: Path, downloaded: Path) -> None:
@@ -218,20 +216,6 @@ def _same_vectors(folder: Path, files: dict[str, bytes], base: Path, downloaded:
     assert torch.equal(ours.pooled, theirs.pooled) and torch.equal(ours.tokens.values, theirs.tokens.values)
     untrained = SmartEncoder(str(base), device="cpu").encode_queries(queries)
     assert float(np.abs(ours.pooled.numpy() - untrained.pooled.numpy()).max()) > 1e-5
-
-
-def _examples(hub: fakehub.FakeHub, tmp_path: Path, data: Path) -> None:
-    """No text of the data is published, but what is asked for, as the dry run showed it."""
-    queries = [json.loads(line)["text"] for line in (data / "queries.jsonl").read_text().splitlines()]
-    texts = b"\n".join(hub.files("me/trained").values()).decode(errors="ignore")
-    assert not [query for query in queries if query in texts]
-    words = ("publish", str(tmp_path / "run"), "--repo", "me/trained", "--include-examples", "2")
-    shown = command(hub, tmp_path / "home", *words, "--dry-run")
-    assert shown.returncode == 0, shown.stderr
-    section = shown.stdout[shown.stdout.index("### Examples") :].split("\n\n")[2]
-    assert sum(query in section for query in queries) == 2
-    done = command(hub, tmp_path / "home", *words)
-    assert done.returncode == 0 and section in hub.files("me/trained")["README.md"].decode()
 
 
 def test_a_run_that_could_not_publish_says_so_before_it_trains(tiny_bert, beir_folder, tmp_path):
