@@ -34,8 +34,8 @@ td small { color: var(--soft); white-space: nowrap; }
 td b { font-weight: 650; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(118px, 1fr)); gap: 12px; margin-top: 20px; }
-.tile { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }
-.tile b { display: block; font-size: 20px; line-height: 1.3; white-space: nowrap; }
+.tile { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px; }
+.tile b { display: block; font-size: 19px; line-height: 1.3; white-space: nowrap; }
 .tile span { color: var(--soft); font-size: 12.5px; line-height: 1.3; display: block; }
 figure { margin: 6px 0 0; } figure img { width: 100%; height: auto; display: block; }
 .query { border-top: 1px solid var(--line); padding: 18px 0 14px; break-inside: avoid; }

@@ -142,10 +142,10 @@ def _worst(outcome: Outcome, worst: list[Worst]) -> str:
 
 def _query(one: Worst, outcome: Outcome) -> str:
     about = " · ".join(part for part in (one.kind, one.file, one.query) if part)
-    kept = outcome.observer.top
+    found = {column: len(ranking.get(one.query, ())) for column, ranking in outcome.rankings().items()}
     chips = "".join(
         f'<span class="chip">{html.text(column)} {one.values[column]:.3f}: '
-        f"{f'first relevant at rank {rank}' if rank is not None else _beyond(column, kept)}</span>"
+        f"{f'first relevant at rank {rank}' if rank is not None else _beyond(column, found[column], outcome.observer.top)}</span>"
         for column, rank in one.ranks.items()
     )
     sheets = [_sheet(sheet, "asked for") for sheet in one.wanted]
@@ -161,8 +161,10 @@ def _query(one: Worst, outcome: Outcome) -> str:
     )
 
 
-def _beyond(column: str, kept: int) -> str:
-    return "no relevant one shares a word" if column == BM25 else f"no relevant one in the first {kept}"
+def _beyond(column: str, found: int, kept: int) -> str:
+    """Of a ranking without a relevant document: BM25's ends where no word is shared."""
+    few = column == BM25 and found < kept
+    return "no relevant one shares a word" if few else f"no relevant one in the first {found}"
 
 
 def _sheet(sheet: Sheet, head: str) -> str:

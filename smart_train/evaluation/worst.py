@@ -120,7 +120,7 @@ def _worst(
 def _sheet(document: Document, relevant: bool, rank: int | None, score: float | None) -> Sheet:
     id = str(getattr(document, "id", ""))
     file, page = getattr(document, "file", None), getattr(document, "page", None)
-    place = f"{file}, page {page}" if file and page is not None else str(file or id)
+    place = f"{file}, page {page}" if file and page is not None else f"{file}: {id}" if file else id
     content = document.content() if document.image is not None else document.text
     image = content.get("image") if isinstance(content, dict) else None if isinstance(content, str) else content
     text = " ".join((document.text or "").split())
