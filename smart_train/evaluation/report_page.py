@@ -143,10 +143,15 @@ def _worst(outcome: Outcome, worst: list[Worst]) -> str:
 def _query(one: Worst, outcome: Outcome) -> str:
     about = " · ".join(part for part in (one.kind, one.file, one.query) if part)
     found = {column: len(ranking.get(one.query, ())) for column, ranking in outcome.rankings().items()}
-    chips = "".join(
-        f'<span class="chip">{html.text(column)} {one.values[column]:.3f}: '
-        f"{f'first relevant at rank {rank}' if rank is not None else _beyond(column, found[column], outcome.observer.top)}</span>"
+    told = {
+        column: _beyond(column, found[column], outcome.observer.top)
+        if rank is None
+        else f"first relevant at rank {rank}"
         for column, rank in one.ranks.items()
+    }
+    chips = "".join(
+        f'<span class="chip">{html.text(column)} {one.values[column]:.3f}: {where}</span>'
+        for column, where in told.items()
     )
     sheets = [_sheet(sheet, "asked for") for sheet in one.wanted]
     sheets += [_sheet(sheet, f"found at {sheet.rank}") for sheet in one.found]
