@@ -1,0 +1,62 @@
+"""What a folder says of its queries and of its documents' texts besides what training reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from smart_train.blocks import DataBlock
+from smart_train.data import asked, store
+from smart_train.data.reading import read_split
+from smart_train.data.records import Collection, Document
+from smart_train.data.sources import find
+
+
+def looked_at(data: DataBlock) -> tuple[asked.Asked, dict[str, str | None]]:
+    source = find(data)
+    some = read_split(source, data, "test")
+    return asked.asked(source, data, some), asked.texts(source, data, some)
+
+
+def lines(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("column", "given", "kinds"),
+    [
+        ("rule", ["outline", None], {"q1": "outline"}),
+        ("query_types", [["open", "compare"], ["numeric"]], {"q1": "compare, open", "q2": "numeric"}),
+        ("Kind", ["a", " b "], {"q1": "a", "q2": "b"}),
+    ],
+)
+def test_kinds_and_files_come_from_columns_by_their_usual_names(tmp_path, column, given, kinds):
+    lines(tmp_path / "corpus.jsonl", [{"_id": "d1", "text": "harbour"}, {"_id": "d2", "text": "bridge"}])
+    rows = [{"_id": f"q{n}", "text": "where", column: value, "file": f"f{n}"} for n, value in enumerate(given, 1)]
+    lines(tmp_path / "queries.jsonl", [*rows, {"_id": "q9", "text": "of another split", column: "x"}])
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("q1\td1\t1\nq2\td2\t1\n")
+    found, texts = looked_at(DataBlock(path=str(tmp_path), split="test"))
+    assert (found.kind, found.column) == (kinds, column) and found.file == {"q1": "f1", "q2": "f2"}
+    assert texts == {"d1": "harbour", "d2": "bridge"}
+
+
+def test_rows_have_neither(tmp_path):
+    lines(tmp_path / "test.jsonl", [{"query": "where", "positive": "harbour", "kind": "x"}])
+    found, texts = looked_at(DataBlock(path=str(tmp_path / "test.jsonl"), split="test"))
+    assert found == asked.Asked() and list(texts.values()) == ["harbour"]
+
+
+def test_pages_read_as_images_keep_the_text_layer_beside_them_for_those_who_ask(tmp_path):
+    page = Image.new("RGB", (20, 20), "white")
+    corpus = {"p1": Document("p1", "Ports where ships rest", page, title="Ports"), "p2": Document("p2", None, page)}
+    store.write(Collection("x", corpus, {"q": "ports"}, {"q": {"p1": 1}}), tmp_path, "test")
+    data = DataBlock(path=str(tmp_path), split="test", document="")
+    source = find(data)
+    some = read_split(source, data, "test")
+    assert all(document.text is None for document in some.corpus.values())
+    assert asked.texts(source, data, some) == {"p1": "Ports where ships rest", "p2": None}
