@@ -109,8 +109,11 @@ def _heatmap(encoder: Any) -> Any:
 
 
 def _name(given: str | None) -> str | None:
-    """A folder's last part: where it lies on this machine is nobody's business."""
-    return Path(given).resolve().name if given and Path(given).exists() else given
+    """A folder's last part, of RUN/adapter both: where it lies on this machine is nobody's business."""
+    if given is None or not Path(given).exists():
+        return given
+    path = Path(given).resolve()
+    return f"{path.parent.name}/{path.name}" if path.name in ("adapter", "model", "encoder") else path.name
 
 
 def _check_output(output: str | None) -> None:
