@@ -108,7 +108,7 @@ def _mark(document: Document) -> str | None:
         return f"file {Path(image).name} {facts.st_size} {facts.st_mtime_ns}"
     if hasattr(image, "content_id"):
         return str(image.content_id())
-    if hasattr(image, "tobytes"):
-        size = f"{image.mode} {image.size}"
-        return f"pixels {size} {hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()}"
-    return f"named {getattr(image, 'name', image)}"
+    if not hasattr(image, "tobytes"):  # something that is loaded
+        content = document.content()
+        image = content["image"] if isinstance(content, dict) else content
+    return f"pixels {image.mode} {image.size} {hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()}"
