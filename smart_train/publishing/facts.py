@@ -38,25 +38,34 @@ def about(settings: dict[str, Any], verified: dict[str, Any], licence: str | Non
         base += f" at commit `{settings['commit']}`"
     if settings["base"].startswith(LOCAL):
         base += ": a private folder that is not published. Without it this adapter can't be used" * (kind != "full")
-    trained = KINDS[kind]
-    if kind == "lora":
-        lora = settings["adapter"]
-        trained += f", r = {lora['r']}, alpha = {lora['alpha']}" + (", vision tower too" if lora["vision"] else "")
     width = late["dim"] or settings["hidden_size"]
-    bits = settings["model"].get("quantisation", "none")
-    trained += f", over a base held in {bits}" if bits != "none" else ""
-    head = "" if kind in ("frozen", "free") or late["head"] == "none" else f" and a head ({late['head']})"
     return table(
         {
             "Base": base,
             "Licence": f"{licence or 'not stated'}; of the base: {base_licence}",
-            "Trained": trained + head,
+            "Trained": _trained(settings),
             "Token vectors": f"layer {late['layer']}, head {late['head']}, {width} wide",
             "Hybrid score": f"{hybrid['pooled']:g} x pooled + {hybrid['late']:g} x late"
             + (", both standardised" if hybrid["scaling"] == "standardised" else ""),
             "Verified": f"saved, loaded again and compared on {verified['rows']} rows: {_differences(verified)}",
         }
     )
+
+
+def _trained(settings: dict[str, Any]) -> str:
+    """What learned, and what has been done to it since."""
+    export, late = settings.get("export", {}), settings["late"]
+    adapter = export.get("adapter") or settings["adapter"]
+    kind = adapter["kind"] if adapter else "free"
+    told = KINDS[kind]
+    if adapter and kind == "lora":
+        told += f", r = {adapter['r']}, alpha = {adapter['alpha']}" + ", vision tower too" * bool(adapter["vision"])
+    told += f" and a head ({late['head']})" if kind in ("lora", "full") and late["head"] != "none" else ""
+    bits = settings["model"].get("quantisation", "none")
+    told += f", over a base held in {bits}" if bits != "none" else ""
+    done = {"merged": "; added to the base's weights", "multi-vector": "; added to the weights, token vectors alone"}
+    done["merge"] = f"; {len(export.get('adapters', []))} adapters in one"
+    return told + done.get(export.get("kind", ""), "")
 
 
 def _differences(verified: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from smart_train.model.files import SETTINGS, VERIFIED
 from smart_train.model.sealing import parts
 from smart_train.publishing.card import Told
 from smart_train.publishing.errors import PublishError
-from smart_train.publishing.facts import read_log
+from smart_train.publishing.facts import MODES, read_log
 from smart_train.publishing.files import FACTS, read_json
 from smart_train.publishing.licence import base_licence
 from smart_train.publishing.private import Files, header
@@ -37,6 +37,9 @@ def recorded(
     modules = read_json(place / "modules.json") if "modules.json" in files else []
     pooled = next((module["path"] for module in modules if module["type"].endswith(".Pooling")), None)
     public = files[SETTINGS]
+    figures = {name: read_json(path) for name, path in there.items() if name in FIGURES}
+    if "metrics.json" in figures:
+        _check_figures(figures["metrics.json"], there["metrics.json"])
     return Told(
         repo,
         settings=json.loads(public) if isinstance(public, bytes) else settings,
@@ -45,13 +48,31 @@ def recorded(
         base_licence=base_licence(settings),
         modules=modules,
         pooling=read_json(place / pooled / "config.json") if pooled is not None else None,
-        figures={name: read_json(path) for name, path in there.items() if name in FIGURES},
+        figures=figures,
         log=read_log(_lines(there["log.jsonl"])) if "log.jsonl" in there else {},
         recipe=stored(there["recipe.yaml"]) if "recipe.yaml" in there else {},
-        trained=sum(_numbers(path) for path in parts(folder)[0] if path.suffix == ".safetensors"),
+        trained=_trained(folder),
         picture="curve.png" in files,
         examples=examples,
     )
+
+
+def _check_figures(metrics: Any, path: Path) -> None:
+    """Raises PublishError where metrics.json is not rows of modes of nDCGs with intervals, as every run writes it."""
+    for row, modes in metrics.items() if isinstance(metrics, dict) else [("of the file", None)]:
+        for mode in MODES:
+            measures = modes.get(mode) if isinstance(modes, dict) else None
+            found = [one for name, one in measures.items() if name.startswith("ndcg@")] if measures else []
+            if not found or not all(isinstance(one, dict) and {"value", "low", "high"} <= one.keys() for one in found):
+                what = f"{path}: the row {row} has no {mode} nDCG with an interval"
+                raise PublishError(f"{what}; it was not written by a run: move it away, or evaluate again")
+
+
+def _trained(folder: Path) -> int:
+    """How many numbers were trained; 0 = not known, for whole weights that an adapter was added to."""
+    if read_json(folder / SETTINGS).get("export"):
+        return 0
+    return sum(_numbers(path) for path in parts(folder)[0] if path.suffix == ".safetensors")
 
 
 def _lines(log: Path) -> list[dict[str, Any]]:

@@ -99,7 +99,8 @@ def _contents(it: Used) -> tuple[str, str]:
 
 
 def _ours(it: Used) -> list[str]:
-    options = ', base="' + HERE + '"' if it.base.startswith(LOCAL) else ""
+    needed = it.base.startswith(LOCAL) and it.kind != "full"  # whole weights are their own base
+    options = f', base="{HERE}"' if needed else ""
     options += ", trust_remote_code=True" if it.trust else ""
     documents, note = _contents(it)
     return [
@@ -225,7 +226,7 @@ def _exported(it: Used) -> list[str]:
 
 
 def _ranked(it: Used) -> list[str]:
-    base = HERE if it.base.startswith(LOCAL) else it.base
+    base = it.repo if it.kind == "full" else HERE if it.base.startswith(LOCAL) else it.base
     trust = " --trust-remote-code" if it.trust else ""
     line = f'smart-train evaluate DATA --model "{base}" --adapter {it.repo} --output figures{trust}'
     return [

@@ -179,6 +179,22 @@ def test_a_merge_of_several_has_its_own_row_in_the_model_index(told):
 
 
 def test_a_base_held_in_few_bits_is_told(told):
-    model = {**told.settings["model"], "quantisation": "nf4"}
+    model = {**told.settings["model"], "quantisation": "4bit"}
     text = card(replace(told, settings={**told.settings, "model": model}))
-    assert "LoRA, r = 4, alpha = 32, over a base held in nf4" in text
+    assert "LoRA, r = 4, alpha = 32 and a head (linear), over a base held in 4bit |" in text
+
+
+def test_figures_that_no_run_wrote_are_refused_by_their_row(run_copy):
+    rows = json.loads((run_copy / "metrics.json").read_text())
+    del rows["trained"]["late"]
+    (run_copy / "metrics.json").write_text(json.dumps(rows))
+    folder = run_copy / "adapter"
+    with pytest.raises(ValueError, match=r"metrics\.json: the row trained has no late nDCG"):
+        recorded(collect(folder, run_copy), folder, folder, run_copy, "me/mine", None, "")
+
+
+def test_several_adapters_in_one_are_counted(told):
+    export = {"kind": "merge", "adapters": [{"source": "a"}, {"source": "b"}]}
+    assert "r = 4, alpha = 32 and a head (linear); 2 adapters in one |" in card(
+        replace(told, settings={**told.settings, "export": export})
+    )

@@ -82,8 +82,17 @@ def test_an_export_goes_up_as_what_it_is_and_leaves_nothing_here(story):
     for files in (merged, late):
         assert "model.safetensors" in files and "adapter_model.safetensors" not in files
         assert "base_model_relation: finetune" in files["README.md"].decode()
+    assert (
+        "| Trained | LoRA, r = 4, alpha = 32 and a head (layernorm_linear); added to the"
+        in merged["README.md"].decode()
+    )
     assert "MultiVectorEncoder" in late["README.md"].decode() and "SmartEncoder" not in late["README.md"].decode()
     assert story.told["left"] == []
+
+
+def test_whole_weights_of_a_private_base_are_used_without_it(story):
+    card = story.hub.files("me/full")["README.md"].decode()
+    assert "FOLDER OF THE BASE" not in card and '--model "me/full" --adapter me/full' in card
 
 
 def test_a_revision_is_loaded_by_its_commit_and_by_its_tag(story):
