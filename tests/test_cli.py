@@ -328,7 +328,8 @@ def test_revision_and_dtype_reach_the_check_and_the_encoder(tmp_path, tiny_bert,
         (["--layer", "4"], 2, "--layer: {bert} has no layer 4: it has 0 (embeddings) to 3"),
         (["--model", "package:no_such_package/x"], 2, "the package no_such_package is not installed"),
         (["--model", "./nowhere/at_all"], 2, "there is no folder ./nowhere/at_all"),
-        (["--split", "dev"], 1, "dev"),
+        (["--split", "dev"], 1, "--split: {beir} has no split 'dev'; there is test, train; name one of these"),
+        (["--baseline", "nowhere"], 1, "nowhere: there is no evaluation.json; name the --output folder"),
         (["--output", __file__], 2, f"--output: {__file__} is a file; name a folder"),
         (["--output", f"{__file__}/deep/er"], 2, f"--output: {__file__} is a file; name a folder"),
         (["--document-tokens", "100000"], 2, "100000 tokens are more; give at most "),
@@ -338,7 +339,7 @@ def test_revision_and_dtype_reach_the_check_and_the_encoder(tmp_path, tiny_bert,
 def test_what_cannot_be_evaluated_is_told(tmp_path, tiny_bert, beir_folder, capsys, arguments, status, told):
     command = ["evaluate", str(beir_folder), "--model", str(tiny_bert), "--output", str(tmp_path / "out"), *arguments]
     assert main(command) == status
-    assert told.format(bert=tiny_bert) in capsys.readouterr().err
+    assert told.format(bert=tiny_bert, beir=beir_folder) in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -27,6 +27,8 @@ FLAGS = {  # what the library tells those who write recipes or Python -> the fla
     "model.dtype": "--dtype",
     "model.base": "--model",
     "late.layer": "--layer",
+    "data.split: ": "--split: ",
+    "data.path: ": "DATA: ",
 }
 
 
