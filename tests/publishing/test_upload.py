@@ -115,6 +115,7 @@ def test_what_someone_else_committed_meanwhile_is_not_touched(hub, run_copy, tmp
     assert hub.files("me/mine")["notes.md"] == b"theirs" and len(hub.repos["model", "me/mine"].commits) == 2
 
 
+@pytest.mark.slow
 def test_what_is_there_already_is_not_committed_again(hub, run_copy, tmp_path):
     for _ in range(2):
         done = command(hub, tmp_path / "home", *words(run_copy))
@@ -124,6 +125,7 @@ def test_what_is_there_already_is_not_committed_again(hub, run_copy, tmp_path):
     assert set(hub.stored.values()) == {1} and sum("/commit/" in call for call in hub.calls) == 1
 
 
+@pytest.mark.slow
 def test_a_tag_that_could_not_be_set_is_set_by_publishing_again(hub, run_copy, tmp_path):
     hub.fail("POST", "/tag/", 500, times=1)
     done = command(hub, tmp_path / "home", *words(run_copy, "--tag", "v1", "--retries", "0"))
