@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from PIL import Image
 from word_encoder import WordEncoder, words_collection
 
 from smart_train.data.records import Collection, Document
-from smart_train.evaluation import pace, sharded, shards
+from smart_train.evaluation import shards
 from smart_train.evaluation.encoding import encode
 from smart_train.evaluation.metrics import EvaluationError
 from smart_train.evaluation.observed import Observer
-from smart_train.evaluation.pace import Pace, lasting
-from smart_train.evaluation.peers import Alone, Meetings
+from smart_train.evaluation.peers import Alone
 from smart_train.evaluation.retrieval import evaluate, evaluate_encoded
 from smart_train.evaluation.sharded import encode_shards
-from smart_train.evaluation.shards import key, plan
 from smart_train.evaluation.store import Store
 
 FACTS = {"base": "words"}
@@ -151,51 +147,6 @@ def test_a_store_of_another_encoder_is_refused_on_every_rank_before_anything_is_
     assert not any(encoder.seen for encoder in encoders)
 
 
-def test_long_texts_make_small_shards_and_pages_come_after_texts(monkeypatch):
-    monkeypatch.setattr(shards, "TEXT_ROWS", 128)
-    monkeypatch.setattr(shards, "TEXT_CHARACTERS", 4000)
-    corpus = {f"t{n}": Document(f"t{n}", "x" * 900) for n in range(9)} | {"s": Document("s", "x")}
-    corpus |= {f"p{n}": Document(f"p{n}", image=Image.new("RGB", (8, 8))) for n in range(70)}
-    parts = plan(corpus, Meetings(Alone()))
-    assert [len(part.ids) for part in parts] == [4, 4, 2, 64, 6]
-    assert parts[2].ids == ["t8", "s"] and parts[3].ids[0] == "p0"
-
-
-class Loaded:
-    """An image that is there once it is asked for."""
-
-    def __init__(self, colour: str) -> None:
-        self.colour = colour
-
-    def load(self) -> Image.Image:
-        return Image.new("RGB", (4, 4), self.colour)
-
-
-def test_the_key_of_a_document_follows_its_id_text_and_image(tmp_path):
-    first = tmp_path / "page.png"
-    Image.new("RGB", (4, 4), "red").save(first)
-    documents = [
-        Document("a", "x"),
-        Document("b", "x"),
-        Document("a", "y"),
-        Document("a", None, Image.new("RGB", (4, 4), "red")),
-        Document("a", None, Image.new("RGB", (4, 4), "blue")),
-        Document("a", "x", Image.new("RGB", (4, 4), "red")),
-        Document("a", None, Loaded("green")),
-        Document("a", None, first),
-        Document("a", None, first, hash="1f"),
-    ]
-    keys = [key(document.id, document) for document in documents]
-    assert len(set(keys)) == len(keys)
-    assert key("a", Document("a", None, Image.new("RGB", (4, 4), "red"))) == keys[3]
-    assert key("a", Document("a", None, Loaded("green"))) == keys[6]
-    assert key("a", Document("a", None, str(first))) == keys[7]
-    os.utime(first, (1, 1))
-    assert key("a", Document("a", None, first)) != keys[7]
-    with pytest.raises(EvaluationError, match="gone.png cannot be read"):
-        key("a", Document("a", None, tmp_path / "gone.png"))
-
-
 def test_of_a_shard_of_pages_few_are_open_at_a_time():
     sizes: list[int] = []
 
@@ -208,19 +159,6 @@ def test_of_a_shard_of_pages_few_are_open_at_a_time():
     encoder = WordEncoder(before=lambda contents: sizes.append(len(contents)))
     list(encode_shards(encoder, some, batch_size=3).documents)
     assert sizes == [6, 6, 6, 2]
-
-
-def test_pace_is_told_with_the_time_left_and_short_work_says_nothing(monkeypatch, caplog):
-    caplog.set_level(logging.INFO)
-    now = [0.0]
-    monkeypatch.setattr(pace.time, "perf_counter", lambda: now[0])
-    told = Pace("documents encoded", 1000, done=200, every=30)
-    for seconds in (10, 10, 10):
-        now[0] += seconds
-        told.add(100)
-    assert [record.message for record in caplog.records] == ["documents encoded: 500 of 1000, about 50 s left"]
-    assert [lasting(seconds) for seconds in (40, 480, 12000)] == ["40 s", "8 min", "3 h 20 min"]
-    assert sharded.Pace is Pace
 
 
 def test_ranks_that_share_weights_are_refused():
