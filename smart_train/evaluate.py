@@ -133,7 +133,7 @@ def evaluate_data(
     other = None
     if plan.baseline is not None:
         other = comparing.read_baseline(plan.baseline, plan.baseline_row)
-        comparing.check_baseline(other, _measured(collection), tables)
+        comparing.check_baseline(other, _measured(collection), tables, plan.k)
     store = None if plan.store is None else Store(plan.store, facts_of(encoder), {"versions": used()})
     encoded = encode_shards(
         encoder, collection, batch_size=plan.batch_size, progress=progress, peers=peers, store=store

@@ -88,11 +88,16 @@ def read_baseline(folder: str | Path, row: str | None = None) -> Baseline:
     return Baseline(Path(folder).resolve().name, chosen, per_query, dict((found.get("data") or {}).get("hashes") or {}))
 
 
-def check_baseline(baseline: Baseline, evaluated: Mapping[str, Any], tables: Mapping[str, str]) -> None:
+def check_baseline(
+    baseline: Baseline, evaluated: Mapping[str, Any], tables: Mapping[str, str], k: Iterable[int]
+) -> None:
     """Raises EvaluationError, saying what differs, where query by query the two cannot be compared.
 
-    evaluated: by the ids of this evaluation's queries; tables: what ``hashes`` gives for its collection
+    evaluated: by the ids of its queries; tables: what ``hashes`` gives for its collection; k: its cut-offs
     """
+    have = baseline.per_query["pooled"]
+    if not any(f"ndcg@{cut}" in have for cut in k):
+        raise EvaluationError(f"{baseline.name} has {', '.join(have) or 'no nDCG'}; give one of its cut-offs to --k")
     theirs = next(iter(baseline.per_query["pooled"].values()), {})
     odd = sorted(theirs.keys() ^ evaluated.keys())
     if odd:
@@ -110,10 +115,8 @@ def check_baseline(baseline: Baseline, evaluated: Mapping[str, Any], tables: Map
 
 
 def compare(evaluation: Evaluation, baseline: Baseline) -> Differences:
-    """This evaluation less the baseline, over every nDCG that both have.
-
-    Raises EvaluationError where they have no cut-off in common.
-    """
+    """This evaluation less the baseline, over every nDCG that both have; ``check_baseline`` has found that they can be
+    compared."""
     found: Differences = {}
     for mode in MODES:
         ours, theirs = evaluation.per_query[mode], baseline.per_query[mode]
@@ -122,7 +125,4 @@ def compare(evaluation: Evaluation, baseline: Baseline) -> Differences:
             for name in ours
             if name.startswith("ndcg@") and name in theirs
         }
-        if not found[mode]:
-            have = ", ".join(name for name in theirs)
-            raise EvaluationError(f"{baseline.name} has {have}; give one of these cut-offs to --k")
     return found

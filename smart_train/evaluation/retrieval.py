@@ -15,7 +15,7 @@ from smart_train.blocks import HybridBlock
 from smart_train.embeddings import Embeddings
 from smart_train.evaluation.encoding import Collection, Encoded, Encoder, encode
 from smart_train.evaluation.forwards import clock
-from smart_train.evaluation.metrics import EvaluationError, Interval, interval, measure
+from smart_train.evaluation.metrics import EvaluationError, Interval, Ranking, interval, measure
 from smart_train.evaluation.observed import Observer
 from smart_train.evaluation.peers import Peers
 from smart_train.evaluation.ranking import MODES, Tile, check, checked, rank, rank_all, rank_views, tiles, view
@@ -92,33 +92,8 @@ def evaluate_encoded(
     """
     share = encoded.share or Share(encoded.document_ids)
     with share.meetings.telling():
-        size, passed = _Size(), {"scores": 0.0}
-        before, waited = encoded.seconds.get("documents", 0.0), share.meetings.waited
-        going: Iterable[Embeddings] = size.of(encoded.documents)
-        scored: Iterable[Tile] | None = None
-        if observer is not None and observer.count:
-            every = tiles(encoded.queries, checked(going, encoded.document_ids), device=device)
-            scored = observer.watch(every, encoded)
-        with clock(passed, "scores"):
-            rankings = rank_views(
-                encoded.queries,
-                going,
-                encoded.query_ids,
-                encoded.document_ids,
-                {mode: view(mode, hybrid) for mode in MODES},
-                top=max(*k, observer.top if observer is not None else 1),
-                device=device,
-                scored=scored,
-                themselves=encoded.themselves,
-                share=share,
-            )
-        seconds = dict(encoded.seconds)
-        on_the_way = seconds.get("documents", 0.0) - before + share.meetings.waited - waited
-        seconds["scores"] = passed["scores"] - on_the_way
-        if observer is not None:
-            seconds["scores"] -= observer.seconds
-            observer.rankings = rankings
-            observer.join(share)
+        size = _Size()
+        rankings, seconds = _ranked(encoded, share, size, hybrid, max(k), device, observer)
         found = share.meetings.meet((size.counts, seconds))
     documents, tokens, numbers = (sum(counts[at] for counts, _ in found) for at in range(3))
     judged = {query: qrels[query] for query in encoded.query_ids}
@@ -141,6 +116,47 @@ def evaluate_encoded(
         themselves=len(encoded.themselves),
         stored=encoded.stored,
     )
+
+
+def _ranked(
+    encoded: Encoded,
+    share: Share,
+    size: _Size,
+    hybrid: HybridBlock,
+    top: int,
+    device: torch.device | str | None,
+    observer: Observer | None,
+) -> tuple[dict[str, dict[str, Ranking]], dict[str, float]]:
+    """(mode -> query id -> documents, seconds): the scores' seconds are without those of encoding on the way, of
+    waiting for other ranks, and of looking."""
+    passed = {"scores": 0.0}
+    before, waited = encoded.seconds.get("documents", 0.0), share.meetings.waited
+    documents: Iterable[Embeddings] = size.of(encoded.documents)
+    scored: Iterable[Tile] | None = None
+    if observer is not None and observer.count:
+        every = tiles(encoded.queries, checked(documents, encoded.document_ids), device=device)
+        scored = observer.watch(every, encoded)
+    with clock(passed, "scores"):
+        rankings = rank_views(
+            encoded.queries,
+            documents,
+            encoded.query_ids,
+            encoded.document_ids,
+            {mode: view(mode, hybrid) for mode in MODES},
+            top=max(top, observer.top if observer is not None else 1),
+            device=device,
+            scored=scored,
+            themselves=encoded.themselves,
+            share=share,
+        )
+    seconds = dict(encoded.seconds)
+    on_the_way = seconds.get("documents", 0.0) - before + share.meetings.waited - waited
+    seconds["scores"] = passed["scores"] - on_the_way
+    if observer is not None:
+        seconds["scores"] -= observer.seconds
+        observer.rankings = rankings
+        observer.join(share)
+    return rankings, seconds
 
 
 def calibrate(

@@ -35,7 +35,7 @@ def folder(tmp_path, some, two):
 
 def test_differences_are_paired_over_the_queries_for_every_mode_and_cut(folder, some, two):
     baseline = read_baseline(folder, "base")
-    check_baseline(baseline, two[1].per_query["pooled"]["ndcg@5"], hashes(some))
+    check_baseline(baseline, two[1].per_query["pooled"]["ndcg@5"], hashes(some), [1, 5])
     found = compare(two[1], baseline)
     for mode in ("pooled", "late", "hybrid"):
         for metric in ("ndcg@1", "ndcg@5"):
@@ -51,12 +51,12 @@ def test_what_cannot_be_compared_is_told(folder, some, two, tmp_path):
     fewer = {query: value for query, value in queries.items() if query not in ("q3", "q4")} | {"zz": 0.0}
     told = re.escape("before (trained) was measured on other queries: 2 are only there, 1 only here, such as 'q3'")
     with pytest.raises(EvaluationError, match=told):
-        check_baseline(read_baseline(folder), fewer, hashes(some))
+        check_baseline(read_baseline(folder), fewer, hashes(some), [5])
     changed = words_collection(40, 10)
     changed.qrels["q1"] = {"d0": 2}
     del changed.corpus["d39"]
     with pytest.raises(EvaluationError, match="its judgements, the documents that were ranked differ"):
-        check_baseline(read_baseline(folder), queries, hashes(changed))
+        check_baseline(read_baseline(folder), queries, hashes(changed), [5])
     with pytest.raises(EvaluationError, match="no row 'best'; it has base, trained"):
         read_baseline(folder, "best")
     with pytest.raises(EvaluationError, match=r"there is no evaluation.json; name the --output folder"):
@@ -64,8 +64,9 @@ def test_what_cannot_be_compared_is_told(folder, some, two, tmp_path):
     (tmp_path / "evaluation.json").write_text('{"rows": {"base": {}}}')
     with pytest.raises(EvaluationError, match="no evaluation can be read"):
         read_baseline(tmp_path)
-    with pytest.raises(EvaluationError, match=r"has ndcg@7; give one of these cut-offs to --k"):
-        compare(two[1], Baseline("x", "base", {mode: {"ndcg@7": queries} for mode in ("pooled", "late", "hybrid")}))
+    seven = Baseline("x", "base", {mode: {"ndcg@7": queries} for mode in ("pooled", "late", "hybrid")})
+    with pytest.raises(EvaluationError, match=r"x \(base\) has ndcg@7; give one of its cut-offs to --k"):
+        check_baseline(seven, queries, hashes(some), [1, 5])
 
 
 def test_an_evaluation_that_wrote_no_hashes_down_is_compared_by_its_query_ids(folder, some, two):
@@ -74,7 +75,7 @@ def test_an_evaluation_that_wrote_no_hashes_down_is_compared_by_its_query_ids(fo
     (folder / "evaluation.json").write_text(json.dumps(content))
     baseline = read_baseline(folder)
     assert baseline.tables == {}
-    check_baseline(baseline, two[1].per_query["pooled"]["ndcg@5"], hashes(some))
+    check_baseline(baseline, two[1].per_query["pooled"]["ndcg@5"], hashes(some), [5, 10])
 
 
 def test_hashes_do_not_depend_on_the_order_and_follow_every_part(some):
