@@ -79,13 +79,14 @@ def read_baseline(folder: str | Path, row: str | None = None) -> Baseline:
         if chosen not in rows:
             raise EvaluationError(f"{path}: there is no row {chosen!r}; it has {', '.join(rows)}")
         per_query = {mode: dict(rows[chosen]["per_query"][mode]) for mode in MODES}
+        tables = dict(found.get("data", {}).get("hashes", {}))  # a run writes none down
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         if isinstance(error, EvaluationError):
             raise
         raise EvaluationError(
             f"{path}: no evaluation can be read from it ({error!r}); evaluate that model again"
         ) from error
-    return Baseline(Path(folder).resolve().name, chosen, per_query, dict((found.get("data") or {}).get("hashes") or {}))
+    return Baseline(Path(folder).resolve().name, chosen, per_query, tables)
 
 
 def check_baseline(
