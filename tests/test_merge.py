@@ -24,9 +24,10 @@ def saved(base: Path, folder: Path, seed: int, adapter: AdapterBlock | None = No
     block, model = LateBlock(**{**HEAD, **late}), ModelBlock()
     encoder = SmartEncoder(str(base), model=model, late=block, adapter=adapter or AdapterBlock(r=4), device="cpu")
     generator = torch.Generator().manual_seed(seed)
-    for parameter in encoder.parameters():
+    for name, parameter in encoder.named_parameters():
         if parameter.requires_grad:
-            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+            drawn = 0.05 * torch.randn(parameter.shape, generator=generator)
+            parameter.data = drawn if "lora_" in name else parameter.data + drawn
     return encoder.save_pretrained(folder)
 
 

@@ -51,10 +51,13 @@ print(json.dumps(sorted(name for name in sys.modules if name.startswith("smart_t
 
 
 def trained(base: Path, late: LateBlock) -> SmartEncoder:
+    """Updates of the size that training makes: about a tenth of the weights they are added to."""
     encoder = SmartEncoder(str(base), late=late, adapter=AdapterBlock(r=4, alpha=8), device="cpu")
     generator = torch.Generator().manual_seed(7)
-    for parameter in encoder.parameters():
-        if parameter.requires_grad:
+    for name, parameter in encoder.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.1 * parameter.shape[1] ** -0.25 * torch.randn(parameter.shape, generator=generator)
+        elif parameter.requires_grad:
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     return encoder
 

@@ -155,16 +155,16 @@ def verify(
 
 
 def compare(
-    folder: Path, sides: Sides, ours: list[Embeddings], fresh: SmartEncoder, half: float = HALF
+    folder: Path, sides: Sides, ours: list[Embeddings], fresh: SmartEncoder, exact: float = EXACT, half: float = HALF
 ) -> dict[str, Any]:
     """``ours``, one for each of ``sides``, against what a freshly loaded encoder makes of the same contents.
 
-    half: the difference that is accepted where the base is held in half precision
+    exact, half: differences that are accepted of a base in float32, and in half precision
     Returns {"rows", "tolerance", "largest_pooled_difference", "largest_token_difference"}; raises AdapterError.
     """
     halved = fresh.backbone.dtype in (torch.float16, torch.bfloat16)
     rows = sum(len(contents) for _, contents in sides)
-    report: dict[str, Any] = {"rows": rows, "tolerance": half if halved else EXACT}
+    report: dict[str, Any] = {"rows": rows, "tolerance": half if halved else exact}
     for (role, contents), mine in zip(sides, ours, strict=True):
         theirs = fresh.encode(contents, role)
         if mine.tokens.lengths.tolist() != theirs.tokens.lengths.tolist():
