@@ -24,6 +24,8 @@ NAMES = {  # what stands for the reader's own -> what stands for it here
     "BASE": MINILM,
     "MODEL": MINILM,
     "sentence-transformers/all-MiniLM-L6-v2": MINILM,
+    "Qwen/Qwen3-VL-Embedding-2B": "models/pages",
+    "Qwen/Qwen3-Embedding-0.6B": "models/text",
     "DATA": "data/mine",
     "RUN": "runs/quickstart",
 }

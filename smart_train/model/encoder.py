@@ -25,7 +25,7 @@ from smart_train.blocks import AdapterBlock, LateBlock, ModelBlock
 from smart_train.embeddings import Embeddings, Features, Tokens
 from smart_train.model.adapters import add_lora
 from smart_train.model.encode import encode
-from smart_train.model.inputs import Contents, Role, open_content, set_pixel_budget
+from smart_train.model.inputs import Contents, Role, set_pixel_budget
 from smart_train.model.layers import (
     LateHead,
     find_blocks,
@@ -35,6 +35,7 @@ from smart_train.model.layers import (
     text_config,
 )
 from smart_train.model.loading import load_base
+from smart_train.model.preparing import features_of, prompt_of
 from smart_train.model.tokens import TokenFilter
 from smart_train.objective import scores as scoring
 
@@ -163,12 +164,7 @@ class SmartEncoder(nn.Module):
 
     def prompt(self, role: Role) -> str | None:
         """The recipe's prompt for this role, else the base's own, chosen as sentence-transformers does."""
-        own = self.settings.query_prompt if role == "query" else self.settings.document_prompt
-        if own is not None:
-            return own or None
-        names = ["query"] if role == "query" else ["document", "passage", "corpus"]
-        name = next((n for n in names if n in self.st.prompts), self.st.default_prompt_name)
-        return self.st.prompts.get(name) if name is not None else None
+        return prompt_of(self.st, self.settings, role)
 
     def preprocess(self, contents: Contents, role: Role, limit: int | None = None) -> Features:
         """Rows (text, PIL image, pathlib.Path of an image, or {"text": ..., "image": ...}) -> Features, on the CPU.
@@ -176,42 +172,7 @@ class SmartEncoder(nn.Module):
         limit: longest text in tokens, if it is below model.query_tokens or model.document_tokens; None = those, else
         the base's own.
         """
-        own = self.settings.query_tokens if role == "query" else self.settings.document_tokens
-        limit = min((n for n in (limit, own) if n is not None), default=None)
-        rows = [open_content(content) for content in contents]
-        cut: list[int] = []
-        chat = "message" in self.st.modalities
-        options: dict[str, Any] = {"task": role}
-        if chat and limit is not None:
-            # Only the text is cut, before the template: cutting the rendered chat would take image placeholders
-            # or the token that is pooled.
-            rows = [self._cut_text(row, limit, cut) for row in rows]
-        elif limit is not None:
-            options["max_length"] = limit
-        if set(self.st.modalities) - {"text", "message"}:
-            # sentence-transformers would open a string that names a file, and fetch one that reads like a picture's URL
-            rows = [{"text": row} if isinstance(row, str) else row for row in rows]
-        features: Features = dict(self.st.preprocess(rows, prompt=self.prompt(role), **options))
-        features["role"] = role
-        # Counted here and added up where the forward is: a data worker's own count would be lost with the worker.
-        features["cut"] = len(cut) if chat else self._at_limit(features, limit)
-        return features
-
-    def _at_limit(self, features: Features, limit: int | None) -> int:
-        """Rows of a text batch that fill the limit: cut, or (rarely) just as long."""
-        limit, mask = limit or self.st.max_seq_length, features.get("attention_mask")
-        return 0 if limit is None or mask is None else int((mask.sum(1) >= limit).sum())
-
-    def _cut_text(self, row: Any, limit: int, cut: list[int]) -> Any:
-        text = row.get("text") if isinstance(row, dict) else row
-        if not isinstance(text, str):
-            return row
-        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        if len(offsets) <= limit:
-            return row
-        cut.append(len(offsets))
-        text = text[: offsets[limit - 1][1]]
-        return {**row, "text": text} if isinstance(row, dict) else text
+        return features_of(self.st, self.settings, contents, role, self.prompt(role), limit)
 
     # -- the one forward
 
