@@ -115,6 +115,7 @@ def stoppable() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if out else handler)
         signal.set_wakeup_fd(fd)
+        theirs.shutdown(socket.SHUT_RDWR)  # closing is not enough: data workers that are still there have it open
         theirs.close()
         thread.join()
         ours.close()
@@ -143,6 +144,7 @@ def outlast() -> None:
     finishes; the next ends the worker.  SIGINT is the run's alone.  (torch's own handler ends a worker at once, and
     the training with it.)"""
     if threading.current_thread() is threading.main_thread():
+        signal.set_wakeup_fd(-1)  # the run's own, inherited: what is sent to a worker alone is no request to the run
         signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -32,6 +32,7 @@ class CheckpointedTrainer(WritingTrainer):
     """A trainer whose checkpoints hold everything that a resumed run needs to be the uninterrupted one."""
 
     _late = False  # a checkpoint is due when the epoch's end has been gone through
+    _ended = -1  # the last step of an epoch, once Trainer has asked what is due after it
 
     # -- going on
 
@@ -42,6 +43,7 @@ class CheckpointedTrainer(WritingTrainer):
         """
         self._told(files.tidy(self.root) if self.args.local_process_index == 0 else [])
         self.remove_callback(Restored)
+        self._late, self._ended = False, -1
         peers = Group()
         peers.exchange(None)  # nobody looks before it is tidy
         if not resume_from_checkpoint:
@@ -116,10 +118,11 @@ class CheckpointedTrainer(WritingTrainer):
         """A checkpoint at an epoch's last step waits until what belongs to the epoch's end is done (lines, evaluation,
         best metric): a resumed run begins with the next epoch and would never do it."""
         ends = self.state.epoch is not None and float(self.state.epoch).is_integer()
-        if self._late:
+        if ends and self._ended != self.state.global_step:  # after the step; Trainer asks again after the epoch
+            self._ended = self.state.global_step
+            self._late, self.control.should_save = self.control.should_save, False
+        elif self._late:
             self._late, self.control.should_save = False, True
-        elif self.control.should_save and ends:
-            self._late, self.control.should_save = True, False
         super()._maybe_log_save_evaluate(*args, **options)
 
     def _finalize_training(self, *args: Any, **options: Any) -> TrainOutput:

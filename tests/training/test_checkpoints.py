@@ -94,7 +94,19 @@ def test_a_resumed_run_is_the_uninterrupted_one(case, tiny_bert, tmp_path):
         assert means[0] == pytest.approx(means[1], rel=1e-9)  # of all steps; a sum in another order
 
 
-# -- the end of a run
+# -- the end of an epoch, and of a run
+
+
+def test_a_checkpoint_of_each_epoch_is_of_its_last_step(tiny_bert, tmp_path):
+    options = {**LONG, "save_strategy": "epoch", "max_steps": 10, "eval_strategy": "epoch", "rank_dev": measured}
+    options |= {"metric_for_best_model": "pooled/ndcg@10", "load_best_model_at_end": True}
+    trainer = trainer_of(tiny_bert, tmp_path / "run", **options)
+    trainer.train()
+    assert files.steps(trainer.root) == [5, 10]
+    states = [json.loads((trainer.root / f"checkpoint-{n}/trainer_state.json").read_text()) for n in (5, 10)]
+    assert [state["epoch"] for state in states] == [1, 2]
+    assert trainer.state.best_global_step in (5, 10)
+    assert trainer.state.best_model_checkpoint == str(trainer.root / f"checkpoint-{trainer.state.best_global_step}")
 
 
 def test_a_run_that_is_through_is_not_trained_further(tiny_bert, copied):

@@ -285,6 +285,27 @@ def test_data_workers_outlast_the_signal_of_a_process_group(make, monkeypatch):
         trainer.train()
 
 
+def test_a_worker_that_lives_on_neither_stops_the_run_nor_keeps_it_from_ending():
+    """A forked worker has the run's sockets: what it is sent is its own, and its end is not waited for."""
+    with stoppable():
+        signals.training(True, "again")
+        worker = os.fork()
+        if not worker:
+            signals.outlast()
+            time.sleep(30)
+            os._exit(0)
+        time.sleep(0.3)
+        os.kill(worker, signal.SIGTERM)  # as a loader ends a worker that is too slow
+        time.sleep(0.3)
+        assert signals.asked() == 0
+        begun = time.monotonic()
+    try:
+        assert time.monotonic() - begun < 5
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+
+
 # -- other machines
 
 
