@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smart_train.evaluation.benchmark_meta import digest
 from smart_train.evaluation.benchmarks import MtebModel, mteb_models
 from smart_train.evaluation.metrics import EvaluationError
 from smart_train.evaluation.ranking import MODES
@@ -152,8 +153,10 @@ def _run(
         if not loaded:
             part.load_data(num_proc=workers)
         try:
-            folder = cache.cache_path / "vectors" if len(part.hf_subsets) > 1 else None
-            with next(iter(models.values())).searches.sharing(missing, folder):
+            searches = next(iter(models.values())).searches
+            # Its own for each encoder: runs of two of them may have one output folder at the same time.
+            folder = cache.cache_path / f"vectors-{digest(searches.encoder)}" if len(part.hf_subsets) > 1 else None
+            with searches.sharing(missing, folder):
                 for mode in missing:
                     evaluated(part, mode)
         finally:

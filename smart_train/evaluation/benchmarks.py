@@ -84,6 +84,8 @@ class Searches:
         folder: where corpora are kept that several searches go through, until the block ends; None = they are not
         """
         self.together, self.corpora = tuple(modes), Corpora(folder) if folder is not None else None
+        if self.corpora is not None:
+            self.corpora.clear()  # what a killed process left may be another encoder's
         try:
             yield
         finally:
@@ -96,7 +98,7 @@ class Searches:
         if (*place, mode) not in self.kept:
             modes = self.together if mode in self.together else (mode,)
             found = make(modes)
-            self.kept = {(*place, other): rankings for other, rankings in found.items()}
+            self.kept |= {(*place, other): rankings for other, rankings in found.items()}  # of every language
         return self.kept.pop((*place, mode))
 
 

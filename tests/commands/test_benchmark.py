@@ -165,11 +165,28 @@ def test_pages_that_several_languages_share_are_encoded_once(tmp_path, tiny_qwen
         found[mode] = task.of_subset
     assert sizes == [6] * 6
     sizes.clear()
+    asked, encode_queries = [], encoder.encode_queries
+    monkeypatch.setattr(
+        encoder, "encode_queries", lambda rows, **o: asked.append(len(rows)) or encode_queries(rows, **o)
+    )
     ran = run_tasks(encoder, [task], tmp_path / "out")
-    assert sizes == [6] and not (tmp_path / "out" / "vectors").exists()
+    assert sizes == [6] and not list((tmp_path / "out").glob("vectors*"))
+    assert asked == [4, 4]  # each language's queries once, for all three modes
     for mode, row in ran.tasks["Vidore3FinanceEnRetrieval"].items():
         values = [one["ndcg_cut_10"] for scores in found[mode].values() for one in scores.values()]
         assert row["ndcg_at_10"] == pytest.approx(sum(values) / len(values), abs=1e-5)
+
+
+def test_vectors_that_a_killed_run_left_are_never_taken_for_another_encoders(tmp_path):
+    from smart_train.evaluation.benchmarks import Searches
+
+    rows = datasets.Dataset.from_dict({"id": ["a"], "text": ["one"]})
+    theirs, ours = (Embeddings(torch.full((1, 1), v), Tokens(torch.ones(1, 1), torch.tensor([1]))) for v in (1.0, 2.0))
+    list(Corpora(tmp_path / "vectors").through(rows, lambda: iter([theirs])))  # whole, and never cleared
+    searches = Searches(None, None)
+    with searches.sharing(["pooled"], tmp_path / "vectors"):
+        found = list(searches.corpora.through(rows, lambda: iter([ours])))
+    assert torch.equal(found[0].pooled, ours.pooled) and not (tmp_path / "vectors").exists()
 
 
 def test_a_full_disk_costs_time_and_no_figure(tmp_path, caplog):
