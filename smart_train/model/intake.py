@@ -22,6 +22,9 @@ STATES = re.compile(
     r"(optimizer|scheduler|scaler|training_args|(rng|run)_state(_\d+)?)\.(pt|pth|bin)|global_step\d+/.+"
 )
 WORDS = ("tokenizer.json", "vocab.json", "added_tokens.json")  # of a vocabulary: no settings, and large
+PEFT = "adapter_config.json"
+# transformers takes an implementation whose name has a slash from the Hub, as code ("kernels").
+KERNELS = ("attn_implementation", "attn_implementation_internal", "experts_implementation", "kernel_config")
 MODULES = "sentence_transformers."
 ACTIVATIONS = "torch.nn.modules."
 MODEL_TYPE = "SentenceTransformer"
@@ -33,7 +36,7 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
 
     Refused: links (but those of the Hub's cache, from snapshots/ into blobs/), pickles and Python files, modules.json
     that names a class outside of sentence-transformers or a folder outside of this one, shards elsewhere, and, unless
-    the caller trusts the repository's code, ``auto_map`` and Python files.
+    the caller trusts the repository's code, ``auto_map``, kernels of the Hub and Python files.
     """
     for path in _walk(folder):
         name = path.relative_to(folder).as_posix()
@@ -49,7 +52,10 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
             raise AdapterError(f"{what}; weights are safetensors: save them as such, or delete it; {CLOSED}")
         if suffix in CODE and not trust_remote_code:
             raise AdapterError(f"{folder}: {name} is code, and an adapter needs none; delete it; {CLOSED}")
-        if suffix == ".json" and path.parent == folder and name not in WORDS:
+        if path.name == PEFT and path.parent != folder:
+            what = f"{folder}: {name} would put another base and another adapter in a module's place"
+            raise AdapterError(f"{what}; delete it; {CLOSED}")
+        if suffix == ".json" and path.name not in WORDS:
             _check_json(name, _json(path), path, trust_remote_code)
     _check_modules(folder)
 
@@ -108,7 +114,8 @@ def _check_json(name: str, content: Any, path: Path, trust_remote_code: bool) ->
         return
     for key, value in _pairs(content if isinstance(content, dict | list) else []):
         if (key in ("auto_map", "custom_pipelines", "tokenizer_name_or_path") and value) or (
-            key == "trust_remote_code" and value and name != "smart_train.json"
+            (key == "trust_remote_code" and value and name != "smart_train.json")
+            or (key.lstrip("_") in KERNELS and "/" in json.dumps(value))
         ):
             what = f"{path}: {key} is {value!r}, which asks for code or files that lie elsewhere"
             fix = "delete the key, or load with trust_remote_code=True if you have read that code"

@@ -115,6 +115,11 @@ def _check_weights(folder: Path, kind: str | None, stored: dict[str, Any]) -> No
         read_config(folder)
         read_lora(folder)
         _check_named_base(folder, stored)
+    elif (folder / CONFIG).is_file():
+        what = f"{folder}: {CONFIG} lies there, and {SETTINGS} knows of no LoRA ({kind or 'no adapter'})"
+        raise AdapterError(f"{what}; other loaders would take the base that it names; delete one; nothing was loaded")
+    if kind == "full" and not any(folder.glob("model*.safetensors")):
+        raise AdapterError(f"{folder}: no model*.safetensors there, so its weights are missing; nothing was loaded")
     if (folder / HEAD).is_file():
         read_tensors(folder / HEAD)
     for path in folder.glob("*.safetensors"):

@@ -94,6 +94,18 @@ BAD = {
         lambda f, r: edit(f / "sentence_bert_config.json", model_kwargs={"trust_remote_code": True}),
         "trust_remote_code",
     ),
+    "a kernel of the Hub": (
+        lambda f, r: edit(f / "sentence_bert_config.json", model_kwargs={"attn_implementation": "them/kernel"}),
+        "attn_implementation is 'them/kernel'",
+    ),
+    "code named in a module's folder": (
+        lambda f, r: edit(f / "1_Pooling/config.json", auto_map={"AutoModel": "them/code--m.M"}),
+        "1_Pooling/config.json: auto_map",
+    ),
+    "an adapter in a module's folder": (
+        lambda f, r: shutil.copy(f / CONFIG, f / "1_Pooling"),
+        "another base and another adapter",
+    ),
     "a tokenizer of another place": (
         lambda f, r: edit(f / "sentence_bert_config.json", tokenizer_name_or_path="/them"),
         "tokenizer_name_or_path",
@@ -129,6 +141,18 @@ def test_a_pickle_under_the_name_of_the_weights_is_refused(name, folder, tmp_pat
     with pytest.raises(AdapterError, match=f"{name} is no whole safetensors file"):
         SmartEncoder.from_pretrained(folder, device="cpu")
     assert not (tmp_path / "ran").exists()
+
+
+def test_whole_weights_beside_an_adapter_of_another_base_are_refused(sound, tiny_bert, tmp_path):
+    """transformers would take the base that adapter_config.json names in their place."""
+    folder = encoder_of(tiny_bert, "full").save_pretrained(tmp_path / "full")
+    shutil.copy(sound / CONFIG, folder)
+    with pytest.raises(AdapterError, match=rf"{CONFIG} lies there, and {SETTINGS} knows of no LoRA \(full\)"):
+        SmartEncoder.from_pretrained(folder, device="cpu")
+    (folder / CONFIG).unlink()
+    shutil.move(folder / "model.safetensors", folder / "1_Pooling")
+    with pytest.raises(AdapterError, match=r"no model\*\.safetensors there"):
+        SmartEncoder.from_pretrained(folder, device="cpu")
 
 
 def test_shards_elsewhere_are_refused(folder):
