@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from smart_train.samples import sides_of
 
 logger = logging.getLogger(__name__)
 
+NAMED = ("base", "revision", "commit", "fingerprint")
 IDENTITY = ("architecture", "hidden_size", "commit", "fingerprint")
 READING = (
     "query_prompt",
@@ -73,21 +75,24 @@ def merge(
     """
     if len(sources) < 2 or len(sources) != len(weights):
         raise ExportError(f"{len(sources)} adapters with {len(weights)} weights: name two or more, a weight for each")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise ExportError(f"the weights are {', '.join(map(str, weights))}: give finite numbers; nothing was merged")
     try:
         parts = [read_adapter(source, trust_remote_code) for source in sources]
         check_alike(parts)
         check_heads(parts, weights)
         with whole_folder(Path(out)) as part:
             encoder = load(str(sources[0]), base=base, device=device, trust_remote_code=trust_remote_code)
-            _put_together(encoder, parts, weights, part)
+            known = {key: parts[0].settings.get(key) for key in NAMED}  # the base's, wherever it lies now
+            _put_together(encoder, parts, weights, part, base is not None)
             save(encoder, part)
             told = [
                 {"weight": weight, "weights": _weights_of(one.folder), "adapter": asdict(one.settings["adapter"])}
                 for one, weight in zip(parts, weights, strict=True)
             ]
-            write_settings(encoder, part, export={"kind": "merge", "adapters": told})
+            write_settings(encoder, part, export={"kind": "merge", "adapters": told}, **known)
             queries, documents = (contents for _, contents in sides_of(encoder))
-            verify(encoder, part, queries, documents)
+            verify(encoder, part, queries, documents, base=base)
     except AdapterError as error:
         raise ExportError(str(error)) from error
     return Path(out)
@@ -151,14 +156,18 @@ def check_heads(parts: Sequence[Stored], weights: Sequence[float]) -> None:
             )
 
 
-def _put_together(encoder: SmartEncoder, parts: Sequence[Stored], weights: Sequence[float], folder: Path) -> None:
-    """The first one's encoder becomes that of all."""
+def _put_together(
+    encoder: SmartEncoder, parts: Sequence[Stored], weights: Sequence[float], folder: Path, moved: bool
+) -> None:
+    """The first one's encoder becomes that of all.  moved: the base is named as there, not by where it lies now."""
     if encoder.adapter is not None and encoder.adapter.kind == "lora":
         lora = [(part.lora, part.scale, weight) for part, weight in zip(parts, weights, strict=True)]
         tensors, rank = weighted_lora(lora)
         encoder.adapter = replace(encoder.adapter, r=rank, alpha=rank, dropout=0.0)
         remove_lora(encoder.backbone)
-        add_lora(encoder.backbone, encoder.adapter, encoder.place, encoder.commit)
+        first = parts[0].settings
+        place, commit = (first["base"], first["commit"]) if moved else (encoder.place, encoder.commit)
+        add_lora(encoder.backbone, encoder.adapter, place, commit)
         put_lora(encoder.backbone, tensors, folder)
     if parts[0].head:
         mean = {
@@ -178,5 +187,5 @@ def _put_together(encoder: SmartEncoder, parts: Sequence[Stored], weights: Seque
 def _weights_of(folder: Path) -> dict[str, str]:
     """Hashes of the adapter's weights, where it was verified: what tells it from others without a path."""
     path = folder / VERIFIED
-    found: dict[str, str] = json.loads(path.read_text(encoding="utf8"))["weights"] if path.is_file() else {}
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf8")).get("weights", {}) if path.is_file() else {}
     return {name: found[name] for name in (WEIGHTS, HEAD, CONFIG) if name in found}

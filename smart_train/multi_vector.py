@@ -88,7 +88,10 @@ def multi_vector(encoder: SmartEncoder, pooled: int | None) -> MultiVectorEncode
     transformer, own = encoder.transformer, encoder.settings
     prompts = {"query": encoder.prompt("query") or "", "document": encoder.prompt("document") or ""}
     if "message" not in encoder.st.modalities:
-        transformer.query_length, transformer.document_length = own.query_tokens, own.document_tokens
+        transformer.query_length, transformer.document_length = (
+            own.query_tokens or transformer.query_length,
+            own.document_tokens or transformer.document_length,
+        )
     left_out = encoder.keep.left_out.tolist()
     if encoder.layers[0] != -1:
         _cut(encoder.backbone, encoder.layers[0])

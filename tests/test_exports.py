@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,16 @@ def test_a_multi_vector_encoder_has_the_same_tokens(view, tiny_models, tmp_path)
     assert not list(folder.rglob("*.py"))
     types = [module["type"] for module in json.loads((folder / "modules.json").read_text())]
     assert all(name.startswith("sentence_transformers.") for name in types)
+
+
+def test_limits_that_the_base_brings_along_stay(tiny_bert, tmp_path):
+    """None of the queries that an export is compared on is that long."""
+    base = shutil.copytree(tiny_bert, tmp_path / "base")
+    path = base / "sentence_bert_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "query_length": 16}))
+    adapter = saved(base, tmp_path)
+    folder = export(adapter, "multi-vector", tmp_path / "multi")
+    equal_tokens(adapter, folder, ["a long, long question of " + "many " * 30 + "words"], "query")
 
 
 def test_blocks_above_an_early_layer_are_not_shipped(tiny_bert, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,24 @@ REFUSED = {
     ),
     "a weight missing": (lambda b, r: saved(b, r / "other", 3), [1.0], "a weight for each"),
 }
+
+
+def test_a_base_that_has_moved_is_named_and_told_as_it_was(tiny_bert, tmp_path):
+    """As that of a published adapter, of which only the name is told."""
+    base = shutil.copytree(tiny_bert, tmp_path / "theirs")
+    parts = [saved(base, tmp_path / name, 1) for name in ("one", "two")]
+    moved = shutil.move(base, tmp_path / "mine")
+    folder = merge(parts, [0.5, 0.5], tmp_path / "merged", base=str(moved))
+    settings = [json.loads((place / SETTINGS).read_text()) for place in (parts[0], folder)]
+    assert settings[0]["base"] == settings[1]["base"] == str(base)
+    assert settings[0]["fingerprint"] == settings[1]["fingerprint"]
+    one, both = (SmartEncoder.from_pretrained(place, base=str(moved), device="cpu") for place in (parts[0], folder))
+    assert torch.allclose(one.encode_documents(tiny.TEXTS).pooled, both.encode_documents(tiny.TEXTS).pooled, atol=1e-5)
+
+
+def test_weights_that_are_no_numbers_are_refused(parts, tmp_path):
+    with pytest.raises(ExportError, match="the weights are nan, 1.0: give finite numbers"):
+        merge(parts, [float("nan"), 1.0], tmp_path / "merged")
 
 
 @pytest.mark.parametrize("what", REFUSED)

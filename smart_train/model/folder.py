@@ -125,12 +125,17 @@ def _save_foundation(encoder: SmartEncoder, folder: Path, state: dict[str, Tenso
 
 
 def verify(
-    encoder: SmartEncoder, folder: Path, queries: list[Any], documents: list[Any], main: bool = True
+    encoder: SmartEncoder,
+    folder: Path,
+    queries: list[Any],
+    documents: list[Any],
+    main: bool = True,
+    base: str | None = None,
 ) -> dict[str, Any]:
     """Reloads ``folder`` in a fresh object and compares both views with the encoder in memory.
 
     queries, documents: some real contents.  main: False on ranks that only take part in the forward of an encoder whose
-    weights are shared out; they get {}.
+    weights are shared out; they get {}.  base: where it lies now, if it has moved.
     Returns what ``compare`` and ``seal`` tell, and writes it to verified.json.
     A difference is the length of it between two vectors of length 1, so that it says the same for any width.
     Raises AdapterError on one over 1e-5 (2e-2 for a half-precision base), on another number of tokens, and where every
@@ -145,6 +150,7 @@ def verify(
     fresh = load(
         str(folder),
         device=encoder.device,
+        base=base,
         dtype=own.dtype,
         attention=own.attention,
         trust_remote_code=own.trust_remote_code,
