@@ -8,6 +8,7 @@ all over, as it has one vector.  All panels of a picture share one scale, and so
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import BytesIO
 from math import ceil
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from smart_train.fonts import every_script
 from smart_train.heatmap import Heatmap
 from smart_train.words import Word
 
@@ -26,17 +28,15 @@ PAGE, PANEL = 1000, 320  # pixels of a page's longer side, as it is drawn
 PANELS = 40  # words drawn over the page
 BESIDE = 26  # words listed beside the page
 COLUMNS, BANDS = 34, 12  # of a matrix: document words in a row, and rows of them
+ROWS = 60  # query words of a matrix: twelve bands of them are 33 million pixels, and PIL warns of bombs from 89 on
 FOREIGN = "0.5"  # grey of words that the prompt or the chat template put there
-FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans", "Arial Unicode MS", "WenQuanYi Zen Hei")
 
 
 def draw(found: Heatmap, over: str = "sum") -> Image.Image:
     """An RGB picture; over: "sum" or "max" of the query tokens, in a page's large picture and a matrix' last row."""
     import matplotlib
-    from matplotlib import font_manager
 
-    there = {font.name for font in font_manager.fontManager.ttflist}
-    with matplotlib.rc_context({"font.family": [f for f in FONTS if f in there], "font.size": 9}):
+    with matplotlib.rc_context({"font.size": 9}), every_script():
         return (_page if found.grid is not None else _matrix)(found, over)
 
 
@@ -57,7 +57,8 @@ def _picture(figure: Any) -> Image.Image:
 
 def _titled(figure: Any, found: Heatmap, height: float, notes: list[str]) -> None:
     """The query and its late score over everything, in the top 0.75 inches."""
-    query = found.query if len(found.query) < 105 else found.query[:102] + "..."
+    query = " ".join(found.query.split())
+    query = query if len(query) < 105 else query[:102] + "..."
     left = 0.35 / WIDTH
     figure.text(
         left, 1 - 0.34 / height, f"late {found.late:.4f}   {query}", fontsize=13, weight="bold", parse_math=False
@@ -180,6 +181,8 @@ def _frame(axes: Any, found: Heatmap, place: tuple[int, int]) -> None:
 
 
 def _matrix(found: Heatmap, over: str) -> Image.Image:
+    count = len(found.query_words)
+    found = replace(found, query_words=_first(found.query_words, ROWS)) if count > ROWS else found
     values = found.by_words().numpy()
     whole = found.over_query(over)
     last = np.array([float(whole[list(word.tokens)].max()) for word in found.document_words])
@@ -191,6 +194,8 @@ def _matrix(found: Heatmap, over: str) -> Image.Image:
         notes.append(
             f"{shown} of {len(found.document_words)} document words are drawn: the lines with the best matches"
         )
+    if count > ROWS:
+        notes.append(f"{ROWS} of {count} query words are drawn")
     if any(not word.own for word in [*found.query_words, *found.document_words]):
         notes.append("grey: of the prompt or template")
     cell, labels = 0.27, 1.1

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
-from smart_train import heatmap_drawing
+from smart_train import fonts, heatmap_drawing
 from smart_train.blocks import LateBlock, ModelBlock
 from smart_train.heatmap import Heatmap, HeatmapError, measure, page_heatmap
 from smart_train.heatmap_drawing import draw
@@ -115,6 +117,30 @@ def test_what_is_too_long_to_be_drawn_is_drawn_in_part_and_says_so(monkeypatch):
     found = Heatmap("long", similarity, asked, read[20:], page, PatchGrid(10, 2), patches)
     assert draw(found).height < 5000
     assert "40 of 60 query words are drawn" in told
+
+
+def test_of_a_query_as_long_as_a_page_the_first_words_are_drawn_and_told(monkeypatch):
+    """200 words against 420 would be a picture of 105 million pixels, which PIL takes for an attack."""
+    told: list[str] = []
+    titled = heatmap_drawing._titled
+    monkeypatch.setattr(heatmap_drawing, "_titled", lambda *given: (told.extend(given[-1]), titled(*given)))
+    monkeypatch.setattr(heatmap_drawing, "ROWS", 3)
+    asked = [Word("template", (0,), own=False), *(Word(f"q{n}", (n,)) for n in range(1, 200))]
+    found = Heatmap("of two\nlines", torch.rand(200, 4), asked, [Word("d", tuple(range(4)))])
+    drawn = draw(found)
+    assert drawn.height < 400 and "3 of 200 query words are drawn" in told
+    # The query stands on one line, above the notes: the picture is that of a blank in place of the break.
+    assert drawn.tobytes() == draw(replace(found, query="of two lines")).tobytes()
+
+
+def test_letters_that_no_font_has_are_told_once(caplog, monkeypatch, recwarn):
+    monkeypatch.setattr(fonts, "FIRST", ("DejaVu Sans",))
+    monkeypatch.setattr(fonts, "SCRIPTS", "none begins so")
+    found = Heatmap("東京", torch.eye(2), [Word("東京", (0,)), Word("Кафе", (1,))], [Word("b", (0,)), Word("京", (1,))])
+    draw(found)
+    lines = [record.message for record in caplog.records if record.name == "smart_train.fonts"]
+    assert len(lines) == 1 and lines[0].startswith("2 letters, such as 京 東, are in no font of this machine")
+    assert not recwarn.list
 
 
 def test_what_has_no_map_is_refused(vision):
