@@ -31,12 +31,7 @@ def report(outcome: Outcome, worst: list[Worst]) -> str:
         _tiles(outcome),
         _figures(outcome),
         _compared(outcome),
-        html.section(
-            "Where relevant documents score",
-            "Scores of relevant query-document pairs before those of all other pairs. The further apart, the easier "
-            "the ranking; what overlaps is where mistakes are made.",
-            html.svg_figure(charts.spreads(outcome), "densities of relevant and other scores, a panel a mode"),
-        ),
+        _spreads(outcome),
         html.section(
             "Query by query",
             "Each query's difference, sorted: how many are helped, how many are hurt, and by how much.",
@@ -49,6 +44,18 @@ def report(outcome: Outcome, worst: list[Worst]) -> str:
     subtitle = " · ".join(part for part in (told, str(about.get("date", ""))) if part)
     foot = "Written by smart-train evaluate. Everything shown is in this file; nothing is loaded from elsewhere."
     return html.page(f"Retrieval on {name}", subtitle, *(part for part in parts if part), foot=foot)
+
+
+def _spreads(outcome: Outcome) -> str:
+    """Nothing where scores were not counted (Plan.spreads)."""
+    if not outcome.observer.spreads:
+        return ""
+    return html.section(
+        "Where relevant documents score",
+        "Scores of relevant query-document pairs before those of all other pairs. The further apart, the easier "
+        "the ranking; what overlaps is where mistakes are made.",
+        html.svg_figure(charts.spreads(outcome), "densities of relevant and other scores, a panel a mode"),
+    )
 
 
 def _tiles(outcome: Outcome) -> str:
@@ -204,7 +211,7 @@ def _how(outcome: Outcome) -> str:
         for name, value in about.get(block, {}).items():
             if isinstance(value, Mapping):
                 value = ", ".join(f"{key} {each}" for key, each in value.items())
-            if value not in (None, "", [], False):
+            if value is not None and value is not False and value not in ("", []):  # 0 is a layer, and a seed
                 pairs.append((f"{block}: {name.replace('_', ' ')}", value))
     if words := outcome.found_by_words:
         pairs.append(("BM25", ", ".join(f"{key} {value}" for key, value in words.how.items())))

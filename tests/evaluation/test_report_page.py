@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -67,6 +68,19 @@ def test_the_report_is_one_file_with_everything_and_without_scripts_or_addresses
         assert f"{outcome.differences[mode]['ndcg@10']['value']:+.3f}" in page.text
     assert f"{outcome.lexical.metrics['recall@10']['value']:.3f}" in page.text
     assert report(outcome, []) == report(outcome, [])  # the same bytes
+
+
+def test_the_first_layer_and_a_seed_of_0_are_told_like_any_other(outcome):
+    about = {**outcome.about, "model": {"layer": 0, "query_prompt": "", "commit": None}, "settings": {"seed": 0}}
+    content = report(replace(outcome, about=about), [])
+    assert "<dt>model: layer</dt><dd>0</dd>" in content and "<dt>settings: seed</dt><dd>0</dd>" in content
+    assert "query prompt" not in content and "commit" not in content  # there is none
+
+
+def test_a_report_without_counted_scores_leaves_their_picture_out(outcome):
+    observer = replace(outcome.observer, spreads={})
+    content = report(replace(outcome, observer=observer), [])
+    assert "Where relevant documents score" not in content and "Query by query" in content
 
 
 def test_pages_are_shown_as_thumbnails_with_heatmaps_for_as_many_queries_as_asked(outcome, shown_collection, caplog):
