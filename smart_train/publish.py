@@ -6,6 +6,7 @@ Knows: in which order that is done.  Does not know: how (publishing/), torch, mo
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,8 @@ def publish(
     export: "merged" or "multi-vector" publishes what ``exports.export`` makes of the adapter; options: its own
     Raises PublishError: not verified, a path or a secret in a file, or what the Hub answered; and as ``export`` does.
     """
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo):
+        raise PublishError(f"{repo} is not the form of a repository's name; write it as owner/name; nothing was sent")
     folder, run = find(Path(source))
     check_verified(folder)
     if not dry_run:

@@ -18,15 +18,26 @@ SUFFIXES = (".safetensors", ".json", ".jinja", ".model")  # the last is Sentence
 NAMES = ("vocab.txt", "merges.txt")
 
 
+FIGURES = "metrics.json"  # lies beside the encoder where a published one was downloaded: it changes nothing
+TEMPLATES = "additional_chat_templates"  # where transformers keeps those beside the usual one
+
+
 def parts(folder: Path) -> tuple[list[Path], list[Path]]:
-    """(files that make the encoder, other files and links), of the root and of the modules' folders by their kind."""
+    """(files that make the encoder, other files and links), of the root and of the modules' folders by their kind.
+
+    Raises ValueError where modules.json is no list of modules.
+    """
     modules = folder / "modules.json"
-    listed = json.loads(modules.read_text(encoding="utf8")) if modules.is_file() else []
-    places = [folder, *(folder / module["path"] for module in listed if module["path"])]
+    try:
+        listed = json.loads(modules.read_text(encoding="utf8")) if modules.is_file() else []
+        names = [str(module["path"]) for module in listed if module["path"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{modules} is no list of modules ({error}); it was written by half or edited") from None
+    places = [folder, *(folder / name for name in (*names, TEMPLATES))]
     wanted: list[Path] = []
     others: list[Path] = []
     for path in sorted(p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()):
-        fits = path.parent in places and (path.suffix in SUFFIXES or path.name in NAMES)
+        fits = path.parent in places and (path.suffix in SUFFIXES or path.name in NAMES) and path != folder / FIGURES
         (wanted if fits else others).append(path)
     return wanted, others
 

@@ -5,6 +5,7 @@ Knows: a run's folder, an adapter's folder.  Does not know: torch, models, the H
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -40,11 +41,13 @@ def check_verified(folder: Path) -> None:
     compared, and links to files outside of it are none."""
     if not (folder / VERIFIED).is_file():
         raise PublishError(f"{folder} was never verified ({VERIFIED} is missing): it may not load as trained; {AGAIN}")
-    for path in (path for found in parts(folder) for path in found):
-        if path.is_symlink():
-            raise PublishError(f"{path} is a link; publish a copy of what it points to (cp -rL)")
     try:
+        links = [path for found in parts(folder) for path in found if path.is_symlink()]
+        if links:
+            raise PublishError(f"{links[0]} is a link; publish a copy of what it points to (cp -rL)")
         other = broken(folder)
+    except PublishError:
+        raise
     except ValueError as error:
         raise PublishError(f"{error}; {AGAIN}") from None
     if other:
@@ -62,6 +65,7 @@ def collect(folder: Path, run: Path | None) -> Files:
         files[SETTINGS] = _dump({**settings, "base": base, "model": {**settings["model"], "base": base}})
     if PEFT in files and not is_hub(base):
         files[PEFT] = _dump({**read_json(folder / PEFT), "base_model_name_or_path": base})
+    _seal_again(files, folder)
     for name in ("metrics.json", "curve.png"):
         if run is not None and (run / name).is_file():
             files[name] = run / name
@@ -74,6 +78,14 @@ def collect(folder: Path, run: Path | None) -> Files:
     if base.startswith(LOCAL) and (settings["adapter"] or {}).get("kind") != "full":
         logger.warning("the base %s is a folder of this machine: who hasn't got it can't use the adapter", base)
     return files
+
+
+def _seal_again(files: Files, folder: Path) -> None:
+    """verified.json with the hashes of what goes up otherwise than it lies here: who downloads it can check them."""
+    changed = {name: hashlib.sha256(file).hexdigest() for name, file in files.items() if isinstance(file, bytes)}
+    if changed:
+        report = read_json(folder / VERIFIED)
+        files[VERIFIED] = _dump({**report, "files": {**report["files"], **changed}})
 
 
 def public_name(settings: dict[str, Any]) -> str:

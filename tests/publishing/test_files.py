@@ -13,6 +13,7 @@ from published import made
 from smart_train.model.encoder import SmartEncoder
 from smart_train.model.files import HEAD, SETTINGS
 from smart_train.model.sealing import write_late
+from smart_train.publish import publish
 from smart_train.publishing.errors import PublishError
 from smart_train.publishing.files import check_verified, collect, find, public_name
 from smart_train.publishing.private import check_private
@@ -143,6 +144,40 @@ def test_a_folder_as_base_is_told_by_its_name_alone(run_copy, tiny_bert):
     assert json.loads(files[PEFT])["base_model_name_or_path"] == f"local:{tiny_bert.name}"
     original = json.loads((run_copy / "adapter" / SETTINGS).read_text())
     assert {**original, "base": "", "model": 0} == {**settings, "base": "", "model": 0}
+
+
+def test_what_was_downloaded_is_what_was_verified_and_can_be_published_again(run_copy, tmp_path):
+    """Though its settings lost their paths on the way, and figures lie beside it now."""
+    for name, file in collect(run_copy / "adapter", run_copy).items():
+        (tmp_path / "down" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "down" / name).write_bytes(file if isinstance(file, bytes) else file.read_bytes())
+    check_verified(tmp_path / "down")
+    again = collect(tmp_path / "down", None)
+    assert "metrics.json" not in again and "recipe.yaml" not in again
+    edited(tmp_path / "down" / SETTINGS)
+    with pytest.raises(PublishError, match=rf"{SETTINGS} \(changed\)"):
+        check_verified(tmp_path / "down")
+
+
+def test_chat_templates_beside_the_usual_one_are_verified_and_go_up(tiny_bert, tmp_path):
+    folder = made(tmp_path / "adapter", str(tiny_bert))
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tools.jinja").write_text("{{ messages }}")
+    with pytest.raises(PublishError, match=r"additional_chat_templates/tools.jinja \(new\)"):
+        check_verified(folder)
+    assert "additional_chat_templates/tools.jinja" in collect(folder, None)
+
+
+def test_a_list_of_modules_that_is_none_is_told_with_its_file(run_copy):
+    (run_copy / "adapter" / "modules.json").write_text('[{"idx": 0')
+    with pytest.raises(PublishError, match=r"modules.json is no list of modules .*; finish the run"):
+        check_verified(run_copy / "adapter")
+
+
+@pytest.mark.parametrize("repo", ["mine", "me/mine/more", "../mine", "me/my model"])
+def test_a_repository_is_named_as_owner_and_name(repo, run_copy):
+    with pytest.raises(PublishError, match="write it as owner/name; nothing was sent"):
+        publish(run_copy, repo, dry_run=True)
 
 
 def test_other_bases_keep_their_names():
