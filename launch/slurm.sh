@@ -36,7 +36,7 @@ HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export HEAD
 
 again=()
-if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && compgen -G "$OUTPUT/checkpoints/checkpoint-*" >/dev/null; then
+if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && compgen -G "$OUTPUT/checkpoints/checkpoint-*/checkpoint.json" >/dev/null; then
   again=(training.resume_from_checkpoint=true)
 fi
 rm -f "$OUTPUT/stopped.json"  # of the run before: only this one's counts below

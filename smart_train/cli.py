@@ -69,7 +69,9 @@ def _failed(error: Exception, options: argparse.Namespace) -> int:
     if is_echo(error):
         _told(f"stopped, because another rank ended ({str(error).splitlines()[0][:200]})")
         if not again:
+            tell(f"rank {rank()} lost a rank, which could say nothing itself: {str(error).splitlines()[0][:200]}")
             time.sleep(PATIENCE)  # the launcher ends this rank, and names the other
+            end_by(PATIENCE)
         raise error
     if not type(error).__module__.startswith("smart_train"):
         if world() > 1:

@@ -237,10 +237,15 @@ def test_statuses_of_a_stopped_and_of_a_failed_run(monkeypatch, capsys, tmp_path
     (tmp_path / "error.json").unlink()
     del errors[0]
     waited: list[float] = []
+    passed_on: list[str] = []
     monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.setattr("smart_train.cli.tell", passed_on.append)
+    monkeypatch.setattr("smart_train.cli.end_by", lambda seconds: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match="closed by peer"):
         main(["train", str(recipe)])
     assert capsys.readouterr().err.startswith("stopped, because another rank ended ([pair.cc:534] Connection closed")
     assert waited == [30] and not (tmp_path / "error.json").exists(), "the launcher names the rank that failed"
+    (told,) = passed_on  # for other machines: the rank that was killed could write nothing
+    assert told.startswith("rank 0 lost a rank, which could say nothing itself: [pair.cc:534] Connection closed")

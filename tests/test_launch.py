@@ -356,7 +356,7 @@ def test_the_slurm_script_starts_one_launcher_a_machine_and_passes_failures_on(m
 
 def test_a_stopped_slurm_job_is_queued_again_and_goes_on_from_its_checkpoint(machines):
     output, queued = Path(machines["OUTPUT"]), Path(machines["NOTES"], "scontrol")
-    save = 'mkdir -p "$OUTPUT/checkpoints/checkpoint-7"; touch "$OUTPUT/stopped.json"; exit 1'
+    save = 'mkdir -p "$OUTPUT/checkpoints/checkpoint-7"; touch "$_/checkpoint.json" "$OUTPUT/stopped.json"; exit 1'
     status, (first, _) = submitted(machines, save, "r.yaml")
     assert status == 0 and queued.read_text().split() == ["requeue", machines["SLURM_JOB_ID"]]
     again = "training.resume_from_checkpoint=true"

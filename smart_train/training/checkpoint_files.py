@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ def delete(folder: Path) -> None:
     part = folder if folder.name.endswith(PART) else folder.with_name(folder.name + PART)
     if part != folder:
         shutil.rmtree(part, ignore_errors=True)
-        folder.rename(part)
+        with suppress(FileNotFoundError):  # another machine that shares the disk was first
+            folder.rename(part)
     shutil.rmtree(part, ignore_errors=True)
 
 
@@ -111,7 +113,8 @@ def tidy(root: Path) -> list[str]:
         folder = old.with_name(old.name.removesuffix(OLD))
         if folder.exists():
             delete(old)
-        else:
+            continue
+        with suppress(FileNotFoundError):  # another machine that shares the disk was first
             old.rename(folder)
             told.append(f"{folder} was being replaced when an earlier run ended: it is there again")
     return told
@@ -188,7 +191,7 @@ def size_of(folder: Path) -> int:
 
 def failure(error: BaseException, part: Path) -> str:
     """The error of a write, and whether the disk was full (torch and safetensors tell that in words of their own)."""
-    free = shutil.disk_usage(part if part.exists() else part.parent).free
+    free = shutil.disk_usage(next(place for place in (part, *part.absolute().parents) if place.exists())).free
     numbers = {one.errno for one in (error, error.__cause__, error.__context__) if isinstance(one, OSError)}
     full = bool(numbers & FULL) or free < 2**20 or any(f"os error {number}" in str(error) for number in FULL)
     written = f"{_mb(size_of(part))} were written, {_mb(free)} are free"

@@ -155,7 +155,8 @@ class Faults(TrainerCallback):
             count = (self.skips.steps, state.global_step)
             logger.warning("%d of %d steps were left out, as their loss or gradient was no finite number", *count)
         self.signal = _agreed(torch.zeros((), device=args.device), signals.asked())[1]
-        if self.signal and _checkpoint(args, state).is_dir():
+        # A network disk may show it to one rank before another.
+        if self.signal and Group().any(_checkpoint(args, state).is_dir()):
             self._end(args, state)
         signals.training(False, f"after the training: what it saved is in {Path(str(args.output_dir)).parent}")
 

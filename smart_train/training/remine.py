@@ -1,6 +1,7 @@
 """Hard negatives mined anew while a run trains, with the weights as they are at that step (ANCE, Xiong et al. 2021).
 
-The first rank mines, the others wait and are told.  From the next step on every batch has the new negatives, whatever
+The first rank mines, the others wait and are told (where an engine shards the weights all mine, as each forward is
+everyone's, and the first one's result counts).  From the next step on every batch has the new negatives, whatever
 was prepared ahead: a batch says which negatives it was made with, and one that is out of date when its step comes is
 made again from its rows.  Data workers look for newer negatives before each batch, so that happens to the few batches
 that were prepared ahead, and no random state is touched: the run is the one whose negatives were replaced at that step.
@@ -26,6 +27,7 @@ from smart_train.data.records import Collection
 from smart_train.model.encoder import SmartEncoder
 from smart_train.saving import replacing
 from smart_train.training.checks import TrainingStopped
+from smart_train.training.peers import Group
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +150,7 @@ class Remine(TrainerCallback):
         self.given = collection.negatives  # what the run began with, should it train twice
         self.fresh = Fresh(trainer.data_collator, self.store)
         trainer.data_collator = self.fresh
+        self.owed = False  # a round that is due after the step a run goes on from, and was not made
         self.step = trainer.training_step
         trainer.training_step = self._step
         trainer.add_callback(self)
@@ -162,6 +165,9 @@ class Remine(TrainerCallback):
         """Takes the negatives that were in force at the step a run is resumed from; mines, where it begins so."""
         done = state.global_step
         steps = [step for step in range(1, done + 1) if due(step, state.max_steps, self.every, self.rounds)]
+        self.owed = done in steps and not all(Group().exchange(self.store.file(done).is_file()))
+        if self.owed:  # a signal ended the run after this step; what is logged now would be taken out again
+            steps.remove(done)
         last = max(steps, default=0 if self.start else -1)
         if self._writes(args):
             self.store.announce(-1 if last < 0 or not done else last)
@@ -178,14 +184,22 @@ class Remine(TrainerCallback):
         else:
             self.store.use(last)
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.owed:
+            self.owed = False
+            self._round(args, state)
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A signal does not wait for a round: the run that goes on makes it."""
         if due(state.global_step, state.max_steps, self.every, self.rounds) and not control.should_training_stop:
             self._round(args, state)
 
     def _round(self, args: TrainingArguments, state: TrainerState) -> None:
         """Rank 0 mines; everyone gets the result, or its error."""
         told: list[Any] = [None]
-        if state.is_world_process_zero:
+        if state.is_world_process_zero or self.trainer.engine.sharded:
             try:
                 told = [self.mine(self.trainer.encoder)]
             except Exception as error:

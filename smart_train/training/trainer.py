@@ -284,6 +284,8 @@ class SmartTrainer(CheckpointedTrainer):
         is what it took."""
         if self.rank_dev is None:
             return {}
+        if callable(getattr(self.optimizer, "eval", None)):  # what is ranked is what save_model saves
+            self.optimizer.eval()  # type: ignore[union-attr]
         begun = time.monotonic()
         ranked = self.rank_dev(self.encoder) | {"seconds": round(time.monotonic() - begun, 2)}
         found = {f"{metric_key_prefix}_{name}": value for name, value in ranked.items()}

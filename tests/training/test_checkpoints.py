@@ -366,3 +366,14 @@ def test_schedule_free_optimizers_are_saved_with_the_weights_they_have_averaged(
     trainer._save = lambda *args: (seen.append(trainer.optimizer.optimizer.mode), save(*args))
     trainer.train()
     assert seen == ["eval"] * 4
+
+
+def test_a_checkpoint_that_has_no_folder_to_lie_in_says_so(tiny_bert, tmp_path, monkeypatch):
+    trainer = trainer_of(tiny_bert, tmp_path / "run", **SHORT)
+
+    def refused(self, *args, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(CheckpointError, match=r"disk is full .*no earlier one"):
+        patched.setattr(Path, "mkdir", refused)
+        trainer._together(lambda: Path(trainer.root).mkdir(), trainer.root / "checkpoint-1.part")

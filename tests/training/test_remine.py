@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 from steps import JOINT, TRAINING, lines, texts, weights
+from transformers import TrainerCallback
 
 from smart_train.blocks import AdapterBlock, ModelBlock
 from smart_train.data.collate import Collator, Pairs
@@ -174,6 +175,36 @@ def test_a_resumed_run_has_the_negatives_that_were_in_force(tiny_bert, tmp_path)
         again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoints" / "checkpoint-6"))
 
 
+def test_a_run_that_was_stopped_where_a_round_was_due_makes_it_when_it_goes_on(tiny_bert, tmp_path):
+    def run(folder, stop=0):
+        collection = given()
+        trainer = build(tiny_bert, folder, collection, save_strategy="steps", save_steps=12)
+        trainer.add_callback(Stop(stop))
+        watched(trainer, collection, Scripted(4, 8), rounds=2)
+        return trainer
+
+    whole, stopped = run(tmp_path / "whole"), run(tmp_path / "stopped", 4)
+    whole.train()
+    stopped.train()
+    assert not list((tmp_path / "stopped" / "negatives").glob("step-*"))
+    again = run(tmp_path / "stopped")
+    again.train(resume_from_checkpoint=True)
+    assert_same_weights(weights(again.encoder), weights(whole.encoder), 0.0)
+    rounds = [line["step"] for line in lines(again) if "mining/negatives" in line]
+    assert rounds == [4, 8] == [line["step"] for line in lines(whole) if "mining/negatives" in line]
+
+
+class Stop(TrainerCallback):
+    """Saves after a step and ends, as a signal does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
+
+
 def test_mining_uses_the_weights_of_its_step_and_touches_no_random_state(tiny_bert, tmp_path):
     """With dropout, so that one number drawn more would show; what is mined is then thrown away."""
     options = Options(k=3, max_relative=None)
@@ -258,7 +289,10 @@ def on_ranks(base: str, folder: str) -> dict:
 
     watched(trainer, collection, tell, every=2)
     trainer.train()
-    out = {"called": called, "negatives": collection.negatives, "weights": weights(trainer.encoder)}
+    out = {"called": list(called), "negatives": collection.negatives, "weights": weights(trainer.encoder)}
+    trainer.engine.sharded = True  # a forward is everyone's then
+    trainer.callback_handler.callbacks[-1]._round(trainer.args, trainer.state)
+    out["sharded"] = called[len(out["called"]) :]
 
     def fail(encoder):
         raise KeyError("a page that is gone")
@@ -274,7 +308,7 @@ def on_ranks(base: str, folder: str) -> dict:
 
 def test_one_rank_mines_and_all_have_it_and_a_failure_stops_them_all(tiny_bert, tmp_path):
     first, second = run_ranks(2, on_ranks, str(tiny_bert), str(tmp_path), timeout=200.0)
-    assert (first["called"], second["called"]) == ([0], [])
+    assert (first["called"], second["called"]) == ([0], []) and (first["sharded"], second["sharded"]) == ([0], [1])
     assert first["negatives"] == second["negatives"] == drawn(2)
     assert_same_weights(first["weights"], second["weights"], 0.0)
     for rank in (first, second):
