@@ -52,3 +52,12 @@ def resolve_base(base: str) -> str:
     raise BaseNotFound(
         f"{base}: the package {module} has no folder {folder!r}", f"its folders are: {', '.join(there) or 'none'}"
     )
+
+
+def told_name(given: str) -> str:
+    """A model or an adapter as people are told of it: a folder's last part, of RUN/adapter both, else what was given.
+    Where it lies on this machine is nobody's business."""
+    if not Path(given).exists():
+        return given
+    path = Path(given).resolve()
+    return f"{path.parent.name}/{path.name}" if path.name in ("adapter", "model", "encoder") else path.name

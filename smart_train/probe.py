@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from smart_train import recipe
-from smart_train.bases import PACKAGE
+from smart_train.bases import PACKAGE, told_name
 from smart_train.blocks import HybridBlock, LateBlock
 from smart_train.data.dev_and_test import DevAndTest
 from smart_train.evaluation import probe_report as report
@@ -111,8 +111,8 @@ def _reading(encoder: SmartEncoder) -> Iterator[list[Layer]]:
 
 def _title(base: str, adapter: str | None) -> str:
     """Without the folders of this machine."""
-    name = Path(base).name if Path(base).is_dir() else base.removeprefix(PACKAGE)
-    return name if adapter is None else f"{Path(adapter).resolve().name} on {name}"
+    name = told_name(base).removeprefix(PACKAGE)
+    return name if adapter is None else f"{told_name(adapter)} on {name}"
 
 
 def recommended(found: Probe, late: LateBlock) -> LateBlock:

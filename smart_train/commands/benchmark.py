@@ -10,7 +10,17 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from smart_train.commands.common import UsageError, add_model, add_reading, check_reading, count, make_encoder, own_gpu
+from smart_train.bases import told_name
+from smart_train.commands.common import (
+    UsageError,
+    add_model,
+    add_reading,
+    check_output,
+    check_reading,
+    count,
+    make_encoder,
+    own_gpu,
+)
 from smart_train.processes import rank, world
 
 MODES = ("pooled", "late", "hybrid")
@@ -63,10 +73,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    output = Path(options.output)
-    blocked = next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None)
-    if blocked is not None:
-        raise UsageError(f"--output: {blocked} is a file; name a folder")
+    check_output(Path(options.output))
     options.modes = [mode for mode in MODES if mode in options.modes]
     if options.mmeb is None and not options.tasks:
         raise UsageError("--tasks: name MTEB's tasks or benchmarks (NanoBEIR, ...), or give --mmeb FOLDER for MMEB-V2")
@@ -92,7 +99,7 @@ def _mteb(options: argparse.Namespace) -> int:
         tasks = find_tasks(options.tasks)
     except EvaluationError as error:
         raise UsageError(f"--tasks: {error}") from error
-    name = options.name or (f"local/{Path(options.adapter).name}" if options.adapter else None)
+    name = options.name or (_filed(options.adapter) if options.adapter else None)
     template = options.task_prompts.replace("\\n", "\n") if options.task_prompts else None
     ran = run_tasks(
         make_encoder(options),
@@ -107,6 +114,11 @@ def _mteb(options: argparse.Namespace) -> int:
     )
     print(table(ran)) if ran.tasks else None
     return _told(ran.failed, len(tasks), Path(options.output) / "benchmark.json")
+
+
+def _filed(adapter: str) -> str:
+    """organisation/model: a Hub id, or local/RUN of a run's adapter."""
+    return f"local/{told_name(adapter).partition('/')[0]}" if Path(adapter).exists() else adapter
 
 
 def _mmeb(options: argparse.Namespace) -> int:

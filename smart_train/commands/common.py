@@ -6,6 +6,7 @@ Knows: arguments.  Does not know: what a command does.  Nothing heavy is importe
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +44,24 @@ def count(text: str) -> int:
     return int(text)
 
 
+def whole(text: str) -> int:
+    """A whole number of 0 or more, as an argument."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def _weight(text: str) -> float:
+    """Infinity and NaN are numbers to Python, and no weights."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
 def add_model(parser: argparse.ArgumentParser, adapter: str) -> None:
     """--model and --adapter."""
     parser.add_argument("--model", required=True, help="Hub id, local folder, or package:NAME/FOLDER")
@@ -54,7 +73,7 @@ def add_reading(parser: argparse.ArgumentParser, chosen: bool = True) -> None:
     weight, for a command that finds them."""
     if chosen:
         parser.add_argument("--layer", type=int, help="tokens' layer: 0 = embeddings, k = block k, -1 = last (default)")
-        parser.add_argument("--late-weight", type=float, help="weight of the late score in the hybrid (pooled has 1)")
+        parser.add_argument("--late-weight", type=_weight, help="weight of the late score in the hybrid (pooled has 1)")
     else:
         parser.set_defaults(layer=None, late_weight=None)
     parser.add_argument("--query-tokens", type=count, help="longest query (default: the model's own limit)")

@@ -10,7 +10,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smart_train.commands.common import UsageError, add_model, add_reading, check_reading, count, make_encoder, own_gpu
+from smart_train.bases import told_name
+from smart_train.commands.common import (
+    add_model,
+    add_reading,
+    check_output,
+    check_pages,
+    check_reading,
+    count,
+    make_encoder,
+    own_gpu,
+    whole,
+)
 from smart_train.processes import world
 
 if TYPE_CHECKING:
@@ -29,7 +40,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--data", nargs="+", default=[], dest="words", metavar="KEY=VALUE", help=WORDS)
     evaluate.add_argument("--k", type=count, nargs="+", default=[1, 5, 10], help="cut-offs: 1 5 10")
     evaluate.add_argument("--bootstrap", type=count, default=1000, help="resamples of an interval: %(default)s")
-    evaluate.add_argument("--seed", type=int, default=0, help="of the resampling: %(default)s")
+    evaluate.add_argument("--seed", type=whole, default=0, help="of the resampling: %(default)s")
     evaluate.add_argument("--baseline", metavar="DIR", help="--output of another evaluation, or a run, to compare with")
     evaluate.add_argument(
         "--baseline-row", metavar="ROW", help="base or trained, where it has both (default: the last)"
@@ -37,8 +48,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--no-bm25", dest="bm25", action="store_false", help="leave the BM25 row out")
     evaluate.add_argument("--store", metavar="DIR", help="keep documents' vectors there, and go on with what is there")
     evaluate.add_argument("--processes", type=count, default=1, help="share the work among so many: %(default)s")
-    evaluate.add_argument("--worst", type=_number, default=10, help="queries shown in the report: %(default)s")
-    evaluate.add_argument("--heatmaps", type=_number, default=3, help="of them with heatmaps of pages: %(default)s")
+    evaluate.add_argument("--worst", type=whole, default=10, help="queries shown in the report: %(default)s")
+    evaluate.add_argument("--heatmaps", type=whole, default=3, help="of them with heatmaps of pages: %(default)s")
     add_reading(evaluate)
     evaluate.set_defaults(run=run)
 
@@ -46,18 +57,13 @@ def add(commands: argparse._SubParsersAction) -> None:
 WORDS = "keys of a recipe's data block, such as document=text image=page subset=de (docs/data.md)"
 
 
-def _number(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
 def run(options: argparse.Namespace) -> int:
     if options.processes > 1 and world() == 1:
         from smart_train.commands.several import several, without
 
         return several(options.processes, without(options.given, "--processes"))
-    _check_output(options.output)
+    if options.output is not None:
+        check_output(Path(options.output))
     base = check_reading(options)
     data, held_out = _data(options)
 
@@ -66,10 +72,8 @@ def run(options: argparse.Namespace) -> int:
     from smart_train.training.peers import launched
 
     given = read(data, options.split, held_out)
+    check_pages((given.collection.corpus,), options, base)
     pages = images_of(given.collection)
-    if pages and not base.vision:
-        what = f"{len(pages)} documents of {options.data} are images, such as {pages[0]!r}"
-        raise UsageError(f"--model: {what}, and {options.model} has no image side; choose a vision-language base")
     names = ("bootstrap", "seed", "batch_size", "store", "baseline", "baseline_row", "bm25", "worst", "heatmaps")
     given_to = {name: getattr(options, name) for name in names}
     plan = Plan(k=tuple(sorted(set(options.k))), spreads=options.output is not None, **given_to)
@@ -77,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     with launched() as peers:
         encoder = make_encoder(options)
         row = "trained" if options.adapter else "base"
-        about = {"base": _name(options.model), "adapter": _name(options.adapter)}
+        about = {"base": told_name(options.model), "adapter": told_name(options.adapter) if options.adapter else None}
         outcome = evaluate_data(encoder, given, plan, row, about, progress=sys.stderr.isatty(), peers=peers)
     if outcome is None:
         return 0
@@ -106,20 +110,3 @@ def _heatmap(encoder: Any) -> Any:
     from smart_train.heatmap import page_heatmap
 
     return lambda query, document: page_heatmap(encoder, query, document)
-
-
-def _name(given: str | None) -> str | None:
-    """A folder's last part, of RUN/adapter both: where it lies on this machine is nobody's business."""
-    if given is None or not Path(given).exists():
-        return given
-    path = Path(given).resolve()
-    return f"{path.parent.name}/{path.name}" if path.name in ("adapter", "model", "encoder") else path.name
-
-
-def _check_output(output: str | None) -> None:
-    if output is None:
-        return
-    path = Path(output)
-    blocked = next((each for each in (path, *path.parents) if each.exists() and not each.is_dir()), None)
-    if blocked is not None:
-        raise UsageError(f"--output: {blocked} is a file; name a folder")

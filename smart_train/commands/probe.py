@@ -19,6 +19,7 @@ from smart_train.commands.common import (
     check_reading,
     count,
     make_encoder,
+    whole,
 )
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     probe.add_argument("--weights", type=_weight, nargs="+", help="late weights tried (default: 0.25 0.5 1 2 4 8)")
     probe.add_argument("--k", type=count, default=10, help="cut-off of the nDCG that chooses: %(default)s")
     probe.add_argument("--bootstrap", type=count, default=1000, help="resamples of an interval: %(default)s")
-    probe.add_argument("--seed", type=int, default=0, help="of resampling and of the diagnostics' sample: %(default)s")
+    probe.add_argument("--seed", type=whole, default=0, help="of resampling and the diagnostics' sample: %(default)s")
     add_reading(probe, chosen=False)
     probe.set_defaults(run=run)
 
