@@ -62,22 +62,30 @@ class Launch:
 
 def _deepspeed(zero: dict[str, Any], world: int, half: bool, hidden: int) -> Engine:
     stage = int(zero.get("stage", 0))
-    bucket = zero.get("reduce_bucket_size", BUCKET)
+    width = hidden * hidden if zero.get("reduce_bucket_size") == "auto" else BUCKET
     return Engine(
         "zero",
         world,
         stage,
         half,
-        bucket=hidden * hidden if bucket == "auto" else int(bucket),
+        bucket=_number(zero.get("reduce_bucket_size"), width),
         overlap=bool(zero.get("overlap_comm", False)),
-        live=int(zero.get("stage3_max_live_parameters", LIVE)),
+        live=_number(zero.get("stage3_max_live_parameters"), LIVE),
         offload_optimiser=_offloaded(zero, "offload_optimizer"),
         offload_weights=_offloaded(zero, "offload_param"),
     )
 
 
+def _number(value: Any, default: int) -> int:
+    try:
+        return int(float(value))
+    except (TypeError, ValueError):  # not said, or "auto"
+        return default
+
+
 def _offloaded(zero: dict[str, Any], name: str) -> bool:
-    return str((zero.get(name) or {}).get("device", "none")) != "none"
+    given = zero.get(name)
+    return isinstance(given, dict) and str(given.get("device", "none")) != "none"
 
 
 def shipped() -> list[Path]:
@@ -111,19 +119,27 @@ def read_launch(path: Path) -> Launch:
     Raises LaunchError: not there, no YAML, no JSON, no distributed_type.
     """
     found = _mapping(path, yaml.safe_load, yaml.YAMLError)
-    kind = str(found.get("distributed_type", "")).upper()
+    kind = found.get("distributed_type", "")
+    kind = "NO" if kind is False else str(kind).upper()  # YAML takes a NO without quotes for false
     if not kind:
         raise LaunchError(f"{path}: it has no distributed_type; make one with: accelerate config --config_file {path}")
     given = found.get("num_processes")
     processes = int(str(given)) if str(given).isdigit() else None  # "gpu" and "auto" are as many as there are
-    zero = _zero(path, found.get("deepspeed_config") or {}) if kind == "DEEPSPEED" else {}
-    fsdp = dict(found.get("fsdp_config") or {}) if kind == "FSDP" else {}
-    return Launch(path.stem, kind, processes, int(found.get("num_machines") or 1), zero, fsdp)
+    zero = _zero(path, _block(path, found, "deepspeed_config")) if kind == "DEEPSPEED" else {}
+    fsdp = _block(path, found, "fsdp_config") if kind == "FSDP" else {}
+    return Launch(path.stem, kind, processes, max(1, _number(found.get("num_machines"), 1)), zero, fsdp)
 
 
 def read_deepspeed(path: Path) -> Launch:
     """A DeepSpeed JSON by itself, as ``training.deepspeed`` names one.  Raises LaunchError."""
-    return Launch(path.stem, "DEEPSPEED", zero=dict(_mapping(path, json.loads, ValueError).get(ZERO) or {}))
+    return Launch(path.stem, "DEEPSPEED", zero=_block(path, _mapping(path, json.loads, ValueError), ZERO))
+
+
+def _block(path: Path, found: dict[str, Any], name: str) -> dict[str, Any]:
+    block = found.get(name) or {}
+    if not isinstance(block, dict):
+        raise LaunchError(f"{path}: {name} is {block!r}, and has to be a block of keys; take one of launch/ as a model")
+    return block
 
 
 def _zero(path: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -85,6 +85,8 @@ def test_a_json_by_itself_is_deepspeed_on_all_gpus(tmp_path):
             "distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: nowhere.json}\n",
             "there is no nowhere.json, which deepspeed_config_file names; correct it",
         ),
+        ("distributed_type: DEEPSPEED\ndeepspeed_config: zero3.json\n", "deepspeed_config is 'zero3.json', and has to be"),
+        ("distributed_type: FSDP\nfsdp_config: [2]\n", r"fsdp_config is \[2\], and has to be a block"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_what_to_do(text, said, tmp_path):
@@ -93,6 +95,16 @@ def test_a_file_that_cannot_be_read_is_named_with_what_to_do(text, said, tmp_pat
         path.write_text(text)
     with pytest.raises(LaunchError, match=f"mine.yaml: .*{said}"):
         read_launch(path)
+
+
+def test_sizes_that_are_left_to_deepspeed_are_its_own_and_a_no_without_quotes_is_one_process(tmp_path):
+    path, plain = tmp_path / "mine.json", tmp_path / "plain.yaml"
+    zero = {"stage": 3, "stage3_max_live_parameters": "auto", "reduce_bucket_size": "5e7", "offload_param": False}
+    path.write_text(json.dumps({"zero_optimization": zero}))
+    engine = read_deepspeed(path).engine(8, True, 64)
+    assert (engine.live, engine.bucket, engine.offload_weights) == (1_000_000_000, 50_000_000, False)
+    plain.write_text("distributed_type: NO\n")
+    assert read_launch(plain).ranks(8) == 1
 
 
 def test_no_default_file_is_no_error(monkeypatch, tmp_path):
