@@ -85,7 +85,10 @@ def test_a_json_by_itself_is_deepspeed_on_all_gpus(tmp_path):
             "distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: nowhere.json}\n",
             "there is no nowhere.json, which deepspeed_config_file names; correct it",
         ),
-        ("distributed_type: DEEPSPEED\ndeepspeed_config: zero3.json\n", "deepspeed_config is 'zero3.json', and has to be"),
+        (
+            "distributed_type: DEEPSPEED\ndeepspeed_config: zero3.json\n",
+            "deepspeed_config is 'zero3.json', and has to be",
+        ),
         ("distributed_type: FSDP\nfsdp_config: [2]\n", r"fsdp_config is \[2\], and has to be a block"),
     ],
 )
