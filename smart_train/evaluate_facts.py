@@ -15,7 +15,7 @@ import torch
 from smart_train.data.records import Collection
 from smart_train.model.adapters import lora_parameters
 from smart_train.model.encoder import SmartEncoder
-from smart_train.model.folder import settings_of
+from smart_train.model.settings import modules_of, settings_of
 from smart_train.processes import cores
 from smart_train.recipe import versions
 
@@ -24,7 +24,7 @@ VERSIONS = ("smart-train", "torch", "transformers", "sentence-transformers", "pe
 
 def facts_of(encoder: SmartEncoder) -> dict[str, Any]:
     """Everything that changes a document's vectors: base, commit or fingerprint, layer, norm, head, prompts, limits,
-    pixels, dtype, trained weights; not the hybrid's weights, which only change scores."""
+    pixels, dtype, pooling, trained weights; not the hybrid's weights, which only change scores."""
     settings = settings_of(encoder)
     for name in ("versions", "format"):
         settings.pop(name, None)
@@ -41,6 +41,7 @@ def facts_of(encoder: SmartEncoder) -> dict[str, Any]:
     for name in sorted(trained):
         weights.update(name.encode() + trained[name].detach().float().cpu().numpy().tobytes())
     widths = {"pooled": encoder.pooled_width, "tokens": encoder.token_width}
+    settings["modules"] = modules_of(encoder)
     return {**settings, "trained": weights.hexdigest() if trained else None, "widths": widths, "tokens": "float16"}
 
 

@@ -31,7 +31,7 @@ from smart_train.evaluation.retrieval import GRID
 from smart_train.model.encoder import SmartEncoder
 from smart_train.model.every_layer import every_layer, fixed
 from smart_train.model.files import digests
-from smart_train.model.folder import base_identity
+from smart_train.model.settings import base_identity, modules_of
 from smart_train.saving import replacing
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ def run(
     base = base_identity(encoder)
     identity = {
         "base": base,
+        "modules": modules_of(encoder),
         "dtype": str(encoder.backbone.dtype),
         "model": asdict(replace(encoder.settings, revision=None)),
         "late": asdict(replace(encoder.late, hybrid=HybridBlock())),

@@ -57,9 +57,10 @@ def name_of(encoder: SmartEncoder) -> str:
 def digest(encoder: SmartEncoder) -> str:
     """16 hexadecimal digits over all that changes a score: the base's identity, settings, prompts, hybrid weights, and
     the weights that are not the base's (LoRA and head; all of them where all were trained)."""
-    from smart_train.model.folder import settings_of
+    from smart_train.model.settings import modules_of, settings_of
 
     told = {key: value for key, value in settings_of(encoder).items() if key not in ("versions", "revision")}
+    told["modules"] = modules_of(encoder)
     found = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     whole = encoder.adapter is not None and encoder.adapter.kind == "full"
     for key, weight in sorted(encoder.state_dict().items()):

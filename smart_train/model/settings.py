@@ -72,6 +72,16 @@ def processing_of(encoder: SmartEncoder) -> dict[str, Any]:
     }
 
 
+def modules_of(encoder: SmartEncoder) -> dict[str, Any]:
+    """What comes behind the backbone in the base's folder (pooling, dense layers, normalisation), by its settings, as
+    JSON: a pooled vector follows from them, and neither a fingerprint nor ``settings_of`` tells them."""
+    behind: list[Any] = list(encoder.st)[1:]
+    return {
+        f"{place} {type(module).__name__}": json.loads(json.dumps(module.get_config_dict(), default=str))
+        for place, module in enumerate(behind, 1)
+    }
+
+
 def write_settings(encoder: SmartEncoder, folder: Path, **more: Any) -> None:
     """smart_train.json, through a temporary file: never half of it.
 
