@@ -116,7 +116,8 @@ def _dump(content: Any) -> bytes:
 
 def recipe_without_paths(run: Path, local: list[str]) -> str:
     """A run's recipe with every path of its machine cut to its last name: absolute ones, those in ``local``, and
-    relative ones that lead somewhere, as a base's, the data's or the run's own may."""
+    relative ones that lead somewhere, as a base's, the data's or the run's own may.  Sources of a folder's data are
+    told by number: they are names of its files."""
     from smart_train.recipe import stored
 
     path, facts = run / "recipe.yaml", run / FACTS
@@ -124,8 +125,16 @@ def recipe_without_paths(run: Path, local: list[str]) -> str:
     lines = path.read_text(encoding="utf8").splitlines(keepends=True)
     text = "".join(line for line in lines if not line.startswith("#"))
     found = {*_paths(values), *(value for value in local if len(Path(value).parts) > 1)}
-    if facts.is_file() and read_json(facts)["data"]["kind"] == "local":
+    kind = read_json(facts)["data"]["kind"] if facts.is_file() else None
+    if kind == "local":
         found |= {value for value in (values["data"]["path"],) if len(Path(value).parts) > 1}
+    sources = values["data"].get("source_weights") or {}
+    if sources and kind != "hub":
+        block = "".join(f"    {LOCAL}source-{number}: {weight}\n" for number, weight in enumerate(sources.values(), 1))
+        text, count = re.subn(r"(?m)^  source_weights:\n(?: {4}.*\n)+", f"  source_weights:\n{block}", text)
+        if not count:
+            what = "data.source_weights with names of files, which can't be cut there"
+            raise PublishError(f"{path} holds {what}; write them one a line, or cut them by hand")
     for value in sorted(found, key=len, reverse=True):
         name = (LOCAL + Path(value).name).replace("\\", "")
         text, count = re.subn(rf"(?<![\w/.~-]){re.escape(value)}(?![\w/.-])", name, text)

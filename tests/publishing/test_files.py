@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from published import made
 
 from smart_train.model.encoder import SmartEncoder
@@ -206,6 +207,17 @@ def test_a_relative_path_is_cut_too_even_where_it_leads_nowhere_from_here(run_co
     Path("runs/acme/mine").mkdir(parents=True)
     text = collect(run_copy / "adapter", run_copy)["recipe.yaml"].decode()
     assert "acme" not in text and "local:pages" in text and "local:mine" in text
+
+
+def test_the_names_of_a_folders_files_stay_here(run_copy):
+    recipe = read(run_copy / "recipe.yaml")
+    recipe.data.source = "file"
+    recipe.data.source_weights = {"clients/Acme, merger.pdf": 3.0, "Acme: board 'minutes'.pdf": 0.5, "data": 1.0}
+    save(recipe, run_copy)
+    text = collect(run_copy / "adapter", run_copy)["recipe.yaml"]
+    assert isinstance(text, bytes) and b"cme" not in text
+    found = yaml.safe_load(text)["data"]["source_weights"]
+    assert found == {"local:source-1": 3.0, "local:source-2": 0.5, "local:source-3": 1.0}
 
 
 def test_a_dataset_of_the_hub_is_no_path(run_copy):
