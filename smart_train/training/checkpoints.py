@@ -43,7 +43,7 @@ class CheckpointedTrainer(WritingTrainer):
         """
         self._told(files.tidy(self.root) if self.args.local_process_index == 0 else [])
         self.remove_callback(Restored)
-        self._late, self._ended = False, -1
+        self._late, self._ended, self.written = False, -1, -1
         peers = Group()
         peers.exchange(None)  # nobody looks before it is tidy
         if not resume_from_checkpoint:
@@ -123,7 +123,12 @@ class CheckpointedTrainer(WritingTrainer):
             self._late, self.control.should_save = self.control.should_save, False
         elif self._late:
             self._late, self.control.should_save = False, True
+        # By a signal; save_strategy "best" would take the save back where an evaluation is not the best.
+        stops = self.control.should_save and self.control.should_training_stop
         super()._maybe_log_save_evaluate(*args, **options)
+        if stops and self.written != self.state.global_step:
+            self._save_checkpoint(self.model, None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def _finalize_training(self, *args: Any, **options: Any) -> TrainOutput:
         """The mean loss is that of all steps, also of those before a resume; and the last checkpoint stays, which

@@ -53,6 +53,7 @@ class WritingTrainer(Trainer):
     args: SmartTrainingArguments
     engine: Engine
     means: Means
+    written = -1  # step of the last checkpoint that this process took part in
 
     @property
     def encoder(self) -> SmartEncoder:
@@ -108,6 +109,7 @@ class WritingTrainer(Trainer):
         except CheckpointError:
             self.state.best_model_checkpoint = best
             raise
+        self.written = step
         if self.args.should_save:
             keep = [folder, *([Path(found)] if (found := self.state.best_model_checkpoint) else [])]
             for gone in files.rotate(self.root, self.args.save_total_limit, keep):

@@ -22,6 +22,7 @@ from smart_train.blocks import AdapterBlock
 from smart_train.embeddings import Batch, Embeddings, Known, Tokens
 from smart_train.objective.losses import Loss
 from smart_train.signals import Preempted, stoppable
+from smart_train.training import checkpoint_files as files
 from smart_train.training import watch
 from smart_train.training.checks import TrainingStopped
 from smart_train.training.faults import story
@@ -230,6 +231,20 @@ def test_a_step_that_is_saved_anyway_is_saved_once_and_evaluation_waits(make, mo
     with stoppable(), pytest.raises(Preempted):
         trainer.train()
     assert saves == [2] and ranked == []
+
+
+def test_a_signal_in_an_epochs_last_step_saves_though_only_the_best_is_kept(make):
+    """The epoch's evaluation belongs to it; what it says of the best is no reason not to save."""
+    best = {"save_strategy": "best", "metric_for_best_model": "pooled/ndcg@10", "eval_strategy": "epoch"}
+    ranked = iter([0.5, 0.4])
+    trainer = make(
+        "bert", AdapterBlock(r=4), rank_dev=lambda encoder: {"pooled/ndcg@10": next(ranked)}, max_steps=99, **best
+    )
+    steps = len(trainer.get_train_dataloader())
+    trainer.add_callback(At(2 * steps))
+    with stoppable(), pytest.raises(Preempted, match=f"stopped after step {2 * steps}"):
+        trainer.train()
+    assert files.steps(trainer.root) == [steps, 2 * steps]
 
 
 def ended(listener: signals.Listener, monkeypatch, *numbers: int) -> int | None:
