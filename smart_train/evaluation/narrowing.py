@@ -116,6 +116,7 @@ def bounded(queries: Rounded, documents: Rounded) -> tuple[Tensor, Tensor]:
     scores, sizes = maxsim_sizes(queries.tokens, documents.tokens)
     longest, worst = (documents.over_rows(each, "max") for each in (documents.sizes, documents.off))
     size, off = (queries.over_rows(each, "mean") for each in (queries.sizes + queries.off, queries.off))
-    # What rounding takes from tokens, and float32 from sums of d products, here and in the exact score.
-    error = torch.outer(off, longest) + torch.outer(size, worst + (queries.tokens.width + 64) * SUMS * longest)
+    # What rounding takes from tokens, and float32 from sums of d products and of Q maxima, here and in the exact score.
+    added = queries.tokens.width + int(queries.tokens.lengths.max()) + 32
+    error = torch.outer(off, longest) + torch.outer(size, worst + added * SUMS * longest)
     return scores, error.add_(sizes, alpha=HALF)  # and similarities come out rounded to bfloat16

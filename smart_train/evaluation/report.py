@@ -14,6 +14,7 @@ from typing import Any
 from smart_train.evaluation.metrics import EvaluationError, Interval, paired
 from smart_train.evaluation.ranking import MODES
 from smart_train.evaluation.retrieval import Evaluation
+from smart_train.saving import replacing
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, Interval]]]
 """Row ("base", "trained") -> mode -> "ndcg@10" -> {"value", "low", "high"}: the shape of metrics.json."""
@@ -100,7 +101,9 @@ def write_metrics(path: str | Path, evaluations: Mapping[str, Evaluation], **ext
 
 
 def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def read_log(log: str | Path) -> dict[str, list[tuple[float, float]]]:

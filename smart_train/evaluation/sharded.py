@@ -94,7 +94,8 @@ def _documents(
             if store is not None:
                 keys = [key(id, corpus[id]) for id in part.ids]
                 with clock(forwards.seconds, "documents"):  # else it would count as scoring
-                    store.write(keys, found, time.perf_counter() - begun, left)
+                    # Other ranks have as many left, and most often the same disk.
+                    store.write(keys, found, time.perf_counter() - begun, left * forwards.meetings.world)
             if wrap is None and forwards.meetings.first:
                 pace.add(len(part.ids))
             yield found
