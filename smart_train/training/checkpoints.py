@@ -127,7 +127,7 @@ class CheckpointedTrainer(WritingTrainer):
         stops = self.control.should_save and self.control.should_training_stop
         super()._maybe_log_save_evaluate(*args, **options)
         if stops and self.written != self.state.global_step:
-            self._save_checkpoint(self.model, None)
+            self._save_checkpoint(self.encoder, None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def _finalize_training(self, *args: Any, **options: Any) -> TrainOutput:
