@@ -76,10 +76,12 @@ def test_a_run_goes_up_private_and_as_one_commit(hub, run_copy, tmp_path):
 def test_publishing_again_replaces_the_adapter_and_leaves_nothing_of_the_old_one(hub, tmp_path, tiny_bert):
     for name, kind in (("lora", "lora"), ("frozen", "frozen")):
         made(tmp_path / name, str(tiny_bert), kind)
-        hub.put("me/mine", {**hub.files("me/mine"), "picture.svg": b"mine"}) if hub.repos else None
+        mine = {"picture.svg": b"mine", "figures/scores.json": b"[]"}
+        hub.put("me/mine", {**hub.files("me/mine"), **mine}) if hub.repos else None
         done = command(hub, tmp_path / "home", "publish", str(tmp_path / name), "--repo", "me/mine")
         assert done.returncode == 0, done.stderr
-    assert set(hub.files("me/mine")) == {".gitattributes", "picture.svg", SETTINGS, HEAD, "verified.json", "README.md"}
+    ours = {SETTINGS, HEAD, "verified.json", "README.md"}
+    assert set(hub.files("me/mine")) == {".gitattributes", *mine, *ours}
 
 
 def test_an_adapter_that_is_not_what_was_verified_is_refused_before_the_hub_is_asked(hub, run_copy, tmp_path):

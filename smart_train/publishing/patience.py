@@ -36,8 +36,7 @@ def patiently(call: Callable[[], T], retries: int = RETRIES) -> T:
         try:
             return call()
         except Exception as error:
-            wait = hub.wanted_wait(error)
-            if attempt == retries or not passes(error) or (wait or 0) > LONGEST:
+            if attempt == retries or not passes(error):
                 raise
             pause(error, attempt, retries)
     raise AssertionError("unreachable")
@@ -52,7 +51,9 @@ def pause(error: BaseException, attempt: int, retries: int) -> None:
 
 
 def passes(error: BaseException) -> bool:
-    """Whether the same request may do better later, and nobody has tried that yet."""
+    """Whether the same request may do better soon, and nobody has tried that yet."""
+    if (hub.wanted_wait(error) or 0) > LONGEST:
+        return False
     if hub.status(error) in PASSING or (hub.status(error) is None and hub.kind(error) == "unreachable"):
         return not _retried(error)
     return False

