@@ -32,13 +32,16 @@ SECRETS: dict[str, str] = {  # what it is -> how it looks
     "a GitLab token": r"\bglpat-[\w-]{20,}",
     "a Slack token": r"\bxox[abeprs]-[\w-]{10,}|hooks\.slack\.com/services/\w+/\w+/\w+",
     "a Google key": r"\bAIza[\w-]{35}",
+    "a Stripe key": r"\b[rs]k_live_\w{16,}",
+    "an npm token": r"\bnpm_[A-Za-z0-9]{30,}",
     "a JSON web token": r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
     "a private key": r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----",
     "a password in a URL": r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"'{}<>]+:[^\s/@\"'{}<>]+@",
 }
 # key = value, "key": "value", key: value; not the names of a tokenizer's tokens (eos_token), nor what is null.
 NAMED = r"""(?ix) (?<![a-z0-9]) [\w-]*
-    (?: api[_-]?key | secret(?:[_-]?(?:access[_-]?)?key)? | passw(?:or)?d | (?:access|auth|hub|refresh)[_-]?token )
+    (?: (?:api|access|account|private|wandb)[_-]?key | secret(?:[_-]?(?:access[_-]?)?key)? | passw(?:or)?d
+      | (?:access|api|auth|hf|hub|refresh)[_-]?token )
     ["']? \s* [:=] \s* ["']? (?P<value> (?!null|none|true|false) [^\s"',}]{8,} )"""
 PATHS: dict[str, str] = {
     "a user's folder on Windows": r"(?i)\b[a-z]:(?:\\{1,2}|/)Users(?:\\{1,2}|/)[^\\/\"'\s<>|]+",

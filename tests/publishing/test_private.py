@@ -24,6 +24,8 @@ SECRETS = {  # what it is -> one of them, made up
     "a GitLab token": "glpat-" + LETTERS[:20],
     "a Slack token": "xoxb-123456789012-" + LETTERS[:24],
     "a Google key": "AIza" + LETTERS[:35],
+    "a Stripe key": "sk_live_" + LETTERS[:24],
+    "an npm token": "npm_" + LETTERS[:36],
     "a JSON web token": f"eyJ{LETTERS[:20]}.eyJ{LETTERS[:20]}.{LETTERS[:20]}",
     "a private key": "-----BEGIN OPENSSH PRIVATE KEY-----",
     "a password in a URL": "https://someone:hunter22@host.example/x",
@@ -33,6 +35,8 @@ NAMED = [
     'api_key = "0123456789abcdef"',
     "password: correct-horse",
     "WANDB_API_KEY=0123456789ab",
+    "wandb_key: 0123456789abcdef0123",
+    "HF_TOKEN=0123456789ab",
 ]
 NAMED += ['"aws_secret_access_key": "wJalrXUtnFEMI/K7MDENG"', '"access_token": "0123456789abcdef"']
 PATHS = {
@@ -41,7 +45,7 @@ PATHS = {
     "a file URL": "file:///data/pages.pdf",
 }
 HARMLESS = [
-    '"eos_token": "<|im_end|>", "pad_token": null, "tokenizer_class": "BertTokenizer"',
+    '"eos_token": "<|im_end|>", "bot_token": "<|begin_of_tool|>", "pad_token": null, "tokenizer_class": "BertTokenizer"',
     "api_key: null\npassword: false\nhub_token: none",
     "task-specific, risk-averse: sk-learn; the hf_hub; AKIA; ghp_short",
     "https://host.example/home/pages and docs/home/Users",
