@@ -105,6 +105,8 @@ def part_of(out: Path) -> Path:
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """A folder to write to that becomes ``out`` when all went well, and is gone otherwise.  Raises ExportError."""
+    if out.name in ("", ".."):
+        raise ExportError(f"{out} is no name for a new folder; name a folder that is not there yet")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ExportError(f"{out} is there already and was left as it is; name a folder that is not there yet")
     part = part_of(out)

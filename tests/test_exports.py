@@ -230,6 +230,12 @@ def test_a_folder_that_is_there_is_left_as_it_is(tiny_bert, tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.parametrize("out", [".", ".."])
+def test_a_folder_without_a_name_of_its_own_is_refused(out, tiny_bert):
+    with pytest.raises(ExportError, match="name a folder that is not there yet"):
+        export(tiny_bert, "multi-vector", out)
+
+
 def test_an_export_that_differs_is_an_error_and_is_gone(tiny_bert, tmp_path, monkeypatch):
     """As a peft that scales in another way would make it."""
     adapter = saved(tiny_bert, tmp_path)

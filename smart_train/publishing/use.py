@@ -27,7 +27,7 @@ class Used:
     """repo: where it lies; base: as others may read it; commit: of a Hub base; kind: lora, full or frozen
 
     pooling: mode of the saved folder's pooling, None where pooled vectors take more than that (a Dense module, a chat
-    template, pictures); limits: longest query and document in tokens, of the adapter or else of the base; own: whether
+    template, pictures, a prompt that is not pooled); limits: longest query and document in tokens, of the adapter or else of the base; own: whether
     they are the adapter's; chat: contents go through a chat template; prompts: of query and document
     export: merged, multi-vector or None; quantised: the base was held in 4 bits, and must be again
     """
@@ -58,6 +58,9 @@ def used(repo: str, settings: dict[str, Any], modules: list[dict[str, Any]], poo
     vision = processing.get("pixels") is not None
     by_hand = not vision and processing.get("chat_template") is None and kinds[:2] == ["Transformer", "Pooling"]
     plain = by_hand and set(kinds[2:]) <= {"Normalize"}
+    prompts = {side: settings["model"][f"{side}_prompt"] or "" for side in SIDES}
+    # A pooling that leaves the prompt out is more than one line.
+    plain = plain and ((pooling or {}).get("include_prompt", True) or not any(prompts.values()))
     mode = (pooling or {}).get("pooling_mode") if plain else None
     return Used(
         repo=repo,
@@ -69,7 +72,7 @@ def used(repo: str, settings: dict[str, Any], modules: list[dict[str, Any]], poo
         limits={side: settings["model"][f"{side}_tokens"] or processing.get("max_tokens") for side in SIDES},
         own=any(settings["model"][f"{side}_tokens"] for side in SIDES),
         chat=processing.get("chat_template") is not None,
-        prompts={side: settings["model"][f"{side}_prompt"] or "" for side in SIDES},
+        prompts=prompts,
         trust=bool(settings["model"].get("trust_remote_code")),
         export=settings.get("export", {}).get("kind"),
         quantised=settings["model"].get("quantisation", "none") != "none",

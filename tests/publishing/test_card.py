@@ -178,6 +178,13 @@ def test_a_merge_of_several_has_its_own_row_in_the_model_index(told):
     assert "model-index" not in about(card(replace(told, figures={"metrics.json": {"base": rows["base"]}})))
 
 
+def test_a_prompt_that_is_not_pooled_is_not_pooled_by_the_cards_program(told):
+    settings = {**told.settings, "model": {**told.settings["model"], "document_prompt": "page: "}}
+    whole, part = ({**(told.pooling or {}), "include_prompt": included} for included in (True, False))
+    assert "mask.sum(1)" in card(replace(told, settings=settings, pooling=whole))
+    assert "mask.sum(1)" not in card(replace(told, settings=settings, pooling=part))
+
+
 def test_a_base_held_in_few_bits_is_told(told):
     model = {**told.settings["model"], "quantisation": "4bit"}
     text = card(replace(told, settings={**told.settings, "model": model}))

@@ -45,7 +45,8 @@ PATHS = {
     "a file URL": "file:///data/pages.pdf",
 }
 HARMLESS = [
-    '"eos_token": "<|im_end|>", "bot_token": "<|begin_of_tool|>", "pad_token": null, "tokenizer_class": "BertTokenizer"',
+    '"bot_token": "<|begin_of_tool|>"',
+    '"eos_token": "<|im_end|>", "pad_token": null, "tokenizer_class": "BertTokenizer"',
     "api_key: null\npassword: false\nhub_token: none",
     "task-specific, risk-averse: sk-learn; the hf_hub; AKIA; ghp_short",
     "https://host.example/home/pages and docs/home/Users",
