@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,9 +140,13 @@ def make_encoder(options: argparse.Namespace) -> SmartEncoder:
 
 
 def check_output(output: Path) -> None:
+    """Refuses a place where no folder can be made or written to."""
     blocked = next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None)
     if blocked is not None:
         raise UsageError(f"--output: {blocked} is a file; name a folder")
+    there = next(path for path in (output, *output.absolute().parents) if path.is_dir())
+    if not os.access(there, os.W_OK | os.X_OK):  # better learnt now than when there is something to write
+        raise UsageError(f"--output: nothing can be written into {there}; name another folder")
 
 
 def check_pages(corpora: Iterable[Mapping[str, Document]], options: argparse.Namespace, base: BaseConfig) -> None:
@@ -156,8 +161,6 @@ def check_pages(corpora: Iterable[Mapping[str, Document]], options: argparse.Nam
 
 def own_gpu(options: argparse.Namespace) -> None:
     """Of several processes each gets its own GPU, where there are any and --device names none."""
-    import os
-
     import torch
 
     from smart_train.processes import rank, world

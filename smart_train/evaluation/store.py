@@ -69,7 +69,11 @@ class Store:
             raise EvaluationError(f"{self.folder} is not empty and has no {FACTS}; name a new folder for the vectors")
         if not first:
             return
-        (self.folder / SHARDS).mkdir(parents=True, exist_ok=True)
+        try:
+            (self.folder / SHARDS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            what = f"{self.folder}: no folder for the vectors can be made there ({error.strerror})"
+            raise EvaluationError(f"{what}; name another") from error
         for left in (self.folder / SHARDS).glob("*.part"):
             left.unlink()
         if not path.is_file():

@@ -87,6 +87,13 @@ def test_half_written_files_of_a_killed_process_are_removed_and_a_torn_shard_is_
             look()
 
 
+def test_a_place_where_no_folder_can_be_is_told(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for place in (tmp_path / "file", tmp_path / "file" / "store"):
+        with pytest.raises(EvaluationError, match="no folder for the vectors can be made there.*name another"):
+            Store(place, FACTS).open()
+
+
 def test_a_full_disk_is_told_and_what_was_stored_stays(tmp_path, monkeypatch, caplog):
     store = Store(tmp_path / "s", FACTS)
     store.open()
