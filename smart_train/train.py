@@ -29,6 +29,7 @@ from smart_train.data.batches import Kin, kin
 from smart_train.data.collate import Collator, Pairs, Shorter
 from smart_train.data.formats import load
 from smart_train.data.records import Collection
+from smart_train.evaluation.baseline import hashes
 from smart_train.evaluation.metrics import Interval
 from smart_train.evaluation.report import differences, plot, table, write_metrics
 from smart_train.evaluation.retrieval import Evaluation, calibrate, evaluate
@@ -96,7 +97,7 @@ def run(recipe: Recipe, source: str | Path) -> dict[str, Any]:
     _leave()
     if not main:
         return {}
-    metrics = _report(rows, output, recipe)
+    metrics = _report(rows, output, recipe, sides.test)
     if recipe.publish.repo:
         publish(output, recipe.publish.repo, recipe.publish.private, recipe.publish.license)
     return metrics
@@ -283,10 +284,12 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def _report(rows: dict[str, Evaluation], output: Path, recipe: Recipe) -> dict[str, dict[str, dict[str, Interval]]]:
+def _report(
+    rows: dict[str, Evaluation], output: Path, recipe: Recipe, tested: Collection
+) -> dict[str, dict[str, dict[str, Interval]]]:
     if rows:
         found = differences(rows)
-        write_metrics(output / "metrics.json", rows, differences=found)
+        write_metrics(output / "metrics.json", rows, differences=found, data={"hashes": hashes(tested)})
         logger.info("\n%s\n", table({row: one.metrics for row, one in rows.items()}, found))
         logger.info("figures: %s", output / "metrics.json")
     log = output / "log.jsonl"

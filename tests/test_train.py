@@ -12,7 +12,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from smart_train.blocks import HybridBlock
+from smart_train.blocks import DataBlock, HybridBlock
+from smart_train.evaluate import read as held_out
+from smart_train.evaluation.baseline import hashes, read_baseline
 from smart_train.model.encoder import SmartEncoder
 from smart_train.recipe import read
 from smart_train.recipe_check import check
@@ -81,6 +83,9 @@ def test_the_table_holds_what_a_plain_count_finds(start, tiny_qwen3, beir_folder
         for mode in ("pooled", "late", "hybrid"):
             found = figures[row][mode]["ndcg@10"]["value"]
             assert found == pytest.approx(ndcg(encoder, beir_folder, mode), abs=1e-6), (row, mode)
+    # And as a baseline it is held against the same data, which its recipe names.
+    same = held_out(DataBlock(path=str(beir_folder), dev=4), "test", held_out=True).collection
+    assert read_baseline(output).tables == hashes(same)
 
 
 def test_the_calibrated_hybrid_is_stored_with_the_adapter(start):

@@ -79,7 +79,7 @@ def read_baseline(folder: str | Path, row: str | None = None) -> Baseline:
         if chosen not in rows:
             raise EvaluationError(f"{path}: there is no row {chosen!r}; it has {', '.join(rows)}")
         per_query = {mode: dict(rows[chosen]["per_query"][mode]) for mode in MODES}
-        tables = dict(found.get("data", {}).get("hashes", {}))  # a run writes none down
+        tables = dict(found.get("data", {}).get("hashes", {}))  # older runs wrote none down
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         if isinstance(error, EvaluationError):
             raise
