@@ -194,7 +194,11 @@ def read_config(folder: Path) -> LoraConfig:
 
 def read_lora(folder: Path) -> dict[str, Tensor]:
     """The adapter's tensors under the names they have in the model (without the adapter's own).  AdapterError."""
-    tensors = {n.removeprefix("base_model.model."): t for n, t in read_tensors(folder / WEIGHTS).items()}
+    stored = read_tensors(folder / WEIGHTS)
+    tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in stored.items()}
+    if len(tensors) < len(stored):
+        what = f"{len(stored) - len(tensors)} of {len(stored)} tensors are there twice (base_model.model.)"
+        raise AdapterError(f"{folder / WEIGHTS}: {what}; nothing was loaded")
     check_moved(tensors, folder / WEIGHTS)
     return tensors
 

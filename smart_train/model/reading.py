@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from peft import LoraConfig
 
 from smart_train import hub
 from smart_train.bases import LOCAL, PACKAGE
-from smart_train.blocks import LateBlock, ModelBlock
+from smart_train.blocks import AdapterBlock, LateBlock, ModelBlock
 from smart_train.model.adapters import CONFIG, load_lora, read_config, read_lora
 from smart_train.model.encoder import SmartEncoder
 from smart_train.model.files import HEAD, SETTINGS, AdapterError
@@ -112,7 +113,7 @@ def _check_plain(source: str, folder: Path | None, base: str | None) -> None:
 def _check_weights(folder: Path, kind: str | None, stored: dict[str, Any]) -> None:
     """What a broken file can tell before the base is loaded: a base takes minutes, and a refusal none."""
     if kind == "lora":
-        read_config(folder)
+        _check_scale(folder, read_config(folder), stored["adapter"])
         read_lora(folder)
         _check_named_base(folder, stored)
     elif (folder / CONFIG).is_file():
@@ -124,6 +125,14 @@ def _check_weights(folder: Path, kind: str | None, stored: dict[str, Any]) -> No
         read_tensors(folder / HEAD)
     for path in folder.glob("*.safetensors"):
         names_of(path)
+
+
+def _check_scale(folder: Path, config: LoraConfig, adapter: AdapterBlock) -> None:
+    """The update is alpha / r x B A: another alpha would change every vector, and no tensor tells it."""
+    found, told = (config.r, config.lora_alpha), (adapter.r, adapter.alpha)
+    if found != told:
+        what = f"{folder / CONFIG} has r, alpha = {found}, {SETTINGS} {told}"
+        raise AdapterError(f"{what}; they must be one; correct the file that was changed; nothing was loaded")
 
 
 def _check_named_base(folder: Path, stored: dict[str, Any]) -> None:

@@ -27,8 +27,9 @@ class Used:
     """repo: where it lies; base: as others may read it; commit: of a Hub base; kind: lora, full or frozen
 
     pooling: mode of the saved folder's pooling, None where pooled vectors take more than that (a Dense module, a chat
-    template, pictures, a prompt that is not pooled); limits: longest query and document in tokens, of the adapter or else of the base; own: whether
-    they are the adapter's; chat: contents go through a chat template; prompts: of query and document
+    template, pictures, a prompt that is not pooled); limits: longest query and document in tokens, of the adapter or
+    else of the base; own: whether they are the adapter's; chat: contents go through a chat template; prompts: of query
+    and document
     export: merged, multi-vector or None; quantised: the base was held in 4 bits, and must be again
     """
 

@@ -119,6 +119,7 @@ BAD = {
         "megatron_",
     ),
     "peft that rewrites the base": (lambda f, r: edit(f / CONFIG, init_lora_weights="pissa"), "init_lora_weights"),
+    "peft of another scale": (lambda f, r: edit(f / CONFIG, lora_alpha=64), r"has r, alpha = \(4, 64\), .* \(4, 32\)"),
     "peft of another kind": (lambda f, r: edit(f / CONFIG, peft_type="IA3"), "expected 'LORA'"),
     "peft for another base": (lambda f, r: edit(f / CONFIG, base_model_name_or_path="them/base"), "them/base"),
 }

@@ -105,6 +105,12 @@ def test_an_encoder_is_as_it_was_after_a_refused_load(what, folder, tiny_bert):
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_tensor_that_is_there_twice_is_refused_and_not_chosen(folder):
+    rewrite(folder / WEIGHTS, lambda t: {**t, min(t).removeprefix("base_model.model."): t[min(t)] + 1})
+    with pytest.raises(AdapterError, match="1 of [0-9]+ tensors are there twice"):
+        reading.load(str(folder), device="cpu")
+
+
 @pytest.mark.parametrize("what", WRONG)
 def test_a_plain_base_has_no_lora_after_a_refused_one(what, folder, tiny_bert):
     WRONG[what](folder / WEIGHTS)
