@@ -40,7 +40,7 @@ td b { font-weight: 650; }
 figure { margin: 6px 0 0; } figure img { width: 100%; height: auto; display: block; }
 .query { border-top: 1px solid var(--line); padding: 18px 0 14px; break-inside: avoid; }
 .query:first-of-type { border-top: 0; padding-top: 6px; }
-.query h3 { margin: 0 0 2px; font-size: 16px; }
+.query h3 { margin: 0 0 2px; font-size: 16px; overflow-wrap: anywhere; }
 .query .about { color: var(--soft); font-size: 13px; margin: 0 0 10px; }
 .chips { display: flex; flex-wrap: wrap; gap: 6px 8px; margin: 0 0 12px; }
 .chip { background: var(--wash); border: 1px solid var(--line); border-radius: 14px; padding: 1px 10px;

@@ -47,7 +47,7 @@ class Sheet:
 
 @dataclass
 class Worst:
-    """A query with its figures; ranks: column -> rank of the first relevant document, None = beyond those kept."""
+    """A query, as far as it is shown, with its figures; ranks: column -> rank of the first relevant document, None = beyond those kept."""
 
     query: str
     text: str
@@ -105,7 +105,7 @@ def _worst(
 
     return Worst(
         query,
-        outcome.queries[query],
+        _excerpt(outcome.queries[query]),
         outcome.kinds.get(query, ""),
         outcome.files.get(query, ""),
         {column: row[query] for column, row in values.items()},
@@ -123,9 +123,13 @@ def _sheet(document: Document, relevant: bool, rank: int | None, score: float | 
     place = f"{file}, page {page}" if file and page is not None else f"{file}: {id}" if file else id
     content = document.content() if document.image is not None else document.text
     image = content.get("image") if isinstance(content, dict) else None if isinstance(content, str) else content
-    text = " ".join((document.text or "").split())
-    text = text if len(text) <= EXCERPT else text[:EXCERPT].rsplit(" ", 1)[0] + " ..."
+    text = _excerpt(document.text or "")
     return Sheet(id, place, thumbnail(image) if image is not None else None, text, relevant, rank, score)
+
+
+def _excerpt(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= EXCERPT else text[:EXCERPT].rsplit(" ", 1)[0] + " ..."
 
 
 def _mapped(heatmap: Heatmap, query: str, document: Document) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from smart_train.evaluation.worst import worst
 
 
@@ -17,3 +19,10 @@ def test_the_worst_queries_are_those_with_the_lowest_figure_and_show_answer_and_
         order = [id for id, _ in outcome.observer.rankings["late"][one.query]]
         at = order.index(one.wanted[0].id) + 1 if one.wanted[0].id in order else None
         assert one.ranks["late"] == at
+
+
+def test_a_query_as_long_as_a_document_is_shown_by_its_beginning(outcome, shown_collection):
+    hard = worst(outcome, shown_collection.corpus, 1)[0].query
+    told = replace(outcome, queries={**outcome.queries, hard: "many\n\nwords " * 10_000})
+    text = worst(told, shown_collection.corpus, 1)[0].text
+    assert text.startswith("many words many") and text.endswith(" ...") and len(text) < 500
