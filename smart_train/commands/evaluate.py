@@ -80,7 +80,9 @@ def run(options: argparse.Namespace) -> int:
     own_gpu(options)
     with launched() as peers:
         encoder = make_encoder(options)
-        row = "trained" if options.adapter else "base"
+        # A folder of settings alone, as probe --apply makes, reads the base in another way: nothing was trained.
+        trained = encoder.adapter is not None or bool(encoder.head.state_dict())
+        row = "trained" if options.adapter and trained else "base"
         about = {"base": told_name(options.model), "adapter": told_name(options.adapter) if options.adapter else None}
         outcome = evaluate_data(encoder, given, plan, row, about, progress=sys.stderr.isatty(), peers=peers)
     if outcome is None:

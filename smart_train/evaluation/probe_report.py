@@ -72,6 +72,7 @@ def verdict(found: Probe) -> str:
     if found.chosen == 0:
         told = f"the best is {best.named()}, {_points(best, found)}"
         if found.candidate == 0:
+            told = told if found.best else f"it has {best.dev['value']:.3f}"
             return f"recommended: the pooled score alone. On dev nothing is better: {told}"
         told = f"On dev nothing is better beyond noise (p < {SURE:g}): {told}; {how}. More dev queries would tell more."
         return f"recommended: the pooled score alone. {told}"

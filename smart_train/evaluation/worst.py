@@ -47,7 +47,8 @@ class Sheet:
 
 @dataclass
 class Worst:
-    """A query, as far as it is shown, with its figures; ranks: column -> rank of the first relevant document, None = beyond those kept."""
+    """A query, as far as it is shown, with its figures; ranks: column -> rank of the first relevant document, None =
+    beyond those kept."""
 
     query: str
     text: str

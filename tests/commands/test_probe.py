@@ -83,7 +83,8 @@ def test_the_recommended_figure_is_what_evaluating_the_applied_folder_gives(done
     assert found["recommended"]["beyond_noise"] and late["hybrid"]["late"] > 0  # or this test would show little
     command = ["evaluate", str(folder), "--model", str(tiny_bert), "--adapter", str(output / "encoder")]
     assert main([*command, "--output", str(tmp_path), "--bootstrap", "60"]) == 0
-    (row,) = json.loads((tmp_path / "metrics.json").read_text()).values()
+    ((name, row),) = json.loads((tmp_path / "metrics.json").read_text()).items()
+    assert name == "base"  # nothing was trained
     keys = ("layer", "mode", "late_weight", "scaling")
     wanted = (late["layer"], "hybrid", late["hybrid"]["late"], late["hybrid"]["scaling"])
     one = next(one for one in found["readings"] if tuple(one[key] for key in keys) == wanted)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -69,7 +71,8 @@ def test_where_nothing_is_better_the_pooled_score_is_recommended_and_the_best_is
     told = verdict(probe(chosen=0, candidate=2))
     assert told.startswith("recommended: the pooled score alone. On dev nothing is better beyond noise (p < 0.05)")
     assert "the best is hybrid, last layer, late weight 2, 0.560 beside 0.500 pooled; p = 0.012" in told
-    assert "On dev nothing is better: " in verdict(probe(chosen=0))
+    assert "On dev nothing is better: the best is" in verdict(probe(chosen=0))
+    assert verdict(replace(probe(chosen=0), best=0)).endswith("On dev nothing is better: it has 0.500")
 
 
 @pytest.mark.parametrize(
