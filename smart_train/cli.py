@@ -20,14 +20,16 @@ from tqdm import tqdm
 
 from smart_train.bases import BaseNotFound
 from smart_train.commands import benchmark, data, doctor, evaluate, export, heatmap, ingest, merge, mine, probe, publish
-from smart_train.commands.common import FLAGS, UsageError
+from smart_train.commands.common import FLAGS, OF_ADAPTERS, UsageError
 from smart_train.failures import PATIENCE, end_by, is_echo, record, summary
 from smart_train.processes import rank, world
 from smart_train.recipe_types import RecipeError
 from smart_train.signals import STATUS, Preempted, asked, leaving, stoppable
 from smart_train.training.watch import leave, tell, watched
 
-FLAGGED = (evaluate.run, benchmark.run, mine.run, probe.run, heatmap.run)  # their errors speak of flags, not of keys
+# Whose errors speak of flags, not of keys.
+FLAGGED = dict.fromkeys((evaluate.run, benchmark.run, mine.run, probe.run, heatmap.run), FLAGS)
+FLAGGED |= {export.run: OF_ADAPTERS, publish.run: OF_ADAPTERS, merge.run: {**OF_ADAPTERS, **merge.FLAGS}}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,7 +87,7 @@ def _failed(error: Exception, options: argparse.Namespace) -> int:
     # and would end rank 0 before its message if one of them left first.  Who is still there then tells it too.
     if (wrong or getattr(error, "of_all", False)) and rank():
         time.sleep(PATIENCE)
-    told = _in_flags(str(error)) if options.run in FLAGGED else str(error)
+    told = _in_flags(str(error), FLAGGED.get(options.run, {}))
     _told(told)
     record(told)
     if not wrong:
@@ -98,8 +100,8 @@ def _told(line: str) -> None:
     print(f"rank {rank()}: {line}" if rank() else line, file=sys.stderr, flush=True)
 
 
-def _in_flags(told: str) -> str:
-    for key, flag in FLAGS.items():
+def _in_flags(told: str, flags: dict[str, str]) -> str:
+    for key, flag in flags.items():
         told = told.replace(key, flag)
     return told
 

@@ -156,6 +156,21 @@ def test_what_does_not_belong_together_is_refused_and_leaves_nothing(what, parts
     assert not [path for path in tmp_path.iterdir() if "merged" in path.name]
 
 
+def test_the_command_speaks_of_its_flags_and_leaves_no_folder_where_it_failed(parts, tmp_path, capsys):
+    out = tmp_path / "merged"
+    words = ["merge", *map(str, parts), "--out", str(out)]
+    assert main([*words, "--weights", "1", "2"]) == 1 and not out.exists()
+    assert main([*words, "--data", str(tmp_path / "nowhere")]) == 1 and not out.exists()
+    told = capsys.readouterr().err
+    assert "the weights sum to 3" in told and "--data: there is no file or folder" in told
+    published = shutil.copytree(parts[0], tmp_path / "published")
+    for name, key in ((SETTINGS, "base"), ("adapter_config.json", "base_model_name_or_path")):
+        path = published / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), key: "local:theirs"}))
+    assert main(["export", str(published), "--as", "merged", "--out", str(out)]) == 2
+    assert "if you have it, name it: --base FOLDER" in capsys.readouterr().err
+
+
 def test_the_command_scores_what_it_merged_beside_its_parts(parts, beir_folder, tmp_path, capsys):
     words = ["merge", *map(str, parts), "--weights", "0.5", "0.5", "--out", str(tmp_path / "out")]
     assert main([*words, "--data", str(beir_folder)]) == 0

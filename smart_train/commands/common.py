@@ -34,6 +34,12 @@ FLAGS = {  # what the library tells those who write recipes or Python -> the fla
 }
 
 
+OF_ADAPTERS = {  # the same, for commands that take adapters: what they say of a recipe's keys is meant so
+    "from_pretrained(..., trust_remote_code=True)": "give --trust-remote-code",
+    "from_pretrained(..., base=FOLDER)": "--base FOLDER",
+}
+
+
 class UsageError(ValueError):
     """What was asked for does not work; the message says what does."""
 

@@ -12,6 +12,9 @@ from pathlib import Path
 from smart_train.commands.common import UsageError, count
 
 
+FLAGS = {"data.path: ": "--data: ", "data.split: ": "--split: "}  # what the library says -> this command's flag
+
+
 def add(commands: argparse._SubParsersAction) -> None:
     about = "write the weighted sum of several adapters of one base, and score it beside them"
     merge = commands.add_parser("merge", help=about, description=about)
@@ -47,7 +50,6 @@ def run(options: argparse.Namespace) -> None:
     if options.data:
         data = dev_and_test(DataBlock(path=options.data, dev=0, test=0), options.split, options.dev_split)
     reading = {"base": options.base, "device": options.device, "trust_remote_code": options.trust_remote_code}
-    out.mkdir(parents=True, exist_ok=True)
     folder = merge(options.adapters, weights, out / "adapter", **reading)
     print(f"adapter: {folder}, verified")
     if data is None:
