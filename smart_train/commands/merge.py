@@ -11,7 +11,6 @@ from pathlib import Path
 
 from smart_train.commands.common import UsageError, count
 
-
 FLAGS = {"data.path: ": "--data: ", "data.split: ": "--split: "}  # what the library says -> this command's flag
 
 
