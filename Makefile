@@ -8,18 +8,20 @@
 # PYTHON=...     the Python to make it with (3.11 or newer)
 # PIP_FLAGS=...  passed on to pip, for an index or wheel folder of your own
 # ARGS=...       passed on to pytest
+# WORKERS=2      processes that the tests are shared among, a file of them at a time; 0 = one, in this process
 
 PYTHON ?= $(shell for p in python3 python python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 PIP_FLAGS ?=
 ARGS ?=
+WORKERS ?= 2
 export PIP_FLAGS
 
 BIN := $(CURDIR)/.venv/bin
 # accelerate uses one thread where none is named, and tests are fastest with one
 THREADS = $(or $(OMP_NUM_THREADS),$(shell $(PYTHON) tools/environment.py threads))
 QUIET = TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-TESTS = env OMP_NUM_THREADS=1 $(QUIET) $(BIN)/python -m pytest
+TESTS = env OMP_NUM_THREADS=1 $(QUIET) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: help environment quickstart demo-pdf test test-all lint docs clean
 help:
