@@ -149,7 +149,7 @@ def load_lora(model: Any, folder: Path, trainable: bool = False) -> None:
         try:
             _inject(model, config)
             put_lora(model, tensors, folder)
-        except ValueError as error:
+        except (ValueError, re.error) as error:  # the latter: target_modules that are no expression
             remove_lora(model)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(trained[name])
@@ -178,8 +178,9 @@ def read_config(folder: Path) -> LoraConfig:
     if not path.is_file() or not (folder / WEIGHTS).is_file():
         raise AdapterError(f"{folder}: no adapter there ({CONFIG} and {WEIGHTS} are needed)")
     stored = json.loads(path.read_text(encoding="utf8"))
-    if stored.get("peft_type") != "LORA":
-        raise AdapterError(f"{path}: peft_type is {stored.get('peft_type')!r}, expected 'LORA'; nothing was loaded")
+    found = stored.get("peft_type") if isinstance(stored, dict) else None
+    if found != "LORA":
+        raise AdapterError(f"{path}: peft_type is {found!r}, expected 'LORA'; nothing was loaded")
     usual = LoraConfig().to_dict()
     for key, value in stored.items():
         if key in (*OURS, *TOLD) or value == usual.get(key):

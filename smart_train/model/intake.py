@@ -102,13 +102,16 @@ def _check_link(path: Path, folder: Path) -> None:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise AdapterError(f"{path} is no JSON ({error}); download or copy it again; nothing was loaded") from None
 
 
 def _check_json(name: str, content: Any, path: Path, trust_remote_code: bool) -> None:
     if name.endswith(".index.json"):
-        for shard in set((dict(content).get("weight_map") or {}).values()):
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(shards, dict):
+            raise AdapterError(f"{path}: expected a weight_map, a tensor's name -> its file; {CLOSED}")
+        for shard in shards.values():
             _check_inside(shard, path, "the shard")
     if trust_remote_code:
         return

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from smart_train.blocks import AdapterBlock, HybridBlock, LateBlock, ModelBlock
 from smart_train.model.files import SETTINGS, AdapterError, fingerprint
+from smart_train.recipe_types import Problem, fit
 from smart_train.saving import replacing
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 VERSIONS = ("smart-train", "torch", "transformers", "peft", "sentence-transformers")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def base_identity(encoder: SmartEncoder) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def write_settings(encoder: SmartEncoder, folder: Path, **more: Any) -> None:
 def read_settings(folder: Path) -> dict[str, Any]:
     """What smart_train.json says, with its blocks as dataclasses under "model", "late" and "adapter" (or None there).
 
-    Raises AdapterError: another format, a key that is missing or that this version does not know, a dtype that is none.
+    Raises AdapterError: another format, a key that is missing or that this version does not know, a value that is none.
     """
     path = folder / SETTINGS
     try:
@@ -111,11 +111,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
     missing = [key for key in wanted if key not in stored]
     if missing:
         raise AdapterError(f"{path}: {', '.join(missing)} missing; save the adapter again; nothing was loaded")
+    if not isinstance(stored["processing"], dict):
+        raise AdapterError(f"{path}: processing is no block of keys; save the adapter again; nothing was loaded")
     late = _block(LateBlock, stored["late"], "late", path)
     late.hybrid = _block(HybridBlock, stored["late"].get("hybrid"), "late.hybrid", path)
     model = _block(ModelBlock, stored["model"], "model", path)
-    if model.dtype not in DTYPES:
-        raise AdapterError(f"{path}: model.dtype is {model.dtype!r}, not one of {', '.join(DTYPES)}; correct it")
     adapter = None if stored["adapter"] is None else _block(AdapterBlock, stored["adapter"], "adapter", path)
     return {**stored, "model": model, "late": late, "adapter": adapter}
 
@@ -127,6 +127,13 @@ def _block(kind: type, stored: Any, name: str, path: Path) -> Any:
     if unknown:
         what = f"{name} has {', '.join(unknown)}, which this version does not know"
         raise AdapterError(f"{path}: {what}; upgrade; nothing was loaded")
+    problems: list[Problem] = []
+    for key, hint in get_type_hints(kind).items():
+        if key in stored and not is_dataclass(hint):
+            fit(stored[key], hint, f"{name}.{key}", problems)
+    if problems:  # a head or a way of scaling that this version lacks must not become one that it has
+        told = "; ".join(f"{one.key} {one.what}" for one in problems)
+        raise AdapterError(f"{path}: {told}; upgrade, or correct it; nothing was loaded")
     return kind(**stored)
 
 

@@ -156,6 +156,35 @@ def test_whole_weights_beside_an_adapter_of_another_base_are_refused(sound, tiny
         SmartEncoder.from_pretrained(folder, device="cpu")
 
 
+UNKNOWN = {
+    "a head": (lambda f: edit_block(f, "late", head="gated"), "late.head .*gated"),
+    "tokens left out": (lambda f: edit_block(f, "late", drop=["numbers"]), "late.drop"),
+    "a way of quantising": (lambda f: edit_block(f, "model", quantisation="3bit"), "model.quantisation .*3bit"),
+    "a kind of adapter": (lambda f: edit_block(f, "adapter", kind="prefix"), "adapter.kind .*prefix"),
+    "a layer": (lambda f: edit_block(f, "late", layer="top"), "late.layer"),
+    "no processing": (lambda f: edit(f / SETTINGS, processing=None), "processing is no block"),
+    "a list as peft's file": (lambda f: (f / CONFIG).write_text("[]"), "peft_type is None, expected 'LORA'"),
+    "targets that are no expression": (
+        lambda f: edit(f / CONFIG, target_modules="("),
+        "adapter_config.json: .*nothing",
+    ),
+    "an index that is none": (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "expected a weight_map"),
+}
+
+
+def edit_block(folder: Path, block: str, **changes) -> None:
+    stored = json.loads((folder / SETTINGS).read_text())
+    edit(folder / SETTINGS, **{block: {**stored[block], **changes}})
+
+
+@pytest.mark.parametrize("what", UNKNOWN)
+def test_what_this_version_does_not_know_is_refused_and_not_read_as_something_else(what, folder):
+    spoil, told = UNKNOWN[what]
+    spoil(folder)
+    with pytest.raises(AdapterError, match=told):
+        SmartEncoder.from_pretrained(folder, device="cpu")
+
+
 def test_shards_elsewhere_are_refused(folder):
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "../../base/model.safetensors"}})

@@ -145,7 +145,7 @@ SETTINGS_BROKEN = {
     "no JSON": (lambda text: text[:-30], "is no JSON"),
     "no block": (lambda text: text.replace('"late": {', '"earlier": {'), "late missing"),
     "a key of a later version": (lambda text: text.replace('"drop"', '"dropped"'), "late has dropped"),
-    "no dtype": (lambda text: text.replace('"dtype": "auto"', '"dtype": "load"'), "model.dtype is 'load'"),
+    "no dtype": (lambda text: text.replace('"dtype": "auto"', '"dtype": "load"'), "model.dtype must be one of"),
 }
 
 
