@@ -255,7 +255,7 @@ def finish(trainer: SmartTrainer, sides: Sides, recipe: Recipe, output: Path) ->
     trainer.save_model(str(folder))
     encoder.late.hybrid = replace(recipe.late.hybrid)
     if main or trainer.engine.sharded:
-        verify(encoder, folder, *_samples(sides), main=main)
+        verify(encoder, folder, *_samples(sides), main=main, half=trainer.engine.half)
     cut = {role: sum(found[role] for found in Group().exchange(encoder.cut_rows)) for role in encoder.cut_rows}
     if main and any(cut.values()):
         logger.info("rows that reached their length limit and may have been cut: %s", cut)

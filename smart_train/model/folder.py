@@ -131,11 +131,13 @@ def verify(
     documents: list[Any],
     main: bool = True,
     base: str | None = None,
+    half: bool = False,
 ) -> dict[str, Any]:
     """Reloads ``folder`` in a fresh object and compares both views with the encoder in memory.
 
     queries, documents: some real contents.  main: False on ranks that only take part in the forward of an encoder whose
     weights are shared out; they get {}.  base: where it lies now, if it has moved.
+    half: the encoder in memory computes in half precision, whatever its base (an engine has cast it).
     Returns what ``compare`` and ``seal`` tell, and writes it to verified.json.
     A difference is the length of it between two vectors of length 1, so that it says the same for any width.
     Raises AdapterError on one over 1e-5 (2e-2 for a half-precision base), on another number of tokens, and where every
@@ -155,7 +157,7 @@ def verify(
         attention=own.attention,
         trust_remote_code=own.trust_remote_code,
     )
-    report = compare(folder, sides, ours, fresh)
+    report = compare(folder, sides, ours, fresh, exact=HALF if half else EXACT)
     logger.info("reloaded %s: the same vectors (%s)", folder, report)
     return seal(folder, report)
 

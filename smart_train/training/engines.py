@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,6 +42,8 @@ class Engine:
         kind = accelerator.distributed_type
         self.deepspeed = kind == DistributedType.DEEPSPEED
         self.fsdp = kind == DistributedType.FSDP
+        if self.fsdp:
+            _keep_dtype(accelerator.state.fsdp_plugin)
         plugin = accelerator.state.deepspeed_plugin if self.deepspeed else None
         self.sharded = self.fsdp or (plugin is not None and plugin.zero_stage == 3)
         self.stage = plugin.zero_stage if plugin is not None else None
@@ -78,6 +81,11 @@ class Engine:
         dist.all_reduce(table, op=dist.ReduceOp.MAX)
         most, least = table.tolist()
         return most, [-count for count in least]
+
+    @property
+    def half(self) -> bool:
+        """Whether weights compute in half precision outside of a step, too; under DDP autocast is a step's alone."""
+        return (self.deepspeed or self.fsdp) and self.accelerator.mixed_precision != "no"
 
     @property
     def name(self) -> str:
@@ -120,6 +128,14 @@ class Engine:
         if self.deepspeed:
             options["scale_wrt_gas"] = False
         self.accelerator.backward(value, **options)
+
+
+def _keep_dtype(plugin: Any) -> None:
+    """accelerate has FSDP2 round whatever a forward returns to the half precision of its weights: the embeddings, whose
+    lengths are 1 in float32."""
+    policy = plugin.mixed_precision_policy
+    if getattr(policy, "output_dtype", None) is not None:
+        plugin.mixed_precision_policy = replace(policy, output_dtype=None)
 
 
 def is_sharded(args: TrainingArguments) -> bool:

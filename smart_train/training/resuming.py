@@ -32,6 +32,7 @@ from smart_train.training.checkpoint_files import (
     lacking,
     steps,
 )
+from smart_train.training.fsdp import resharded
 from smart_train.training.peers import Group
 from smart_train.training.whole import collected
 
@@ -137,6 +138,7 @@ def load_weights(encoder: SmartEncoder, folder: Path) -> None:
     Base, adapter and every key are checked first (AdapterError), so that nothing is loaded by halves.
     """
     tensors, fresh = stored_tensors(encoder, folder)
+    resharded(encoder)
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
             if name in tensors:

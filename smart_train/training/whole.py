@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from smart_train.model.encoder import SmartEncoder
+from smart_train.training.fsdp import resharded
 
 
 @contextmanager
@@ -26,6 +27,7 @@ def whole(encoder: SmartEncoder, keep: bool) -> Iterator[dict[str, Tensor]]:
     keep: on ranks that write nothing it is False and the dictionary is empty; but all ranks must come here, as each
     tensor is collected from all of them.  One is whole at a time: memory is the trained weights', once.
     """
+    resharded(encoder)
     full = encoder.adapter is not None and encoder.adapter.kind == "full"
     state: dict[str, Tensor] = {}
     for name, parameter in encoder.named_parameters():
