@@ -141,8 +141,8 @@ def verify(
     half: the encoder in memory computes in half precision, whatever its base (an engine has cast it).
     Returns what ``compare`` and ``seal`` tell, and writes it to verified.json.
     A difference is the length of it between two vectors of length 1, so that it says the same for any width.
-    Raises AdapterError on one over 1e-5 (2e-2 for a half-precision base; 5e-2 with ``half``), on another number of tokens, and where every
-    LoRA B is still zero.
+    Raises AdapterError on one over 1e-5 (2e-2 for a half-precision base; 5e-2 with ``half``), on another
+    number of tokens, and where every LoRA B is still zero.
     """
     sides: Sides = [("query", queries), ("document", documents)]
     ours = [encoder.encode(contents, role) for role, contents in sides]
