@@ -26,7 +26,7 @@ NAMES = {  # what stands for the reader's own -> what stands for it here
     "sentence-transformers/all-MiniLM-L6-v2": MINILM,
     "Qwen/Qwen3-VL-Embedding-2B": "models/pages",
     "Qwen/Qwen3-Embedding-0.6B": "models/text",
-    "DATA": "data/mine",
+    "DATA": "data/text",
     "RUN": "runs/quickstart",
 }
 ELSEWHERE = {  # commands that are not run by the walk: what they look like -> the test that does it
