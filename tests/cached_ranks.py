@@ -238,7 +238,7 @@ def plans_on_ranks(folder: str, out: str) -> dict[str, Any]:
     rank = dist.get_rank()
     chunks = [[text, image, text], [text, image, image, image]][rank]
     found: dict[str, Any] = {"free": engine.plan(chunks, cached=True)}
-    engine.deepspeed, engine.by_kind = True, False
+    engine.deepspeed, engine.stage, engine.by_kind = True, 3, False
     found["plain"], found["by number"] = engine.plan(chunks, cached=False), engine.plan(chunks, cached=True)
     engine.sharded = engine.by_kind = True
     found["by kind"] = engine.plan(chunks, cached=False)
