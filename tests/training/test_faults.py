@@ -200,6 +200,15 @@ class At(TrainerCallback):
                 time.sleep(0.01)
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT ends a process: it is ignored, rightly, in what a shell runs in the background, these tests among it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_at_the_end_of_the_step_and_says_how_to_go_on(number, make, capfd):
     trainer = make("bert", AdapterBlock(r=4), max_steps=4)
