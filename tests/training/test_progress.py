@@ -74,7 +74,7 @@ def test_time_left_is_told_in_units_that_one_thinks_in():
 
 
 def test_without_a_terminal_every_logging_step_is_a_line_of_the_log(make, monkeypatch, caplog, capsys):
-    monkeypatch.setattr(logging.getLogger("smart_train"), "handlers", [])  # a command that ran before added the terminal
+    monkeypatch.setattr(logging.getLogger("smart_train"), "handlers", [])  # of a command that ran before
     caplog.set_level(logging.INFO, "smart_train.training.progress")
     trainer = make(
         "bert",
