@@ -73,6 +73,8 @@ def small(recipe: str, given: set[str]) -> dict[str, object]:
     """Overrides that let a recipe run here, but those that the page gives itself."""
     name = "text_lora" if recipe == "mine.yaml" else Path(recipe).stem
     rows = {"data.path": "triples.jsonl", "data.subset": "null", "data.query": "query", "data.document": "positive"}
+    if recipe == "mine.yaml":
+        rows["output"] = "runs/of-mine"  # runs/mine is of MiniLM, as the other commands of a page have it
     if name == "text_lora":
         own = {"model.base": "models/text", "data.negatives": 2, **CACHED, **({} if "data.path" in given else rows)}
     elif name == "quickstart":
@@ -88,7 +90,8 @@ def runnable(command: Command) -> list[str]:
     said = [stand_in(word) for word in command.words]
     recipe = recipe_of(command)
     if recipe is None:
-        return said
+        # The tiny tokenizer ends at 512 tokens, and a whole page has more.
+        return [*said, "--max-pixels", "16384"] if "models/pages" in said else said
     if said[1] == "doctor":
         return [*said[:3], *words(small(recipe[0], set())), *said[3:]]
     pages_of = "visdoc" in recipe[0]
