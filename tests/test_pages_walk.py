@@ -89,7 +89,9 @@ def runnable(command: Command) -> list[str]:
     """The command as it is run here: stand-ins for names, few steps, two processes."""
     said = [stand_in(word) for word in command.words]
     recipe = recipe_of(command)
-    if recipe is None:
+    if recipe is not None:
+        recipe = (stand_in(recipe[0]), recipe[1])
+    else:
         # The tiny tokenizer ends at 512 tokens, and a whole page has more.
         return [*said, "--max-pixels", "16384"] if "models/pages" in said else said
     if said[1] == "doctor":
