@@ -85,12 +85,7 @@ def encode(
     """
     corpus, meetings = collection.corpus, Meetings(peers)
     with meetings.telling():
-        query_ids, unanswered = answered(collection, told=meetings.first)
-        themselves = standing(collection, query_ids)
-        if themselves and meetings.first:
-            what = "queries stand in the corpus themselves and are left out of their own ranking"
-            logger.info("%d %s, such as %r", len(themselves), what, min(themselves))
-        check_same(collection, query_ids, batch_size, meetings)
+        query_ids, unanswered, themselves = asked(collection, batch_size, meetings)
         forwards = Forwards(encoder, meetings, batch_size, progress and meetings.first)
         queries = embed_queries(forwards, [collection.queries[query] for query in query_ids])
         rows = (max(batch_size, batches * batch_size // wide) for batches in (TEXT_BATCHES, IMAGE_BATCHES))
@@ -105,6 +100,17 @@ def encode(
         list(corpus), torch.tensor([place[document] for document in document_ids], dtype=torch.int64), meetings
     )
     return Encoded(queries, documents, query_ids, document_ids, unanswered, themselves, forwards.seconds, share)
+
+
+def asked(collection: Collection, batch_size: int, meetings: Meetings) -> tuple[list[str], list[str], frozenset[str]]:
+    """(queries to encode, queries left out, those that stand in the corpus), told, and the same on all ranks."""
+    query_ids, unanswered = answered(collection, told=meetings.first)
+    themselves = standing(collection, query_ids)
+    if themselves and meetings.first:
+        what = "queries stand in the corpus themselves and are left out of their own ranking"
+        logger.info("%d %s, such as %r", len(themselves), what, min(themselves))
+    check_same(collection, query_ids, batch_size, meetings)
+    return query_ids, unanswered, themselves
 
 
 def answered(collection: Collection, told: bool) -> tuple[list[str], list[str]]:

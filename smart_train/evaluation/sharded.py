@@ -17,11 +17,9 @@ from smart_train.evaluation.encoding import (
     Collection,
     Encoded,
     Encoder,
-    answered,
-    check_same,
+    asked,
     embed_portion,
     embed_queries,
-    standing,
 )
 from smart_train.evaluation.forwards import Forwards, Wrap, clock
 from smart_train.evaluation.pace import Pace
@@ -53,12 +51,7 @@ def encode_shards(
     if meetings.together:
         raise ValueError("ranks that share the weights run as many forwards each, and shards are dealt whole")
     with meetings.telling():
-        query_ids, unanswered = answered(collection, told=meetings.first)
-        themselves = standing(collection, query_ids)
-        if themselves and meetings.first:
-            what = "queries stand in the corpus themselves and are left out of their own ranking"
-            logger.info("%d %s, such as %r", len(themselves), what, min(themselves))
-        check_same(collection, query_ids, batch_size, meetings)
+        query_ids, unanswered, themselves = asked(collection, batch_size, meetings)
         forwards = Forwards(encoder, meetings, batch_size, progress and meetings.first)
         parts = plan(corpus, meetings, store)  # before anything is encoded: it may be refused
         stored = sum(meetings.meet(sum(len(part.ids) for part in parts if part.stored is not None)))
