@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from smart_train.model.encoder import SmartEncoder
+    from smart_train.models.encoder import SmartEncoder
 
 __all__ = ["SmartEncoder"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "SmartEncoder":
-        from smart_train.model.encoder import SmartEncoder
+        from smart_train.models.encoder import SmartEncoder
 
         return SmartEncoder
     raise AttributeError(f"module 'smart_train' has no attribute {name!r}")

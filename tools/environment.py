@@ -1,6 +1,5 @@
 """Makes .venv from pyproject.toml and constraints.txt, once: the first half of `make quickstart` and `make test`.
 
-Knows: venv, pip, uv and how to see an NVIDIA GPU.  Does not know: the package it installs.
 Standard library only, since it runs before anything is installed.
 
 Which build of torch: where pip, as it is configured, takes a CPU build, or a GPU is visible, or the system is not

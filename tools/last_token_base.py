@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
-from smart_train.model.processors import images_without_torchvision
+from smart_train.models.processors import images_without_torchvision
 
 
 def make(model: str, out: Path, dtype: str = "auto") -> Path:

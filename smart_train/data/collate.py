@@ -1,7 +1,4 @@
-"""Rows become a Batch: unique queries and documents, decoded and preprocessed in the data worker.
-
-Knows: collections, and that something preprocesses contents.  Does not know: models, losses, processes.
-"""
+"""Rows become a Batch: unique queries and documents, decoded and preprocessed in the data worker."""
 
 from __future__ import annotations
 
@@ -15,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from smart_train.contents import kind, length
+from smart_train.core.embeddings import Batch, Features
+from smart_train.core.modality import kind, length
+from smart_train.data.collection import Collection, DataError, hash_id
 from smart_train.data.identity import Identity
-from smart_train.data.records import Collection, DataError, hash_id
-from smart_train.embeddings import Batch, Features
 
 Row = tuple[str, str]  # query id, document id
 Preprocess = Callable[[list[Any], Any], Features]  # contents and "query" or "document", as SmartEncoder.preprocess

@@ -1,17 +1,14 @@
-"""The queries to choose on and the queries to report on, of any data that a recipe reads; never the same ones.
-
-Knows: splits by their names, holding out.  Does not know: models, what is chosen.
-"""
+"""The queries to choose on and the queries to report on, of any data that a recipe reads; never the same ones."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from smart_train.blocks import DataBlock
-from smart_train.data.formats import load
-from smart_train.data.ids import DataError, hash_id
-from smart_train.data.reading import read_split, short_name
-from smart_train.data.records import Collection
+from smart_train.config.schema import DataBlock
+from smart_train.core.errors import DataError
+from smart_train.data.collection import Collection
+from smart_train.data.ids import hash_id
+from smart_train.data.load import load, read_split, short_name
 from smart_train.data.sources import DEV, TEST, DataProblem, Source, find
 from smart_train.data.split import cap, halves
 

@@ -1,7 +1,4 @@
-"""Who a document is, for ranks that see only numbers: hashes of its id, its content, its file, and its page.
-
-Knows: documents and collections.  Does not know: which documents are masked (objective/identity.py), models.
-"""
+"""Who a document is, for ranks that see only numbers: hashes of its id, its content, its file, and its page."""
 
 from __future__ import annotations
 
@@ -12,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smart_train.contents import kind
+from smart_train.core.embeddings import Known
+from smart_train.core.modality import kind
+from smart_train.data.collection import Collection
 from smart_train.data.ids import hash_id
-from smart_train.data.records import Collection
-from smart_train.embeddings import Known
 
 Key = tuple[int, int, int, int]  # see embeddings.KEYS
 MOST = 2**17  # documents whose keys a worker remembers: about 40 MB

@@ -1,15 +1,8 @@
-"""Stable hashes of ids and contents, and the one error of this room.
-
-Knows: bytes and text.  Does not know: documents, files, models.
-"""
+"""Stable hashes of ids and contents, and the one error of this room."""
 
 from __future__ import annotations
 
 from hashlib import blake2b
-
-
-class DataError(ValueError):
-    """Something is wrong with the data; the message names the file, line or id, and what to do."""
 
 
 def hash_id(text: str) -> int:

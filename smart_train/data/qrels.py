@@ -1,7 +1,4 @@
-"""Which document answers which query, from the files that say so.
-
-Knows: judgements in BEIR's, TREC's and tabular files.  Does not know: the documents and queries they speak of.
-"""
+"""Which document answers which query, from the files that say so."""
 
 from __future__ import annotations
 
@@ -9,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from smart_train.data.columns import column, id_of, require
-from smart_train.data.ids import DataError
+from smart_train.core.errors import DataError
+from smart_train.data.column_aliases import column, id_of, require
 from smart_train.data.tables import Table, lines, open_files, suffix
 
 QRELS_TEXT = (".tsv", ".txt", ".trec", ".qrels", ".qrel")

@@ -1,8 +1,4 @@
-"""Where a recipe's data is and what it looks like, before anything large is read.
-
-Knows: pydocs, local folders and files, Hub datasets; how their splits are called.
-Does not know: what the rows hold, collections, models.
-"""
+"""Where a recipe's data is and what it looks like, before anything large is read."""
 
 from __future__ import annotations
 
@@ -12,12 +8,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from smart_train.blocks import DataBlock
-from smart_train.data import beir, hub, pools
-from smart_train.data.ids import DataError
+from smart_train.config.schema import DataBlock
+from smart_train.config.typed_values import Problem
+from smart_train.core.errors import DataError
+from smart_train.core.hub import kind
+from smart_train.data.readers import beir
+from smart_train.data.readers import hub_datasets as hub
+from smart_train.data.readers import mbeir as pools
 from smart_train.data.tables import readable, split_of
-from smart_train.hub import kind
-from smart_train.recipe_types import Problem
 
 DEV = ("dev", "validation", "valid", "val")
 TEST = ("test",)

@@ -1,7 +1,4 @@
-"""Which documents are trained on, chosen by, and reported on: whole files on one side.
-
-Knows: the shape of a collection (corpus, queries, qrels, negatives).  Does not know: formats, models.
-"""
+"""Which documents are trained on, chosen by, and reported on: whole files on one side."""
 
 from __future__ import annotations
 
@@ -11,10 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from smart_train.data.ids import DataError, hash_id
+from smart_train.core.errors import DataError
+from smart_train.data.ids import hash_id
 
 if TYPE_CHECKING:
-    from smart_train.data.records import Collection
+    from smart_train.data.collection import Collection
 
 logger = logging.getLogger(__name__)
 

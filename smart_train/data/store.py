@@ -1,14 +1,11 @@
 """A collection as Parquet files in a folder, each image once: what ingest, mine and check write and every reader reads.
 
-    corpus/corpus.parquet        id, title, text, image (path in the folder), file, page, hash, and what else is given
-    queries/queries.parquet      id, text, and what else is given
-    qrels/SPLIT.parquet          query-id, corpus-id, score
-    negatives/negatives.parquet  query-id, corpus-ids, scores, positive, miner
-    teacher/teacher.parquet      query-id, corpus-ids, scores
-    images/                      files that were not in the folder before, named by their content
-
-Knows: that layout; every file is written whole or not at all.
-Does not know: how it is read (beir.py), the Hub (share.py), models.
+corpus/corpus.parquet        id, title, text, image (path in the folder), file, page, hash, and what else is given
+queries/queries.parquet      id, text, and what else is given
+qrels/SPLIT.parquet          query-id, corpus-id, score
+negatives/negatives.parquet  query-id, corpus-ids, scores, positive, miner
+teacher/teacher.parquet      query-id, corpus-ids, scores
+images/                      files that were not in the folder before, named by their content
 """
 
 from __future__ import annotations
@@ -18,12 +15,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from smart_train.data import attached
-from smart_train.data.beir import part, parts_of
-from smart_train.data.ids import DataError, content_id
-from smart_train.data.records import Collection, Document, Mined
+from smart_train.core.atomic_io import replacing
+from smart_train.core.errors import DataError
+from smart_train.data import hard_negatives as attached
+from smart_train.data.collection import Collection, Document, Mined
+from smart_train.data.ids import content_id
+from smart_train.data.readers.beir import part, parts_of
 from smart_train.data.tables import TEXT_FILES, readable, suffix
-from smart_train.saving import replacing
 
 Row = dict[str, Any]
 More = Mapping[str, Mapping[str, Any]]  # column -> id -> value

@@ -1,7 +1,4 @@
-"""Rows of whatever file holds them: JSON Lines, JSON, CSV, TSV (also .gz), Parquet, Arrow folders, Hub datasets.
-
-Knows: files and the `datasets` library.  Does not know: queries, documents, qrels.
-"""
+"""Rows of whatever file holds them: JSON Lines, JSON, CSV, TSV (also .gz), Parquet, Arrow folders, Hub datasets."""
 
 from __future__ import annotations
 
@@ -18,7 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from smart_train.data.ids import DataError, content_id
+from smart_train.core.errors import DataError
+from smart_train.data.ids import content_id
 
 TEXT_FILES = (".jsonl", ".json", ".csv", ".tsv")
 STORED_FILES = (".parquet", ".arrow")

@@ -1,4 +1,1 @@
-"""Measures rankings: which view of an encoder finds what, and how sure that is.
-
-Knows: qrels, rankings, embeddings.  Does not know: how an encoder or a collection is made.
-"""
+"""Encode, rank and measure: which view of an encoder finds what."""

@@ -1,7 +1,4 @@
-"""Another evaluation of the same queries, from its folder, and the paired differences to it.
-
-Knows: evaluation.json.  Does not know: encoders, collections beyond a hash of each of their tables.
-"""
+"""Another evaluation of the same queries, from its folder, and the paired differences to it."""
 
 from __future__ import annotations
 
@@ -12,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smart_train.evaluation.encoding import Collection
-from smart_train.evaluation.metrics import EvaluationError, paired
+from smart_train.core.errors import EvaluationError
+from smart_train.evaluation.encode import Collection
+from smart_train.evaluation.metrics import paired
 from smart_train.evaluation.ranking import MODES
 from smart_train.evaluation.retrieval import Evaluation
 

@@ -1,7 +1,5 @@
 """BM25 over the documents' texts: the row beside, which asks what an encoder finds that words alone do not.
 
-Knows: texts, qrels, bm25s.  Does not know: encoders, embeddings, where a text comes from.
-
 Lucene's BM25 (Robertson et al. 1994; Kamphuis et al. 2020 for the variant), k1 = 1.5, b = 0.75.  Words are runs of two
 letters or digits at least, in lower case, without Lucene's 33 English stop words, not stemmed: no language is favoured
 but by the stop words.  A document that shares no word with a query is not found for it; equal scores are ordered by the
@@ -17,8 +15,9 @@ from typing import Any
 
 import torch
 
-from smart_train.evaluation.best import Best
-from smart_train.evaluation.metrics import EvaluationError, Interval, Ranking, interval, measure
+from smart_train.core.errors import EvaluationError
+from smart_train.evaluation.metrics import Interval, Ranking, interval, measure
+from smart_train.evaluation.topk import Best
 
 K1, B = 1.5, 0.75
 NOISE = 1e-5  # BM25 scores are sums of float32 of about 10

@@ -1,7 +1,5 @@
 """Ranks documents for queries by pooled, late and hybrid scores, in bounded memory.
 
-Knows: embeddings and the three scores.  Does not know: encoders, collections, qrels.
-
 The corpus goes by in portions, each in blocks, and of each block only what may still be among the first ``top`` is
 kept.  So memory is one portion and B * top, whatever the corpus; and since a score depends on its own query and
 document alone, and equal scores are ordered by a hash, a ranking depends neither on the portions and blocks nor on the
@@ -16,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smart_train.blocks import HybridBlock
-from smart_train.embeddings import Embeddings, Tokens
-from smart_train.evaluation.best import Best, tie_hash
-from smart_train.evaluation.metrics import EvaluationError, Ranking
-from smart_train.evaluation.narrowing import Narrowing, worthwhile
-from smart_train.evaluation.shares import Share
-from smart_train.objective.scores import hybrid_scores, late_scores, pooled_scores
+from smart_train.config.schema import HybridBlock
+from smart_train.core.embeddings import Embeddings, Tokens
+from smart_train.core.errors import EvaluationError
+from smart_train.evaluation.bf16_prefilter import Narrowing, worthwhile
+from smart_train.evaluation.metrics import Ranking
+from smart_train.evaluation.topk import Best, Share, tie_hash
+from smart_train.losses.similarity import hybrid_scores, late_scores, pooled_scores
 
 __all__ = [
     "MODES",
@@ -277,3 +275,155 @@ def _check_ids(ids: Sequence[str], what: str) -> None:
     if len(set(ids)) != len(ids):
         twice = next(one for place, one in enumerate(ids) if one in ids[:place])
         raise EvaluationError(f"the {what} id {twice!r} is there twice; ids must be unique")
+
+
+# The best documents of every query so far, and the scores of named pairs, as tiles of a corpus go by.
+
+
+class Candidates:
+    """The first ``top`` documents of every query but those that a named pair keeps out, and the named pairs' scores.
+
+    pairs: [E, 2] int64, (query row, document row), in any order
+    noise: scores nearer than this are equal and ordered by a hash of the ids (see ranking.py)
+    """
+
+    def __init__(self, pairs: Tensor, top: int, noise: float) -> None:
+        self.top, self.noise = top, noise
+        self.order = pairs[:, 1].argsort(stable=True)
+        self.rows, self.columns = pairs[self.order].unbind(1)
+        self.columns = self.columns.contiguous()
+        self.found = torch.full((len(pairs),), float("nan"))
+        self.best: dict[tuple[int, int], Best] = {}
+
+    def add(self, rows: slice, columns: slice, scores: Tensor) -> None:
+        """Takes the scores [rows, columns] of one tile, and overwrites those of named pairs in it."""
+        begin, end = torch.searchsorted(self.columns, torch.tensor([columns.start, columns.stop])).tolist()
+        row = self.rows[begin:end]
+        here = ((row >= rows.start) & (row < rows.stop)).nonzero().squeeze(1) + begin
+        at = (self.rows[here] - rows.start).to(scores.device), (self.columns[here] - columns.start).to(scores.device)
+        self.found[here] = scores[at].to(self.found)
+        scores[at] = float("-inf")
+        best = self.best.setdefault((rows.start, rows.stop), Best(self.top, self.noise))
+        if best.scores is not None and best.columns is not None and best.scores.device != scores.device:
+            best.scores, best.columns = best.scores.to(scores.device), best.columns.to(scores.device)
+        best.add(scores, columns.start)
+
+    def pair_scores(self) -> Tensor:
+        """[E] float32, in the order in which the pairs were given; NaN where the document did not go by."""
+        scores = torch.empty_like(self.found)
+        scores[self.order] = self.found
+        return scores
+
+    def ranked(self, query_ids: Sequence[str], document_ids: Sequence[str]) -> Iterator[tuple[str, Ranking]]:
+        """(query id, its ranking, best first and without named pairs) of every query; one block at a time in lists."""
+        for (begin, end), best in sorted(self.best.items()):
+            for query, ranking in best.rankings(query_ids[begin:end], document_ids).items():
+                yield query, [pair for pair in ranking if pair[1] != float("-inf")]
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors on the CPU by name, for ``restore``."""
+        kept = {"found": self.found}
+        for (begin, end), best in self.best.items():
+            if best.scores is not None and best.columns is not None:
+                kept[f"{begin}:{end}:scores"] = best.scores.cpu().contiguous()
+                kept[f"{begin}:{end}:columns"] = best.columns.cpu().contiguous()
+        return kept
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Takes what ``state`` gave for the same pairs.  Raises EvaluationError for that of others."""
+        if state["found"].shape != self.found.shape:
+            raise EvaluationError(f"the state has {len(state['found'])} pairs, and there are {len(self.found)}")
+        self.found = state["found"].clone()
+        for name, tensor in state.items():
+            if not name.endswith(":scores"):
+                continue
+            begin, end = (int(part) for part in name.split(":")[:2])
+            best = Best(self.top, self.noise)
+            best.scores, best.columns = tensor.clone(), state[f"{begin}:{end}:columns"].clone()
+            self.best[begin, end] = best
+
+
+# Ranks the documents that each query is given and no others: reranking tasks, questions with options, near misses.
+
+
+SPARSE = 0.25  # share of a portion's pairs that were given, below which each query is scored by itself
+
+
+def rank_given(
+    queries: Embeddings,
+    documents: Embeddings | Iterable[Embeddings],
+    query_ids: Sequence[str],
+    document_ids: Sequence[str],
+    given: Mapping[str, Sequence[str]],
+    views: Mapping[str, View],
+    *,
+    device: torch.device | str | None = None,
+) -> dict[str, dict[str, Ranking]]:
+    """{view: {query id: all its given documents, best first}}, ordered as ``rank_views`` orders: ties by hash.
+
+    documents: N rows, at once or in portions, in the order of ``document_ids``; each portion is taken once
+    given: query id -> ids of its documents; one that is named twice counts once
+    Raises EvaluationError for a query that is given none, or one that is not there, and as ``rank_views`` does.
+    """
+    check(queries, query_ids, "query")
+    pairs = _pairs(query_ids, document_ids, given)
+    rows, columns = pairs.t().contiguous()
+    pooled, late = torch.empty(len(pairs)), torch.empty(len(pairs))
+    begun = 0
+    for portion in checked(documents, document_ids):
+        ends = torch.tensor([begun, begun + len(portion)])
+        begin, end = torch.searchsorted(columns, ends).tolist()
+        if end > begin:
+            here = slice(begin, end)
+            pooled[here], late[here] = _portion(queries, portion, rows[here], columns[here] - begun, device)
+        begun += len(portion)
+    order = rows.argsort(stable=True)
+    sizes = torch.bincount(rows, minlength=len(query_ids)).tolist()
+    parts = [each[order].split(sizes) for each in (columns, pooled, late)]
+    ranked: dict[str, dict[str, Ranking]] = {name: {} for name in views}
+    for query, places, of_pooled, of_late in zip(query_ids, *parts, strict=True):
+        for name, one in views.items():
+            best = Best(len(places), one.noise)
+            best.scores, best.columns = one.score(of_pooled, of_late).unsqueeze(0), places.unsqueeze(0)
+            ranked[name].update(best.rankings([query], document_ids))
+    return ranked
+
+
+def _pairs(query_ids: Sequence[str], document_ids: Sequence[str], given: Mapping[str, Sequence[str]]) -> Tensor:
+    """[E, 2] int64, (query row, document row), by document and then by query."""
+    place = {document: row for row, document in enumerate(document_ids)}
+    found: list[tuple[int, int]] = []
+    for row, query in enumerate(query_ids):
+        own = dict.fromkeys(given.get(query, ()))
+        if not own:
+            raise EvaluationError(f"query {query!r} is given no document to rank; leave it out")
+        absent = next((document for document in own if document not in place), None)
+        if absent is not None:
+            raise EvaluationError(f"query {query!r} is given the document {absent!r}, which the corpus does not have")
+        found += [(place[document], row) for document in own]
+    return torch.tensor(sorted(found), dtype=torch.int64).reshape(-1, 2).flip(1)
+
+
+def _portion(
+    queries: Embeddings, portion: Embeddings, rows: Tensor, columns: Tensor, device: torch.device | str | None
+) -> tuple[Tensor, Tensor]:
+    """The pooled and late scores [E] of these pairs; columns are rows of the portion."""
+    device = device if device is not None else queries.pooled.device
+    asked, at = rows.unique(return_inverse=True)
+    if len(rows) >= SPARSE * len(asked) * len(portion):
+        pooled, late = _all(queries.select(asked), portion, device)
+        return pooled[at, columns], late[at, columns]
+    pooled, late = torch.empty(len(rows)), torch.empty(len(rows))
+    for query in asked:
+        own = rows == query
+        one = _all(queries.select(query.unsqueeze(0)), portion.select(columns[own]), device)
+        pooled[own], late[own] = (scores[0] for scores in one)
+    return pooled, late
+
+
+def _all(queries: Embeddings, documents: Embeddings, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Both scores of all pairs, [B, N] on the CPU."""
+    pooled, late = torch.empty(len(queries), len(documents)), torch.empty(len(queries), len(documents))
+    for rows, columns, *both in tiles(queries, documents, device=device):
+        pooled[rows, columns], late[rows, columns] = (scores.cpu() for scores in both)
+    return pooled, late

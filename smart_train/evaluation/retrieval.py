@@ -1,7 +1,4 @@
-"""Evaluates an encoder on a collection, and calibrates its hybrid score on a dev split.
-
-Knows: rankings, measures and the hybrid's weights.  Does not know: how encoders and collections are made, files.
-"""
+"""Evaluates an encoder on a collection, and calibrates its hybrid score on a dev split."""
 
 from __future__ import annotations
 
@@ -11,15 +8,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from smart_train.blocks import HybridBlock
-from smart_train.embeddings import Embeddings
-from smart_train.evaluation.encoding import Collection, Encoded, Encoder, encode
-from smart_train.evaluation.forwards import clock
-from smart_train.evaluation.metrics import EvaluationError, Interval, Ranking, interval, measure
-from smart_train.evaluation.observed import Observer
-from smart_train.evaluation.peers import Peers
+from smart_train.config.schema import HybridBlock
+from smart_train.core.embeddings import Embeddings
+from smart_train.core.errors import EvaluationError
+from smart_train.distributed.process_group import Peers
+from smart_train.evaluation.encode import Collection, Encoded, Encoder, clock, encode
+from smart_train.evaluation.metrics import Interval, Ranking, interval, measure
 from smart_train.evaluation.ranking import MODES, Tile, check, checked, rank, rank_all, rank_views, tiles, view
-from smart_train.evaluation.shares import Share
+from smart_train.evaluation.report.summary.score_histograms import Observer
+from smart_train.evaluation.topk import Share
 
 __all__ = ["Evaluation", "calibrate", "calibrate_encoded", "evaluate", "evaluate_encoded", "rank", "rank_all"]
 

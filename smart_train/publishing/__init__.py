@@ -1,1 +1,1 @@
-"""What publish.py is made of: what goes up, what may not, the card, the Hub."""
+"""Export, merge and publish adapters."""

@@ -1,7 +1,4 @@
-"""The recipe's ``training:`` block as transformers TrainingArguments, under their own names.
-
-Knows: TrainingArguments and the one key added to them.  Does not know: models, data.
-"""
+"""The recipe's ``training:`` block as transformers TrainingArguments, under their own names."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Nothing trains silently wrong: what is looked at before, during and after the first step.
-
-Knows: parameters, gradients, callbacks.  Does not know: losses, data.
-"""
+"""Nothing trains silently wrong: what is looked at before, during and after the first step."""
 
 from __future__ import annotations
 
@@ -16,14 +13,11 @@ from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from smart_train.blocks import AdapterBlock
-from smart_train.processes import world
+from smart_train.config.schema import AdapterBlock
+from smart_train.core.errors import TrainingStopped
+from smart_train.distributed.environment import world
 
 logger = logging.getLogger(__name__)
-
-
-class TrainingStopped(RuntimeError):
-    """Training would go on wrongly; the message says what was seen and what to do."""
 
 
 def check_trainable(encoder: nn.Module, adapter: AdapterBlock) -> dict[str, int]:

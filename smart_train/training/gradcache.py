@@ -9,8 +9,6 @@ so 1. every chunk is embedded without a graph, 2. L and dL/de are computed on th
 embedded again, and the backward of the surrogate  sum(e_c * dL/de_c)  adds its summand.  Only one chunk's activations
 exist at a time; the price is one more forward, of all chunks but one where the last one's graph is kept.  Dropout is
 the same in 1 and 3, because the random state that a chunk began with is replayed.
-
-Knows: embeddings, random states.  Does not know: models, losses, engines, devices of others.
 """
 
 from __future__ import annotations
@@ -22,8 +20,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from smart_train.embeddings import Embeddings, Features, Tokens
-from smart_train.objective.losses import Loss
+from smart_train.core.embeddings import Embeddings, Features, Tokens
+from smart_train.losses.joint import Loss
 
 
 @dataclass

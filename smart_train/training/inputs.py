@@ -1,7 +1,4 @@
-"""How batches come to a step: as Trainer's inputs, moved at once or chunk by chunk.
-
-Knows: batches, devices.  Does not know: models, losses, how batches are made.
-"""
+"""How batches come to a step: as Trainer's inputs, moved at once or chunk by chunk."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smart_train.embeddings import Batch, Features
+from smart_train.core.embeddings import Batch, Features
 
 Rows = list[tuple[str, str]]
 

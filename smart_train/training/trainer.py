@@ -1,13 +1,19 @@
-"""SmartTrainer: transformers.Trainer whose step is one forward, two views and the joint loss; or the same with
-gradient caching, chunk after chunk.
+"""What a run writes while it trains: an encoder's folder with the training's state beside, nothing of the frozen base.
 
-Knows: the encoder's forward, a step's loss, transformers.Trainer.
-Does not know: files of data, prompts, recipes, metrics (a function ranks the dev split).
+A checkpoint is whole or not there.  All ranks write into checkpoint-N.part; each tells the others what became of it;
+then it is renamed.  What a run that goes on needs in order to end as if it had never ended, bit for bit on a CPU:
+
+    the encoder's folder              adapter and head, never the frozen base
+    optimizer.pt, scheduler.pt, scaler.pt; global_stepN/ under DeepSpeed
+    rng_state.pth (_RANK), run_state_RANK.pt    random states; sums since the last logged line
+    trainer_state.json                step, best metric, early stopping; batches follow from the step
+    checkpoint.json                   engine, processes, every file with its size (training/checkpoint.py)
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,35 +23,387 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DeepSpeedSchedulerWrapper
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import TrainerCallback
-from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
-from transformers.trainer_callback import PrinterCallback
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState, PrinterCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import TrainOutput
 
-from smart_train.blocks import AdapterBlock, ObjectiveBlock
-from smart_train.data.batches import Kin
-from smart_train.embeddings import Batch, Embeddings, Features
-from smart_train.model.encoder import SmartEncoder
-from smart_train.objective.losses import Loss
+from smart_train.config.schema import AdapterBlock, ObjectiveBlock
+from smart_train.core.embeddings import Batch, Embeddings, Features
+from smart_train.core.errors import CheckpointError, TrainingStopped
+from smart_train.data.batch_sampler import Kin
+from smart_train.distributed.process_group import Group
+from smart_train.losses.joint import Loss
+from smart_train.models.encoder import SmartEncoder
+from smart_train.training import checkpoint as files
 from smart_train.training.arguments import SmartTrainingArguments
-from smart_train.training.best import Best, check_choice
-from smart_train.training.checkpoints import CheckpointedTrainer
-from smart_train.training.checks import FirstStep, Skips, TrainingStopped, check_cached, check_trainable
-from smart_train.training.engines import Engine, in_order
-from smart_train.training.faults import Faults, Skipped
+from smart_train.training.callbacks.early_stopping import Best, best, check_choice, history
+from smart_train.training.callbacks.logging import JsonLog, Means, asked
+from smart_train.training.callbacks.progress import Progress
+from smart_train.training.callbacks.speed import Speed
+from smart_train.training.callbacks.trackers import take_over
+from smart_train.training.checkpoint import check_launch, find, load_deepspeed, load_weights, rewind, save_deepspeed
+from smart_train.training.checks import FirstStep, Skips, check_cached, check_trainable
+from smart_train.training.dataloader import planned, train_loader
+from smart_train.training.engine import Engine, full, in_order, load_optimizer, save_optimizer, whole
 from smart_train.training.gradcache import cached_backward
 from smart_train.training.inputs import Inputs, Moved, Rows, held
-from smart_train.training.loading import planned, train_loader
-from smart_train.training.logs import JsonLog, Means, asked
-from smart_train.training.progress import Progress
-from smart_train.training.speed import Speed
-from smart_train.training.step import Step, token_dtype
-from smart_train.training.trackers import take_over
-from smart_train.training.whole import full
+from smart_train.training.loss_step import Step, token_dtype
+from smart_train.training.nonfinite import Faults, Skipped
 
 logger = logging.getLogger(__name__)
+
+
+class WritingTrainer(Trainer):
+    """transformers.Trainer that saves an encoder's folder instead of a state dict.
+
+    Raises CheckpointError, on every rank, where one rank cannot write its part: what was written of it is deleted, and
+    the last one is whole.
+    """
+
+    args: SmartTrainingArguments
+    engine: Engine
+    means: Means
+    written = -1  # step of the last checkpoint that this process took part in
+
+    @property
+    def encoder(self) -> SmartEncoder:
+        found: SmartEncoder = self.accelerator.unwrap_model(self.model)
+        return found
+
+    @property
+    def root(self) -> Path:
+        return Path(str(self.args.output_dir))
+
+    # -- weights
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Every rank must call it: where an engine shards the weights, they are collected from all."""
+        folder = str(output_dir or self.args.output_dir)
+        if callable(getattr(self.optimizer, "eval", None)):  # schedule-free optimizers have the averaged weights there
+            self.optimizer.eval()  # type: ignore[union-attr]
+        if not self.engine.sharded:
+            self._save(folder)
+            return
+        with whole(self.encoder, keep=self.args.should_save) as state:
+            self._save(folder, state)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """No pickled arguments beside it: the recipe has them."""
+        if self.args.should_save:
+            self.encoder.save_pretrained(Path(str(output_dir or self.args.output_dir)), state=state_dict)
+
+    def release(self) -> None:
+        """Lets go of weights, optimizer and engine; the trainer is of no use afterwards."""
+        del self.model, self.model_wrapped
+        self.callback_handler.model = self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+        self.optimizer = self.lr_scheduler = None  # type: ignore[assignment]
+        self.__dict__.pop("deepspeed", None)
+        self.accelerator.free_memory()
+
+    # -- writing
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """All ranks, stage by stage; none goes on before all have told how the stage went."""
+        step = self.state.global_step
+        folder = files.folder_of(self.root, step)
+        part = folder.with_name(folder.name + files.PART)
+        self.store_flos()
+        best = self.state.best_model_checkpoint
+        if self.state.best_global_step == step:
+            self.state.best_model_checkpoint = str(folder)
+        try:
+            self._together(partial(self._write_weights, part), part)
+            told = self._together(partial(self._write_state, part), part)
+            self._together(partial(self._seal, part, told), part)
+            self._together(partial(self._publish, part, folder), part)
+        except CheckpointError:
+            self.state.best_model_checkpoint = best
+            raise
+        self.written = step
+        if self.args.should_save:
+            keep = [folder, *([Path(found)] if (found := self.state.best_model_checkpoint) else [])]
+            for gone in files.rotate(self.root, self.args.save_total_limit, keep):
+                logger.debug("%s: deleted, save_total_limit is %s", gone, self.args.save_total_limit)
+
+    def _together(self, stage: Callable[[], Any], part: Path) -> list[Any]:
+        """Every rank's result of a stage; or, on every rank, CheckpointError with what each failed of."""
+        failed: Exception | None = None
+        value: Any = None
+        try:
+            value = stage()
+        except Exception as error:
+            failed = error
+        peers = Group()
+        found = peers.exchange((value, files.failure(failed, part) if failed is not None else None))
+        wrong = {rank: text for rank, (_, text) in enumerate(found) if text is not None}
+        if not wrong:
+            return [result for result, _ in found]
+        if self.args.local_process_index == 0:
+            files.delete(part)
+        last = files.last_whole(self.root)
+        ranks = "; ".join(f"rank {rank}: {text}" if peers.world > 1 else text for rank, text in wrong.items())
+        raise CheckpointError(
+            f"the checkpoint of step {self.state.global_step} could not be written to {self.root}: {ranks}. "
+            + (
+                f"{last} is whole: make room, then go on from it with training.resume_from_checkpoint=true"
+                if last is not None
+                else "there is no earlier one"
+            )
+        ) from failed
+
+    def _write_weights(self, part: Path) -> None:
+        if self.args.should_save:
+            files.delete(part)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        self.save_model(str(part), _internal_call=True)
+
+    def _write_state(self, part: Path) -> list[str]:
+        """This rank's files besides the weights; returns names that the folder must have for it."""
+        part.mkdir(parents=True, exist_ok=True)  # of this machine's own disk, if it has one
+        if self.args.should_save:
+            self.state.stateful_callbacks = _exported(self._exportable())  # type: ignore[assignment]
+            self.state.save_to_json(str(part / TRAINER_STATE_NAME))
+        if self.args.save_only_model:
+            return []
+        self._save_optimizer_and_scheduler(str(part))
+        self._save_scaler(str(part))
+        self._save_rng_state(str(part))
+        name = run_state(self.args.process_index)
+        torch.save(self._sums(), part / name)
+        return [name]
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.engine.deepspeed:
+            save_deepspeed(self.model_wrapped, Path(output_dir), self.state.global_step)
+        elif self.engine.fsdp:
+            assert self.model is not None and self.optimizer is not None
+            save_optimizer(self.model, self.optimizer, Path(output_dir) / OPTIMIZER_NAME, self.args.should_save)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        if self.args.should_save and not isinstance(self.lr_scheduler, DeepSpeedSchedulerWrapper):
+            assert self.lr_scheduler is not None
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _seal(self, part: Path, told: list[list[str]]) -> None:
+        if not self.args.should_save:
+            return
+        os.listdir(part)  # a network disk looks again
+        absent = [name for names in told for name in names if not (part / name).is_file()]
+        if absent and not self.args.save_on_each_node:
+            raise OSError(
+                f"{', '.join(absent)} of other ranks are not in {part}: the machines share no disk there; set "
+                "training.save_on_each_node: true, or choose an output that they share"
+            )
+        facts = {
+            "step": self.state.global_step,
+            "engine": self.engine.name,
+            "processes": self.args.world_size,
+            "resumable": not self.args.save_only_model,
+        }
+        files.seal(part, facts)
+
+    def _publish(self, part: Path, folder: Path) -> None:
+        if self.args.should_save:
+            files.publish(part, folder)
+
+    # -- sums
+
+    def _sums(self) -> dict[str, Any]:
+        """What this rank has added up since the last logged line, and since the run began."""
+        log = self._log()
+        return {
+            "loss": self._tr_loss.cpu(),
+            "losses": self._total_loss_scalar,
+            "logged": self._globalstep_last_logged,
+            "means": {name: torch.stack(values).cpu() for name, values in self.means.values.items()},
+            "log_bytes": log.path.stat().st_size if log is not None and log.path.is_file() else 0,
+        }
+
+    def _log(self) -> JsonLog | None:
+        return next((one for one in self.callback_handler.callbacks if isinstance(one, JsonLog)), None)
+
+    def _exportable(self) -> list[ExportableState]:
+        return [one for one in (*self.callback_handler.callbacks, self.control) if isinstance(one, ExportableState)]
+
+
+def run_state(rank: int) -> str:
+    return f"run_state_{rank}.pt"
+
+
+def by_name(found: list[ExportableState]) -> dict[str, ExportableState]:
+    return {type(one).__name__: one for one in found}
+
+
+def _exported(found: list[ExportableState]) -> dict[str, Any]:
+    return {name: one.state() for name, one in by_name(found).items()}
+
+
+# How a run goes on from what an earlier one wrote, so that it ends as if it had never ended.
+
+
+class CheckpointedTrainer(WritingTrainer):
+    """A trainer whose checkpoints hold everything that a resumed run needs to be the uninterrupted one."""
+
+    _late = False  # a checkpoint is due when the epoch's end has been gone through
+    _ended = -1  # the last step of an epoch, once Trainer has asked what is due after it
+
+    # -- going on
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any) -> TrainOutput:
+        """As Trainer's.  resume_from_checkpoint: True takes the newest whole checkpoint of the output folder.
+
+        Raises CheckpointError where there is none to go on from, AdapterError where it is of another adapter.
+        """
+        self._told(files.tidy(self.root) if self.args.local_process_index == 0 else [])
+        self.remove_callback(Restored)
+        self._late, self._ended, self.written = False, -1, -1
+        peers = Group()
+        peers.exchange(None)  # nobody looks before it is tidy
+        if not resume_from_checkpoint:
+            return super().train(None, *args, **options)
+        folder = find(resume_from_checkpoint, self.root, peers)
+        self._told(check_launch(folder, self.engine.name, self.args.world_size))
+        if self.args.should_save and folder.parent.resolve() == self.root.resolve():
+            self._told(files.put_aside(self.root, int(folder.name.split("-")[1])))
+        if self.args.eval_on_start:
+            self.args.eval_on_start = False
+            self._told(["training.eval_on_start: was done before the first step, and is not done again"])
+        self.add_callback(Restored(self, folder))
+        return super().train(str(folder), *args, **options)
+
+    def _told(self, lines: list[str]) -> None:
+        for line in lines:
+            if self.args.process_index == 0:
+                logger.warning("%s", line)
+
+    def _init_training_state(self, *args: Any, **options: Any) -> tuple[int, int]:
+        """Whatever is not in transformers' own state: where the best checkpoint lies now, and callbacks' counts."""
+        found = super()._init_training_state(*args, **options)
+        restored = self._restored()
+        if restored is not None:
+            self._find_best(restored.folder)
+            stored: dict[str, Any] = dict(self.state.stateful_callbacks or {})  # type: ignore[arg-type]
+            for name, one in by_name(self._exportable()).items():
+                for values in [stored[name]] if name in stored and not isinstance(one, TrainerControl) else []:
+                    for attribute, value in values.get("attributes", {}).items():
+                        setattr(one, attribute, value)
+        return found
+
+    def _find_best(self, folder: Path) -> None:
+        """The recorded path is that of the folder as it was called then; beside this checkpoint is where it lies."""
+        recorded = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME)).best_model_checkpoint
+        if recorded is None:
+            return
+        places = [folder.parent / Path(recorded).name, Path(recorded)]
+        there = next((place for place in places if files.is_whole(place)), None)
+        self.state.best_model_checkpoint = str(there) if there is not None else None
+        if there is None:
+            self._told([f"{places[0]}, the best checkpoint so far, is not there any more: the best is looked for anew"])
+            self.state.best_metric = self.state.best_global_step = None
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """Trainer's own would have DeepSpeed load the frozen weights, too, which are not there."""
+        if resume_from_checkpoint is None or not self.engine.deepspeed:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        load_deepspeed(self.model_wrapped, self.encoder, Path(resume_from_checkpoint), self.state.global_step)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        self._load_scaler(resume_from_checkpoint)
+        return prepared
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.engine.fsdp:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        assert self.model is not None and self.optimizer is not None and self.lr_scheduler is not None
+        load_optimizer(self.model, self.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+    def _run_epoch(self, *args: Any, **options: Any) -> None:
+        """Not one step more where the run had come to its end: Trainer looks after a step only."""
+        restored = self._restored()
+        if restored is not None and (self.state.global_step >= self.state.max_steps or self._out_of_patience()):
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **options)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **options: Any) -> None:
+        """A checkpoint at an epoch's last step waits until what belongs to the epoch's end is done (lines, evaluation,
+        best metric): a resumed run begins with the next epoch and would never do it."""
+        ends = self.state.epoch is not None and float(self.state.epoch).is_integer()
+        if ends and self._ended != self.state.global_step:  # after the step; Trainer asks again after the epoch
+            self._ended = self.state.global_step
+            self._late, self.control.should_save = self.control.should_save, False
+        elif self._late:
+            self._late, self.control.should_save = False, True
+        # By a signal; save_strategy "best" would take the save back where an evaluation is not the best.
+        stops = self.control.should_save and self.control.should_training_stop
+        super()._maybe_log_save_evaluate(*args, **options)
+        if stops and self.written != self.state.global_step:
+            self._save_checkpoint(self.encoder, None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _finalize_training(self, *args: Any, **options: Any) -> TrainOutput:
+        """The mean loss is that of all steps, also of those before a resume; and the last checkpoint stays, which
+        Trainer deletes with save_total_limit 1 where another one is the best."""
+        rest, steps = self._tr_loss.item(), max(self.state.global_step - self._initial_global_step, 0.001)
+        self._total_loss_scalar = (self._total_loss_scalar + rest) * steps / max(1, self.state.global_step) - rest
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **options)
+        finally:
+            self.args.save_total_limit = limit
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_weights(self.encoder, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        logger.info("the best weights are those of %s", self.state.best_model_checkpoint)
+        load_weights(self.encoder, Path(str(self.state.best_model_checkpoint)))
+
+    # -- sums
+
+    def take_up(self, folder: Path) -> None:
+        """The sums of a checkpoint, and the log as it was then."""
+        file = folder / run_state(self.args.process_index)
+        if not file.is_file():
+            return  # of more processes than wrote it; check_launch has told it
+        stored = torch.load(file, weights_only=True)
+        self._tr_loss.copy_(stored["loss"])
+        self._total_loss_scalar, self._globalstep_last_logged = stored["losses"], stored["logged"]
+        device = self.accelerator.device
+        self.means.values = {name: list(values.to(device).unbind()) for name, values in stored["means"].items()}
+        log = self._log()
+        if log is not None and self.args.process_index == 0:
+            self._told(rewind(log.path, stored["log_bytes"], self.state.global_step))
+
+    def _restored(self) -> Restored | None:
+        return next((one for one in self.callback_handler.callbacks if isinstance(one, Restored)), None)
+
+    def _out_of_patience(self) -> bool:
+        """Whether early stopping had ended the run: the checkpoint of that step comes after the evaluation."""
+        _, values = history(self.args, self.state)
+        followers = (one for one in self.callback_handler.callbacks if isinstance(one, Best))
+        return any(one.patience is not None and best(values)[1] >= one.patience for one in followers)
+
+
+class Restored(TrainerCallback):
+    """Trainer sets its sums to zero just before this event."""
+
+    def __init__(self, trainer: CheckpointedTrainer, folder: Path) -> None:
+        self.trainer, self.folder = trainer, folder
+
+    def on_train_begin(self, *args: Any, **options: Any) -> None:
+        self.trainer.take_up(self.folder)
+
+
+# SmartTrainer: transformers.Trainer whose step is one forward, two views and the joint loss; or the same with
 
 # Pairs a rank, up to which a cached step keeps the last chunk's graph: of many chunks it is a small saving, and beside
 # the loss of a large batch its activations are not.  One number for every rank, as they must agree on their forwards.
@@ -61,9 +419,9 @@ class SmartTrainer(CheckpointedTrainer):
     cached: gradient caching (training/gradcache.py), where memory follows a chunk and not the batch; None = where
     ``objective.batch`` is given.  A frozen backbone gets one pass: it keeps no activations, only the states that the
     head reads.
-    kin: which pairs may share a batch (data/batches.py); None = Trainer's own order, by chance alone.
-    patience: evaluations that do not beat the best one, after which training ends (training/best.py); None = never.
-    about: the recipe, for the trackers of ``report_to`` (training/trackers.py).
+    kin: which pairs may share a batch (data/batch_sampler.py); None = Trainer's own order, by chance alone.
+    patience: evaluations without a new best, after which training ends; None = never.
+    about: the recipe, for the trackers of ``report_to`` (training/callbacks/trackers.py).
     Raises ValueError where ``objective.batch`` is not what the ranks draw together, TrainingStopped for what can't be
     trained.
     """

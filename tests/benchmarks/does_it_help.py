@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from smart_train.evaluation.encoding import encode
+from smart_train.config.recipe import read
+from smart_train.evaluation.encode import encode
 from smart_train.evaluation.retrieval import calibrate_encoded, evaluate_encoded
-from smart_train.recipe import read
-from smart_train.train import Sides, load, make_trainer, training_free
+from smart_train.training.run import Sides, load, make_trainer, training_free
 
 POOLED = ["objective.late.weight=0"]
 LATE = ["objective.pooled.weight=0"]

@@ -1,7 +1,4 @@
-"""Who is measured by gpu_step.py: our trainer and sentence-transformers' own, on one model, each in its own process.
-
-Knows: both trainers, CUDA's counters.  Does not know: how the model was made, tables, files.
-"""
+"""Who is measured by gpu_step.py: our trainer and sentence-transformers' own, on one model, each in its own process."""
 
 from __future__ import annotations
 
@@ -77,11 +74,11 @@ def clock(device: str) -> Any:
 
 
 def ours(base: Path, files: list[Path], spec: dict[str, Any], options: argparse.Namespace, folder: str) -> Any:
-    from smart_train.blocks import AdapterBlock, LateBlock, ModelBlock, ObjectiveBlock, TermBlock
+    from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock, ObjectiveBlock, TermBlock
     from smart_train.data.collate import Collator, Pairs
-    from smart_train.data.records import Collection, Document
-    from smart_train.model.encoder import SmartEncoder
-    from smart_train.objective import kernels
+    from smart_train.data.collection import Collection, Document
+    from smart_train.losses import maxsim_fused as kernels
+    from smart_train.models.encoder import SmartEncoder
     from smart_train.training.arguments import training_arguments
     from smart_train.training.trainer import SmartTrainer
 
@@ -108,9 +105,9 @@ def theirs(base: Path, files: list[Path], spec: dict[str, Any], options: argpars
     """sentence-transformers' trainer and loss, pooled or multi-vector, with the LoRA that ours has."""
     from datasets import Dataset, Image
 
-    from smart_train.blocks import AdapterBlock
-    from smart_train.model.adapters import add_lora
-    from smart_train.model.processors import images_without_torchvision
+    from smart_train.config.schema import AdapterBlock
+    from smart_train.models.lora import add_lora
+    from smart_train.models.processors import images_without_torchvision
 
     rows = {"anchor": [gpu_model.query(n) for n in range(len(files))], "positive": [str(file) for file in files]}
     data = Dataset.from_dict(rows).cast_column("positive", Image())

@@ -1,7 +1,5 @@
 """A Qwen3-VL with random weights as a folder that sentence-transformers loads: of 2B size, or tiny.
 
-Knows: transformers' configuration of Qwen3-VL, the tests' tokenizer and template.  Does not know: training, devices.
-
 Time and memory of a step do not depend on what the weights are, so nothing is downloaded.  The tokenizer is the tests'
 small one; the embedding table has the real one's size.
 """
@@ -18,7 +16,7 @@ from PIL import Image, ImageDraw
 from transformers import Qwen3VLConfig, Qwen3VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from smart_train.model.processors import Qwen3VLProcessor
+from smart_train.models.processors import Qwen3VLProcessor
 
 SOURCE = "https://huggingface.co/Qwen/Qwen3-VL-2B-Instruct/blob/main/config.json"
 """Of the sizes below, which Qwen3-VL-Embedding-2B shares; read in what is published about that file, as this machine

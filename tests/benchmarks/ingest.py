@@ -43,7 +43,7 @@ def gathered(source: Path | None, pages: int, folder: Path) -> int:
         return pages // 4 * 4
     import pypdfium2
 
-    from smart_train.data.pages import file_id
+    from smart_train.ingest.pages import file_id
 
     total, there = 0, set[str]()
     for path in sorted(source.rglob("*.pdf")):
@@ -80,7 +80,7 @@ def render(folder: Path, out: Path, pixels: int, store: bool) -> None:
 
 
 def ours(folder: Path, out: Path, pixels: int, jobs: int, images: bool) -> None:
-    from smart_train.data.ingesting.ingest import IngestOptions, ingest
+    from smart_train.ingest.ingestion import IngestOptions, ingest
 
     ingest(folder, out, IngestOptions(pixels=pixels, jobs=jobs, images=images))
 

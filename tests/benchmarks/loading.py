@@ -3,8 +3,8 @@
     python tests/benchmarks/loading.py [--pages 48] [--pixels 1048576] [--batch 4] [--workers 0 1 2] [--ratio 1 2]
                                        [--step SECONDS] [--steps 8] [--repeats 3] [--json FILE]
 
-Pages are JPEG files as ingest stores them.  A batch is drawn by data/batches.py, decoded, resized and cut into patches
-by the Collator with a Qwen3-VL processor, and brought by the loader that training uses (training/loading.py).  The step
+Pages are JPEG files as ingest stores them.  A batch is drawn by data/batch_sampler.py, decoded, resized and cut
+into patches by the Collator with a Qwen3-VL processor, and brought by the loader that training uses.  The step
 itself sleeps, since a GPU leaves the CPU free: as long as --step says, or the time that one process needs for a batch
 times each --ratio.  Waiting is the time until the next batch is there; the first batch, which starts the workers, is
 not counted.  On a machine with fewer free cores than workers, workers share them, and the figures say so.
@@ -36,7 +36,7 @@ def collection(folder: Path, pages: int, pixels: int) -> Any:
     import numpy as np
     from PIL import Image, ImageDraw
 
-    from smart_train.data.records import Collection, Document
+    from smart_train.data.collection import Collection, Document
 
     width = int((pixels / 2**0.5) ** 0.5)
     size, rng, corpus = (width, int(width * 2**0.5)), np.random.default_rng(0), {}
@@ -56,11 +56,11 @@ def collection(folder: Path, pages: int, pixels: int) -> Any:
 def loader(made: Any, preprocess: Any, batch: int, workers: int, out: Path) -> Any:
     from accelerate import Accelerator
 
-    from smart_train.data.batches import kin
+    from smart_train.data.batch_sampler import kin
     from smart_train.data.collate import Collator, Pairs
     from smart_train.training.arguments import training_arguments
+    from smart_train.training.dataloader import planned, train_loader
     from smart_train.training.inputs import Inputs
-    from smart_train.training.loading import planned, train_loader
 
     block = {"per_device_train_batch_size": batch, "dataloader_num_workers": workers, "use_cpu": True}
     args, pairs = training_arguments(block, out), Pairs(made)
@@ -102,8 +102,8 @@ def main() -> None:
     import tiny
     import torch
 
-    from smart_train.blocks import ModelBlock
-    from smart_train.model.encoder import SmartEncoder
+    from smart_train.config.schema import ModelBlock
+    from smart_train.models.encoder import SmartEncoder
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:

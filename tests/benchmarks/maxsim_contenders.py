@@ -1,7 +1,5 @@
 """One contender of tests/benchmarks/maxsim.py, in a process of its own.
 
-Knows: how each library is asked for late scores.  Does not know: shapes, repeats, tables.
-
     python maxsim_contenders.py NAME CASE.pt        then a line on stdin a repeat, a line of JSON on stdout each
 
 Runs in the peers' environment, so smart_train is imported by our own contender alone.
@@ -84,8 +82,8 @@ def dense(case: Case, score: Callable[[Tensor, Tensor, Tensor | None], Tensor]) 
 
 def ours(case: Case) -> Prepared:
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    from smart_train.embeddings import Tokens
-    from smart_train.objective.maxsim import maxsim
+    from smart_train.core.embeddings import Tokens
+    from smart_train.losses.maxsim import maxsim
 
     q, x = leaves(case, case.queries, case.documents)
     return [q, x], lambda: maxsim(Tokens(q, case.query_lengths), Tokens(x, case.document_lengths))
@@ -95,8 +93,8 @@ def ranking(case: Case, narrowed: bool) -> Prepared:
     """Hybrid rankings of the best 100 through rank_views, pooled scores included.  What comes back are the late scores
     of ranked documents, and NaN of the others.  narrowed: as it is used; else by every score, with none ruled out."""
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    from smart_train.blocks import HybridBlock
-    from smart_train.embeddings import Embeddings, Tokens
+    from smart_train.config.schema import HybridBlock
+    from smart_train.core.embeddings import Embeddings, Tokens
     from smart_train.evaluation.ranking import rank_views, tiles, view
 
     if case.training:

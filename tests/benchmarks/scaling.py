@@ -15,7 +15,7 @@ time     CPU seconds of a rank, as ratios to one process with the middle batch; 
          same with all-MiniLM-L6-v2 (LoRA, queries of 32 and documents of 128 tokens) under DDP.
 weights  bytes of gradients that a rank receives under DDP, in that step.
 
-Formulas are smart_train/estimates.py; those of time are counts of multiplications.  Read docs/scaling.md.
+Formulas are smart_train/planning/estimates.py; those of time are counts of multiplications.  Read docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ import torch
 from ranks import run_ranks
 from scaling_ranks import Case
 
-from smart_train.estimates import (
+from smart_train.planning.estimates import (
     Engine,
     Rows,
     Weights,

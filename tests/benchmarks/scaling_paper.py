@@ -1,4 +1,4 @@
-"""The tables of docs/scaling.md: formulas of smart_train/estimates.py for example models, worlds and widths.
+"""The tables of docs/scaling.md: formulas of smart_train/planning/estimates.py for example models, worlds and widths.
 
     python tests/benchmarks/scaling_paper.py        # prints them as Markdown; a test holds the page against them
 
@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from smart_train.estimates import Engine, Rows, Weights, gather_volume, loss_embeddings, states, weights_volume
-from smart_train.launches import read_deepspeed, read_launch
+from smart_train.planning.estimates import Engine, Rows, Weights, gather_volume, loss_embeddings, states, weights_volume
+from smart_train.planning.launch_files import read_deepspeed, read_launch
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 RATE = 400e12  # operations a second of a GPU in bfloat16 products: an H100 at 40 % of its peak

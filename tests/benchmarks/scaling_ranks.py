@@ -1,9 +1,7 @@
 """What a rank of scaling.py measures: bytes that its sockets receive, bytes that torch holds, CPU seconds.
 
-Knows: a step's loss, processes, Linux.  Does not know: formulas, tables.
-
 Embeddings are drawn, as the encoder would give them: what is measured comes behind the backbone, by the function that
-training calls (training/step.py).  ``steps`` runs a real encoder under DDP.
+training calls (training/loss_step.py).  ``steps`` runs a real encoder under DDP.
 """
 
 from __future__ import annotations
@@ -26,10 +24,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from saved_tensors import peak_bytes
 
-from smart_train.blocks import AdapterBlock, HybridBlock, LateBlock, ModelBlock, ObjectiveBlock, TermBlock
-from smart_train.embeddings import Batch, Embeddings, Known, Tokens
-from smart_train.objective import gather
-from smart_train.training.step import Step
+from smart_train.config.schema import AdapterBlock, HybridBlock, LateBlock, ModelBlock, ObjectiveBlock, TermBlock
+from smart_train.core.embeddings import Batch, Embeddings, Known, Tokens
+from smart_train.distributed import gather
+from smart_train.training.loss_step import Step
 
 RECEIVED = 128  # bytes into Linux's struct tcp_info: tcpi_bytes_received, 64 bits
 
@@ -39,7 +37,7 @@ class Case:
     """One rank's share of a step: B pairs with as many documents, Q and T tokens a row, widths D and d.
 
     half: tokens are gathered and compared in bfloat16; late: False = pooled vectors alone; group: as gather_group
-    what: volume, memory, time; slices: bytes that cross at once, as objective/gather.py's SLICE
+    what: volume, memory, time; slices: bytes that cross at once, as distributed/gather.py's SLICE
     """
 
     name: str
@@ -211,7 +209,7 @@ def steps(base: str, sizes: list[int], lengths: tuple[int, int], repeats: int) -
     of the weights that have them."""
     from torch.nn.parallel import DistributedDataParallel
 
-    from smart_train.model.encoder import SmartEncoder
+    from smart_train.models.encoder import SmartEncoder
 
     model = ModelBlock(attention="eager", dropout=0.0)
     encoder = SmartEncoder(base, model=model, late=LateBlock(), adapter=AdapterBlock(), device="cpu").train()

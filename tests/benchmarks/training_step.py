@@ -59,9 +59,9 @@ def texts(shape: str, count: int) -> list[tuple[str, str]]:
     """(query, document) pairs whose tokens are cut (ragged, many) or filled up (whole) to their lengths."""
     from transformers import AutoTokenizer
 
-    from smart_train.blocks import DataBlock
-    from smart_train.data.formats import load
-    from smart_train.hub import located
+    from smart_train.config.schema import DataBlock
+    from smart_train.core.hub import located
+    from smart_train.data.load import load
 
     tokenizer = AutoTokenizer.from_pretrained(located(BASE, None)[0])
     train, _, _ = load(DataBlock(path="pydocs", dev=0, test=0))
@@ -121,7 +121,7 @@ def peers(pairs: list[tuple[str, str]], spec: dict[str, Any], folder: str, watch
     from sentence_transformers.multi_vector_encoder import losses as late
     from sentence_transformers.sentence_transformer import losses as pooled
 
-    from smart_train.hub import located
+    from smart_train.core.hub import located
 
     rows = Dataset.from_dict({"anchor": [q for q, _ in pairs], "positive": [d for _, d in pairs]})
     base, trainer = located(BASE, None)[0], SentenceTransformerTrainer
@@ -149,10 +149,10 @@ def peers(pairs: list[tuple[str, str]], spec: dict[str, Any], folder: str, watch
 
 
 def ours(pairs: list[tuple[str, str]], spec: dict[str, Any], folder: str, watch: Any) -> Any:
-    from smart_train.blocks import AdapterBlock, LateBlock, ModelBlock, ObjectiveBlock, TermBlock
+    from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock, ObjectiveBlock, TermBlock
     from smart_train.data.collate import Collator, Pairs
-    from smart_train.data.records import Collection, Document
-    from smart_train.model.encoder import SmartEncoder
+    from smart_train.data.collection import Collection, Document
+    from smart_train.models.encoder import SmartEncoder
     from smart_train.training.arguments import training_arguments
     from smart_train.training.trainer import SmartTrainer
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from smart_train.blocks import DataBlock
-from smart_train.data import asked, store
-from smart_train.data.reading import read_split
-from smart_train.data.records import Collection, Document
+from smart_train.config.schema import DataBlock
+from smart_train.data import query_metadata as asked
+from smart_train.data import store
+from smart_train.data.collection import Collection, Document
+from smart_train.data.load import read_split
 from smart_train.data.sources import find
 
 

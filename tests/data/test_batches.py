@@ -10,11 +10,11 @@ import pytest
 import tiny_data
 import torch
 
-from smart_train.blocks import DataBlock
-from smart_train.data.batches import SMALL, Batches, kin
-from smart_train.data.formats import load
-from smart_train.data.ids import DataError
-from smart_train.data.records import Collection, Document
+from smart_train.config.schema import DataBlock
+from smart_train.core.errors import DataError
+from smart_train.data.batch_sampler import SMALL, Batches, kin
+from smart_train.data.collection import Collection, Document
+from smart_train.data.load import load
 
 Pairs = list[tuple[str, str]]
 

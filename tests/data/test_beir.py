@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageColumn
 from PIL import Image
 
-from smart_train.data.records import Collection, DataError, Document, read_beir, write_beir
+from smart_train.data.collection import Collection, DataError, Document, read_beir, write_beir
 from smart_train.data.tables import PEEK
 
 CORPUS = [

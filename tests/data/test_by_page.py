@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import tiny_data
 
-from smart_train.blocks import DataBlock
+from smart_train.config.schema import DataBlock
 from smart_train.data import store
-from smart_train.data.formats import check_data, image_column, load, no_scores
-from smart_train.data.records import DataError, Document
+from smart_train.data.collection import DataError, Document
+from smart_train.data.load import check_data, image_column, load, no_scores
 
 CORPUS = [
     *(Document(f"a{page}", f"ships, page {page}", None, "reports/sea.pdf", page) for page in (1, 2, 3)),

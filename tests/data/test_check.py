@@ -10,10 +10,10 @@ import pytest
 import tiny_data
 from PIL import Image
 
-from smart_train.blocks import DataBlock
-from smart_train.data.check import KINDS, check
-from smart_train.data.records import Document, Mined, read_beir
-from smart_train.data.whole import Whole, read_whole, write_whole
+from smart_train.config.schema import DataBlock
+from smart_train.data.all_splits import Whole, read_whole, write_whole
+from smart_train.data.collection import Document, Mined, read_beir
+from smart_train.data.validate import KINDS, check
 
 PLACES = ["harbour", "bridge", "violin", "lantern", "garden", "copper", "mountain", "kitchen"]
 

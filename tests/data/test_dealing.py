@@ -10,7 +10,7 @@ import pytest
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_flow
 
-from smart_train.data.dealing import alike, choose, deal, most, occurrence, shares
+from smart_train.data.batch_sampler import alike, choose, deal, most, occurrence, shares
 
 
 def drawn(seed: int) -> tuple[np.ndarray, int, np.random.Generator]:

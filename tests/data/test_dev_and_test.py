@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from smart_train.blocks import DataBlock
+from smart_train.config.schema import DataBlock
+from smart_train.core.errors import DataError
 from smart_train.data.dev_and_test import dev_and_test
-from smart_train.data.formats import load
-from smart_train.data.ids import DataError
+from smart_train.data.load import load
 
 
 def block(path: Path | str, **limits) -> DataBlock:

@@ -15,10 +15,11 @@ import pytest
 import tiny_data
 from PIL import Image
 
-from smart_train.blocks import DataBlock
-from smart_train.data import formats, hub
-from smart_train.data.formats import check_data, image_column, load, no_scores
-from smart_train.data.records import Collection, DataError, Document, write_beir
+from smart_train.config.schema import DataBlock
+from smart_train.data import load as formats
+from smart_train.data.collection import Collection, DataError, Document, write_beir
+from smart_train.data.load import check_data, image_column, load, no_scores
+from smart_train.data.readers import hub_datasets as hub
 from smart_train.data.tables import PEEK, StoredImage
 
 ROWS = [{"query": f"question {n}", "positive": f"answer {n} " * (n + 1), "source": "x"} for n in range(20)]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from smart_train.core.embeddings import KEYS
 from smart_train.data.collate import Collator
+from smart_train.data.collection import Collection, Document, hash_id
 from smart_train.data.identity import Identity, content_hash
-from smart_train.data.records import Collection, Document, hash_id
-from smart_train.embeddings import KEYS
-from smart_train.objective.identity import relevance, repeats
+from smart_train.losses.false_negatives import relevance, repeats
 
 
 def gradient(width: int = 12, height: int = 8, shift: int = 0) -> Image.Image:

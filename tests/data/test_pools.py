@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import tiny_data
 
-from smart_train.blocks import DataBlock
-from smart_train.data.formats import check_data, has_test, image_column, load, no_scores
-from smart_train.data.records import DataError
+from smart_train.config.schema import DataBlock
+from smart_train.data.collection import DataError
+from smart_train.data.load import check_data, has_test, image_column, load, no_scores
 
 CANDIDATES = [
     {"did": "9:1", "txt": "a harbour", "img_path": None, "modality": "text", "src_content": "x"},

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from smart_train.data.pydocs import read_pydocs
-from smart_train.data.records import DataError
+from smart_train.data.collection import DataError
+from smart_train.data.readers.pydocs import read_pydocs
 
 BODY = " ".join(f"word{n}" for n in range(25))
 

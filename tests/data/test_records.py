@@ -9,7 +9,7 @@ from hashlib import blake2b
 import pytest
 from PIL import Image
 
-from smart_train.data.records import Collection, DataError, Document, hash_id
+from smart_train.data.collection import Collection, DataError, Document, hash_id
 
 
 def small(**change) -> Collection:

@@ -12,9 +12,10 @@ import fakehub
 import pytest
 import tiny_data
 
-from smart_train.data import share, store
-from smart_train.data.records import Collection, DataError, Document, Mined, read_beir
-from smart_train.data.whole import Whole
+from smart_train.data import hub_transfer as share
+from smart_train.data import store
+from smart_train.data.all_splits import Whole
+from smart_train.data.collection import Collection, DataError, Document, Mined, read_beir
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,8 +44,8 @@ def mine(folder: Path) -> Path:
 def child(
     hub: fakehub.FakeHub, home: Path, code: str, token: str | None = fakehub.TOKEN
 ) -> subprocess.CompletedProcess:
-    before = "from smart_train.data.share import pull, push\nfrom smart_train.data.formats import *\n"
-    before += "from smart_train.blocks import DataBlock\nfrom smart_train.data.ids import DataError\n"
+    before = "from smart_train.data.hub_transfer import pull, push\nfrom smart_train.data.load import *\n"
+    before += "from smart_train.config.schema import DataBlock\nfrom smart_train.core.errors import DataError\n"
     env = hub.environment(home, token, PYTHONPATH=str(ROOT))
     return subprocess.run([sys.executable, "-c", before + code], env=env, capture_output=True, text=True)
 
@@ -138,8 +139,8 @@ except DataError as error:
 
 
 def test_languages_of_one_repository_are_chosen_by_subset(tmp_path, monkeypatch):
-    from smart_train.blocks import DataBlock
-    from smart_train.data.formats import check_data, load
+    from smart_train.config.schema import DataBlock
+    from smart_train.data.load import check_data, load
 
     card = ["---", "configs:"]
     for language in ("en", "de"):

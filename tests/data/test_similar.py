@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from smart_train.data.similar import near_duplicates, numbers, shingles, words
+from smart_train.data.near_duplicates import near_duplicates, numbers, shingles, words
 
 
 def alike(first: str, second: str) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from smart_train.data.records import Collection, DataError, Document, split
+from smart_train.data.collection import Collection, DataError, Document, split
 from smart_train.data.split import halves
 
 

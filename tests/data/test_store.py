@@ -13,10 +13,10 @@ import pytest
 import tiny_data
 from PIL import Image
 
-from smart_train.blocks import DataBlock
+from smart_train.config.schema import DataBlock
 from smart_train.data import store
-from smart_train.data.formats import check_data, load, no_scores
-from smart_train.data.records import Collection, DataError, Document, Mined, read_beir, write_beir
+from smart_train.data.collection import Collection, DataError, Document, Mined, read_beir, write_beir
+from smart_train.data.load import check_data, load, no_scores
 
 MINED = Mined(("c", "d"), (0.7, 0.5), 0.9, "tiny, late")
 

@@ -12,11 +12,11 @@ from accelerate import Accelerator
 from cached_ranks import trainer_of
 from ranks import run_ranks
 
-from smart_train.data.batches import Batches, kin
+from smart_train.data.batch_sampler import Batches, kin
 from smart_train.data.collate import Pairs
-from smart_train.data.records import Collection, Document
+from smart_train.data.collection import Collection, Document
 from smart_train.training.arguments import training_arguments
-from smart_train.training.loading import planned, train_loader
+from smart_train.training.dataloader import planned, train_loader
 
 OPTIONS = {"max_steps": 7, "save_strategy": "steps", "save_steps": 1, "save_total_limit": None, "disable_tqdm": True}
 

@@ -10,16 +10,16 @@ from ranks import run_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from smart_train.embeddings import Embeddings, Tokens
-from smart_train.estimates import Engine, Rows, Weights, gather_volume, states
-from smart_train.objective.gather import Gather
+from smart_train.core.embeddings import Embeddings, Tokens
+from smart_train.distributed.gather import Gather
+from smart_train.planning.estimates import Engine, Rows, Weights, gather_volume, states
 
 PAIRS, NEGATIVES, T, D, WIDTH = 3, 2, 5, 7, 4
 FROZEN, WIDTHS = 64, (256, 128)  # a frozen and a trained linear layer
 
 
 def crossed(half: bool) -> int:
-    """Bytes that a rank received in one step's gathers: as training/step.py calls them, symmetric, two terms."""
+    """Bytes that a rank received in one step's gathers: as training/loss_step.py calls them, symmetric, two terms."""
     gather, documents = Gather(), PAIRS * (1 + NEGATIVES)
     values = torch.randn(documents * T, WIDTH, dtype=torch.bfloat16 if half else torch.float32, requires_grad=True)
     pooled = torch.randn(documents, D, requires_grad=True)

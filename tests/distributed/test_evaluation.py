@@ -12,13 +12,12 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
-from smart_train.blocks import HybridBlock, LateBlock
-from smart_train.data.records import Collection, DataError, Document
-from smart_train.evaluation.metrics import EvaluationError
-from smart_train.evaluation.peers import PeerError
+from smart_train.config.schema import HybridBlock, LateBlock
+from smart_train.core.errors import EvaluationError, PeerError
+from smart_train.data.collection import Collection, DataError, Document
+from smart_train.distributed.process_group import Group
 from smart_train.evaluation.retrieval import Evaluation, calibrate, evaluate
-from smart_train.model.encoder import SmartEncoder
-from smart_train.training.peers import Group
+from smart_train.models.encoder import SmartEncoder
 
 CONSTANTS = ("pooled_mean", "pooled_std", "late_mean", "late_std")
 Found = tuple[Evaluation, HybridBlock, list[dict[str, float]]]

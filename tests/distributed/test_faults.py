@@ -19,14 +19,14 @@ from steps import JOINT
 from torch import Tensor
 from transformers import TrainerCallback
 
-from smart_train import signals
-from smart_train.data.batches import kin
+from smart_train.core.errors import Preempted, TrainingStopped
+from smart_train.data.batch_sampler import kin
 from smart_train.data.collate import Collator, Pairs
-from smart_train.data.records import Collection
-from smart_train.signals import Preempted, stoppable
+from smart_train.data.collection import Collection
+from smart_train.distributed import signals
+from smart_train.distributed.signals import stoppable
 from smart_train.training.arguments import training_arguments
-from smart_train.training.checks import TrainingStopped
-from smart_train.training.loading import planned
+from smart_train.training.dataloader import planned
 from smart_train.training.trainer import SmartTrainer
 
 OPTIONS: dict[str, Any] = {

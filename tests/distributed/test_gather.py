@@ -31,9 +31,9 @@ from shards import (
 )
 from torch import Tensor
 
-from smart_train.embeddings import Embeddings, Known, Tokens
-from smart_train.objective.gather import Gather
-from smart_train.objective.identity import relevance, repeats
+from smart_train.core.embeddings import Embeddings, Known, Tokens
+from smart_train.distributed.gather import Gather
+from smart_train.losses.false_negatives import relevance, repeats
 
 # (id, content) of documents by rank: four contents in all; rank 1's third page is rank 0's first by another id.
 COPIES = ([(10, 1), (11, 2), (12, 3)], [(12, 3), (13, 4), (99, 1)], [(13, 4), (10, 1)])

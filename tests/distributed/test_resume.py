@@ -14,8 +14,8 @@ from equality import fsdp_on_cpu
 from ranks import run_ranks
 from resumed import HEAD, differences, left, log_of, trainer_of
 
-from smart_train.training import checkpoint_files as files
-from smart_train.training.checkpoint_files import CheckpointError
+from smart_train.core.errors import CheckpointError
+from smart_train.training import checkpoint as files
 
 OPTIONS: dict[str, Any] = {
     "max_steps": 7,

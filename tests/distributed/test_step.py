@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
-from smart_train.blocks import HybridBlock, ObjectiveBlock, TermBlock
+from smart_train.config.schema import HybridBlock, ObjectiveBlock, TermBlock
+from smart_train.core.embeddings import Batch, Embeddings, Tokens
 from smart_train.data.collate import Collator
-from smart_train.data.records import Collection, Document
-from smart_train.embeddings import Batch, Embeddings, Tokens
-from smart_train.objective.gather import Gather
-from smart_train.training.step import Step
+from smart_train.data.collection import Collection, Document
+from smart_train.distributed.gather import Gather
+from smart_train.training.loss_step import Step
 
 OFF = TermBlock(0.0)
 JOINT = ObjectiveBlock(TermBlock(0.7, 0.2), TermBlock(1.3, 0.1), TermBlock(0.4, 0.15))

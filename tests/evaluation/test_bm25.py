@@ -9,8 +9,8 @@ import re
 import pytest
 from word_encoder import WORDS
 
-from smart_train.evaluation.best import tie_hash
 from smart_train.evaluation.bm25 import K1, B, lexical
+from smart_train.evaluation.topk import tie_hash
 
 
 def formula(query: list[str], document: list[str], corpus: list[list[str]]) -> float:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from smart_train.blocks import HybridBlock
-from smart_train.embeddings import Embeddings, Tokens
-from smart_train.evaluation import given as room
-from smart_train.evaluation.given import rank_given
-from smart_train.evaluation.metrics import EvaluationError
-from smart_train.evaluation.ranking import MODES, rank_all, tie_hash, view
+from smart_train.config.schema import HybridBlock
+from smart_train.core.embeddings import Embeddings, Tokens
+from smart_train.core.errors import EvaluationError
+from smart_train.evaluation import ranking as room
+from smart_train.evaluation.ranking import MODES, rank_all, rank_given, tie_hash, view
 
 HYBRID = HybridBlock(pooled=0.7, late=1.9)
 VIEWS = {mode: view(mode, HYBRID) for mode in MODES}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from smart_train.evaluation.groups import groups, home
-from smart_train.evaluation.metrics import interval
+from smart_train.evaluation.metrics import groups, home, interval
 
 
 def test_groups_are_measured_over_their_own_queries_the_largest_first():

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smart_train.evaluation.metrics import EvaluationError, interval, measure, paired
+from smart_train.core.errors import EvaluationError
+from smart_train.evaluation.metrics import interval, measure, paired
 
 DOCUMENTS = [f"d{i}" for i in range(8)]
 grades = st.dictionaries(st.sampled_from(DOCUMENTS), st.integers(0, 3), max_size=8)

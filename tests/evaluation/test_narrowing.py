@@ -7,12 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smart_train.blocks import HybridBlock
-from smart_train.embeddings import Embeddings, Tokens
-from smart_train.evaluation import narrowing, ranking
-from smart_train.evaluation.narrowing import Rounded, bounded
+from smart_train.config.schema import HybridBlock
+from smart_train.core.embeddings import Embeddings, Tokens
+from smart_train.evaluation import bf16_prefilter as narrowing
+from smart_train.evaluation import ranking
+from smart_train.evaluation.bf16_prefilter import Rounded, bounded
 from smart_train.evaluation.ranking import MODES, View, rank_views, tiles, view
-from smart_train.objective.maxsim import maxsim, maxsim_where
+from smart_train.losses.maxsim import maxsim, maxsim_where
 
 HYBRID = HybridBlock(pooled=0.5, late=2.0)
 SCALED = HybridBlock(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from smart_train.evaluation.report.summary.score_histograms import BINS, Observer, Spread
 from word_encoder import WordEncoder, words_collection
 
-from smart_train.blocks import HybridBlock
+from smart_train.config.schema import HybridBlock
 from smart_train.evaluation import ranking
-from smart_train.evaluation.encoding import encode
-from smart_train.evaluation.observed import BINS, Observer, Spread
+from smart_train.evaluation.encode import encode
 from smart_train.evaluation.retrieval import evaluate_encoded
-from smart_train.objective.scores import scores
+from smart_train.losses.similarity import scores
 
 HYBRID = HybridBlock(0.7, 1.9, "standardised", 0.2, 0.1, 0.3, 0.2)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from smart_train.evaluation import pace
-from smart_train.evaluation.pace import Pace, lasting
+from smart_train.evaluation import encode as pace
+from smart_train.evaluation.encode import Pace, lasting
 
 
 def test_pace_is_told_with_the_time_left_and_short_work_says_nothing(monkeypatch, caplog):

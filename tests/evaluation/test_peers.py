@@ -21,13 +21,15 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from smart_train.blocks import HybridBlock, LateBlock
-from smart_train.embeddings import Embeddings, Tokens
-from smart_train.evaluation import encoding, forwards, ranking
-from smart_train.evaluation.metrics import EvaluationError
-from smart_train.evaluation.peers import Meetings, PeerError
+from smart_train.config.schema import HybridBlock, LateBlock
+from smart_train.core.embeddings import Embeddings, Tokens
+from smart_train.core.errors import EvaluationError, PeerError
+from smart_train.distributed.process_group import Meetings
+from smart_train.evaluation import encode as encoding
+from smart_train.evaluation import encode as forwards
+from smart_train.evaluation import ranking
 from smart_train.evaluation.retrieval import Evaluation, calibrate, evaluate
-from smart_train.evaluation.shares import dealt, portions
+from smart_train.evaluation.topk import dealt, portions
 
 TIMEOUT = 20.0  # seconds until a meeting that somebody does not come to is a failure
 

@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smart_train.blocks import HybridBlock
-from smart_train.embeddings import Embeddings, Tokens
+from smart_train.config.schema import HybridBlock
+from smart_train.core.embeddings import Embeddings, Tokens
+from smart_train.core.errors import EvaluationError
 from smart_train.evaluation import ranking as module
-from smart_train.evaluation.best import Best
-from smart_train.evaluation.metrics import EvaluationError
 from smart_train.evaluation.ranking import MODES, check, rank, rank_all, tie_hash
+from smart_train.evaluation.topk import Best
 
 HYBRID = HybridBlock(pooled=0.5, late=2.0)
 SCALED = HybridBlock(
@@ -203,7 +203,7 @@ def test_half_precision_storage_is_scored_in_single_precision():
 def test_memory_is_a_block_and_not_the_similarities():
     script = """
 import resource, torch
-from smart_train.embeddings import Embeddings, Tokens
+from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.evaluation.ranking import rank_all
 def rows(n, t, d=64):
     v = torch.nn.functional.normalize(torch.randn(n * t, d), dim=-1)

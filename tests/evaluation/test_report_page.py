@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 from typing import Any
 
 from PIL import Image
+from smart_train.evaluation.report.summary.failure_cases import worst
+from smart_train.evaluation.report.summary.html import report
+from smart_train.evaluation.report.summary.outcome import Outcome
+from smart_train.evaluation.report.summary.tables import text
 
-from smart_train.data.records import Document
+from smart_train.data.collection import Document
 from smart_train.evaluation.bm25 import Lexical
-from smart_train.evaluation.outcome import Outcome
-from smart_train.evaluation.report_page import report
-from smart_train.evaluation.tables import text
-from smart_train.evaluation.worst import worst
 
 
 class Page(HTMLParser):

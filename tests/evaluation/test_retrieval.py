@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from smart_train.blocks import HybridBlock, LateBlock
-from smart_train.embeddings import Embeddings, Tokens
-from smart_train.evaluation import encoding, retrieval
-from smart_train.evaluation.metrics import EvaluationError
+from smart_train.config.schema import HybridBlock, LateBlock
+from smart_train.core.embeddings import Embeddings, Tokens
+from smart_train.core.errors import EvaluationError
+from smart_train.evaluation import encode as encoding
+from smart_train.evaluation import retrieval
 from smart_train.evaluation.retrieval import calibrate, calibrate_encoded, encode, evaluate, evaluate_encoded
 
 WORDS = 16

@@ -8,17 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from smart_train.evaluation.report.summary.score_histograms import Observer
 from word_encoder import WordEncoder, words_collection
 
-from smart_train.data.records import Collection, Document
-from smart_train.evaluation import shards
-from smart_train.evaluation.encoding import encode
-from smart_train.evaluation.metrics import EvaluationError
-from smart_train.evaluation.observed import Observer
-from smart_train.evaluation.peers import Alone
+from smart_train.core.errors import EvaluationError
+from smart_train.data.collection import Collection, Document
+from smart_train.distributed.process_group import Alone
+from smart_train.evaluation import vector_store as shards
+from smart_train.evaluation.encode import encode
 from smart_train.evaluation.retrieval import evaluate, evaluate_encoded
-from smart_train.evaluation.sharded import encode_shards
-from smart_train.evaluation.store import Store
+from smart_train.evaluation.vector_store import Store, encode_shards
 
 FACTS = {"base": "words"}
 

@@ -7,11 +7,11 @@ import os
 import pytest
 from PIL import Image
 
-from smart_train.data.records import Document
-from smart_train.evaluation import shards
-from smart_train.evaluation.metrics import EvaluationError
-from smart_train.evaluation.peers import Alone, Meetings
-from smart_train.evaluation.shards import key, plan
+from smart_train.core.errors import EvaluationError
+from smart_train.data.collection import Document
+from smart_train.distributed.process_group import Alone, Meetings
+from smart_train.evaluation import vector_store as shards
+from smart_train.evaluation.vector_store import key, plan
 
 
 def test_long_texts_make_small_shards_and_pages_come_after_texts(monkeypatch):

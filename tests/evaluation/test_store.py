@@ -8,10 +8,10 @@ import shutil
 import pytest
 import torch
 
-from smart_train.embeddings import Embeddings, Tokens
-from smart_train.evaluation import store as module
-from smart_train.evaluation.metrics import EvaluationError
-from smart_train.evaluation.store import Store, flat
+from smart_train.core.embeddings import Embeddings, Tokens
+from smart_train.core.errors import EvaluationError
+from smart_train.evaluation import vector_store as module
+from smart_train.evaluation.vector_store import Store, flat
 
 FACTS = {"late": {"layer": -1, "head": "none"}, "fingerprint": "abc", "model": {"document_prompt": ""}}
 

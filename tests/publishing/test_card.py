@@ -12,10 +12,9 @@ import yaml
 from fakehub_repo import faults
 from huggingface_hub import ModelCard
 
-from smart_train.publishing.card import Told, card
-from smart_train.publishing.facts import duration, read_log
-from smart_train.publishing.files import collect
-from smart_train.publishing.recorded import recorded
+from smart_train.publishing.card import Told, card, duration, read_log
+from smart_train.publishing.run_record import recorded
+from smart_train.publishing.upload_files import collect
 
 
 @pytest.fixture(scope="module")

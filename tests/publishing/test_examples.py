@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from smart_train.publish import PublishError, prepare
-from smart_train.publishing.examples import shown
-from smart_train.recipe import read, save
+from smart_train.config.recipe import read, save
+from smart_train.publishing.publisher import PublishError, prepare
+from smart_train.publishing.run_record import shown
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ import pytest
 import yaml
 from published import made
 
-from smart_train.model.encoder import SmartEncoder
-from smart_train.model.files import HEAD, SETTINGS
-from smart_train.model.sealing import write_late
-from smart_train.publish import publish
-from smart_train.publishing.errors import PublishError
-from smart_train.publishing.files import check_verified, collect, find, public_name
-from smart_train.publishing.private import check_private
-from smart_train.recipe import read, save
+from smart_train.config.recipe import read, save
+from smart_train.core.errors import PublishError
+from smart_train.models.checksums import write_late
+from smart_train.models.encoder import SmartEncoder
+from smart_train.models.safe_loading import HEAD, SETTINGS
+from smart_train.publishing.publisher import publish
+from smart_train.publishing.secrets import check_private
+from smart_train.publishing.upload_files import check_verified, collect, find, public_name
 
 WEIGHTS, PEFT = "adapter_model.safetensors", "adapter_config.json"
 

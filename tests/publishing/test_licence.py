@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from smart_train.publishing.licence import UNKNOWN, base_licence, licence_of
+from smart_train.publishing.run_record import UNKNOWN, base_licence, licence_of
 
 CARDS = {
     "---\nlicense: apache-2.0\ntags: [x]\n---\n# a model": "apache-2.0",

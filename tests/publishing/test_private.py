@@ -12,8 +12,8 @@ import torch
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save
 
-from smart_train.publishing.errors import PublishError
-from smart_train.publishing.private import SHOWN, check_private, look
+from smart_train.core.errors import PublishError
+from smart_train.publishing.secrets import SHOWN, check_private, look
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJ"
 SECRETS = {  # what it is -> one of them, made up

@@ -6,10 +6,10 @@ import pytest
 import torch
 from steps import JOINT, TRAINING, pages, texts
 
-from smart_train.blocks import AdapterBlock, LateBlock, ModelBlock, ObjectiveBlock
+from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock, ObjectiveBlock
 from smart_train.data.collate import Collator, Pairs
-from smart_train.data.records import Collection
-from smart_train.model.encoder import SmartEncoder
+from smart_train.data.collection import Collection
+from smart_train.models.encoder import SmartEncoder
 from smart_train.training.arguments import training_arguments
 from smart_train.training.trainer import SmartTrainer
 

@@ -11,9 +11,9 @@ import torch
 from steps import lines, weights
 from transformers import TrainerState
 
-from smart_train.blocks import AdapterBlock
-from smart_train.training.best import best, check_choice, history, kept, told_best, told_constant
-from smart_train.training.checks import TrainingStopped
+from smart_train.config.schema import AdapterBlock
+from smart_train.core.errors import TrainingStopped
+from smart_train.training.callbacks.early_stopping import best, check_choice, history, kept, told_best, told_constant
 
 LORA = AdapterBlock(r=4)
 EVERY = {"eval_strategy": "steps", "eval_steps": 1}
@@ -28,8 +28,12 @@ def ranks(values: Iterable[float], name: str = "hybrid/ndcg@10"):
 
 @pytest.fixture
 def heard(caplog):
-    caplog.set_level(logging.INFO, "smart_train.training.best")
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "smart_train.training.best"]
+    caplog.set_level(logging.INFO, "smart_train.training.callbacks.early_stopping")
+    return lambda: [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "smart_train.training.callbacks.early_stopping"
+    ]
 
 
 def of(trainer, name: str) -> list[float]:

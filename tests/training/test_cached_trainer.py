@@ -9,9 +9,9 @@ import torch
 from resumed import CLOCKS
 from steps import JOINT, OBJECTIVES, lines, pages, weights
 
-from smart_train.blocks import AdapterBlock, ModelBlock, ObjectiveBlock, TermBlock
-from smart_train.embeddings import Batch
-from smart_train.training.checks import TrainingStopped
+from smart_train.config.schema import AdapterBlock, ModelBlock, ObjectiveBlock, TermBlock
+from smart_train.core.embeddings import Batch
+from smart_train.core.errors import TrainingStopped
 from smart_train.training.inputs import Moved
 from smart_train.training.trainer import SmartTrainer
 

@@ -16,9 +16,9 @@ from resumed import HEAD, differences, left, log_of, trainer_of
 from steps import JOINT
 from torch import nn
 
-from smart_train.model.adapters import AdapterError
-from smart_train.training import checkpoint_files as files
-from smart_train.training.checkpoint_files import CheckpointError
+from smart_train.core.errors import CheckpointError
+from smart_train.models.lora import AdapterError
+from smart_train.training import checkpoint as files
 
 # 30 pairs in batches of 6: five steps an epoch, and 12 steps end in the middle of the third
 LONG = {"max_steps": 12, "save_strategy": "steps", "save_steps": 1, "save_total_limit": None, "logging_steps": 3}

@@ -7,8 +7,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from smart_train.embeddings import Embeddings, Tokens
-from smart_train.training.engines import Engine, in_order
+from smart_train.core.embeddings import Embeddings, Tokens
+from smart_train.training.engine import Engine, in_order
 
 CHUNKS = [{"input_ids": torch.arange(rows).view(-1, 1) + 10 * number} for number, rows in enumerate((2, 1, 3))]
 

@@ -10,12 +10,12 @@ import torch
 from steps import JOINT, OBJECTIVES, assert_gradients, pages, plain, step, taken, texts
 from torch import Tensor, nn
 
-from smart_train.blocks import AdapterBlock, LateBlock, ModelBlock, ObjectiveBlock
+from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock, ObjectiveBlock
+from smart_train.core.embeddings import Batch, Embeddings, Features
 from smart_train.data.collate import Collator
-from smart_train.data.records import Collection
-from smart_train.embeddings import Batch, Embeddings, Features
-from smart_train.model.encoder import SmartEncoder
-from smart_train.objective.losses import Loss
+from smart_train.data.collection import Collection
+from smart_train.losses.joint import Loss
+from smart_train.models.encoder import SmartEncoder
 from smart_train.training.gradcache import cached_backward
 
 WIDE = {"layer": [2, -1], "head": "layernorm_linear"}

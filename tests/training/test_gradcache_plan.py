@@ -10,8 +10,8 @@ import torch
 from steps import assert_gradients, taken
 from torch import Tensor, nn
 
-from smart_train.embeddings import Embeddings, Features, Tokens
-from smart_train.objective.losses import Loss
+from smart_train.core.embeddings import Embeddings, Features, Tokens
+from smart_train.losses.joint import Loss
 from smart_train.training.gradcache import RandomState, cached_backward
 
 

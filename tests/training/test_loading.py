@@ -8,9 +8,9 @@ import pytest
 import torch
 from steps import lines, texts, weights
 
-from smart_train.blocks import AdapterBlock
-from smart_train.data.batches import kin
-from smart_train.training.loading import planned
+from smart_train.config.schema import AdapterBlock
+from smart_train.data.batch_sampler import kin
+from smart_train.training.dataloader import planned
 from smart_train.training.trainer import SmartTrainer
 
 LORA = AdapterBlock(r=4)

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from transformers import TrainerControl, TrainerState
 from transformers.integrations.integration_utils import rewrite_logs
 
-from smart_train.training.logs import JsonLog, Means, named
+from smart_train.training.callbacks.logging import JsonLog, Means, named
 
 NO_ARGS = None  # the callback reads none
 

@@ -18,11 +18,11 @@ from torch import nn
 from transformers import TrainerControl, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from smart_train.blocks import AdapterBlock
-from smart_train.embeddings import Batch
-from smart_train.training import speed as speed_module
-from smart_train.training.progress import Progress, duration, headline, told, told_dev
-from smart_train.training.speed import Forwards, Speed, outliers
+from smart_train.config.schema import AdapterBlock
+from smart_train.core.embeddings import Batch
+from smart_train.training.callbacks import speed as speed_module
+from smart_train.training.callbacks.progress import Progress, duration, headline, told, told_dev
+from smart_train.training.callbacks.speed import Forwards, Speed, outliers
 
 LORA = AdapterBlock(r=4)
 
@@ -75,7 +75,7 @@ def test_time_left_is_told_in_units_that_one_thinks_in():
 
 def test_without_a_terminal_every_logging_step_is_a_line_of_the_log(make, monkeypatch, caplog, capsys):
     monkeypatch.setattr(logging.getLogger("smart_train"), "handlers", [])  # of a command that ran before
-    caplog.set_level(logging.INFO, "smart_train.training.progress")
+    caplog.set_level(logging.INFO, "smart_train.training.callbacks.progress")
     trainer = make(
         "bert",
         LORA,
@@ -87,7 +87,9 @@ def test_without_a_terminal_every_logging_step_is_a_line_of_the_log(make, monkey
         disable_tqdm=False,
     )
     trainer.train()
-    told = [record.getMessage() for record in caplog.records if record.name == "smart_train.training.progress"]
+    told = [
+        record.getMessage() for record in caplog.records if record.name == "smart_train.training.callbacks.progress"
+    ]
     assert [line.split("  ")[0] for line in told] == ["step 1/4", "step 2/4", "step 4/4", "step 4/4"]
     assert all("pairs/s" in line and "GiB" in line for line in told[:3])
     assert told[3].startswith("step 4/4  dev ndcg@10: hybrid 0.500")
@@ -102,7 +104,7 @@ class Terminal(io.StringIO):
 
 
 def test_on_a_terminal_a_bar_goes_on_where_a_resumed_run_does(monkeypatch, caplog):
-    caplog.set_level(logging.INFO, "smart_train.training.progress")
+    caplog.set_level(logging.INFO, "smart_train.training.callbacks.progress")
     monkeypatch.setattr(sys, "stderr", screen := Terminal())
     monkeypatch.setenv("COLUMNS", "120")
     progress, control = Progress(), TrainerControl()
@@ -257,7 +259,7 @@ def test_only_training_forwards_are_timed(monkeypatch):
 def two_ranks() -> tuple[list[dict[str, float]], list[str]]:
     """Five lines of one step each; rank 1 has twice the pairs and waits for its data from the second line on."""
     rank, heard = dist.get_rank(), []
-    log = logging.getLogger("smart_train.training.speed")
+    log = logging.getLogger("smart_train.training.callbacks.speed")
     handler = logging.Handler()
     handler.emit = lambda record: heard.append(record.getMessage())
     log.addHandler(handler)

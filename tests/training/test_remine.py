@@ -17,18 +17,17 @@ from ranks import run_ranks
 from steps import JOINT, TRAINING, lines, texts, weights
 from transformers import TrainerCallback
 
-from smart_train.blocks import AdapterBlock, ModelBlock
+from smart_train.config.schema import AdapterBlock, ModelBlock
+from smart_train.core.errors import TrainingStopped
 from smart_train.data.collate import Collator, Pairs
-from smart_train.data.mining import Options
-from smart_train.data.records import Collection
-from smart_train.mine import mine
-from smart_train.mine_folder import miner
-from smart_train.model.encoder import SmartEncoder
+from smart_train.data.collection import Collection
+from smart_train.mining.folder import miner
+from smart_train.mining.miner import mine
+from smart_train.mining.selection import Options
+from smart_train.models.encoder import SmartEncoder
 from smart_train.training.arguments import training_arguments
-from smart_train.training.checkpoints import load_weights
-from smart_train.training.checks import TrainingStopped
-from smart_train.training.remine import Fresh, Remine, Store, due
-from smart_train.training.trainer import SmartTrainer
+from smart_train.training.mining_rounds import Fresh, Remine, Store, due
+from smart_train.training.trainer import SmartTrainer, load_weights
 
 LORA = AdapterBlock(r=4)
 

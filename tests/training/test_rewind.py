@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from smart_train.training.rewind import rewind
+from smart_train.training.checkpoint import rewind
 
 
 def written(path: Path, steps: list[int], end: str = "") -> int:

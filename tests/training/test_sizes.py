@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from ranks import run_ranks
 
-from smart_train.blocks import ObjectiveBlock
-from smart_train.data.records import Document
+from smart_train.config.schema import ObjectiveBlock
+from smart_train.data.collection import Document
 from smart_train.training.arguments import training_arguments
-from smart_train.training.sizes import check_pages, chunk_rows, shared
+from smart_train.training.batch_size import check_pages, chunk_rows, shared
 
 
 @pytest.mark.parametrize(("world", "share"), [(1, 64), (4, 16), (64, 1)])

@@ -6,9 +6,9 @@ import pytest
 import torch
 from formula import draw
 
-from smart_train.blocks import HybridBlock, ObjectiveBlock
-from smart_train.embeddings import Batch, Embeddings, Known
-from smart_train.training.step import Step, token_dtype
+from smart_train.config.schema import HybridBlock, ObjectiveBlock
+from smart_train.core.embeddings import Batch, Embeddings, Known
+from smart_train.training.loss_step import Step, token_dtype
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 

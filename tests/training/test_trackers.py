@@ -10,7 +10,7 @@ import pytest
 from steps import lines
 from transformers.integrations import TensorBoardCallback, WandbCallback
 
-from smart_train.blocks import AdapterBlock
+from smart_train.config.schema import AdapterBlock
 
 RECIPE = {"name": "a-run-of-mine", "objective": {"late": {"temperature": 0.0173}}}
 NAMES = {"loss", "loss/pooled", "loss/late", "speed/pairs_per_second", "memory/gib", "dev/hybrid/ndcg@10", "best/value"}

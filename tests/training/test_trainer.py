@@ -14,14 +14,15 @@ from formula import formula_loss
 from steps import JOINT, lines, texts, weights
 from torch import nn
 
-from smart_train.blocks import AdapterBlock, HybridBlock, ModelBlock, ObjectiveBlock, TermBlock
-from smart_train.data.records import Collection
-from smart_train.embeddings import Batch
-from smart_train.model.adapters import AdapterError
-from smart_train.model.encoder import SmartEncoder
-from smart_train.model.folder import verify
+from smart_train.config.schema import AdapterBlock, HybridBlock, ModelBlock, ObjectiveBlock, TermBlock
+from smart_train.core.embeddings import Batch
+from smart_train.core.errors import TrainingStopped
+from smart_train.data.collection import Collection
+from smart_train.models.encoder import SmartEncoder
+from smart_train.models.lora import AdapterError
+from smart_train.models.saving import verify
 from smart_train.training.arguments import SmartTrainingArguments, training_arguments
-from smart_train.training.checks import TrainingStopped, check_engine, check_trainable
+from smart_train.training.checks import check_engine, check_trainable
 
 HEAD = {"layer": [2, -1], "head": "layernorm_linear", "dim": 12}
 

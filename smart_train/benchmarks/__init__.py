@@ -1,0 +1,1 @@
+"""Public benchmarks: MTEB and MMEB-V2."""

@@ -1,0 +1,422 @@
+"""What an MMEB-V2 task comes as: queries with their answers and candidates, and documents, by content."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smart_train.benchmarks.mmeb_tasks import CLIP_FRAMES, Task
+from smart_train.core.errors import DataError
+from smart_train.data.collection import Collection, Document
+from smart_train.data.column_aliases import CORPUS_IDS, id_of, require
+from smart_train.data.qrels import judgements
+from smart_train.data.readers import beir
+from smart_train.data.tables import Table, open_files, readable, split_of
+
+PICTURES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How media are read.
+
+    frames: most frames of a video, evenly spaced from the first to the last; a candidate clip gets at most 8
+    video: True = a video is handed over as one, for the model's own video processor; False = as several images
+    """
+
+    root: Path
+    frames: int = 8
+    video: bool = False
+
+
+@dataclass(frozen=True)
+class Query:
+    """answers: document id -> grade above 0; given: ids of its own candidates, None = all documents are."""
+
+    id: str
+    content: Any
+    instruction: str
+    answers: dict[str, int]
+    given: tuple[str, ...] | None = None
+
+
+@dataclass
+class Data:
+    """documents: id -> content, or an object whose ``content()`` gives it (a page that is decoded when it is wanted).
+
+    notes: what a reader had to say: rows left out, instructions that stand in the text
+    """
+
+    queries: list[Query] = field(default_factory=list)
+    documents: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, content: Any, *identity: str) -> str:
+        """The id of a document, which is what it shows: candidates of several queries are encoded once."""
+        name = ":".join(part for part in identity if part)
+        self.documents.setdefault(name, content)
+        return name
+
+
+Reader = Callable[[Task, Reading], Data]
+
+
+def rows_of(task: Task, reading: Reading) -> Table:
+    """The table of a task; raises DataError, naming the places looked at, where there is none."""
+    for name in task.tables:
+        place = reading.root / name
+        if place.is_file():
+            return open_files([place])
+        files = [file for folder in (place, place / "data") for file in readable(folder)]
+        files = [file for file in files if re.split(r"[_-]", split_of(file))[-1] == task.split] or files
+        if files:
+            kinds = {file.suffix for file in files}
+            if len(kinds) > 1 or len({split_of(file) for file in files}) > 1:
+                told = ", ".join(file.name for file in files[:4])
+                raise DataError(f"{place}: which of {told} has the split {task.split!r}? Leave that one alone there")
+            return open_files(files)
+    raise DataError(f"{task.name}: no rows; looked for {_places(reading.root, task.tables)}")
+
+
+def media_of(task: Task, reading: Reading) -> Path:
+    """The folder of a task's images or frames; raises DataError where there is none."""
+    found = next((reading.root / name for name in task.media if (reading.root / name).is_dir()), None)
+    if found is None:
+        raise DataError(f"{task.name}: no folder of images; looked for {_places(reading.root, task.media)}")
+    return found
+
+
+def _places(root: Path, names: Iterable[str]) -> str:
+    return ", ".join(str(root / name) for name in names)
+
+
+def frames_in(folder: Path, most: int) -> list[Path]:
+    """At most so many frames, evenly spaced with both ends in, in the order of the numbers in their names; all of them
+    where there are fewer: a short clip is not padded.  Raises DataError for a folder without any."""
+    there = folder.iterdir() if folder.is_dir() else []
+    paths = sorted((path for path in there if path.suffix.lower() in PICTURES), key=lambda path: _natural(path.name))
+    if not paths:
+        raise DataError(f"{folder}: no frames of this video; unpack the benchmark's frames, or make some there")
+    if len(paths) <= most:
+        return paths
+    return [paths[at] for at in np.linspace(0, len(paths) - 1, most, dtype=int).tolist()]
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in re.split(r"(\d+)", name)]
+
+
+def clip(folder: Path, reading: Reading, text: str = "", most: int | None = None) -> dict[str, Any]:
+    """The content of a video's frames, and a text after them."""
+    paths = frames_in(folder, reading.frames if most is None else min(most, reading.frames))
+    shown: dict[str, Any] = {"video" if reading.video else "image": paths}
+    return {**shown, "text": text} if text.strip() else shown
+
+
+def value(row: dict[str, Any], key: str, where: str) -> Any:
+    """A cell that must be there."""
+    if row.get(key) is None:
+        raise DataError(f"{where}: no {key!r} in this row; it has {', '.join(sorted(row)) or 'nothing'}")
+    return row[key]
+
+
+# MMEB-V2's 36 image tasks: classification, questions, retrieval, grounding.
+
+PLACEHOLDER = "<|image_1|>"  # where a picture stands in the benchmark's texts; a chat template has its own
+
+
+def read_images(task: Task, reading: Reading) -> Data:
+    """Raises DataError for a row without candidates, and, before anything is encoded, for pictures that are missing."""
+    table, media, data = rows_of(task, reading), media_of(task, reading), Data()
+    if "qry_inst" not in table.columns:
+        data.notes.append("the rows have no column qry_inst: instructions stand in the text, not in the system message")
+    wanted: set[Path] = set()
+
+    def content(text: Any, name: Any) -> Any:
+        text = (text or "").replace(f"{PLACEHOLDER}\n", "").replace(PLACEHOLDER, "")
+        if not name:
+            return text
+        wanted.add(media / name)
+        return {"image": media / name, "text": text} if text.strip() else media / name
+
+    for number, (where, row) in enumerate(table):
+        texts, names = _candidates(row, where)
+        ids = [data.add(content(text, name), name or "", text) for text, name in zip(texts, names, strict=True)]
+        asked = content(row.get("qry_text"), row.get("qry_img_path"))
+        if isinstance(asked, str) and not asked.strip():
+            raise DataError(f"{where}: the query has neither a text nor a picture")
+        instruction = (row.get("qry_inst") or "").replace(PLACEHOLDER, "").strip()
+        data.queries.append(Query(str(number), asked, instruction, {ids[0]: 1}, tuple(dict.fromkeys(ids))))
+    missing = sorted(str(path) for path in wanted if not path.is_file())
+    if missing:
+        raise DataError(f"{task.name}: {len(missing)} of {len(wanted)} pictures are not there, such as {missing[0]}")
+    return data
+
+
+def _candidates(row: dict[str, Any], where: str) -> tuple[Sequence[str], Sequence[str]]:
+    texts = list(value(row, "tgt_text", where))
+    names = list(row.get("tgt_img_path") or [""] * len(texts))
+    if not texts or len(texts) != len(names):
+        raise DataError(f"{where}: {len(texts)} tgt_text and {len(names)} tgt_img_path; a candidate has one of each")
+    return [text or "" for text in texts], [name or "" for name in names]
+
+
+# MMEB-V2's 24 visual-document tasks: ViDoRe v1 and v2, VisRAG, ViDoSeek, MMLongBench.
+
+
+def read_pages(task: Task, reading: Reading) -> Data:
+    """Queries without a relevant page are left out, as nothing can be measured of them; notes say how many."""
+    folder = reading.root / task.tables[0]
+    if not folder.is_dir():
+        raise DataError(f"{task.name}: {folder} is not there; put the repository's corpus, queries and qrels into it")
+    collection = _collection(folder, task, reading)
+    data = Data(documents=dict(collection.corpus))
+    for query, text in collection.queries.items():
+        answers = {document: grade for document, grade in collection.qrels[query].items() if grade > 0}
+        if answers:
+            data.queries.append(Query(query, text, task.instruction, answers))
+    left = len(collection.queries) - len(data.queries)
+    if left:
+        data.notes.append(f"{left} queries have no relevant page and are left out")
+    return data
+
+
+def _collection(folder: Path, task: Task, reading: Reading) -> Collection:
+    corpus = open_files(beir.part(folder, "corpus")) if beir.part(folder, "corpus") else None
+    if corpus is None or "image" in corpus.columns:
+        return beir.read(folder, task.split, text="" if corpus is not None else None)
+    media, key = media_of(task, reading), require(corpus, CORPUS_IDS, "document ids")
+    ids = [id_of(row, key, where) for where, row in corpus]
+    pages = {id: _page(media, id) for id in ids}
+    absent = [id for id, page in pages.items() if page is None]
+    if absent:
+        told = f"{len(absent)} of {len(ids)} pages are not there, such as that of {absent[0]!r}"
+        raise DataError(f"{task.name}: {told}; looked into {media}")
+    documents = {id: Document(id, image=page) for id, page in pages.items()}
+    judged = [each for file in beir.splits(folder).get(task.split, []) for each in judgements(file)]
+    queries = beir.read_queries(open_files(beir.part(folder, "queries")))
+    return beir.judged_collection(task.name, documents, queries, judged)
+
+
+def _page(media: Path, id: str) -> Path | None:
+    """ID.png, ID (an id that is a file's name), or that as VLM2Vec's export shortens it: 50 characters and a hash."""
+    end = Path(id).suffix
+    short = f"{id.removesuffix(end)[:50]}_{hashlib.md5(id.encode(), usedforsecurity=False).hexdigest()[:8]}{end}"
+    return next((media / name for name in (f"{id}.png", id, short) if (media / name).is_file()), None)
+
+
+# MMEB-V2's questions about videos: a video and a question with its options; candidates are the options.
+
+Asked = tuple[str, str, str, list[str], int]
+"""Where, the video's folder, the question with its options, the candidates, the place of the right one."""
+
+
+def read_questions(task: Task, reading: Reading) -> Data:
+    """Raises DataError for an answer that is none of the options."""
+    media, data = media_of(task, reading), Data()
+    for number, (where, video, question, options, right) in enumerate(_rows(task, reading)):
+        if not 0 <= right < len(options):
+            raise DataError(f"{where}: the answer is none of the {len(options)} options")
+        ids = [data.add(option, option) for option in options]
+        shown = clip(media / video, reading, question)
+        data.queries.append(Query(str(number), shown, task.instruction, {ids[right]: 1}, tuple(dict.fromkeys(ids))))
+    return data
+
+
+def _rows(task: Task, reading: Reading) -> Iterator[Asked]:
+    if task.name == "MVBench":
+        yield from _mvbench(task, reading)
+        return
+    for where, row in rows_of(task, reading):
+        yield where, *ROWS[task.name](row, where)
+
+
+def _bare(option: str) -> str:
+    """'A. A red one.' -> 'A red one'."""
+    return option[option.find(". ") :].strip(". ")
+
+
+def _lettered(question: str, options: list[str]) -> str:
+    return "\n".join([question, "Options:", *(f"({chr(ord('A') + at)}) {each}" for at, each in enumerate(options))])
+
+
+def _video_mme(row: dict[str, Any], where: str) -> tuple[str, str, list[str], int]:
+    """videoID, question, options ["A. ...", ...], answer "A" to "D"."""
+    options = list(value(row, "options", where))
+    question = "\n".join([value(row, "question", where), *options])
+    right = ord(str(value(row, "answer", where))[:1] or " ") - ord("A")
+    return str(value(row, "videoID", where)), question, [_bare(each) for each in options], right
+
+
+def _nextqa(row: dict[str, Any], where: str) -> tuple[str, str, list[str], int]:
+    """video, question, a0 to a4, answer 0 to 4."""
+    options = [value(row, f"a{at}", where) for at in range(5)]
+    question = _lettered(value(row, "question", where), options)
+    return str(value(row, "video", where)), question, options, int(value(row, "answer", where))
+
+
+def _egoschema(row: dict[str, Any], where: str) -> tuple[str, str, list[str], int]:
+    """video_idx, question, option ["A. ...", ...], answer 0 to 4 as a text."""
+    options = list(value(row, "option", where))
+    question = value(row, "question", where) + " ".join(options)
+    right = int(value(row, "answer", where))
+    return str(value(row, "video_idx", where)), question, [_bare(each) for each in options], right
+
+
+def _activitynet(row: dict[str, Any], where: str) -> tuple[str, str, list[str], int]:
+    """video_name, question, answer "yes" or "no"."""
+    options, answer = ["yes", "no"], value(row, "answer", where)
+    question = f"{value(row, 'question', where)}? (A) yes; (B) no."
+    right = options.index(answer) if answer in options else -1
+    return f"v_{value(row, 'video_name', where)}", question, options, right
+
+
+ROWS = {"Video-MME": _video_mme, "NExTQA": _nextqa, "EgoSchema": _egoschema, "ActivityNetQA": _activitynet}
+SUBSETS = (  # of MVBench, in its order
+    *("episodic_reasoning", "action_sequence", "action_prediction", "action_antonym", "fine_grained_action"),
+    *("unexpected_action", "object_existence", "object_interaction", "object_shuffle", "moving_direction"),
+    *("action_localization", "scene_transition", "action_count", "moving_count", "moving_attribute", "state_change"),
+    *("fine_grained_pose", "character_order", "egocentric_navigation", "counterfactual_inference"),
+)
+
+
+def _mvbench(task: Task, reading: Reading) -> Iterator[Asked]:
+    """video, question, candidates [list], answer (its text); candidates are told with their letters."""
+    places = [reading.root / table / inner for table in task.tables for inner in ("", "json")]
+    folder = next((place for place in places if (place / f"{SUBSETS[0]}.json").is_file()), places[0])
+    absent = [one for one in SUBSETS if not (folder / f"{one}.json").is_file()]
+    if absent:
+        told = f"{len(absent)} of its {len(SUBSETS)} parts are missing, such as {folder}/{absent[0]}.json"
+        raise DataError(f"MVBench: {told}")
+    for subset in SUBSETS:
+        for where, row in open_files([folder / f"{subset}.json"]):
+            options, answer = list(value(row, "candidates", where)), value(row, "answer", where)
+            right = options.index(answer) if answer in options else -1
+            lettered = [f"({chr(ord('A') + at)}) {each}" for at, each in enumerate(options)]
+            question = _lettered(value(row, "question", where), options)
+            yield where, f"{subset}/{value(row, 'video', where)}", question, lettered, right
+
+
+# MMEB-V2's video tasks but for the questions: classification, retrieval, moments.
+
+
+def read_choice(task: Task, reading: Reading) -> Data:
+    """video_id, pos_text, neg_text [list]: a clip, and class names of which one is right.  neg_text has the right one
+    in it already; where it does not, it is put there, or the query could never be answered."""
+    table, media, data = rows_of(task, reading), media_of(task, reading), Data()
+    for number, (where, row) in enumerate(table):
+        if number == task.limit:
+            break
+        right, names = value(row, "pos_text", where), list(value(row, "neg_text", where))
+        ids = [data.add(name, name) for name in dict.fromkeys([*names, right])]
+        shown = clip(media / str(value(row, "video_id", where)), reading)
+        data.queries.append(Query(str(number), shown, task.instruction, {right: 1}, tuple(ids)))
+    return data
+
+
+def read_class(task: Task, reading: Reading) -> Data:
+    """video_id, pos_text: a clip and its class; documents are the names of all classes.
+
+    Those are the rows' own where these have every class, else of a file beside the rows, NAME.labels, with a name a
+    line: fewer of them would make the task easier than it is.  Raises DataError where some are missing.
+    """
+    table, media, data = rows_of(task, reading), media_of(task, reading), Data()
+    for number, (where, row) in enumerate(table):
+        name = value(row, "pos_text", where)
+        shown = clip(media / str(value(row, "video_id", where)), reading)
+        data.queries.append(Query(str(number), shown, task.instruction, {data.add(name, name): 1}))
+    file = reading.root / "video-tasks" / "data" / f"{task.name}.labels"
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if line.strip():
+                data.add(line.strip(), line.strip())
+    if len(data.documents) != task.labels:
+        raise DataError(
+            f"{task.name}: {len(data.documents)} classes, and the task has {task.labels}; write the names of all, as "
+            f"the rows write them, to {file}, one a line"
+        )
+    return data
+
+
+SEARCHED = {  # task -> columns of the video's name and of what is looked for
+    "MSR-VTT": ("video_id", "caption"),
+    "MSVD": ("video_id", "caption"),
+    "DiDeMo": ("video", "caption"),
+    "YouCook2": ("id", "sentence"),
+    "VATEX": ("videoID", "enCap"),
+}
+
+
+def read_search(task: Task, reading: Reading) -> Data:
+    """A description (the first, where there are several) and the video it was written of; all videos are documents."""
+    table, media, data = rows_of(task, reading), media_of(task, reading), Data()
+    named, told = SEARCHED[task.name]
+    for number, (where, row) in enumerate(table):
+        text = value(row, told, where)
+        name = Path(str(value(row, named, where)))
+        name = Path(name.stem) if named == "video" else name
+        document = data.add(clip(media / name, reading), str(name))
+        text = text[0] if isinstance(text, list | tuple) else text
+        data.queries.append(Query(str(number), text, task.instruction, {document: 1}))
+    return data
+
+
+def read_moment(task: Task, reading: Reading) -> Data:
+    """query, video_path: a whole video and a text; candidates are the clips in the folder of the video's frames.
+
+    VIDEO/query/ has the frames of the whole, every other folder those of a clip; positive* are the answers.
+    """
+    table, media, data = rows_of(task, reading), media_of(task, reading), Data()
+    for number, (where, row) in enumerate(table):
+        folder = media / Path(str(value(row, "video_path", where))).stem
+        clips = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        given = [path for path in clips if path.name != "query"]
+        right = [path.name for path in given if path.name.startswith("positive")]
+        if not right:
+            raise DataError(f"{where}: {folder} has no clip whose name begins with positive")
+        ids = {path.name: data.add(clip(path, reading, most=CLIP_FRAMES), folder.name, path.name) for path in given}
+        asked = clip(folder / "query", reading, value(row, "query", where))
+        answers = {ids[name]: 1 for name in right}
+        data.queries.append(Query(str(number), asked, task.instruction, answers, tuple(ids.values())))
+    return data
+
+
+SEEKER = {  # what the query comes with -> instruction; where from, see mmeb_tasks.py
+    "text": "Find the clip that corresponds to the given text.",
+    "image": "Select the video clip that aligns with the given text and image.",
+    "video": "Find the clip that corresponds to the given sentence and video segment.",
+}
+
+
+def read_seeker(task: Task, reading: Reading) -> Data:
+    """query, input_frames (a .mp4, a .jpg or nothing), positive_frames and negative_frames [{output_path}]."""
+    table, media, data = rows_of(task, reading), media_of(task, reading), Data()
+
+    def frames(path: str) -> Path:
+        return media / "video_frames" / path.split(".mp4")[0].replace("/", "_")
+
+    def clips(row: dict[str, Any], key: str, where: str) -> list[str]:
+        paths = [value(each, "output_path", where) for each in row.get(key) or []]
+        return [data.add(clip(frames(path), reading), frames(path).name) for path in paths]
+
+    for number, (where, row) in enumerate(table):
+        right, wrong = clips(row, "positive_frames", where), clips(row, "negative_frames", where)
+        if not right:
+            raise DataError(f"{where}: no positive_frames")
+        text, beside = value(row, "query", where), row.get("input_frames") or ""
+        kind, asked = "text", text
+        if beside.endswith(".mp4"):
+            kind, asked = "video", clip(frames(beside), reading, text)
+        elif beside.endswith(".jpg"):
+            kind, asked = "image", {"image": media / f"query_{beside}", "text": text}
+            if not asked["image"].is_file():
+                raise DataError(f"{where}: {asked['image']} is not there")
+        given = tuple(dict.fromkeys([*right, *wrong]))
+        data.queries.append(Query(str(number), asked, SEEKER[kind], dict.fromkeys(right, 1), given))
+    return data

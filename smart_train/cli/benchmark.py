@@ -1,0 +1,158 @@
+"""``smart-train benchmark``: public benchmarks, through MTEB (BEIR, NanoBEIR, ViDoRe ...) or from MMEB-V2's own folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from smart_train.cli.main.options import (
+    add_model,
+    add_reading,
+    check_output,
+    check_reading,
+    count,
+    make_encoder,
+    own_gpu,
+)
+from smart_train.core.errors import UsageError
+from smart_train.core.hub import told_name
+from smart_train.distributed.environment import rank, world
+
+MODES = ("pooled", "late", "hybrid")
+TASKS = (
+    "MTEB's tasks or benchmarks: NanoBEIR, BEIR, 'ViDoRe(v3)', SciFact ...; with --mmeb: image, video, visdoc or names "
+    "of its tasks (default: all 78)"
+)
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    about = "measure pooled, late and hybrid on public benchmarks: MTEB's tasks, or MMEB-V2"
+    benchmark = commands.add_parser("benchmark", help=about, description=about)
+    add_model(benchmark, "folder of a trained adapter; its settings are used")
+    benchmark.add_argument("--tasks", nargs="+", metavar="NAME", help=TASKS)
+    benchmark.add_argument("--output", required=True, help="folder for results; tasks that it has are not run again")
+    benchmark.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="%(default)s")
+    benchmark.add_argument("--workers", type=count, help="processes that decode images (MTEB's tasks)")
+    benchmark.add_argument("--name", help="organisation/model, as MTEB files results (default: the base or adapter)")
+    prompts = 'MTEB\'s prompt of each task for queries, in a template: "Instruct: {prompt}\\nQuery: "'
+    benchmark.add_argument("--task-prompts", metavar="TEMPLATE", help=f"{prompts} (default: the model's own)")
+    benchmark.add_argument(
+        "--mmeb", metavar="FOLDER", help="MMEB-V2 as its download script leaves it (docs/reproduce.md)"
+    )
+    benchmark.add_argument("--frames", type=count, default=8, help="most frames of a video: %(default)s")
+    benchmark.add_argument(
+        "--as-video", action="store_true", help="frames as one video, not as images: needs torchvision"
+    )
+    benchmark.add_argument(
+        "--own-prompts", action="store_true", help="not MMEB-V2's instructions: the model's own prompts"
+    )
+    benchmark.add_argument("--processes", type=count, default=1, help="share MMEB-V2's tasks among so many")
+    add_reading(benchmark)
+    benchmark.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    _check(options)
+    base = check_reading(options)
+    if not options.mmeb:
+        return _mteb(options)
+    if not base.vision:
+        raise UsageError(f"--model: MMEB-V2 shows images, and {options.model} has no image side")
+    if options.processes > 1 and world() == 1:
+        from smart_train.distributed.local_launch import several, without
+
+        status = several(options.processes, without(options.given, "--processes"))
+        if status:
+            return status
+    return _mmeb(options)  # after several processes: finds their tasks done, and adds them up
+
+
+def _check(options: argparse.Namespace) -> None:
+    check_output(Path(options.output))
+    options.modes = [mode for mode in MODES if mode in options.modes]
+    if options.mmeb is None and not options.tasks:
+        raise UsageError("--tasks: name MTEB's tasks or benchmarks (NanoBEIR, ...), or give --mmeb FOLDER for MMEB-V2")
+    if options.mmeb is None and (options.as_video or options.own_prompts):
+        raise UsageError("--as-video and --own-prompts belong to MMEB-V2: give --mmeb FOLDER, or leave them out")
+    if options.mmeb is None and options.processes > 1:
+        raise UsageError("--processes shares MMEB-V2's tasks; MTEB's result files are written by one process")
+    if options.mmeb is not None and not Path(options.mmeb).is_dir():
+        raise UsageError(f"--mmeb: {options.mmeb} is no folder; docs/reproduce.md says how to make it")
+    if options.task_prompts is not None and "{prompt}" not in options.task_prompts:
+        raise UsageError(f"--task-prompts: {options.task_prompts!r} has no {{prompt}} in it")
+
+
+def _mteb(options: argparse.Namespace) -> int:
+    import importlib.util
+
+    if importlib.util.find_spec("mteb") is None:
+        raise UsageError("MTEB is not installed: pip install 'smart-train[benchmarks]'")
+    from smart_train.benchmarks.mteb_runs import find_tasks, run_tasks, table
+    from smart_train.core.errors import EvaluationError
+
+    try:
+        tasks = find_tasks(options.tasks)
+    except EvaluationError as error:
+        raise UsageError(f"--tasks: {error}") from error
+    name = options.name or (_filed(options.adapter) if options.adapter else None)
+    template = options.task_prompts.replace("\\n", "\n") if options.task_prompts else None
+    ran = run_tasks(
+        make_encoder(options),
+        tasks,
+        options.output,
+        modes=options.modes,
+        name=name,
+        task_prompts=template,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        progress=sys.stderr.isatty(),
+    )
+    print(table(ran)) if ran.tasks else None
+    return _told(ran.failed, len(tasks), Path(options.output) / "benchmark.json")
+
+
+def _filed(adapter: str) -> str:
+    """organisation/model: a Hub id, or local/RUN of a run's adapter."""
+    return f"local/{told_name(adapter).partition('/')[0]}" if Path(adapter).exists() else adapter
+
+
+def _mmeb(options: argparse.Namespace) -> int:
+    from smart_train.benchmarks.mmeb_data import Reading
+    from smart_train.benchmarks.mmeb_runs import OtherSettings, mmeb_table, run_mmeb
+    from smart_train.benchmarks.mmeb_tasks import chosen
+    from smart_train.core.errors import EvaluationError
+
+    try:
+        tasks = chosen(options.tasks)
+    except EvaluationError as error:
+        raise UsageError(f"--tasks: {error}") from error
+    if world() > 1:
+        own_gpu(options)
+        tasks = tasks[rank() :: world()]
+    try:
+        found = run_mmeb(
+            make_encoder(options),
+            tasks,
+            Reading(Path(options.mmeb), options.frames, options.as_video),
+            options.output,
+            modes=options.modes,
+            instructions=not options.own_prompts,
+            batch_size=options.batch_size,
+            progress=sys.stderr.isatty() and rank() == 0,
+        )
+    except OtherSettings as error:
+        raise UsageError(f"--output: {error}") from error
+    if world() > 1:
+        return 0  # who started it tells what there is and what is missing
+    print(mmeb_table(found)) if found["tasks"] else None
+    return _told(found["failed"], len(tasks), Path(options.output) / "mmeb.json")
+
+
+def _told(failed: Mapping[str, str], of: int, path: Path) -> int:
+    """What is missing, each with its reason, and an exit status that says so."""
+    for name, reason in failed.items():
+        print(f"{name}: no figures ({reason.splitlines()[0][:300]})", file=sys.stderr)
+    print(f"{of - len(failed)} of {of} tasks; figures: {path}")
+    return 1 if failed else 0

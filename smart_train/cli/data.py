@@ -1,0 +1,133 @@
+"""``smart-train data``: check a data set, send it to the Hub and fetch one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smart_train.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from smart_train.data.validate import Report
+
+FOUND = 3
+SHOWN = 5  # ids of a finding
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Adds ``data`` with its own commands."""
+    data = commands.add_parser("data", help="check a data set, send it to the Hub, fetch one")
+    kinds = data.add_subparsers(required=True, metavar="COMMAND")
+
+    check = kinds.add_parser("check", help="tell what is wrong with a data set, and what would be dropped")
+    check.add_argument("path", help="folder (BEIR, ingest ...), table, or Hub dataset")
+    check.add_argument("--fix", metavar="OUT", help="write what is left to this new folder")
+    check.add_argument("--ignore", action="append", default=[], metavar="KIND", help="neither look for it nor drop it")
+    check.add_argument("--similar", type=float, default=0.8, help="queries this similar are the same: %(default)s")
+    check.add_argument("--jobs", type=int, help="threads that decode images (default: one a core)")
+    check.add_argument("--no-images", action="store_true", help="decode none: broken ones and copies stay unknown")
+    for name in ("query", "document", "image", "id", "subset", "revision"):
+        check.add_argument(f"--{name}", help=f"as data.{name} in a recipe")
+    check.set_defaults(run=_check)
+
+    push = kinds.add_parser("push", help="upload a data set to the Hub, images inside")
+    push.add_argument("path", help="folder of a data set")
+    push.add_argument("--repo", required=True, help="owner/name; it is made, private, if it is missing")
+    push.add_argument("--public", action="store_true", help="everyone may read it")
+    push.set_defaults(run=_push)
+
+    pull = kinds.add_parser("pull", help="fetch a data set from the Hub into a folder")
+    pull.add_argument("repo", help="owner/name")
+    pull.add_argument("--out", required=True, help="folder to write; it must not be there yet")
+    pull.add_argument("--revision", help="branch, tag or commit (default: the newest)")
+    pull.add_argument("--subset", help="configuration, or language of a set of several")
+    pull.set_defaults(run=_pull)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from smart_train.config.schema import DataBlock
+    from smart_train.core.errors import DataError
+    from smart_train.data.all_splits import read_whole, write_whole
+    from smart_train.data.validate import KINDS, check
+
+    unknown = sorted(set(options.ignore) - set(KINDS))
+    if unknown:
+        raise UsageError(f"--ignore: there is no kind {unknown[0]!r}; there are {', '.join(KINDS)}")
+    if not 0 < options.similar <= 1:
+        raise UsageError(f"--similar: {options.similar} is not above 0 and at most 1")
+    if options.jobs is not None and options.jobs < 1:
+        raise UsageError(f"--jobs: {options.jobs} is not 1 or more")
+    if options.fix and _filled(Path(options.fix)):
+        raise UsageError(f"--fix: {options.fix} is there and not empty; name a new folder")
+    given = {name: getattr(options, name) for name in ("document", "image", "id", "subset", "revision")}
+    data = DataBlock(path=options.path, query=options.query or DataBlock.query, **given)
+    report = check(
+        read_whole(data), not options.no_images, options.jobs, options.similar, options.ignore, _shown("decoding")
+    )
+    print("\n".join(told(report)), flush=True)
+    if not report.findings:
+        return 0
+    if not options.fix:
+        print(f"Nothing was changed. Write what is left: smart-train data check {options.path} --fix OUT")
+        return FOUND
+    if report.emptied():
+        fix = "--ignore KIND keeps what a kind of finding takes"
+        raise DataError(f"nothing would be left of {', '.join(report.emptied())}, so nothing was written; {fix}")
+    write_whole(report.clean, Path(options.fix))
+    print(f"What is left is written: {options.fix}")
+    return 0
+
+
+def told(report: Report) -> list[str]:
+    """The lines of a report: what there is, what was found, what would be dropped."""
+    from smart_train.data.ids import some
+    from smart_train.data.validate import KINDS
+
+    whole = report.whole
+    pages = sum(document.image is not None for document in whole.corpus.values())
+    splits = ", ".join(f"{name} {len(qrels):,}" for name, qrels in whole.splits.items())
+    lines = [f"{whole.name}: {len(whole.corpus):,} documents ({pages:,} with an image), {len(whole.queries):,} queries"]
+    lines[0] += f"; judged in {splits}" if splits else "; no qrels"
+    for finding in report.findings:
+        where = f" ({finding.where})" if finding.where else ""
+        lines += [
+            f"  {len(finding.ids):>7,}  {finding.kind}{where}: {KINDS[finding.kind]}",
+            f"           {some(finding.ids, SHOWN)}",
+        ]
+    if not report.findings:
+        return [*lines, "Nothing is wrong with it."]
+    drops = [f"{count:,} of {total:,} {what}" for what, (count, total) in report.drops().items() if count]
+    return [*lines, f"Would drop: {', '.join(drops) or 'nothing'}."]
+
+
+def _push(options: argparse.Namespace) -> None:
+    from smart_train.data.hub_transfer import push
+
+    print(f"{push(options.path, options.repo, not options.public)} holds {options.path}")
+
+
+def _pull(options: argparse.Namespace) -> None:
+    from smart_train.data.hub_transfer import pull
+
+    if _filled(Path(options.out)):
+        raise UsageError(f"--out: {options.out} is there and not empty; name a new folder")
+    whole = pull(options.repo, options.out, options.revision, options.subset)
+    print(f"{options.out}: {len(whole.corpus):,} documents, {len(whole.queries):,} queries")
+
+
+def _filled(path: Path) -> bool:
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
+def _shown(what: str) -> Any:
+    """A progress bar with rate and time left on a terminal, nothing elsewhere."""
+
+    def progress(documents: Iterable[Any], total: int) -> Iterable[Any]:
+        from tqdm import tqdm
+
+        return tqdm(documents, what, total, unit=" documents", disable=not sys.stderr.isatty(), leave=False)
+
+    return progress

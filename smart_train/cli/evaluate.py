@@ -1,0 +1,111 @@
+"""``smart-train evaluate``: measures pooled, late and hybrid retrieval on data, beside BM25 and another evaluation."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smart_train.cli.main.options import (
+    add_model,
+    add_reading,
+    check_output,
+    check_pages,
+    check_reading,
+    count,
+    make_encoder,
+    own_gpu,
+    whole,
+)
+from smart_train.core.hub import told_name
+from smart_train.distributed.environment import world
+
+if TYPE_CHECKING:
+    from smart_train.config.schema import DataBlock
+
+DATA = "folder (BEIR's layout, an ingested one), file, Hub dataset, pydocs, or a recipe: what it holds out is measured"
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    about = "measure pooled, late and hybrid retrieval on data"
+    evaluate = commands.add_parser("evaluate", help=about, description=about)
+    evaluate.add_argument("data", help=DATA)
+    add_model(evaluate, "folder of a trained adapter; its settings are used")
+    evaluate.add_argument("--output", help="folder for metrics.json, evaluation.json, table.txt, two .csv, report.html")
+    evaluate.add_argument("--split", default="test", help="whose queries are measured: %(default)s")
+    evaluate.add_argument("--data", nargs="+", default=[], dest="words", metavar="KEY=VALUE", help=WORDS)
+    evaluate.add_argument("--k", type=count, nargs="+", default=[1, 5, 10], help="cut-offs: 1 5 10")
+    evaluate.add_argument("--bootstrap", type=count, default=1000, help="resamples of an interval: %(default)s")
+    evaluate.add_argument("--seed", type=whole, default=0, help="of the resampling: %(default)s")
+    evaluate.add_argument("--baseline", metavar="DIR", help="--output of another evaluation, or a run, to compare with")
+    evaluate.add_argument(
+        "--baseline-row", metavar="ROW", help="base or trained, where it has both (default: the last)"
+    )
+    evaluate.add_argument("--no-bm25", dest="bm25", action="store_false", help="leave the BM25 row out")
+    evaluate.add_argument("--store", metavar="DIR", help="keep documents' vectors there, and go on with what is there")
+    evaluate.add_argument("--processes", type=count, default=1, help="share the work among so many: %(default)s")
+    evaluate.add_argument("--worst", type=whole, default=10, help="queries shown in the report: %(default)s")
+    evaluate.add_argument("--heatmaps", type=whole, default=3, help="of them with heatmaps of pages: %(default)s")
+    add_reading(evaluate)
+    evaluate.set_defaults(run=run)
+
+
+WORDS = "keys of a recipe's data block, such as document=text image=page subset=de (docs/data.md)"
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.processes > 1 and world() == 1:
+        from smart_train.distributed.local_launch import several, without
+
+        return several(options.processes, without(options.given, "--processes"))
+    if options.output is not None:
+        check_output(Path(options.output))
+    base = check_reading(options)
+    data, held_out = _data(options)
+
+    from smart_train.distributed.process_group import launched
+    from smart_train.evaluation.evaluator import Plan, evaluate_data, images_of, read, write
+    from smart_train.evaluation.report.summary.tables import text
+
+    given = read(data, options.split, held_out)
+    check_pages((given.collection.corpus,), options, base)
+    pages = images_of(given.collection)
+    names = ("bootstrap", "seed", "batch_size", "store", "baseline", "baseline_row", "bm25", "worst", "heatmaps")
+    given_to = {name: getattr(options, name) for name in names}
+    plan = Plan(k=tuple(sorted(set(options.k))), spreads=options.output is not None, **given_to)
+    own_gpu(options)
+    with launched() as peers:
+        encoder = make_encoder(options)
+        # A folder of settings alone, as probe --apply makes, reads the base in another way: nothing was trained.
+        trained = encoder.adapter is not None or bool(encoder.head.state_dict())
+        row = "trained" if options.adapter and trained else "base"
+        about = {"base": told_name(options.model), "adapter": told_name(options.adapter) if options.adapter else None}
+        outcome = evaluate_data(encoder, given, plan, row, about, progress=sys.stderr.isatty(), peers=peers)
+    if outcome is None:
+        return 0
+    if options.output:  # before anything is printed: whoever reads that may have gone
+        heatmap = _heatmap(encoder) if plan.heatmaps and pages else None
+        write(outcome, given.collection.corpus, Path(options.output), plan, heatmap)
+    print(text(outcome))
+    if options.output:
+        print(f"\nfigures: {Path(options.output) / 'metrics.json'}; report: {Path(options.output) / 'report.html'}")
+    return 0
+
+
+def _data(options: argparse.Namespace) -> tuple[DataBlock, bool]:
+    """The data block, and whether it is a recipe's, whose held-out sides are meant."""
+    from smart_train.config.recipe import of_words
+    from smart_train.config.recipe import read as read_recipe
+
+    words = [f"data.{word}" for word in options.words]
+    path = Path(options.data)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return read_recipe(path, words).data, True
+    return of_words({"data": {"path": options.data, "split": options.split}}, words).data, False
+
+
+def _heatmap(encoder: Any) -> Any:
+    from smart_train.interpretability.similarity_map import page_heatmap
+
+    return lambda query, document: page_heatmap(encoder, query, document)

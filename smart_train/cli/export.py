@@ -1,0 +1,50 @@
+"""``smart-train export``: an adapter as whole weights, or as a multi-vector encoder of sentence-transformers."""
+
+from __future__ import annotations
+
+import argparse
+
+from smart_train.cli.main.options import DTYPES
+
+KINDS = ("merged", "multi-vector")
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    export = commands.add_parser("export", help="write an adapter as whole weights, or as a MultiVectorEncoder")
+    export.add_argument("adapter", help="folder or Hub id of an adapter")
+    export.add_argument(
+        "--as", dest="kind", required=True, choices=KINDS, help="whole weights, or token vectors for MultiVectorEncoder"
+    )
+    export.add_argument("--out", required=True, help="folder to write; it must not be there yet")
+    add_options(export)
+    export.set_defaults(run=run)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What an export needs to be told beside its kind; ``publish --export`` takes the same."""
+    parser.add_argument("--base", help="the base, where it is not where the adapter was trained")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights that are written (default: the base's own)")
+    parser.add_argument("--whole-texts", action="store_true", help="chat models: texts over a limit are read whole")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run model code of the base's repository")
+    parser.add_argument("--device", help="cpu, cuda:0 ... (default: the best there is)")
+
+
+def run(options: argparse.Namespace) -> None:
+    from smart_train.publishing.exporter import export
+
+    export(
+        options.adapter,
+        options.kind,
+        options.out,
+        base=options.base,
+        dtype=options.dtype,
+        device=options.device,
+        whole_texts=options.whole_texts,
+        trust_remote_code=options.trust_remote_code,
+    )
+    how = {
+        "merged": f'sentence_transformers.SentenceTransformer("{options.out}")   pooled vectors\n'
+        f'smart_train.models.encoder.SmartEncoder.from_pretrained("{options.out}")   both views',
+        "multi-vector": f'sentence_transformers.MultiVectorEncoder("{options.out}")   token vectors',
+    }
+    print(how[options.kind])

@@ -1,0 +1,67 @@
+"""``smart-train merge``: several adapters of one base as one, scored beside its parts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from smart_train.cli.main.options import count
+from smart_train.core.errors import UsageError
+
+FLAGS = {"data.path: ": "--data: ", "data.split: ": "--split: "}  # what the library says -> this command's flag
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    about = "write the weighted sum of several adapters of one base, and score it beside them"
+    merge = commands.add_parser("merge", help=about, description=about)
+    merge.add_argument("adapters", nargs="+", help="folders or Hub ids; same base, targets, layer and head")
+    merge.add_argument("--weights", type=float, nargs="+", help="one each (default: all the same, 1 together)")
+    merge.add_argument("--out", required=True, help="folder to write: adapter/ and, with --data, metrics.json")
+    merge.add_argument("--data", help="score them on its test split, and fit the hybrid on its dev split")
+    merge.add_argument("--split", help="split to report on (default: test, or the only one)")
+    merge.add_argument("--dev-split", help="split to fit on (default: dev, else half of the other)")
+    merge.add_argument("--base", help="the base, where it is not where the adapters were trained")
+    merge.add_argument("--batch-size", type=count, default=32, help="rows encoded at once: %(default)s")
+    merge.add_argument("--trust-remote-code", action="store_true", help="run model code of the base's repository")
+    merge.add_argument("--device", help="cpu, cuda:0 ... (default: the best there is)")
+    merge.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    if len(options.adapters) < 2:
+        raise UsageError("one adapter is nothing to merge; name two or more")
+    weights = options.weights or [1 / len(options.adapters)] * len(options.adapters)
+    if len(weights) != len(options.adapters):
+        raise UsageError(f"--weights: {len(options.adapters)} adapters and {len(weights)} weights; give one each")
+    from smart_train.config.schema import DataBlock
+    from smart_train.core.errors import ExportError
+    from smart_train.data.dev_and_test import dev_and_test
+    from smart_train.publishing.merger import merge
+
+    out = Path(options.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"{out} is there already and was left as it is; name a folder that is not there yet")
+    # What can be wrong with the data is told before anything is merged.
+    data = None
+    if options.data:
+        data = dev_and_test(DataBlock(path=options.data, dev=0, test=0), options.split, options.dev_split)
+    reading = {"base": options.base, "device": options.device, "trust_remote_code": options.trust_remote_code}
+    folder = merge(options.adapters, weights, out / "adapter", **reading)
+    print(f"adapter: {folder}, verified")
+    if data is None:
+        print("not scored: give --data to see whether it is as good as its parts")
+        return
+    from smart_train.publishing.merger import rescore
+
+    print(f"dev and test: {data.told}", flush=True)
+    rows = {f"{number} {_name(source)}": source for number, source in enumerate(options.adapters, 1)}
+    progress = sys.stderr.isatty()
+    print(rescore(folder, rows, data.dev, data.test, out, options.batch_size, progress, **reading))
+    print(f"figures: {out / 'metrics.json'}")
+
+
+def _name(source: str) -> str:
+    """Of a run's adapter, the run's."""
+    path = Path(source)
+    return path.resolve().parent.name if path.name == "adapter" else path.name

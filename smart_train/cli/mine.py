@@ -1,0 +1,119 @@
+"""``smart-train mine``: hard negatives for a retrieval folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+from smart_train.cli.main.options import add_model, add_reading, check_reading, count, make_encoder
+from smart_train.core.errors import UsageError
+
+WORDS = {
+    "answer": "known answers",
+    "itself": "the query itself",
+    "duplicate": "copies of an answer or of another candidate",
+    "window": "pages next to an answer",
+    "range": "ranks before the range",
+    "max_relative": "scores too near to the answer's, or above (max-relative)",
+    "margin": "scores too near to the answer's (margin)",
+    "skip_top": "the first that are skipped",
+    "more": "more than were asked for",
+}
+HELD = ("dev", "test", "dev_documents", "test_documents")  # of a recipe's data: what it holds out
+ROUNDS = """
+to mine anew with the weights as they are, while a recipe trains on it:
+data:
+  path: {path}
+  negatives: {k}
+mining:
+  rounds: {rounds}
+  mode: {mode}"""
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    about = "find hard negatives for a retrieval folder, and store them in it"
+    mine = commands.add_parser("mine", help=about, description=about)
+    mine.add_argument("data", help="folder with a corpus, queries and qrels; with --out, any data that a recipe reads")
+    add_model(mine, "folder of a trained adapter: mine again with what was trained")
+    mine.add_argument("--out", help="folder that all of the data is written to, with its negatives")
+    mine.add_argument("--mode", choices=("pooled", "late", "hybrid"), default="hybrid", help="score: %(default)s")
+    mine.add_argument("-k", "--negatives", dest="k", type=count, default=8, help="most per query: %(default)s")
+    _thresholds(mine)
+    mine.add_argument("--split", default="train", help="qrels whose queries get negatives: %(default)s")
+    mine.add_argument("--dev", type=_share, help="as data.dev of the recipe that trains on it: no candidates")
+    mine.add_argument("--test", type=_share, help="the same of data.test")
+    mine.add_argument("--dev-documents", type=count, help="as data.dev_documents of that recipe: no candidates either")
+    mine.add_argument("--test-documents", type=count, help="the same of data.test_documents")
+    mine.add_argument("--rounds", type=count, help="also print the recipe lines that mine anew so often in training")
+    add_reading(mine)
+    mine.set_defaults(run=run)
+
+
+def _thresholds(mine: argparse.ArgumentParser) -> None:
+    mine.add_argument("--max-relative", type=float, default=0.95, help="score below this share of the answer's: 0.95")
+    mine.add_argument("--no-max-relative", action="store_const", const=None, dest="max_relative", help="no such limit")
+    mine.add_argument("--margin", type=float, help="score below the answer's by more than this")
+    mine.add_argument("--range", type=int, nargs=2, default=(0, 100), metavar=("FIRST", "END"), help="ranks: 0 100")
+    mine.add_argument("--skip-top", type=int, default=0, help="leave out so many of the hardest that pass")
+    mine.add_argument("--window", type=int, help="leave out pages so near to an answer in its file")
+    mine.add_argument("--sampling", choices=("top", "random"), default="top", help="of those that pass: %(default)s")
+    mine.add_argument("--seed", type=int, default=0, help="of --sampling random")
+
+
+def _share(text: str) -> float | int:
+    try:
+        return int(text) if text.isdigit() else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share (0.05) and no number of queries (300)") from None
+
+
+def run(options: argparse.Namespace) -> None:
+    from smart_train.config.schema import DataBlock
+    from smart_train.core.errors import DataError
+    from smart_train.mining.folder import PICTURE, REPORT, mine_folder, place_of
+    from smart_train.mining.selection import Options
+
+    names = ("k", "mode", "max_relative", "margin", "skip_top", "window", "sampling", "seed")
+    try:
+        chosen = Options(**{name: getattr(options, name) for name in names}, range=tuple(options.range))
+    except DataError as error:
+        raise UsageError(str(error)) from error
+    check_reading(options)
+    folder = place_of(DataBlock(path=options.data, split=options.split), options.out)
+    held = {name: getattr(options, name) for name in HELD if getattr(options, name) is not None}
+    data = DataBlock(path=str(folder), split=options.split, **held)
+    parts = [Path(name).name if Path(name).exists() else name for name in (options.model, options.adapter) if name]
+    model = " + ".join(parts)  # it is stored with the data, and other folders of this machine are nobody's business
+    encoder = make_encoder(options)
+    progress = sys.stderr.isatty()
+    mined = mine_folder(data, encoder, chosen, model=model, batch_size=options.batch_size, progress=progress)
+    print(_summary(mined.counts, mined.ratios.quantiles(), mined.seconds))
+    print(f"{folder / 'negatives'}; report: {folder / 'mining' / REPORT}; picture: {folder / 'mining' / PICTURE}")
+    if options.rounds:
+        print(ROUNDS.format(path=folder, k=min(chosen.k, 4), rounds=options.rounds, mode=chosen.mode))
+
+
+def _summary(counts: Counter[str], quantiles: dict[str, float], seconds: float) -> str:
+    rate = counts["documents"] / max(seconds, 1e-9)
+    lines = [
+        f"{counts['mined']} negatives of {counts['queries']} queries from {counts['documents']} documents "
+        f"({seconds:.0f} s, {rate:.0f} documents a second)"
+    ]
+    for name, what in (
+        ("short", "queries with fewer than asked for"),
+        ("none", "of them without any"),
+        ("unanswered", "queries without a known answer in the corpus, not looked at"),
+        ("held_out", "documents of other splits, no candidates"),
+    ):
+        if counts[name]:
+            lines.append(f"{counts[name]:>10}  {what}")
+    passed = {what: counts[name] for name, what in WORDS.items() if counts[name]}
+    lines += ["passed over within the range:", *(f"{count:>10}  {what}" for what, count in passed.items())]
+    if quantiles:
+        told = (
+            f"{quantiles['0.5']:.2f} in the median, {quantiles['0.05']:.2f} to {quantiles['0.95']:.2f} for nine in ten"
+        )
+        lines.append(f"a negative's score as a share of the answer's: {told}")
+    return "\n".join(lines)

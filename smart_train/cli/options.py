@@ -1,0 +1,170 @@
+"""What several commands share: the flags that say how a model reads, and the encoder that they make."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smart_train.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from smart_train.data.collection import Document
+    from smart_train.models.base_config import BaseConfig
+    from smart_train.models.encoder import SmartEncoder
+
+# Keys of the model block that an adapter brings along, each the name of a flag of ``evaluate`` too.
+STORED = ("revision", "query_tokens", "document_tokens", "query_prompt", "document_prompt", "max_pixels")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+FLAGS = {  # what the library tells those who write recipes or Python -> the flag of ``evaluate``
+    "write model.trust_remote_code: true": "give --trust-remote-code",
+    "from_pretrained(..., trust_remote_code=True)": "give --trust-remote-code",
+    "from_pretrained(..., base=FOLDER)": "--model FOLDER",
+    "model.revision in a recipe": "--revision",
+    "model.revision": "--revision",
+    "model.dtype": "--dtype",
+    "model.base": "--model",
+    "late.layer": "--layer",
+    "data.split: ": "--split: ",
+    "data.path: ": "DATA: ",
+}
+
+
+OF_ADAPTERS = {  # the same, for commands that take adapters: what they say of a recipe's keys is meant so
+    "from_pretrained(..., trust_remote_code=True)": "give --trust-remote-code",
+    "from_pretrained(..., base=FOLDER)": "--base FOLDER",
+}
+
+
+def count(text: str) -> int:
+    """A whole number of 1 or more, as an argument."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    """A whole number of 0 or more, as an argument."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def _weight(text: str) -> float:
+    """Infinity and NaN are numbers to Python, and no weights."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
+def add_model(parser: argparse.ArgumentParser, adapter: str) -> None:
+    """--model and --adapter."""
+    parser.add_argument("--model", required=True, help="Hub id, local folder, or package:NAME/FOLDER")
+    parser.add_argument("--adapter", help=adapter)
+
+
+def add_reading(parser: argparse.ArgumentParser, chosen: bool = True) -> None:
+    """How the model reads: what an adapter brings along, and what it does not; without ``chosen``, neither layer nor
+    weight, for a command that finds them."""
+    if chosen:
+        parser.add_argument("--layer", type=int, help="tokens' layer: 0 = embeddings, k = block k, -1 = last (default)")
+        parser.add_argument("--late-weight", type=_weight, help="weight of the late score in the hybrid (pooled has 1)")
+    else:
+        parser.set_defaults(layer=None, late_weight=None)
+    parser.add_argument("--query-tokens", type=count, help="longest query (default: the model's own limit)")
+    parser.add_argument("--document-tokens", type=count, help="longest document text")
+    parser.add_argument("--query-prompt", help="put before a query (default: the model's own)")
+    parser.add_argument("--document-prompt", help="put before a document")
+    parser.add_argument("--max-pixels", type=count, help="pixel budget of an image")
+    parser.add_argument("--batch-size", type=count, default=32, help="rows encoded at once: %(default)s")
+    parser.add_argument("--revision", help="Hub branch, tag or commit of --model (default: the newest)")
+    parser.add_argument("--dtype", choices=DTYPES, help="how the base is held in memory (default: as it is stored)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run model code of the base's repository")
+    parser.add_argument("--device", help="cpu, cuda:0 ... (default: the best there is)")
+
+
+def check_reading(options: argparse.Namespace) -> BaseConfig:
+    """The sizes of the base; refuses what can be refused before data and a model are read."""
+    from smart_train.models.base_config import read_base
+    from smart_train.models.safe_loading import SETTINGS
+
+    if options.adapter:
+        stored = [f"--{name.replace('_', '-')}" for name in STORED if getattr(options, name) is not None]
+        if stored:
+            raise UsageError(f"the adapter brings its own {', '.join(stored)}; leave them out")
+    elif (Path(options.model) / SETTINGS).is_file():  # its head and hybrid weights would be left out
+        raise UsageError(f"{options.model} is a trained encoder; write --model ITS_BASE --adapter {options.model}")
+    base = read_base(options.model, options.revision, options.trust_remote_code)
+    for name in ("query_tokens", "document_tokens"):
+        limit = getattr(options, name)
+        if limit is not None and base.positions is not None and limit > base.positions:
+            what = f"{options.model} has {base.positions} positions, {limit} tokens are more"
+            raise UsageError(f"--{name.replace('_', '-')}: {what}; give at most {base.positions}")
+    layers = base.layers
+    if options.layer is not None and not -layers - 1 <= options.layer <= layers:
+        what = f"{options.model} has no layer {options.layer}"
+        raise UsageError(f"--layer: {what}: it has 0 (embeddings) to {layers}, or -1 for the last")
+    return base
+
+
+def make_encoder(options: argparse.Namespace) -> SmartEncoder:
+    from smart_train.config.schema import LateBlock, ModelBlock
+    from smart_train.models.encoder import SmartEncoder
+
+    if options.adapter:
+        encoder = SmartEncoder.from_pretrained(
+            options.adapter,
+            base=options.model,
+            layer=options.layer,
+            dtype=options.dtype,
+            trust_remote_code=options.trust_remote_code,
+            device=options.device,
+        )
+    else:
+        late = LateBlock() if options.layer is None else LateBlock(layer=options.layer)
+        model = ModelBlock(
+            **{name: getattr(options, name) for name in STORED},
+            dtype=options.dtype or "auto",
+            trust_remote_code=options.trust_remote_code,
+        )
+        encoder = SmartEncoder(options.model, model=model, late=late, device=options.device)
+    if options.late_weight is not None:
+        encoder.late.hybrid.late = options.late_weight
+    return encoder
+
+
+def check_output(output: Path) -> None:
+    """Refuses a place where no folder can be made or written to."""
+    blocked = next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None)
+    if blocked is not None:
+        raise UsageError(f"--output: {blocked} is a file; name a folder")
+    there = next(path for path in (output, *output.absolute().parents) if path.is_dir())
+    if not os.access(there, os.W_OK | os.X_OK):  # better learnt now than when there is something to write
+        raise UsageError(f"--output: nothing can be written into {there}; name another folder")
+
+
+def check_pages(corpora: Iterable[Mapping[str, Document]], options: argparse.Namespace, base: BaseConfig) -> None:
+    """Refuses page images for a base that has no image side."""
+    if base.vision:
+        return
+    pages = [document.id for corpus in corpora for document in corpus.values() if document.image is not None]
+    if pages:
+        what = f"{len(pages)} documents of {options.data} are images, such as {pages[0]!r}"
+        raise UsageError(f"--model: {what}, and {options.model} has no image side; choose a vision-language base")
+
+
+def own_gpu(options: argparse.Namespace) -> None:
+    """Of several processes each gets its own GPU, where there are any and --device names none."""
+    import torch
+
+    from smart_train.distributed.environment import rank, world
+
+    if world() > 1 and options.device is None and torch.cuda.is_available():
+        options.device = f"cuda:{int(os.environ.get('LOCAL_RANK', rank())) % torch.cuda.device_count()}"

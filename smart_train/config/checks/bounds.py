@@ -1,0 +1,38 @@
+"""Bounds of single values, told alike wherever a recipe is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from smart_train.config.schema import LateBlock
+from smart_train.config.typed_values import Problem
+
+Problems = Iterator[Problem]
+
+
+def at_least(key: str, value: float | None, least: int) -> Problems:
+    if value is not None and value < least:
+        fix = f"write {least} or more" if least else "write 0 (off) or more"
+        yield Problem(key, f"is {value:g}, must be at least {least}", fix)
+
+
+def above(key: str, value: float, limit: float, fix: str) -> Problems:
+    if value <= limit:
+        yield Problem(key, f"is {value:g}, must be above {limit:g}", fix)
+
+
+def distinct(key: str, values: list[int]) -> Problems:
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        yield Problem(key, f"has {', '.join(map(str, twice))} twice", "name each once")
+
+
+def widths(key: str, values: list[int]) -> Problems:
+    yield from distinct(key, values)
+    for width in values:
+        yield from at_least(key, width, 1)
+
+
+def layers(late: LateBlock) -> list[int]:
+    """late.layer as a list."""
+    return [late.layer] if isinstance(late.layer, int) else list(late.layer)

@@ -1,0 +1,36 @@
+"""Whether the block ``mining`` can work, and what it lets the data be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from smart_train.config.checks.bounds import Problems, at_least
+from smart_train.config.schema import DataBlock, MiningBlock, Recipe
+from smart_train.config.typed_values import Problem
+
+
+def data_of(recipe: Recipe) -> DataBlock:
+    """The data block as it has to be fulfilled: negatives that are mined before the first step need not be there."""
+    return replace(recipe.data, negatives=0) if recipe.mining.rounds and recipe.mining.start else recipe.data
+
+
+def check_mining(recipe: Recipe) -> Problems:
+    mining = recipe.mining
+    for name, least in (("rounds", 0), ("k", 1), ("first", 0), ("skip_top", 0), ("margin", 0), ("window", 0)):
+        yield from at_least(f"mining.{name}", getattr(mining, name), least)
+    if mining.max_relative is not None and not 0 < mining.max_relative <= 1:
+        what = f"is {mining.max_relative:g}, must be above 0 and at most 1: a share of the answer's score"
+        yield Problem("mining.max_relative", what, "write 0.95, or null for any")
+    if mining.last <= mining.first:
+        what = f"is {mining.last}, but mining.first is {mining.first}: no rank lies between"
+        yield Problem("mining.last", what, f"write {max(mining.first, 0) + 100}")
+    if not mining.rounds:
+        if mining != MiningBlock(rounds=mining.rounds):
+            yield Problem("mining.rounds", "is 0, so nothing is mined", "write 1 or more, or remove the block")
+        return
+    if not recipe.data.negatives:
+        what = f"is {mining.rounds}, but data.negatives is 0, so what is mined would not be used"
+        yield Problem("mining.rounds", what, f"write data.negatives: {min(mining.k, 2)}, or rounds: 0")
+    elif recipe.data.negatives > mining.k:
+        what = f"is {mining.k}, and data.negatives asks for {recipe.data.negatives} of them"
+        yield Problem("mining.k", what, f"write {recipe.data.negatives} or more")

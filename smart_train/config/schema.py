@@ -1,0 +1,202 @@
+"""The recipe's blocks as typed dataclasses: every key, its default, and what it buys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass
+class Where:
+    """Where the keys of a recipe were written, so that an error can point there.
+
+    lines: dotted key -> line in ``file`` (1 = first), or None for the command line; keys left at their default are
+        absent
+    """
+
+    file: str = "recipe"
+    lines: dict[str, int | None] = field(default_factory=dict)
+
+    def line(self, key: str) -> int | None:
+        """Line of the key, or of the nearest block around it that was written; None = command line, 0 = nowhere."""
+        parts = key.split(".") if key else []
+        names = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+        return next((self.lines[name] for name in names if name in self.lines), 0)
+
+    def place(self, key: str) -> str:
+        """'FILE, line N', 'command line', or FILE."""
+        line = self.line(key)
+        return "command line" if line is None else f"{self.file}, line {line}" if line else self.file
+
+
+@dataclass
+class ModelBlock:
+    base: str = ""  # Hub id, local folder, or package:NAME/FOLDER (a model that an installed Python package carries)
+    revision: str | None = None  # Hub branch, tag or commit; pin it, or the adapter may meet other weights later
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # how the base is held in memory
+    quantisation: Literal["none", "4bit"] = "none"  # 4bit: the frozen base in a quarter of the memory (QLoRA), slower
+    attention: str | None = None  # sdpa, flash_attention_2, eager ...; null = what transformers chooses
+    dropout: float | None = None  # of the base while it trains; null = the base's own; 0 is faster on a CPU by a third
+    trust_remote_code: bool = False  # run model code that lies in the base's repository
+    query_prompt: str | None = None  # put before a query (chat models: the system message); null = the base's own
+    document_prompt: str | None = None  # the same for a document
+    query_tokens: int | None = None  # longest query text; null = the base's own limit; images are never cut
+    document_tokens: int | None = None  # longest document text
+    min_pixels: int | None = None  # pixel budget of an image, lower bound
+    max_pixels: int | None = None  # pixel budget, upper bound: tokens per page and memory grow with it
+    matryoshka: list[int] = field(default_factory=list)  # pooled widths trained along with the whole one
+
+
+@dataclass
+class HybridBlock:
+    pooled: float = 1.0  # lambda of the pooled score
+    late: float = 1.0  # lambda of the late score; the best value differs between models: calibrate it
+    scaling: Literal["none", "standardised"] = "none"  # standardised: (score - mean) / std, fitted on the dev split
+    pooled_mean: float = 0.0  # of the pooled scores; the four constants are fitted, then stored with the adapter
+    pooled_std: float = 1.0  # standard deviation, above 0
+    late_mean: float = 0.0  # the same of the late scores
+    late_std: float = 1.0  # standard deviation, above 0
+
+
+@dataclass
+class LateBlock:
+    layer: int | list[int] = -1  # 0 = embeddings, k = output of block k, -1 = last; a list = a learned softmax mix
+    norm: Literal["auto", "final", "none"] = "auto"  # for other layers than the last: the model's own final norm
+    head: Literal["none", "linear", "layernorm_linear"] = "none"  # none = the hidden states themselves
+    dim: int | None = None  # token width d; null = hidden size; with head none = the first d dimensions
+    matryoshka: list[int] = field(default_factory=list)  # narrower token widths trained along with the whole one
+    drop: list[Literal["punctuation"]] = field(default_factory=list)  # tokens left out besides padding and control
+    hybrid: HybridBlock = field(default_factory=HybridBlock)  # how the two scores become one
+
+
+@dataclass
+class AdapterBlock:
+    kind: Literal["lora", "full", "frozen"] = "lora"  # lora; full = every weight; frozen = only the head
+    r: int = 32  # LoRA rank: capacity and size of the adapter
+    alpha: int = 32  # LoRA scale is alpha / r
+    dropout: float = 0.0  # on the LoRA input
+    targets: str | list[str] = "auto"  # auto = the linear layers of the language model's blocks; names; or a regex
+    layers: list[int] | None = None  # blocks (1 = first) that get LoRA; null = all; few upper ones cost less backward
+    vision: bool = False  # also adapt the vision tower
+
+
+@dataclass
+class DataBlock:
+    path: str = ""  # pydocs, a local folder or file, or a Hub dataset
+    format: Literal["auto", "pydocs", "beir", "rows"] = "auto"  # see docs/data.md
+    revision: str | None = None  # of a Hub dataset: branch, tag or commit; pin it, or the figures may move
+    subset: str | None = None  # Hub configuration name
+    split: str = "train"  # rows or qrels of this split are trained on
+    query: str = "query"  # rows: column of the query text
+    document: str | None = None  # rows: column of the document's text; null = positive / document / text, if there
+    image: str | None = None  # rows: column of the document's image; null = image, if there; "" = none
+    id: str | None = None  # rows: column that names the document (image_filename ...); null = hash of the content
+    scores: str | None = None  # rows: column of a teacher's scores of the documents; null = scores, if there; "" = none
+    negatives: int = 0  # hard negatives per query; the data must have them
+    limit: int | None = None  # first pairs only; the last query of a retrieval collection keeps all of its own
+    dev: float | int = 0.05  # share (below 1) or number of queries held out to choose by, whole files together
+    test: float | int = 0.05  # the same for the reported figures; ignored where the data has a test split
+    test_documents: int | None = None  # at most this many documents to rank; relevant ones always stay
+    dev_documents: int | None = None  # the same for the dev split: it is ranked during training, so keep it small
+    query_tokens: int | None = None  # queries are cut here, too, while training; null = at model.query_tokens only
+    document_tokens: int | None = None  # the same for documents: short rows train fast, and whole ones are still read
+    length_groups: int = 4  # documents of a batch are encoded in this many groups of like length: less padding
+    length_window: int = 1  # so many batches are sorted by length together: less padding, and negatives of like length
+    source: str | None = None  # a batch is of one source: file, or rows: the column that names it; null = mixed
+    source_temperature: float = 1.0  # 1 = every pair once an epoch; above, small sources are drawn more often
+    source_weights: dict[str, float] = field(default_factory=dict)  # source -> how often it is drawn; 1 where not named
+
+
+@dataclass
+class MiningBlock:
+    rounds: int = 0  # times that hard negatives are mined anew during training, at equal distances; 0 = never
+    start: bool = False  # also before the first step, so that the data need none
+    k: int = 8  # most negatives a query gets; data.negatives of them are drawn for a batch
+    mode: Literal["pooled", "late", "hybrid"] = "hybrid"  # the score that ranks
+    max_relative: float | None = 0.95  # below this share of the answer's score, or it may be an answer too; null = any
+    margin: float | None = None  # below the answer's score by more than this; null = any
+    first: int = 0  # best rank that is looked at, 0 = the hardest
+    last: int = 100  # ranks before this one are looked at
+    skip_top: int = 0  # leave out so many of the hardest that pass
+    window: int | None = None  # leave out pages so near to an answer in its file; null = they are candidates
+    sampling: Literal["top", "random"] = "top"  # of those that pass
+
+
+@dataclass
+class TermBlock:
+    weight: float = 1.0  # w of the term in the loss; 0 turns it off
+    temperature: float = 0.05  # tau; scores are cosines, so 0.02 to 0.05 is usual
+
+
+@dataclass
+class TeacherBlock:
+    weight: float = 0.0  # of learning another model's scores, which the data must have; 0 turns it off
+    temperature: float = 0.05  # tau of both softmaxes (kl), or the unit of the scores (margin_mse)
+    kind: Literal["kl", "margin_mse"] = "kl"  # kl = its distribution; margin_mse = its differences to the positive
+    scale: float = 1.0  # the teacher's scores are multiplied by it first: brings another unit to that of cosines
+    score: Literal["pooled", "late", "hybrid"] = "hybrid"  # which of the student's scores learns
+
+
+@dataclass
+class ObjectiveBlock:
+    pooled: TermBlock = field(default_factory=TermBlock)  # cross entropy of the pooled scores
+    late: TermBlock = field(default_factory=TermBlock)  # cross entropy of the late scores
+    hybrid: TermBlock = field(default_factory=lambda: TermBlock(weight=0.0))  # the two scores added before the softmax
+    batch: int | None = None  # pairs per step over all GPUs, by gradient caching; null = per_device_train_batch_size
+    chunk_rows: int | None = None  # most rows of one forward; with batch memory follows it; null = no limit, or 32
+    chunk_tokens: int | None = None  # most tokens of one forward, padding included (rows x longest); null = no limit
+    gather: bool = True  # documents of all GPUs are negatives; false = of the own one only
+    gather_group: int | None = None  # gather among this many neighbouring GPUs only, for large worlds; null = all
+    similarity: Literal["auto", "float32", "bfloat16"] = "auto"  # of tokens; auto: as the GPU trains
+    neighbour_pages: int | None = None  # pages this near to an answer in its file are no negatives; null = they are
+    loss: Literal["softmax", "sigmoid"] = "softmax"  # sigmoid: every pair judged by itself (SigLIP)
+    sigmoid_bias: float = -10.0  # sigmoid: added to score / temperature; most pairs are negatives
+    symmetric: bool = False  # mean of both directions: document among documents, and query among queries
+    hardness: float = 0.0  # alpha: a negative counts exp(alpha x its score) times (LLaVE); 0 = all alike
+    false_negatives: float | None = None  # leave out negatives above this share of the positive's score; 0.95 is usual
+    margin: float = 0.0  # taken from the positive's score, in cosines (additive margin)
+    graded: bool = False  # known answers in the batch share the target by their grade, instead of being left out
+    self_distillation: TermBlock = field(default_factory=lambda: TermBlock(weight=0.0))  # the late score teaches pooled
+    teacher: TeacherBlock = field(default_factory=TeacherBlock)  # another model's scores, where the data has them
+    diversity: float = 0.0  # weight of the mean squared cosine between tokens of one row
+    overlap: float = 0.0  # weight of the mean squared cosine between a row's pooled vector and its tokens
+    skip_nonfinite: int = 0  # steps with a loss or gradient that is no finite number to leave out; 0 = stop at once
+    schedule: dict[str, list[list[float]]] = field(default_factory=dict)  # weight -> points [share of training, value]
+
+
+@dataclass
+class EvaluationBlock:
+    during: bool = True  # rank the dev split at every training.eval_steps
+    patience: int | None = None  # evaluations without a new best, after which training ends; null = never
+    before: bool = True  # rank the test split with the untouched base: the table's first row
+    after: bool = True  # rank it with the trained encoder, reloaded from its folder
+    k: list[int] = field(default_factory=lambda: [1, 5, 10])  # cut-offs of nDCG, recall and MRR
+    calibrate: bool = True  # fit the hybrid's late weight and constants on the dev split; stored with the adapter
+    batch_size: int = 32  # rows encoded at once; changes speed and memory, never a score
+    bootstrap: int = 1000  # resamples for the 95 % intervals
+    seed: int = 0  # of the resampling
+
+
+@dataclass
+class PublishBlock:
+    repo: str | None = None  # me/name on the Hub; null = not published
+    private: bool = True  # a new repository is made private
+    license: str | None = None  # of the adapter; null = not stated
+
+
+@dataclass
+class Recipe:
+    name: str = "run"  # of the run: its folder, its trackers
+    output: str | None = None  # run folder; null = runs/NAME
+    model: ModelBlock = field(default_factory=ModelBlock)  # which embedder, and how text and images enter it
+    late: LateBlock = field(default_factory=LateBlock)  # the token view: which hidden states, head, hybrid weights
+    adapter: AdapterBlock = field(default_factory=AdapterBlock)  # what is trained
+    data: DataBlock = field(default_factory=DataBlock)  # what it is trained and tested on
+    mining: MiningBlock = field(default_factory=MiningBlock)  # hard negatives found with what is being trained
+    objective: ObjectiveBlock = field(default_factory=ObjectiveBlock)  # the terms of the loss
+    training: dict[str, Any] = field(default_factory=dict)  # transformers TrainingArguments + head_learning_rate
+    evaluation: EvaluationBlock = field(default_factory=EvaluationBlock)  # what is measured, and when
+    publish: PublishBlock = field(default_factory=PublishBlock)  # where the adapter goes
+
+    def __post_init__(self) -> None:
+        self.where = Where()  # no field: a recipe's place is no part of its content

@@ -1,0 +1,277 @@
+"""Plain values -> typed blocks, with an error for everything that does not fit.
+
+Types are strict: a silent conversion is a mistake that shows hours later.  A whole number where a number is wanted is
+the one exception.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from enum import Enum
+from math import isfinite
+from typing import Any, Literal, Union
+
+from smart_train.config.schema import Recipe, Where
+
+NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a block of keys"}
+PLURAL = {str: "texts", int: "whole numbers", float: "numbers"}
+MEANT = {  # words of other programs -> the key here
+    "lr": "training.learning_rate",
+    "epochs": "training.num_train_epochs",
+    "batch_size": "training.per_device_train_batch_size",
+    "lora": "adapter",
+    "peft": "adapter",
+    "rank": "adapter.r",
+    "loss": "objective",
+    "dataset": "data",
+    "datasets": "data",
+    "eval": "evaluation",
+    "model_name_or_path": "model.base",
+    "max_length": "model.document_tokens",
+    "max_seq_length": "model.document_tokens",
+    "mini_batch_size": "objective.chunk_rows",
+    "gradcache": "objective.batch",
+    "grad_cache": "objective.batch",
+    "gather_across_devices": "objective.gather",
+}
+WRONG = object()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake. key: dotted key, "" for the file; place: where, if the key cannot tell; here: the recipe may be
+    right elsewhere: it is this machine that lacks something."""
+
+    key: str
+    what: str
+    fix: str
+    place: str | None = None
+    here: bool = False
+
+    def told(self, where: Where) -> str:
+        start = f"{self.place or where.place(self.key)}: "
+        return start + (f"{self.key}: " if self.key else "") + f"{self.what}; {self.fix}"
+
+
+class RecipeError(ValueError):
+    """What is wrong with a recipe, one line a problem: file, line, key, what is wrong, what to do."""
+
+    def __init__(self, problems: list[Problem], where: Where) -> None:
+        self.problems = sorted(problems, key=lambda problem: where.line(problem.key) or 0)  # as the file has them
+        super().__init__("\n".join(problem.told(where) for problem in self.problems))
+
+
+def build(values: dict[str, Any], training: dict[str, Any], moved: dict[str, str], where: Where) -> Recipe:
+    """The recipe of nested plain values.
+
+    training: name -> type hint of every key the block ``training`` may have; moved: names that it had once -> the fix
+    Raises RecipeError with every problem found.
+    """
+    problems: list[Problem] = []
+    recipe = _block(Recipe, values, "", problems, training)
+    known = recipe.training
+    recipe.training = {}
+    for name, value in known.items():
+        key = f"training.{name}"
+        if name in moved:
+            problems.append(Problem(key, "is not a key of this block", moved[name]))
+        elif name not in training:
+            problems.append(unknown(key, [f"training.{n}" for n in training], training))
+        elif value is not None or types.NoneType in _options(training[name]):  # null elsewhere: as if it were left out
+            recipe.training[name] = fit(value, training[name], key, problems)
+    if problems:
+        raise RecipeError(problems, where)
+    recipe.where = where
+    return recipe
+
+
+def _block(cls: Any, values: Any, prefix: str, problems: list[Problem], training: dict[str, Any]) -> Any:
+    """One dataclass; an empty block (null) means its defaults."""
+    if values is None:
+        values = {}
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    if not isinstance(values, dict):
+        what = f"must be a block of keys, got {told(values)}"
+        problems.append(Problem(prefix[:-1], what, f"its keys are {', '.join(names)}"))
+        return cls()
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        key = prefix + name
+        if name not in names:
+            problems.append(unknown(key, [prefix + n for n in names], training))
+        elif dataclasses.is_dataclass(hints[name]):
+            found[name] = _block(hints[name], value, f"{key}.", problems, training)
+        elif value is None and typing.get_origin(hints[name]) is dict:
+            found[name] = {}
+        elif isinstance(value, dict) and (inner := _values_of(hints[name])) is not Any:
+            found[name] = _entries(value, inner, f"{key}.", problems)
+        else:
+            fitted = fit(value, hints[name], key, problems)
+            if fitted is not WRONG:
+                found[name] = fitted
+    return cls(**found)
+
+
+def _values_of(hint: Any) -> Any:
+    """The type of the values of a block whose keys are free; Any where the hint names none."""
+    return typing.get_args(hint)[1] if typing.get_origin(hint) is dict else Any
+
+
+def _entries(values: dict[str, Any], hint: Any, prefix: str, problems: list[Problem]) -> dict[str, Any]:
+    """The entries of a block whose keys are free and whose values are of one type; blocks inside of it are dotted keys
+    (an override writes them so), of which the last one counts."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= {f"{name}.{k}": v for k, v in _entries(value, hint, f"{prefix}{name}.", problems).items()}
+        elif (fitted := fit(value, hint, prefix + name, problems)) is not WRONG:
+            found[name] = fitted
+    return found
+
+
+def keys(cls: Any = Recipe, prefix: str = "") -> list[str]:
+    """Every dotted key of the recipe, blocks included, without those of ``training``."""
+    out = []
+    for name, hint in typing.get_type_hints(cls).items():
+        out.append(prefix + name)
+        if dataclasses.is_dataclass(hint):
+            out += keys(hint, f"{prefix}{name}.")
+    return out
+
+
+def _like(a: str, b: str) -> float:
+    return SequenceMatcher(None, a, b).ratio()
+
+
+def nearest(key: str, siblings: list[str], elsewhere: list[str]) -> str:
+    """The valid dotted key that was probably meant: one of the same block if it is spelt alike, else a key of this
+    name in another block, else the most alike of the same block."""
+    leaf = key.rpartition(".")[2]
+
+    def alike(other: str) -> float:
+        return _like(leaf, other.rpartition(".")[2])
+
+    if leaf in MEANT:
+        return MEANT[leaf]
+    best: str = max(siblings, key=alike)
+    if alike(best) >= 0.6:
+        return best
+    same = [k for k in elsewhere if alike(k) >= 0.85]
+    return max(same, key=lambda k: (alike(k), _like(key, k))) if same else best
+
+
+def unknown(key: str, siblings: list[str], training: dict[str, Any]) -> Problem:
+    meant = nearest(key, siblings, keys() + [f"training.{name}" for name in training])
+    block = key.rpartition(".")[0]
+    names = [s.rpartition(".")[2] for s in siblings]
+    listed = f" (keys of {block or 'a recipe'}: {', '.join(names)})" if len(names) < 20 else ""
+    return Problem(key, f"there is no such key, the nearest is {meant}", f"write {meant}, or remove the line{listed}")
+
+
+def fit(value: Any, hint: Any, key: str, problems: list[Problem]) -> Any:
+    """The value as its type says, or WRONG with a problem added."""
+    fitted = _fit(value, hint)
+    if fitted is WRONG:
+        what = f"must be {described(hint)}, got {told(value)}"
+        if isinstance(value, float) and not isfinite(value):
+            what = f"must be finite, got {value}"
+        problems.append(Problem(key, what, _fix(value, hint)))
+    return fitted
+
+
+def _options(hint: Any) -> list[Any]:
+    return list(typing.get_args(hint)) if typing.get_origin(hint) in (Union, types.UnionType) else [hint]
+
+
+def _choices(hint: Any) -> list[str]:
+    """The texts that are allowed, where the hint lists them."""
+    options = _options(hint)
+    if any(isinstance(o, type) and issubclass(o, Enum) for o in options):
+        return [str(member.value) for o in options if isinstance(o, type) and issubclass(o, Enum) for member in o]
+    return [v for o in options if typing.get_origin(o) is Literal for v in typing.get_args(o)]
+
+
+def _fit(value: Any, hint: Any) -> Any:
+    choices = _choices(hint)
+    for option in _options(hint):
+        origin = typing.get_origin(option) or option
+        if option is Any or (option is types.NoneType and value is None):
+            return value
+        if choices and isinstance(value, str):
+            return value if value in choices else WRONG
+        if origin is list and isinstance(value, list):
+            inner = (typing.get_args(option) or (Any,))[0]
+            items = [_fit(item, inner) for item in value]
+            if not any(item is WRONG for item in items):
+                return items
+        elif origin is dict and isinstance(value, dict):
+            return value
+        elif option is float and type(value) in (int, float) and isfinite(value):
+            return value if int in _options(hint) else float(value)
+        elif option in (str, int, bool) and type(value) is option:
+            return value
+    return WRONG
+
+
+def described(hint: Any) -> str:
+    """The type in words."""
+    words = [f"one of {', '.join(_choices(hint))}"] if _choices(hint) else []
+    for option in _options(hint):
+        if typing.get_origin(option) is list or option is list:
+            inner = (typing.get_args(option) or (Any,))[0]
+            words.append(f"a list of {_plural(inner)}")
+        elif option is types.NoneType:
+            words.append("null")
+        elif (name := NAMES.get(typing.get_origin(option) or option)) and not (_choices(hint) and option is str):
+            words.append(name)
+    return " or ".join(dict.fromkeys(words)) or "left out: it cannot be written in a recipe"
+
+
+def _plural(hint: Any) -> str:
+    """The type of a list's items in words."""
+    if typing.get_origin(hint) is list:
+        return f"lists of {_plural((typing.get_args(hint) or (Any,))[0])}"
+    return str(PLURAL.get(hint) or " or ".join(_choices(hint)) or "values")
+
+
+def told(value: Any) -> str:
+    """A value as the reader wrote it, with its kind where that is the mistake."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return f'"{value}" (text)'
+    if isinstance(value, dict):
+        return "a block of keys"
+    return f"the list {value}" if isinstance(value, list) else f"{value} ({type(value).__name__})"
+
+
+def _fix(value: Any, hint: Any) -> str:
+    options, choices = _options(hint), _choices(hint)
+    if choices and isinstance(value, str):
+        return f"the nearest is {max(choices, key=lambda c: _like(value, c))}"
+    if bool in options and str(value).lower() in ("yes", "no", "on", "off", "y", "n", "0", "1", "true", "false"):
+        return f"write {'true' if str(value).lower() in ('yes', 'on', 'y', '1', 'true') else 'false'}"
+    if isinstance(value, str) and (float in options or int in options) and _number(value) is not None:
+        return f"remove the quotes: {value}" if _fit(_number(value), hint) is not WRONG else f"write {described(hint)}"
+    if str in options and not isinstance(value, (dict, list)) and value is not None:
+        return f'put it in quotes: "{value}"'
+    lists = [o for o in options if typing.get_origin(o) is list]
+    if any(typing.get_origin(item) is list for o in lists for item in typing.get_args(o)):
+        return f"write {described(hint)}, such as [[0, 0], [0.5, 1]]"
+    if lists and not isinstance(value, (list, dict)) and _fit([value], lists[0]) is not WRONG:
+        return f"write [{value}]"
+    return f"write {described(hint)}"
+
+
+def _number(text: str) -> int | float | None:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return None

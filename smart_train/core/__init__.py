@@ -1,0 +1,1 @@
+"""What every other folder uses: embeddings, errors, atomic files, images, the Hub."""

@@ -1,0 +1,209 @@
+"""The shapes everyone shares: ragged tokens, embeddings and batches.
+
+Letters in every shape comment of this project: B queries, N documents, Q query tokens, T document tokens,
+D pooled width, d token width, W ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Features = dict[str, Any]
+"""What a backbone takes for some rows: ``input_ids``, ``attention_mask``, ``pixel_values`` ..., as
+``SmartEncoder.preprocess`` makes it.  Padding exists in here and nowhere else."""
+
+
+@dataclass
+class Tokens:
+    """A ragged bag of token vectors, rows one after another: padding never reaches a score.
+
+    values:  [sum of lengths, d], L2-normalised
+    lengths: [rows], int64; every row has at least one token
+    """
+
+    values: Tensor
+    lengths: Tensor
+
+    def __post_init__(self) -> None:
+        if self.values.dim() != 2 or self.lengths.dim() != 1:
+            raise ValueError(
+                f"Tokens takes values [sum of lengths, d] and lengths [rows], got {tuple(self.values.shape)} "
+                f"and {tuple(self.lengths.shape)}"
+            )
+
+    def check(self) -> Tokens:
+        """Returns self; raises ValueError where lengths and values disagree or a row is empty (this synchronises
+        a GPU, so it is called at the borders, not in a step)."""
+        total, rows = int(self.lengths.sum()), self.values.shape[0]
+        if total != rows:
+            raise ValueError(f"the lengths add up to {total}, but there are {rows} token vectors")
+        if len(self.lengths) and int(self.lengths.min()) < 1:
+            raise ValueError(f"row {int(self.lengths.argmin())} has no token; every row needs at least one")
+        return self
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def width(self) -> int:
+        return self.values.shape[1]
+
+    def rows(self) -> Iterator[Tensor]:
+        """One [length, d] view a row."""
+        return iter(self.values.split(self.lengths.tolist()))
+
+    def select(self, rows: Sequence[int] | Tensor) -> Tokens:
+        """The given rows, in the given order (a copy)."""
+        index = torch.as_tensor(rows, dtype=torch.int64, device=self.lengths.device)
+        lengths = self.lengths[index]
+        starts = (self.lengths.cumsum(0) - self.lengths)[index]
+        before = lengths.cumsum(0) - lengths
+        within = torch.arange(int(lengths.sum()), device=index.device) - before.repeat_interleave(lengths)
+        where = starts.repeat_interleave(lengths) + within
+        return Tokens(self.values[where.to(self.values.device)], lengths)
+
+    def to(self, *args: Any, **kwargs: Any) -> Tokens:
+        """As ``Tensor.to`` for the values; the lengths keep int64 and follow to the device."""
+        values = self.values.to(*args, **kwargs)
+        return Tokens(values, self.lengths.to(values.device))
+
+    def cut(self, width: int) -> Tokens:
+        """The first ``width`` dimensions, normalised again (Matryoshka, Kusupati et al. 2022).  Raises ValueError for
+        more than there are."""
+        _check_cut(width, self.width, "tokens")
+        return Tokens(_normalised(self.values[:, :width]), self.lengths)
+
+    @staticmethod
+    def cat(parts: Iterable[Tokens]) -> Tokens:
+        parts = list(parts)
+        return Tokens(torch.cat([p.values for p in parts]), torch.cat([p.lengths for p in parts]))
+
+
+@dataclass
+class Embeddings:
+    """What one forward gives for some rows.
+
+    pooled: [rows, D], L2-normalised
+    tokens: ragged, one row each
+    """
+
+    pooled: Tensor
+    tokens: Tokens
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def select(self, rows: Sequence[int] | Tensor) -> Embeddings:
+        index = torch.as_tensor(rows, dtype=torch.int64, device=self.pooled.device)
+        return Embeddings(self.pooled[index], self.tokens.select(index))
+
+    def to(self, *args: Any, **kwargs: Any) -> Embeddings:
+        return Embeddings(self.pooled.to(*args, **kwargs), self.tokens.to(*args, **kwargs))
+
+    def cut(self, pooled: int | None = None, tokens: int | None = None) -> Embeddings:
+        """The first dimensions of either side, normalised again; None leaves a side whole.  Raises ValueError for more
+        than there are."""
+        _check_cut(pooled, self.pooled.shape[1], "pooled vectors")
+        cut = self.pooled if pooled is None else _normalised(self.pooled[:, :pooled])
+        return Embeddings(cut, self.tokens if tokens is None else self.tokens.cut(tokens))
+
+    def split(self, rows: int) -> tuple[Embeddings, Embeddings]:
+        """The first ``rows`` rows and the others (views)."""
+        lengths = self.tokens.lengths
+        at = int(lengths[:rows].sum())
+        values = self.tokens.values
+        return (
+            Embeddings(self.pooled[:rows], Tokens(values[:at], lengths[:rows])),
+            Embeddings(self.pooled[rows:], Tokens(values[at:], lengths[rows:])),
+        )
+
+    @staticmethod
+    def cat(parts: Iterable[Embeddings]) -> Embeddings:
+        parts = list(parts)
+        return Embeddings(torch.cat([p.pooled for p in parts]), Tokens.cat(p.tokens for p in parts))
+
+
+def _normalised(vectors: Tensor) -> Tensor:
+    """Rows of length 1, in their dtype; a norm taken in a half precision would be off by half a per cent."""
+    wide = torch.promote_types(vectors.dtype, torch.float32)
+    return torch.nn.functional.normalize(vectors.to(wide), dim=-1).to(vectors.dtype)
+
+
+def _check_cut(width: int | None, there: int, what: str) -> None:
+    if width is not None and not 1 <= width <= there:
+        raise ValueError(f"{what} are {there} wide and can't be cut to {width}; choose 1 to {there}")
+
+
+KEYS = ("id", "content", "file", "page")
+"""Columns of a document's keys, int64: hash of its id, hash of what it shows (0 = not known), hash of the file it is
+a part of (0 = none), its page in there (-1 = none).  The same on every rank."""
+
+
+@dataclass
+class Known:
+    """The known answers of some queries, drawn or not, in the batch or not; ragged, one row a query.
+
+    keys: [sum of lengths, 4] int64, see KEYS; grades: [sum of lengths] float32, above 0; lengths: [B] int64
+    """
+
+    keys: Tensor
+    grades: Tensor
+    lengths: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Known:
+        parts = (self.keys, self.grades, self.lengths)
+        return Known(*(part.to(device, non_blocking=non_blocking) for part in parts))
+
+
+@dataclass
+class Batch:
+    """One step's rows on one rank.
+
+    queries, documents: lists of Features; the rows of the chunks, one chunk after another, are the B queries and
+        the N documents.  A chunk is one backbone forward; rows of like length share one, so that little padding is
+        computed.  Documents are unique by id.
+    query_ids: [B], int64 hashes of the ids, the same on every rank
+    document_keys: [N, 4] int64, see KEYS
+    known: every known answer of the queries (all qrels, not the drawn pairs only); which documents of this batch, or
+        of the other ranks' batches, answer which query follows from it (losses/false_negatives.py)
+    positives: [P, 2] int64; the drawn (query row, document row) pairs that the loss has a term for
+    teacher: [B, N] float32, another model's scores of these pairs, NaN where it gave none; None = no teacher
+    notes: counts of what the batch was made of, for logs (see data/collate.py)
+    rows: (query id, document id) of the drawn pairs, as the data names them, for messages
+    """
+
+    queries: list[Features]
+    documents: list[Features]
+    query_ids: Tensor
+    document_keys: Tensor
+    known: Known
+    positives: Tensor
+    teacher: Tensor | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    rows: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def document_ids(self) -> Tensor:
+        return self.document_keys[:, 0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        def move(chunk: Features) -> Features:
+            here = {k: v for k, v in chunk.items() if isinstance(v, Tensor)}
+            return chunk | {k: v.to(device, non_blocking=non_blocking) for k, v in here.items()}
+
+        return Batch(
+            [move(c) for c in self.queries],
+            [move(c) for c in self.documents],
+            self.query_ids.to(device, non_blocking=non_blocking),
+            self.document_keys.to(device, non_blocking=non_blocking),
+            self.known.to(device, non_blocking),
+            self.positives.to(device, non_blocking=non_blocking),
+            None if self.teacher is None else self.teacher.to(device, non_blocking=non_blocking),
+            self.notes,
+            self.rows,
+        )

@@ -1,0 +1,228 @@
+"""A data set to and from the Hub, in the layout of ViDoRe's retrieval sets: each part a configuration, images inside.
+
+configuration corpus     corpus-id, image, title, text, file, page, hash ...      one split, corpus
+              queries    query-id, query ...                                      one split, queries
+              qrels      query-id, corpus-id, score                               a split for each split
+              negatives  query-id, corpus-ids, scores, positive, miner            where there are any
+              teacher    query-id, corpus-ids, scores                             where there are any
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from smart_train.config.schema import DataBlock
+from smart_train.core import hub
+from smart_train.core.errors import DataError
+from smart_train.data import hard_negatives as attached
+from smart_train.data import store
+from smart_train.data.all_splits import Whole, read_whole, write_whole
+from smart_train.data.readers.beir import parts_of
+
+logger = logging.getLogger(__name__)
+
+SHARD = 256 * 2**20  # bytes of images and texts in one file, roughly
+GROUP = 64  # pages of a row group: what a reader of one page has to fetch, and what is in memory while writing
+PARTS = ("corpus", "queries", "qrels", attached.NEGATIVES, attached.TEACHER)
+
+
+def push(path: str | Path, repo: str, private: bool = True) -> str:
+    """Uploads a local data set to a dataset repository in one commit and returns its address.
+
+    repo: owner/name, made if it is missing; what an older upload left there is deleted.  private: it must not be
+    public then.  Images are read while the files are written to a temporary folder, which takes as much disk as they
+    do.  Raises DataError: what cannot be read or decoded, or what the Hub answered.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with _explained(repo):
+        address = str(api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True))
+        info = api.dataset_info(repo)
+    _fits(repo, info, private)
+    with TemporaryDirectory() as folder:
+        export(read_whole(DataBlock(path=str(path))), Path(folder))
+        with _explained(repo):
+            api.upload_folder(
+                repo_id=repo,
+                repo_type="dataset",
+                folder_path=folder,
+                commit_message="Data set by smart-train",
+                delete_patterns=[f"{part}/*" for part in PARTS],
+                parent_commit=info.sha,
+            )
+    return address
+
+
+def pull(repo: str, folder: str | Path, revision: str | None = None, subset: str | None = None) -> Whole:
+    """Writes a retrieval set of the Hub, or rows, to a new folder as store.py does, each image as a file.
+
+    Raises DataError where the folder holds anything, and for what cannot be read."""
+    whole = read_whole(DataBlock(path=repo, revision=revision, subset=subset))
+    write_whole(whole, Path(folder))
+    return whole
+
+
+def export(whole: Whole, folder: Path) -> None:
+    """Writes what ``push`` uploads: Parquet files by part, and a README that says which is which."""
+    _save(_corpus(whole), folder / "corpus" / "corpus")
+    rows = ({"query-id": q, "query": text, **_more(whole.query_more, q)} for q, text in whole.queries.items())
+    _save(rows, folder / "queries" / "queries")
+    for split, qrels in whole.splits.items():
+        if not re.fullmatch(r"\w+(\.\w+)*", split):
+            raise DataError(
+                f"the Hub has no splits called {split!r}; rename its qrels, with letters, digits and _ only"
+            )
+        triples = ((q, d, grade) for q, judged in qrels.items() for d, grade in judged.items())
+        rows = ({"query-id": q, "corpus-id": d, "score": grade} for q, d, grade in triples)
+        _save(rows, folder / "qrels" / split)
+    if whole.mined:
+        store.write_negatives(folder, whole.mined)
+    if whole.teacher:
+        store.write_teacher(folder, whole.teacher)
+    (folder / "README.md").write_text(_card(folder), encoding="utf-8")
+
+
+def _corpus(whole: Whole) -> Iterator[dict[str, Any]]:
+    pictures = any(document.image is not None for document in whole.corpus.values())
+    for document in whole.corpus.values():
+        title, text = parts_of(document)
+        row: dict[str, Any] = {"corpus-id": document.id}
+        if pictures:
+            row["image"] = _picture(document.id, document.image)
+        row |= {"title": title or None, "text": None if document.text is None else text}
+        row |= {"file": document.file, "page": document.page, "hash": document.hash}
+        yield row | _more(whole.corpus_more, document.id)
+
+
+def _picture(name: str, image: Any) -> dict[str, Any] | None:
+    if image is None:
+        return None
+    try:
+        raw = store.image_bytes(image)
+    except OSError as error:
+        raise DataError(
+            f"the image of document {name!r} cannot be read ({error}); run: smart-train data check"
+        ) from error
+    return {"bytes": raw, "path": None}
+
+
+def _more(columns: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
+    return {name: values.get(key) for name, values in columns.items()}
+
+
+def _save(rows: Iterable[dict[str, Any]], base: Path) -> None:
+    """BASE-0000.parquet and so on, a row group in memory at a time, with the types that `datasets` knows."""
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    base.parent.mkdir(parents=True, exist_ok=True)
+    schema: Any = None
+    writer: Any = None
+    size = shard = 0
+    for group in _groups(rows):
+        if schema is None:
+            schema = _schema(group)
+        if writer is None or size > SHARD:
+            if writer is not None:
+                writer.close()
+            writer = ParquetWriter(base.with_name(f"{base.name}-{shard:04d}.parquet"), schema)
+            size, shard = 0, shard + 1
+        try:
+            table = pa.Table.from_pylist(group, schema)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise DataError(f"{base.name}: a column changes its type on the way ({error})") from error
+        size += table.nbytes
+        writer.write_table(table)
+    if writer is None:
+        raise DataError(f"{base.name}: there are no rows")
+    writer.close()
+
+
+def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    group: list[dict[str, Any]] = []
+    for row in rows:
+        group.append(row)
+        if len(group) == GROUP:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _schema(group: list[dict[str, Any]]) -> Any:
+    """Of the first rows: known columns have their type, others the one they show, texts where they are empty."""
+    import datasets
+    import pyarrow as pa
+
+    image = datasets.Image()
+    fields = []
+    for name in group[0]:
+        shown = image.pa_type if name == "image" else store.array([row[name] for row in group], name, Path(name)).type
+        fields.append((name, shown))
+    features = datasets.Features.from_arrow_schema(pa.schema(fields))
+    if "image" in features:
+        features["image"] = image
+    return features.arrow_schema
+
+
+def _card(folder: Path) -> str:
+    """What the Hub and `datasets` read first: which file is of which part, and the columns."""
+    from datasets import DatasetInfo, Features
+    from datasets.info import DatasetInfosDict
+    from huggingface_hub import DatasetCardData
+    from pyarrow.parquet import read_schema
+
+    configs: list[dict[str, Any]] = []
+    columns = DatasetInfosDict()
+    for part in PARTS:
+        files = sorted((folder / part).glob("*.parquet"))
+        splits = {file.stem: file.stem.rpartition("-")[0] or file.stem for file in files}
+        of = {s: [f"{part}/{f.name}" for f in files if splits[f.stem] == s] for s in sorted(set(splits.values()))}
+        if files:
+            configs.append(
+                {"config_name": part, "data_files": [{"split": s, "path": paths} for s, paths in of.items()]}
+            )
+            columns[part] = DatasetInfo(features=Features.from_arrow_schema(read_schema(files[0])), config_name=part)
+    data = DatasetCardData(tags=["retrieval"], configs=configs)
+    columns.to_dataset_card_data(data)
+    about = "A retrieval data set: corpus, queries, and qrels (which document answers which query)."
+    return f"---\n{data.to_yaml()}\n---\n\n{about}\n"
+
+
+def _fits(repo: str, info: Any, private: bool) -> None:
+    """Raises DataError where the repository is no place for this data."""
+    if private and not info.private:
+        raise DataError(f"{repo} is there and everyone can read it; say so with --public, or choose another name")
+    there = [file.rfilename for file in info.siblings or []]
+    other = [name for name in there if name.partition("/")[0] not in (*PARTS, "README.md", ".gitattributes")]
+    if other:
+        raise DataError(f"{repo} holds other data ({other[0]} ...); choose another name; nothing was sent")
+
+
+@contextmanager
+def _explained(repo: str) -> Iterator[None]:
+    """Turns what the Hub's client raises into a DataError of one sentence; other errors pass unchanged."""
+    try:
+        yield
+    except Exception as error:
+        status, kind = hub.status(error), hub.kind(error)
+        if status is None and kind is None:
+            raise
+        said = {
+            401: f"the Hub does not accept your token, or you have none (401); {hub.LOGIN}",
+            403: f"your token may not write there (403); use one with write access, or a name of your own: {hub.LOGIN}",
+            412: "someone else changed it meanwhile (412); look at it, then push again",
+        }
+        told = said.get(status or 0) or f"the Hub answered with status {status}; push again later"
+        if kind == "name":
+            told = "this is not the form of a repository's name; write it as owner/name"
+        elif status is None:
+            told = "the connection to the Hub failed; push again when it is back"
+        raise DataError(f"{repo}: {told}") from None

@@ -1,1 +1,0 @@
-"""Pages -> queries: in the documents' own words, or asked by a model."""

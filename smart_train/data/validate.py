@@ -1,0 +1,281 @@
+"""What is wrong with a data set, and the data set without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+from smart_train.core.errors import DataError
+from smart_train.data.all_splits import Qrels, Whole
+from smart_train.data.collection import Document, Mined
+from smart_train.data.identity import content_hash
+from smart_train.data.near_duplicates import near_duplicates
+from smart_train.data.sources import DEV, TEST
+from smart_train.distributed.environment import cores
+
+KINDS = {  # what can be found, in the order in which it is looked for: what is found later is true of what is left then
+    "twice": "pairs are judged twice with different grades; the higher one stays",
+    "image": "images cannot be decoded; their documents go",
+    "empty-document": "documents are empty, and go",
+    "duplicate": "documents show the same as another; the first stays and takes over their judgements",
+    "empty-query": "queries are empty, and go",
+    "query-id": "judged queries have no text; their judgements go",
+    "corpus-id": "judged documents are not in the corpus; their judgements go",
+    "negative-id": "negatives name a query or a document that is not there, and go",
+    "negative-relevant": "negatives are relevant to their query, and are negatives no more",
+    "teacher-id": "scores name a query or a document that is not there, and go",
+    "unanswered": "queries have no relevant document, and leave their split",
+    "leak-query": "queries are nearly the same as one that is ranked later, and leave their split",
+    "leak-page": "queries ask for a document that is ranked later, and leave their split",
+    "leak-file": "queries ask for a file of which a page is ranked later, and leave their split",
+}
+Progress = Callable[[Iterable[Document], int], Iterable[Document]]  # documents and how many -> the same, shown
+
+
+@dataclass(frozen=True)
+class Finding:
+    """kind: of KINDS; ids: of what was found, with what helps to find it; where: splits, of a leak"""
+
+    kind: str
+    ids: list[str]
+    where: str = ""
+
+
+@dataclass
+class Report:
+    """findings, and the data without what they name; the data that was checked is unchanged."""
+
+    whole: Whole
+    clean: Whole
+    findings: list[Finding] = field(default_factory=list)
+
+    def emptied(self) -> list[str]:
+        """Splits of which nothing would be left."""
+        return [split for split, qrels in self.whole.splits.items() if qrels and not self.clean.splits[split]]
+
+    def drops(self) -> dict[str, tuple[int, int]]:
+        """What -> (how many would be dropped, of how many)."""
+        before, after = _sizes(self.whole), _sizes(self.clean)
+        return {what: (count - after.get(what, 0), count) for what, count in before.items()}
+
+
+def check(
+    whole: Whole,
+    images: bool = True,
+    jobs: int | None = None,
+    similar: float = 0.8,
+    ignore: Iterable[str] = (),
+    progress: Progress = lambda documents, _: documents,
+) -> Report:
+    """Everything in KINDS, and what is left without it; checking that again finds nothing.
+
+    images: False leaves images undecoded: broken ones and duplicates among them are not found
+    jobs: threads that decode and hash; None = one a core.  So many images are in memory at once, and as many wait
+    similar: least similarity of two queries that are nearly the same (``similar.near_duplicates``)
+    ignore: kinds that are neither looked for nor dropped
+    Of two splits that share something, test is kept before dev, and dev before any other; two others are not compared.
+    """
+    unknown = set(ignore) - set(KINDS)
+    if unknown:
+        raise ValueError(f"{', '.join(sorted(unknown))}: no such kind of finding; there are {', '.join(KINDS)}")
+    run = _Check(whole, set(ignore))
+    run.documents(images, jobs or cores(), progress)
+    run.queries()
+    run.judgements()
+    run.negatives()
+    run.teacher()
+    run.unanswered()
+    run.leaks(similar)
+    return Report(whole, run.clean, run.findings)
+
+
+class _Check:
+    """One pass over a copy of the data, in which each step drops what it finds."""
+
+    def __init__(self, whole: Whole, ignore: set[str]) -> None:
+        self.whole, self.ignore = whole, ignore
+        self.findings: list[Finding] = []
+        self.gone: set[str] = set()  # documents that were dropped: what names them does not dangle
+        splits = {split: {q: dict(row) for q, row in qrels.items()} for split, qrels in whole.splits.items()}
+        self.clean = replace(
+            whole, corpus=dict(whole.corpus), queries=dict(whole.queries), splits=splits, mined={}, teacher={}, twice=[]
+        )
+        self.same: dict[str, str] = {}  # document -> the one that shows the same and stays
+        self.tell("twice", whole.twice)
+
+    def tell(self, kind: str, ids: Iterable[str], where: str = "") -> None:
+        told = list(dict.fromkeys(ids))
+        if told and kind not in self.ignore:
+            self.findings.append(Finding(kind, told, where))
+
+    def documents(self, images: bool, jobs: int, progress: Progress) -> None:
+        corpus = self.clean.corpus
+        empty = [d for d in corpus.values() if d.image is None and not (d.text or "").strip()]
+        broken: dict[str, str] = {}
+        first: dict[int, str] = {}
+        blank = {d.id for d in empty}
+        looked = [d for d in corpus.values() if d.id not in blank and (images or d.image is None)]
+        for document, found in _hashes(looked, jobs, progress):
+            if isinstance(found, str):
+                broken[document.id] = found
+            elif first.setdefault(found, document.id) != document.id:
+                self.same[document.id] = first[found]
+        self.tell("image", (f"{name(corpus[d])}: {why}" for d, why in broken.items()))
+        self.tell("empty-document", map(name, empty))
+        self.tell("duplicate", (f"{name(corpus[d])} = {name(corpus[one])}" for d, one in self.same.items()))
+        self.same = {} if "duplicate" in self.ignore else self.same
+        dropped = {"image": broken.keys(), "empty-document": blank, "duplicate": self.same.keys()}
+        self.gone = {d for kind, ids in dropped.items() if kind not in self.ignore for d in ids}
+        for gone in self.gone:
+            del corpus[gone]
+
+    def queries(self) -> None:
+        empty = [q for q, text in self.clean.queries.items() if not text.strip()]
+        self.tell("empty-query", empty)
+        for query in empty if "empty-query" not in self.ignore else ():
+            del self.clean.queries[query]
+
+    def judgements(self) -> None:
+        queries, documents = set[str](), set[str]()
+        for qrels in self.clean.splits.values():
+            for query, judged in list(qrels.items()):
+                if query not in self.clean.queries:
+                    queries |= {query} - self.whole.queries.keys()
+                    if query in self.whole.queries or "query-id" not in self.ignore:
+                        del qrels[query]
+                    continue
+                kept: dict[str, int] = {}
+                for document, grade in judged.items():
+                    stays = self.same.get(document, document)
+                    documents |= {stays} - self.whole.corpus.keys()
+                    if self._there(stays, "corpus-id"):
+                        kept[stays] = max(grade, kept.get(stays, grade))
+                qrels[query] = kept
+        self.tell("query-id", sorted(queries))
+        self.tell("corpus-id", sorted(documents))
+
+    def _there(self, document: str, kind: str) -> bool:
+        """Whether what names this document stays."""
+        return document in self.clean.corpus or (document not in self.gone and kind in self.ignore)
+
+    def negatives(self) -> None:
+        lost, relevant = list[str](), list[str]()
+        for query, mined in self.whole.mined.items():
+            answers = {d for qrels in self.clean.splits.values() for d, g in qrels.get(query, {}).items() if g > 0}
+            if query not in self.whole.queries:
+                lost.append(query)
+            if query not in self.clean.queries:
+                continue
+            lost += [f"{query} -> {d}" for d in mined.documents if d not in self.whole.corpus]
+            mined = _moved(mined, self.same).only(lambda d: self._there(d, "negative-id"))
+            relevant += [f"{query} -> {d}" for d in mined.documents if d in answers]
+            if "negative-relevant" not in self.ignore:
+                mined = mined.only(lambda d, answers=answers: d not in answers)  # type: ignore[misc]
+            self.clean.mined[query] = mined
+        self.tell("negative-id", lost)
+        self.tell("negative-relevant", relevant)
+
+    def teacher(self) -> None:
+        lost: list[str] = []
+        for query, scores in self.whole.teacher.items():
+            if query not in self.whole.queries:
+                lost.append(query)
+            if query in self.clean.queries:
+                lost += [f"{query} -> {d}" for d in scores if d not in self.whole.corpus]
+                moved = {self.same.get(d, d): s for d, s in reversed(scores.items())}  # the first score of two stays
+                self.clean.teacher[query] = {d: s for d, s in moved.items() if self._there(d, "teacher-id")}
+        self.tell("teacher-id", lost)
+
+    def unanswered(self) -> None:
+        for split, qrels in self.clean.splits.items():
+            found = [q for q, judged in qrels.items() if not any(grade > 0 for grade in judged.values())]
+            self.tell("unanswered", found, split)
+            if "unanswered" not in self.ignore:
+                self._leave(split, found)
+
+    def leaks(self, similar: float) -> None:
+        """Each split against those that are kept before it, which are clean by then."""
+        order = sorted(self.clean.splits, key=_rank)
+        for place, split in enumerate(order):
+            leaving: set[str] = set()
+            for other in order[:place]:
+                if _rank(other) == _rank(split):
+                    continue
+                for kind, found in self._shared(self.clean.splits[split], self.clean.splits[other], similar).items():
+                    self.tell(kind, (told for told in found.values()), f"{split} and {other}")
+                    leaving |= found.keys() if kind not in self.ignore else set()
+            self._leave(split, leaving)
+
+    def _shared(self, qrels: Qrels, later: Qrels, similar: float) -> dict[str, dict[str, str]]:
+        """kind -> query -> what is told of it."""
+        texts, corpus = self.clean.queries, self.clean.corpus
+        mine, others = ({q: texts[q] for q in part if q in texts} for part in (qrels, later))
+        near = {} if "leak-query" in self.ignore else near_duplicates(mine, others, similar)
+        pages = {d for judged in later.values() for d, grade in judged.items() if grade > 0}
+        files = {corpus[d].file for d in pages if d in corpus} - {None}
+        found: dict[str, dict[str, str]] = {"leak-query": {q: f"{q} ~ {other}" for q, other in near.items()}}
+        found |= {"leak-page": {}, "leak-file": {}}
+        for query, judged in qrels.items():
+            asked = [d for d, grade in judged.items() if grade > 0]
+            page = next((d for d in asked if d in pages), None)
+            file = next((corpus[d].file for d in asked if d in corpus and corpus[d].file in files), None)
+            if page is not None:
+                found["leak-page"][query] = f"{query} -> {name(corpus[page]) if page in corpus else page}"
+            elif file is not None:
+                found["leak-file"][query] = f"{query} -> {file}"
+        return found
+
+    def _leave(self, split: str, queries: Iterable[str]) -> None:
+        """Takes queries out of a split, and out of the data where no split is left that judges them."""
+        for query in queries:
+            del self.clean.splits[split][query]
+            if not any(query in qrels for qrels in self.clean.splits.values()):
+                for part in (self.clean.queries, self.clean.mined, self.clean.teacher):
+                    part.pop(query, None)
+
+
+def name(document: Document) -> str:
+    """A document's id with its file and page, for a message."""
+    page = f", page {document.page}" if document.page is not None else ""
+    return document.id if document.file is None else f"{document.id} ({document.file}{page})"
+
+
+def _rank(split: str) -> int:
+    return 0 if split in TEST else 1 if split in DEV else 2
+
+
+def _moved(mined: Mined, same: dict[str, str]) -> Mined:
+    """With documents that stay in place of those that show the same, each once."""
+    moved = [same.get(d, d) for d in mined.documents]
+    first = sorted({d: place for place, d in reversed(list(enumerate(moved)))}.values())
+    scores = tuple(mined.scores[i] for i in first) if mined.scores else ()
+    return replace(mined, documents=tuple(moved[i] for i in first), scores=scores)
+
+
+def _hashes(documents: list[Document], jobs: int, progress: Progress) -> Iterator[tuple[Document, int | str]]:
+    """(document, hash of what it shows, or why that cannot be decoded), in order; a bounded number at once."""
+
+    def look(document: Document) -> int | str:
+        try:
+            return content_hash(document.content())
+        except DataError as error:
+            return str(error.__cause__ or error)
+
+    shown = iter(progress(documents, len(documents)))
+    with ThreadPoolExecutor(jobs) as pool:  # PIL and the hash release the lock while they work
+        waiting = [(d, pool.submit(look, d)) for d in islice(shown, 2 * jobs)]
+        while waiting:
+            document, future = waiting.pop(0)
+            yield document, future.result()
+            waiting += [(d, pool.submit(look, d)) for d in islice(shown, 1)]
+
+
+def _sizes(whole: Whole) -> dict[str, int]:
+    sizes = {"documents": len(whole.corpus), "queries": len(whole.queries)}
+    sizes |= {f"{split} queries": len(qrels) for split, qrels in whole.splits.items()}
+    sizes["judgements"] = sum(len(judged) for qrels in whole.splits.values() for judged in qrels.values())
+    sizes["negatives"] = sum(len(mined.documents) for mined in whole.mined.values())
+    sizes["scores"] = sum(map(len, whole.teacher.values()))
+    return sizes

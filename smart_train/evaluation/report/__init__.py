@@ -1,0 +1,1 @@
+"""Tables, files and the HTML report of an evaluation."""

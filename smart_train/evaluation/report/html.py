@@ -1,0 +1,451 @@
+"""One HTML file that needs nothing else: escaping, tables, figures, the page and its style."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from smart_train.evaluation.bm25 import NAME as BM25
+from smart_train.evaluation.metrics import Group, Interval
+from smart_train.evaluation.ranking import MODES
+from smart_train.evaluation.report.summary.failure_cases import Sheet, Worst
+from smart_train.evaluation.report.summary.outcome import Outcome
+from smart_train.evaluation.report.summary.score_histograms import Spread
+from smart_train.evaluation.report.summary.tables import shown, sizes
+
+STYLE = """
+:root { --ink: #1c2430; --soft: #5d6878; --line: #e3e6ea; --paper: #ffffff; --wash: #f6f7f9; --good: #00754f;
+  --bad: #b03224; --bar: #cfe6dd; }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--wash); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 36px 28px 60px; }
+header h1 { font-size: 27px; line-height: 1.2; margin: 0 0 4px; }
+header p { margin: 0; color: var(--soft); }
+section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 20px 24px 22px;
+  margin-top: 20px; }
+h2 { font-size: 18px; margin: 0 0 4px; }
+h3 { font-size: 15px; margin: 18px 0 6px; }
+p.note { color: var(--soft); margin: 0 0 14px; max-width: 82ch; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: 6px 10px; border-bottom: 1px solid var(--line); vertical-align: baseline; }
+th { font-weight: 600; color: var(--soft); font-size: 13px; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+td:first-child { overflow-wrap: anywhere; }
+tr:last-child td { border-bottom: 0; }
+td small { color: var(--soft); white-space: nowrap; }
+td b { font-weight: 650; }
+.good { color: var(--good); } .bad { color: var(--bad); }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(118px, 1fr)); gap: 12px; margin-top: 20px; }
+.tile { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px; }
+.tile b { display: block; font-size: 19px; line-height: 1.3; white-space: nowrap; }
+.tile span { color: var(--soft); font-size: 12.5px; line-height: 1.3; display: block; }
+figure { margin: 6px 0 0; } figure img { width: 100%; height: auto; display: block; }
+.query { border-top: 1px solid var(--line); padding: 18px 0 14px; break-inside: avoid; }
+.query:first-of-type { border-top: 0; padding-top: 6px; }
+.query h3 { margin: 0 0 2px; font-size: 16px; overflow-wrap: anywhere; }
+.query .about { color: var(--soft); font-size: 13px; margin: 0 0 10px; }
+.chips { display: flex; flex-wrap: wrap; gap: 6px 8px; margin: 0 0 12px; }
+.chip { background: var(--wash); border: 1px solid var(--line); border-radius: 14px; padding: 1px 10px;
+  font-size: 13px; }
+.sheets { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 14px; }
+.sheet { border: 1px solid var(--line); border-radius: 8px; padding: 10px; background: var(--paper); min-width: 0; }
+.sheet.relevant { border: 2px solid var(--good); padding: 9px; }
+.sheet .head { font-size: 12.5px; font-weight: 650; margin: 0; }
+.sheet .place { font-size: 12px; color: var(--soft); margin: 0 0 8px; overflow-wrap: anywhere; }
+.sheet img { width: 100%; height: auto; border: 1px solid var(--line); display: block; }
+.sheet p.text { font-size: 12.5px; line-height: 1.45; margin: 0; overflow-wrap: anywhere; }
+details { margin-top: 12px; } summary { cursor: pointer; color: var(--soft); font-size: 13px; }
+details img { width: 100%; max-width: 860px; border: 1px solid var(--line); margin-top: 8px; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 18px; margin: 0; font-size: 13.5px; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+footer { color: var(--soft); font-size: 13px; margin-top: 22px; }
+@media print { body { background: #fff; } main { padding: 0; max-width: none; } section, .tile { border-color: #ccc; } }
+"""
+
+
+def text(value: object) -> str:
+    """Any value as text that HTML leaves alone; surrogates that no encoding takes become question marks."""
+    return escape(str(value).encode("utf-8", "replace").decode("utf-8"))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Cells are HTML already; heads are not."""
+    top = "".join(f"<th>{text(name)}</th>" for name in head)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def svg_figure(svg: str, told: str) -> str:
+    """A drawing as an image, so that the ids within several of them cannot meet.  told: for those who cannot see it."""
+    raw = base64.b64encode(svg.encode("utf-8")).decode()
+    return f'<figure><img alt="{text(told)}" src="data:image/svg+xml;base64,{raw}"></figure>'
+
+
+def section(title: str, note: str, *parts: str) -> str:
+    """title, note: texts; parts: HTML."""
+    inner = "".join(parts)
+    said = f'<p class="note">{text(note)}</p>' if note else ""
+    return f"<section><h2>{text(title)}</h2>{said}{inner}</section>"
+
+
+def tiles(pairs: Iterable[tuple[str, str]]) -> str:
+    """(figure, what it is): large figures in a row."""
+    cells = (f'<div class="tile"><b>{text(value)}</b><span>{text(what)}</span></div>' for value, what in pairs)
+    return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> str:
+    return "<dl>" + "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in pairs) + "</dl>"
+
+
+def page(title: str, subtitle: str, *parts: str, foot: str = "") -> str:
+    """The whole file."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{text(title)}</title><style>{STYLE}</style></head><body><main>"
+        f"<header><h1>{text(title)}</h1><p>{text(subtitle)}</p></header>"
+        f"{''.join(parts)}<footer>{text(foot)}</footer></main></body></html>\n"
+    )
+
+
+# The report's pictures as SVG: figures with intervals, scores of relevant documents among all others, differences
+
+# Okabe and Ito's colours, told apart by colour-blind readers; markers tell them apart in grey.
+COLOURS = {"pooled": "#0072B2", "late": "#D55E00", "hybrid": "#009E73", BM25: "#6B6B6B"}
+MARKERS = {"pooled": "o", "late": "s", "hybrid": "^", BM25: "D"}
+BETTER, WORSE, OTHERS = "#009E73", "#C0392B", "#B8BDC6"
+GRID = {"color": "#E3E6EA", "linewidth": 0.8}
+
+
+def measures(outcome: Outcome) -> str:
+    """nDCG at every cut-off, the others at the deepest, with their intervals: a row each, a mark a mode."""
+    columns = outcome.columns()
+    every = outcome.measures()
+    names = [name for name in every if name.startswith("ndcg@") or name.endswith(every[-1].partition("@")[2])]
+    figure, (axes,) = _figure(1, 8.6, 0.45 + 0.36 * len(names))
+    step = 0.62 / max(1, len(columns) - 1)
+    for number, (mode, found) in enumerate(columns.items()):
+        at = [row + (number - (len(columns) - 1) / 2) * step for row in range(len(names))]
+        values = [found[name]["value"] for name in names]
+        spans = [[max(0.0, v - found[n]["low"]) for n, v in zip(names, values, strict=True)]]
+        spans.append([max(0.0, found[n]["high"] - v) for n, v in zip(names, values, strict=True)])
+        axes.errorbar(
+            values, at, xerr=spans, fmt=MARKERS[mode], color=COLOURS[mode], label=mode, markersize=4.5, linewidth=1.4
+        )
+    axes.set_yticks(range(len(names)), [shown(name) for name in names])
+    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.45, -0.55)
+    for row in range(1, len(names)):
+        axes.axhline(row - 0.5, **GRID)
+    axes.set_xlim(right=min(1.02, axes.get_xlim()[1]), left=max(-0.02, axes.get_xlim()[0]))
+    axes.grid(axis="x", **GRID)
+    axes.tick_params(axis="y", length=0)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(columns), frameon=False)
+    return _svg(figure)
+
+
+def spreads(outcome: Outcome) -> str:
+    """One panel a mode: the density of relevant pairs' scores before that of all others."""
+    found = outcome.observer.spreads
+    figure, panels = _figure(len(MODES), 10.4, 2.75)
+    for axes, mode in zip(panels, MODES, strict=True):
+        _spread(axes, mode, found[mode])
+    panels[0].set_ylabel("density")
+    return _svg(figure)
+
+
+def _spread(axes: Any, mode: str, spread: Spread) -> None:
+    edges = np.linspace(spread.low, spread.high, len(spread.others) + 1)
+    others = spread.others.double().numpy()
+    relevant, _ = np.histogram(spread.relevant.double().numpy(), edges)
+    low, high = _seen(others + relevant * others.sum() / max(1, relevant.sum()), edges)
+    few = max(1, round((high - low) / (edges[1] - edges[0]) / 40))  # some 40 bars are seen
+    for counts, colour, label in ((others, OTHERS, "all others"), (relevant, COLOURS[mode], "relevant")):
+        joined = np.add.reduceat(counts, np.arange(0, len(counts), few)) / max(1.0, counts.sum())
+        ends = np.append(edges[:-1:few], edges[-1])
+        axes.stairs(joined / np.diff(ends), ends, fill=True, color=colour, alpha=0.75, label=label)
+    axes.set_xlim(low, high)
+    axes.set_yticks([])
+    share = spread.above()
+    told = "" if share is None else f"\na relevant pair scores above another in {share:.1%}"
+    axes.set_title(f"{mode} score{told}", fontsize=9.5, loc="left")
+    axes.set_ylim(top=axes.get_ylim()[1] * 1.18)  # room for the legend
+    axes.legend(frameon=False, fontsize=8.5, loc="upper left", handlelength=1.1, ncols=2)
+
+
+def _seen(counts: Any, edges: Any) -> tuple[float, float]:
+    """Where all but a two-thousandth at either end lies."""
+    share = np.cumsum(counts) / max(1.0, counts.sum())
+    first, last = np.searchsorted(share, 0.0005), np.searchsorted(share, 0.9995)
+    width = edges[1] - edges[0]
+    return float(edges[first] - 3 * width), float(edges[min(last + 1, len(edges) - 1)] + 3 * width)
+
+
+def deltas(outcome: Outcome) -> str:
+    """Query by query, sorted: late and hybrid against pooled, hybrid against BM25, each mode against the baseline."""
+    values = outcome.values(outcome.metric)
+    pairs = [(a, b, values[a], values[b]) for a, b in (("late", "pooled"), ("hybrid", "pooled"))]
+    if BM25 in values:
+        pairs.append(("hybrid", BM25, values["hybrid"], values[BM25]))
+    if outcome.baseline is not None:
+        theirs = {mode: outcome.baseline.per_query[mode].get(outcome.metric) for mode in MODES}
+        pairs += [(mode, "baseline", values[mode], row) for mode, row in theirs.items() if row]
+    columns = min(3, len(pairs))
+    rows = -(-len(pairs) // columns)
+    figure, panels = _figure(columns, 10.4, 2.5 * rows, rows)
+    for axes, (a, b, ours, theirs_) in zip(panels, pairs, strict=False):
+        _delta(axes, f"{a} - {b}", np.sort([ours[query] - theirs_[query] for query in ours])[::-1])
+    for axes in panels[len(pairs) :]:
+        axes.set_visible(False)
+    panels[0].set_ylabel(f"difference in {shown(outcome.metric)}")
+    return _svg(figure)
+
+
+def _delta(axes: Any, title: str, difference: Any) -> None:
+    better, worse = int((difference > 1e-9).sum()), int((difference < -1e-9).sum())
+    ends = np.arange(len(difference) + 1)
+    axes.stairs(np.maximum(difference, 0), ends, fill=True, color=BETTER)
+    axes.stairs(np.minimum(difference, 0), ends, fill=True, color=WORSE)
+    axes.axhline(0, color="#444444", linewidth=0.8)
+    most = max(0.05, float(np.abs(difference).max())) * 1.05
+    axes.set_ylim(-most, most)
+    axes.set_xlim(0, max(1, len(difference)))
+    told = f"better {better}, same {len(difference) - better - worse}, worse {worse}"
+    axes.set_title(f"{title}\n{told}", fontsize=9.5, loc="left")
+    axes.set_xlabel("queries, sorted")
+    axes.grid(axis="y", **GRID)
+
+
+def _figure(columns: int, width: float, height: float, rows: int = 1) -> tuple[Any, Sequence[Any]]:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.05, hspace=0.08))
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8.5)
+        axes.set_axisbelow(True)
+    return figure, list(panels)
+
+
+def _svg(figure: Any) -> str:
+    """Text as paths: it looks the same on every machine, and needs no font."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    stream = io.StringIO()
+    with rc_context({"svg.fonttype": "path", "svg.hashsalt": "smart_train"}):
+        FigureCanvasSVG(figure)
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()
+
+
+# The HTML report of an outcome: what to read first on top, then why, then query by query.
+
+SHOWN = 60  # groups of a table
+WHAT = {"file": "file", "kind": "kind of query", "content": "kind of document"}
+
+
+def report(outcome: Outcome, worst: list[Worst]) -> str:
+    """One self-contained HTML file."""
+    about = outcome.about
+    data, model = about.get("data", {}), about.get("model", {})
+    name = str(data.get("name", "a collection"))
+    told = str(model.get("base", "")) + (f" with {model['adapter']}" if model.get("adapter") else "")
+    parts = [
+        _tiles(outcome),
+        _figures(outcome),
+        _compared(outcome),
+        _spreads(outcome),
+        section(
+            "Query by query",
+            "Each query's difference, sorted: how many are helped, how many are hurt, and by how much.",
+            svg_figure(deltas(outcome), "sorted differences of every query, a panel a comparison"),
+        ),
+        *(_groups(outcome, what, found) for what, found in outcome.parts.items()),
+        _worst(outcome, worst),
+        _how(outcome),
+    ]
+    subtitle = " · ".join(part for part in (told, str(about.get("date", ""))) if part)
+    foot = "Written by smart-train evaluate. Everything shown is in this file; nothing is loaded from elsewhere."
+    return page(f"Retrieval on {name}", subtitle, *(part for part in parts if part), foot=foot)
+
+
+def _spreads(outcome: Outcome) -> str:
+    """Nothing where scores were not counted (Plan.spreads)."""
+    if not outcome.observer.spreads:
+        return ""
+    return section(
+        "Where relevant documents score",
+        "Scores of relevant query-document pairs before those of all other pairs. The further apart, the easier "
+        "the ranking; what overlaps is where mistakes are made.",
+        svg_figure(spreads(outcome), "densities of relevant and other scores, a panel a mode"),
+    )
+
+
+def _tiles(outcome: Outcome) -> str:
+    one, metric = outcome.evaluation, outcome.metric
+    pairs = [(f"{one.metrics[mode][metric]['value']:.3f}", f"{shown(metric)}, {mode}") for mode in MODES]
+    if words := outcome.found_by_words:
+        pairs.append((f"{words.metrics[metric]['value']:.3f}", f"{shown(metric)}, BM25"))
+    pairs += [(f"{one.queries:,}", "queries"), (f"{one.documents:,}", "documents")]
+    pairs.append((f"{one.mb_per_document:.3g} MB", "of vectors a document"))
+    return tiles(pairs)
+
+
+def _figures(outcome: Outcome) -> str:
+    columns = outcome.columns()
+    rows = []
+    for name in outcome.measures():
+        best = max(found[name]["value"] for found in columns.values())
+        rows.append([text(shown(name)), *(_cell(found[name], best) for found in columns.values())])
+    note = (
+        f"Means over {outcome.evaluation.queries} queries with 95 % bootstrap intervals; nDCG with linear gain, as "
+        "MTEB and BEIR report it. pooled: one vector a document; late: one a token; hybrid: both scores added."
+    )
+    if outcome.lexical is not None and outcome.lexical.absent:
+        note += f" There is no BM25 column: {outcome.lexical.absent}."
+    elif outcome.lexical is not None:
+        note += " bm25: words alone, no model."
+        if outcome.lexical.without:
+            note += f" It cannot find {outcome.lexical.without} documents that have no text."
+    return section(
+        "How well it finds",
+        note,
+        table(["", *columns], rows),
+        svg_figure(measures(outcome), "every measure with its interval"),
+    )
+
+
+def _cell(found: Interval, best: float | None = None) -> str:
+    value = f"{found['value']:.3f}"
+    value = f"<b>{value}</b>" if best is not None and found["value"] >= best - 5e-4 else value
+    return f"{value} <small>{found['low']:.2f} to {found['high']:.2f}</small>"
+
+
+def _compared(outcome: Outcome) -> str:
+    note = (
+        f"Paired over the same queries, in {shown(outcome.metric)}; p from a two-sided randomisation test. A small p "
+        "says that the difference is no accident of these queries, not that it is large."
+    )
+    parts = [_differences(outcome.inner())]
+    if outcome.baseline is not None:
+        parts += [f"<h3>Against {text(outcome.baseline.name)}</h3>", _differences(outcome.outer())]
+    return section("Is the difference real?", note, *parts)
+
+
+def _differences(found: Mapping[str, Mapping[str, float]]) -> str:
+    rows = []
+    for label, one in found.items():
+        sure = one["low"] > 0 or one["high"] < 0
+        tone = ("good" if one["value"] > 0 else "bad") if sure else ""
+        span = f"{one['low']:+.3f} to {one['high']:+.3f}"
+        p = f"{one['p']:.3f}" if one["p"] >= 0.001 else "&lt; 0.001"
+        rows.append([text(label), f'<b class="{tone}">{one["value"]:+.3f}</b>', span, p])
+    return table(["", "difference", "95 % interval", "p"], rows)
+
+
+def _groups(outcome: Outcome, what: str, found: Mapping[str, Group]) -> str:
+    columns = list(next(iter(found.values())).values)
+    rows = []
+    for name, group in list(found.items())[:SHOWN]:
+        best = max(one["value"] for one in group.values.values())
+        cells = [_cell(group.values[column], best) for column in columns]
+        rows.append([text(name), str(group.queries), *cells])
+    note = f"{shown(outcome.metric)} of the queries of each {WHAT.get(what, what)}. Few queries make wide intervals."
+    if len(found) > SHOWN:
+        note += f" The {SHOWN} largest of {len(found)} are shown; evaluation.json has all."
+    return section(f"By {WHAT.get(what, what)}", note, table(["", "queries", *columns], rows))
+
+
+# ---------------------------------------------------------------------------------------------- worst queries
+
+
+def _worst(outcome: Outcome, worst: list[Worst]) -> str:
+    if not worst:
+        return ""
+    note = (
+        f"The {len(worst)} queries with the lowest {shown(outcome.metric)} of the hybrid score: what was asked for, "
+        "and what was found instead. A green frame marks a relevant document. Judgements are often incomplete: look "
+        "whether what was found answers the query, too."
+    )
+    return section("The worst queries", note, *(_query(one, outcome) for one in worst))
+
+
+def _query(one: Worst, outcome: Outcome) -> str:
+    about = " · ".join(part for part in (one.kind, one.file, one.query) if part)
+    found = {column: len(ranking.get(one.query, ())) for column, ranking in outcome.rankings().items()}
+    told = {
+        column: _beyond(column, found[column], outcome.observer.top)
+        if rank is None
+        else f"first relevant at rank {rank}"
+        for column, rank in one.ranks.items()
+    }
+    chips = "".join(
+        f'<span class="chip">{text(column)} {one.values[column]:.3f}: {where}</span>' for column, where in told.items()
+    )
+    sheets = [_sheet(sheet, "asked for") for sheet in one.wanted]
+    sheets += [_sheet(sheet, f"found at {sheet.rank}") for sheet in one.found]
+    more = [f"{one.missing} relevant documents are not in the corpus"] if one.missing else []
+    more += [f"{one.more} more relevant documents are not shown"] if one.more else []
+    return (
+        f'<div class="query"><h3>{text(one.text)}</h3><p class="about">{text(about)}</p>'
+        f'<div class="chips">{chips}</div><div class="sheets">{"".join(sheets)}</div>'
+        + (f'<p class="about">{text("; ".join(more))}</p>' if more else "")
+        + "".join(_heatmaps(one))
+        + "</div>"
+    )
+
+
+def _beyond(column: str, found: int, kept: int) -> str:
+    """Of a ranking without a relevant document: BM25's ends where no word is shared."""
+    few = column == BM25 and found < kept
+    return "no relevant one shares a word" if few else f"no relevant one in the first {found}"
+
+
+def _sheet(sheet: Sheet, head: str) -> str:
+    score = f", score {sheet.score:.3f}" if sheet.score is not None else ""
+    if head == "asked for":
+        score = f", rank {sheet.rank}{score}" if sheet.rank is not None else ""
+    inner = f'<img alt="" src="{sheet.image}">' if sheet.image else f'<p class="text">{text(sheet.text)}</p>'
+    kind = "sheet relevant" if sheet.relevant else "sheet"
+    return (
+        f'<div class="{kind}"><p class="head">{text(head + score)}</p>'
+        f'<p class="place">{text(sheet.place)}</p>{inner}</div>'
+    )
+
+
+def _heatmaps(one: Worst) -> Iterator[str]:
+    seen: set[str] = set()
+    for sheet in (*one.wanted, *one.found):
+        if sheet.heatmap and sheet.id not in seen:
+            seen.add(sheet.id)
+            what = "asked for" if sheet.relevant else f"found at {sheet.rank}"
+            told = f"Which parts of {sheet.place} ({what}) the query's words are like"
+            yield f'<details><summary>{text(told)}</summary><img alt="" src="{sheet.heatmap}"></details>'
+
+
+# ---------------------------------------------------------------------------------------------- how
+
+
+def _how(outcome: Outcome) -> str:
+    about: Mapping[str, Any] = outcome.about
+    pairs: list[tuple[str, object]] = [("speed and size", "; ".join(sizes(outcome)))]
+    for block in ("data", "model", "settings", "machine", "versions"):
+        for name, value in about.get(block, {}).items():
+            if isinstance(value, Mapping):
+                value = ", ".join(f"{key} {each}" for key, each in value.items())
+            if value is not None and value is not False and value not in ("", []):  # 0 is a layer, and a seed
+                pairs.append((f"{block}: {name.replace('_', ' ')}", value))
+    if words := outcome.found_by_words:
+        pairs.append(("BM25", ", ".join(f"{key} {value}" for key, value in words.how.items())))
+    note = "Equal scores are ordered by a hash of query and document, never by position."
+    return section("How this was measured", note, facts(pairs))

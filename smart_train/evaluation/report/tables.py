@@ -1,0 +1,156 @@
+"""An outcome as text for a terminal, and as CSV for other programs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from smart_train.core.atomic_io import replacing
+from smart_train.evaluation.bm25 import NAME as BM25
+from smart_train.evaluation.metrics import Interval
+from smart_train.evaluation.ranking import MODES
+from smart_train.evaluation.report.summary.outcome import Outcome
+
+SHOWN = 10  # groups of a kind in the text; evaluation.json and the report have more
+CELL = 21
+
+
+def shown(metric: str) -> str:
+    """nDCG@10, recall@10, MRR@10, success@10."""
+    return metric.replace("ndcg", "nDCG").replace("mrr", "MRR")
+
+
+def text(outcome: Outcome) -> str:
+    """What the command prints and table.txt holds: figures with intervals, differences, parts, sizes and speeds."""
+    parts = [_head(outcome), _differences(outcome), _measures(outcome)]
+    parts += [_groups(outcome, what) for what in outcome.parts]
+    parts.append("\n".join(sizes(outcome)))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _head(outcome: Outcome) -> str:
+    """One line a row (this model, BM25, the baseline), one column a mode."""
+    metric, one = outcome.metric, outcome.evaluation
+    rows = [(outcome.row, [_cell(one.metrics[mode][metric]) for mode in MODES])]
+    if outcome.lexical is not None:
+        words = outcome.found_by_words
+        told = _cell(words.metrics[metric]) if words else f"absent: {outcome.lexical.absent}"
+        if words and words.without:
+            told += f"   ({words.without} documents have no text)"
+        rows.append((BM25, [told]))
+    if outcome.baseline is not None:
+        means = [outcome.baseline.per_query[mode].get(metric, {}) for mode in MODES]
+        cells = [f"{sum(mean.values()) / len(mean):.3f}" if mean else "" for mean in means]
+        rows.append((outcome.baseline.name, cells))
+    return _grid(f"{shown(metric)} (95 % interval)", MODES, rows)
+
+
+def _differences(outcome: Outcome) -> str:
+    found = {**outcome.inner(), **outcome.outer()}
+    width = max(map(len, found)) + 3
+    lines = [f"paired differences in {shown(outcome.metric)} over {outcome.evaluation.queries} queries"]
+    for label, one in found.items():
+        lines.append(f"{label.ljust(width)}{signed(one)}   p = {one['p']:.3f}")
+    return "\n".join(lines)
+
+
+def _measures(outcome: Outcome) -> str:
+    columns, names = outcome.columns(), outcome.measures()
+    rows = [(shown(name), [f"{each[name]['value']:.3f}" for each in columns.values()]) for name in names]
+    return _grid("all measures", list(columns), rows, 10)
+
+
+def _groups(outcome: Outcome, what: str) -> str:
+    found = outcome.parts[what]
+    columns = list(next(iter(found.values())).values)
+    rows = [
+        (f"{_short(name)} ({group.queries})", [_cell(group.values[column]) for column in columns])
+        for name, group in list(found.items())[:SHOWN]
+    ]
+    more = f"\n... and {len(found) - SHOWN} more, in evaluation.json" if len(found) > SHOWN else ""
+    return _grid(f"{shown(outcome.metric)} by {what} (queries)", columns, rows) + more
+
+
+def sizes(outcome: Outcome) -> list[str]:
+    """Sentences about how much and how fast."""
+    one, speed = outcome.evaluation, outcome.speed()
+    lines = [
+        f"{one.queries} queries, {one.documents} documents, {one.tokens_per_document:.1f} tokens and "
+        f"{one.mb_per_document:.3g} MB a document (tokens and pooled vector, float16)"
+    ]
+    if one.unanswered:
+        lines.append(f"{len(one.unanswered)} queries have no document judged relevant and are in no average")
+    if speed["documents_encoded"]:
+        lines.append(
+            f"encoding: {_per(speed['documents_encoded'], 'documents')}, "
+            f"{_per(speed['document_tokens_encoded'], 'tokens')}, {_per(speed['queries_encoded'], 'queries')}"
+            + (f"; {one.stored} documents were stored before" if one.stored else "")
+        )
+    else:
+        lines.append("encoding: every document's vectors were stored before")
+    lines.append(
+        f"scoring: {_per(speed['queries_scored'], 'queries')} against all {one.documents} documents, all three modes"
+    )
+    return lines
+
+
+def signed(one: Mapping[str, float]) -> str:
+    return f"{one['value']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
+
+
+def _per(rate: float | None, what: str) -> str:
+    if rate is None:
+        return f"no {what}"
+    return f"{rate:,.0f} {what}/s" if rate >= 10 else f"{rate:.2g} {what}/s"
+
+
+def _cell(found: Interval) -> str:
+    return f"{found['value']:.3f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+
+def _short(name: str, most: int = 44) -> str:
+    return name if len(name) <= most else f"...{name[-most + 3 :]}"
+
+
+def _grid(head: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], cell: int = CELL) -> str:
+    width = max(len(label) for label in (head, *(label for label, _ in rows))) + 3
+    lines = [head.ljust(width) + "".join(column.ljust(cell) for column in columns).rstrip()]
+    for label, cells in rows:
+        lines.append((label.ljust(width) + "".join(told.ljust(cell) for told in cells)).rstrip())
+    return "\n".join(lines)
+
+
+def write_metrics_csv(path: Path, outcome: Outcome) -> None:
+    """row, mode, measure, value, low, high: one line a figure; BM25's row and mode are both called bm25."""
+    rows = []
+    for mode, measures in outcome.columns().items():
+        row = outcome.row if mode in MODES else mode
+        rows += [[row, mode, name, one["value"], one["low"], one["high"]] for name, one in measures.items()]
+    _write(path, ["row", "mode", "measure", "value", "low", "high"], rows)
+
+
+def write_query_csv(path: Path, outcome: Outcome) -> None:
+    """One line a query: its text, file and kind, and for each column every measure and the rank of the first relevant
+    document (empty = not among those that were kept)."""
+    columns, names = outcome.columns(), outcome.measures()
+    values = {name: outcome.values(name) for name in names}
+    head = ["query", "text", "file", "kind", "relevant"]
+    head += [f"{mode} {name}" for mode in columns for name in (*names, "rank")]
+    rows = []
+    for query in values[names[0]]["pooled"]:
+        relevant = sum(grade > 0 for grade in outcome.qrels[query].values())
+        row: list[Any] = [query, outcome.queries[query], outcome.files.get(query), outcome.kinds.get(query), relevant]
+        for mode in columns:
+            row += [values[name][mode][query] for name in names]
+            row.append(outcome.first_relevant(mode, query))
+        rows.append(row)
+    _write(path, head, rows)
+
+
+def _write(path: Path, head: list[str], rows: list[list[Any]]) -> None:
+    with replacing(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(head)
+        writer.writerows(["" if cell is None else cell for cell in row] for row in rows)

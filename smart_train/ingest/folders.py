@@ -1,0 +1,148 @@
+"""Which files a folder holds: all levels of it, in an order that does not depend on the disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from smart_train.core.errors import DataError
+from smart_train.ingest.pages import Kind, Unreadable
+
+SUFFIXES: dict[str, Kind] = {
+    ".pdf": "pdf",
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"), "image"),  # type: ignore[dict-item]
+    **dict.fromkeys((".txt", ".text", ".md", ".markdown", ".html", ".htm", ".xhtml"), "text"),  # type: ignore[dict-item]
+}
+Place = tuple[int, int]  # device and inode: what a folder is, whatever links lead to it
+
+
+@dataclass(frozen=True)
+class Skip:
+    """What was not taken, and why.  page: None = the whole file."""
+
+    file: str
+    reason: str
+    detail: str = ""
+    page: int | None = None
+
+    def __str__(self) -> str:
+        where = self.file if self.page is None else f"{self.file}, page {self.page}"
+        return f"{where}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+
+@dataclass
+class Found:
+    """files: (name to show, path, kind), by name.  other: suffix -> files of kinds that are not read.
+    twice: (link to a folder, the folder that is read already)."""
+
+    files: list[tuple[str, Path, Kind]] = field(default_factory=list)
+    skipped: list[Skip] = field(default_factory=list)
+    other: Counter[str] = field(default_factory=Counter)
+    twice: list[tuple[str, str]] = field(default_factory=list)
+
+
+def shown(name: str) -> str:
+    """A file's name as valid Unicode: bytes that are none are written as ``\\xe9``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def reason_of(error: OSError, path: Path) -> Unreadable:
+    """The reason why the operating system does not hand out a file."""
+    if isinstance(error, PermissionError):
+        return Unreadable("permission denied")
+    if error.errno == errno.ELOOP:
+        return Unreadable("symlink loop")
+    if isinstance(error, FileNotFoundError):
+        return Unreadable("broken link" if path.is_symlink() else "disappeared")
+    return Unreadable("cannot be read", os.strerror(error.errno) if error.errno else str(error))
+
+
+def find(folder: Path, out: Path) -> Found:
+    """All files below a folder (or one file), without ``out`` and what begins with a dot.
+
+    Folders are walked by name, links to folders after everything else, and no folder twice: a link up its own path is
+    skipped as a loop, a link to what is read anyway is noted in ``twice``.  A file of unknown suffix is a PDF where it
+    begins like one.  Raises DataError where the folder is missing, or is ``out`` itself.
+    """
+    found = Found()
+    if folder.is_file():
+        _file(found, folder.name, folder)
+        return found
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    if folder.resolve() == out.resolve():
+        raise DataError(f"{out}: is the folder to read; choose another folder for --out")
+    above = {_place(parent) for parent in folder.resolve().parents}
+    done: dict[Place, str] = {_place(out): ""} if out.is_dir() else {}
+    plain: list[tuple[str, Path, set[Place]]] = [("", folder, above)]
+    links: list[tuple[str, Path, set[Place]]] = []
+    while plain or links:
+        name, path, trail = plain.pop() if plain else links.pop(0)
+        try:
+            place = _place(path)
+            if place in trail:
+                raise Unreadable("symlink loop")
+            if place in done:
+                if done[place]:
+                    found.twice.append((shown(name) + "/", done[place]))
+                continue
+            done[place] = shown(name) + "/"
+            entries = sorted(os.scandir(path), key=lambda e: os.fsencode(e.name))
+        except OSError as error:
+            why = reason_of(error, path)
+            found.skipped.append(Skip(shown(name) + "/", why.reason, why.detail))
+            continue
+        except Unreadable as why:
+            found.skipped.append(Skip(shown(name) + "/", why.reason, why.detail))
+            continue
+        folders = []
+        for entry in entries:
+            inner = f"{name}/{entry.name}" if name else entry.name
+            if entry.name.startswith("."):
+                continue
+            if not _is_folder(entry):
+                _file(found, inner, path / entry.name)
+            elif entry.is_symlink():
+                links.append((inner, path / entry.name, trail | {place}))
+            else:
+                folders.append((inner, path / entry.name, trail | {place}))
+        plain += reversed(folders)
+    found.files.sort()
+    found.skipped.sort(key=lambda skip: skip.file)
+    return found
+
+
+def _place(path: Path) -> Place:
+    there = path.stat()
+    return there.st_dev, there.st_ino
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link to itself: told as a file is
+
+
+def _file(found: Found, name: str, path: Path) -> None:
+    suffix = path.suffix.lower()
+    kind = SUFFIXES.get(suffix)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise Unreadable("not a regular file")
+        if kind is None:
+            with path.open("rb") as stream:
+                kind = "pdf" if stream.read(5) == b"%PDF-" else None
+    except (OSError, Unreadable) as error:
+        if kind is not None or path.is_symlink():
+            why = reason_of(error, path) if isinstance(error, OSError) else error
+            found.skipped.append(Skip(shown(name), why.reason, why.detail))
+            return
+    if kind is None:
+        found.other[suffix or "no suffix"] += 1
+    else:
+        found.files.append((shown(name), path, kind))

@@ -1,0 +1,1 @@
+"""Similarity maps: why a document got its late score."""

@@ -1,0 +1,321 @@
+"""Which place of the page each image token stands for.
+
+Qwen2-VL and what follows it say it themselves: ``image_grid_thw`` counts patches, of which ``spatial_merge_size`` by
+``spatial_merge_size`` become one token, row after row, and the processor lays patches out in that order.  Models that
+bring every page to one square say it by their sizes.  Of all others (pages cut into tiles, resamplers whose tokens have
+no place) the grid is refused rather than guessed.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from math import isqrt
+from os.path import commonprefix
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from smart_train.core.embeddings import Features
+from smart_train.core.errors import HeatmapError, PatchGridError
+from smart_train.models.microbatches import GRID, image_token
+from smart_train.models.preprocessing import Role, open_content
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from smart_train.models.encoder import SmartEncoder
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """rows x columns of image tokens, row after row, over the whole page."""
+
+    rows: int
+    columns: int
+
+
+def patch_grid(features: Features, config: Any, processor: Any, count: int) -> PatchGrid:
+    """The grid of a row that holds one page.
+
+    features: what the processor made of the page; config: the backbone's; count: image tokens in the row.
+    Raises PatchGridError where the grid can't be derived, or does not have ``count`` places.
+    """
+    vision = getattr(config, "vision_config", None)
+    found = features.get(GRID)
+    merge = getattr(vision, "spatial_merge_size", None)
+    if found is not None and merge is not None:
+        return _merged(found.tolist(), int(merge), count)
+    return _square(features, config, vision, getattr(processor, "image_processor", None), count)
+
+
+def _merged(grids: list[list[int]], merge: int, count: int) -> PatchGrid:
+    if len(grids) != 1 or grids[0][0] != 1:
+        raise PatchGridError(f"a heatmap is of one page, and {GRID} has {grids} (frames, rows, columns of each image)")
+    grid = PatchGrid(grids[0][1] // merge, grids[0][2] // merge)
+    if grid.rows * grid.columns != count:
+        raise PatchGridError(
+            f"{GRID} {grids[0]} in squares of {merge} gives {grid.rows} x {grid.columns} places, and there are {count} "
+            "image tokens; the map would show them in wrong places"
+        )
+    return grid
+
+
+def _square(features: Features, config: Any, vision: Any, images: Any, count: int) -> PatchGrid:
+    """PaliGemma and Gemma 3: the whole page is stretched to one square, whose patches (or means of squares of them)
+    are the tokens."""
+    size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    pixels = features.get("pixel_values")
+    side = isqrt(count)
+    why = ""
+    if pixels is None or pixels.dim() != 4 or len(pixels) != 1:
+        why = "the page is not one picture in pixel_values"
+    elif size is None or patch is None or tuple(pixels.shape[2:]) != (size, size):
+        why = "the vision tower's size and the picture's differ"
+    elif any(
+        getattr(images, name, None) for name in ("do_center_crop", "do_pad", "do_pan_and_scan", "do_image_splitting")
+    ):
+        why = "the page is cropped, padded or cut into tiles on its way"
+    elif dict(getattr(images, "size", None) or {}) != {"height": size, "width": size}:
+        why = "the processor does not bring the whole page to the vision tower's size"
+    elif side * side != count or count not in ((size // patch) ** 2, getattr(config, "mm_tokens_per_image", None)):
+        why = f"{count} image tokens are not its {size // patch} x {size // patch} patches"
+    if why:
+        raise PatchGridError(
+            f"the places of {type(config).__name__}'s image tokens on the page are not known ({why}); a heatmap over a "
+            f"page needs {GRID} and spatial_merge_size (Qwen-VL and what follows it) or one square of patches"
+        )
+    return PatchGrid(side, side)
+
+
+# Kept tokens as words that a person reads: sub-words joined, control tokens and raw ids nowhere.
+
+WINDOW = 4  # tokens decoded together: a letter has at most 4 bytes, and at worst each is a token
+WORD = re.compile(r"\w+(?:[-'’.,_@/]\w+)*|[^\w\s]+")
+UNSPACED = re.compile(r"[\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")  # Thai to Han: no blanks
+BREAK, BLANK = "↵", "␣"  # what stands for a token of white space
+HALF = "\ufffd"  # what decoders put for the bytes of half a letter
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of a row.
+
+    text: as it is shown; tokens: its rows among the kept tokens; own: it is of the content itself, not of the prompt
+    or the chat template around it (which count in a late score all the same)
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    own: bool = True
+
+
+def words(tokenizer: Any, ids: Sequence[int], rows: Sequence[int | None], content: str) -> list[Word]:
+    """The words of one row of tokens, in order.
+
+    ids: the row as it went through the model, without padding; rows: for each of them its row among the kept tokens,
+    None = not kept or not text; content: the row's own text.
+    Every row is in exactly one word.
+    """
+    pieces, unfinished = _pieces(tokenizer, ids)
+    joined, own = _joined(pieces, unfinished), _own(pieces, content)
+    groups: list[list[int]] = []
+    for at, row in enumerate(rows):
+        if row is None:
+            continue
+        if groups and joined[at] and groups[-1][-1] == at - 1:
+            groups[-1].append(at)
+        else:
+            groups.append([at])
+    return [
+        Word(
+            _shown([pieces[at] for at in group]),
+            tuple(row for at in group if (row := rows[at]) is not None),
+            own[group[-1]],
+        )
+        for group in groups
+    ]
+
+
+def _pieces(tokenizer: Any, ids: Sequence[int]) -> tuple[list[str], list[bool]]:
+    """The text that each token adds, with the blank before it where there is one, and whether it ends within a
+    letter, which the next one goes on with."""
+
+    def text(begin: int, end: int) -> str:
+        return str(
+            tokenizer.decode(list(ids[begin:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        )
+
+    pieces, unfinished = [], []
+    for at in range(len(ids)):
+        begin = max(0, at - WINDOW)
+        before, here = text(begin, at).rstrip(HALF), text(begin, at + 1)
+        same = len(commonprefix([before, here]))
+        pieces.append(here[same:].replace(HALF, ""))
+        unfinished.append(here.endswith(HALF))
+    return pieces, unfinished
+
+
+def _joined(pieces: Sequence[str], unfinished: Sequence[bool]) -> list[bool]:
+    """Whether a token goes on with the word of the token before it."""
+    text = "".join(pieces)
+    inside = [False] * (len(text) + 1)  # at a place of the text: a word runs over it
+    for match in WORD.finditer(text):
+        for place in range(match.start() + 1, match.end()):
+            inside[place] = not (UNSPACED.match(text[place - 1]) or UNSPACED.match(text[place]))
+    joined, place = [], 0
+    for at, piece in enumerate(pieces):
+        blank = at > 0 and pieces[at - 1] == " " and not piece[:1].isspace()  # a blank of its own, before its word
+        joined.append(at > 0 and (unfinished[at - 1] or inside[place] or blank))
+        place += len(piece)
+    return joined
+
+
+def _own(pieces: Sequence[str], content: str) -> list[bool]:
+    """Whether a token lies in the content: none where it has no text, all where it can't be found (cut, spelt anew)."""
+    letters = [(letter, at) for at, piece in enumerate(pieces) for letter in _plain(piece)]
+    wanted = _plain(content)
+    begin = "".join(letter for letter, _ in letters).rfind(wanted)
+    if begin < 0 or not wanted:
+        return [bool(wanted)] * len(pieces)
+    places = [at for _, at in letters[begin : begin + len(wanted)]]
+    return [places[0] <= at <= places[-1] for at in range(len(pieces))]
+
+
+def _plain(text: str) -> str:
+    """Letters without case, accents and blanks, which tokenizers change."""
+    spelt = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(c for c in spelt if not c.isspace() and not unicodedata.combining(c))
+
+
+def _shown(pieces: Sequence[str]) -> str:
+    text = "".join(pieces)
+    return text.strip() or (BREAK if "\n" in text else BLANK)
+
+
+# Why a document got its late score: the similarity of every query token with every document token.
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """One query against one document.
+
+    query: its text; similarity: [Q, T] float32, cosines of kept tokens
+    query_words, document_words: the text tokens of both sides; page: the document's image, None = it has none
+    grid, patches: where the page's tokens lie: rows x columns, and the [rows * columns] document tokens, row after row
+    cut: texts of the two that were longer than the encoder reads, and were cut
+    """
+
+    query: str
+    similarity: Tensor
+    query_words: list[Word]
+    document_words: list[Word]
+    page: Image.Image | None = None
+    grid: PatchGrid | None = None
+    patches: tuple[int, ...] = ()
+    cut: tuple[str, ...] = ()
+
+    @property
+    def late(self) -> float:
+        """1/Q sum_i max_j similarity: what ``encoder.score(mode="late")`` gives."""
+        return float(self.similarity.amax(1).double().mean())
+
+    def of_word(self, word: Word) -> Tensor:
+        """[T]: similarities of a query word, the mean of its tokens'."""
+        return self.similarity[list(word.tokens)].mean(0)
+
+    def share(self, word: Word) -> float:
+        """What a query word has in the late score: the mean of its tokens' best similarities."""
+        return float(self.similarity[list(word.tokens)].amax(1).mean())
+
+    def over_query(self, over: str = "sum") -> Tensor:
+        """[T]: of all query tokens, as one.  "sum" is divided by Q, in the unit of a cosine; "max" is of the best."""
+        if over not in ("sum", "max"):
+            raise HeatmapError(f"over is sum or max, not {over!r}")
+        return self.similarity.mean(0) if over == "sum" else self.similarity.amax(0)
+
+    def on_page(self, values: Tensor) -> Tensor:
+        """[T] -> [rows, columns] of the page's patches."""
+        if self.grid is None:
+            raise HeatmapError("the document has no page")
+        return values[list(self.patches)].view(self.grid.rows, self.grid.columns)
+
+    def by_words(self) -> Tensor:
+        """[query words, document words]: over a query word's tokens the mean of the best in the document word."""
+        columns = [self.similarity[:, list(word.tokens)].amax(1) for word in self.document_words]
+        rows = [[float(column[list(word.tokens)].mean()) for column in columns] for word in self.query_words]
+        return self.similarity.new_tensor(rows).view(len(self.query_words), len(columns))
+
+
+def measure(encoder: SmartEncoder, query: str, document: Any) -> Heatmap:
+    """The map of a query and a document (text, PIL image, pathlib.Path of an image, {"text": ..., "image": ...}).
+
+    Raises HeatmapError for a query that is no text, and PatchGridError where the places of a page's tokens are not
+    known.
+    """
+    if not isinstance(query, str):
+        raise HeatmapError(f"the query is a {type(query).__name__}; its words are shown, so it has to be a text")
+    document = open_content(document)
+    asked, read = _read(encoder, query, query, "query"), _read(encoder, document, _text(document), "document")
+    page = document.get("image") if isinstance(document, dict) else None if isinstance(document, str) else document
+    grid = None
+    if page is not None:
+        processor = encoder.transformer.processor
+        grid = patch_grid(read.features, encoder.backbone.config, processor, len(read.patches))
+    cut = tuple(role for role, side in (("query", asked), ("document", read)) if side.features["cut"])
+    similarity = asked.vectors.float() @ read.vectors.float().t()
+    return Heatmap(query, similarity, asked.words, read.words, page, grid, read.patches, cut)
+
+
+def _text(document: Any) -> str:
+    if isinstance(document, dict):
+        return document.get("text") or ""
+    return document if isinstance(document, str) else ""
+
+
+@dataclass(frozen=True)
+class _Side:
+    """vectors: [kept tokens, d]; words: of the text tokens; patches: which tokens are image tokens."""
+
+    features: Features
+    vectors: Tensor
+    words: list[Word]
+    patches: tuple[int, ...] = ()
+
+
+def _read(encoder: SmartEncoder, content: Any, text: str, role: Role) -> _Side:
+    features = encoder.preprocess([content], role)
+    ids, mask = features["input_ids"], features["attention_mask"]
+    vectors: Tensor = encoder.encode([content], role).tokens.values
+    there = mask[0].bool()
+    row, kept = ids[0][there].tolist(), encoder.keep(ids, mask)[0][there].tolist()
+    if not any(kept):  # the pooled vector stands in as the only token
+        return _Side(features, vectors, [Word("(pooled)", (0,))])
+    if sum(kept) != len(vectors):
+        raise HeatmapError(f"the {role} has {sum(kept)} kept tokens and {len(vectors)} vectors; they must be the same")
+    placeholder = image_token(encoder.backbone.config)
+    numbers = [number - 1 if keep else None for number, keep in zip(accumulate(kept), kept, strict=True)]
+    patches = tuple(n for n, one in zip(numbers, row, strict=True) if n is not None and one == placeholder)
+    of_text = [None if one == placeholder else n for n, one in zip(numbers, row, strict=True)]
+    return _Side(features, vectors, words(encoder.tokenizer, row, of_text, text), patches)
+
+
+def page_heatmap(
+    encoder: SmartEncoder, query: str, document: Any, path: str | Path | None = None, over: str = "sum"
+) -> Image.Image:
+    """The picture of ``measure``: over the page for a document with an image, a matrix of words for a text.
+
+    path: where the picture is written too; over: "sum" or "max" of the query tokens in the large picture.
+    Needs no display.  Raises as ``measure`` does.
+    """
+    from smart_train.interpretability.drawing import draw
+
+    picture = draw(measure(encoder, query, document), over)
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    return picture

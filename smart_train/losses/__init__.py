@@ -1,0 +1,1 @@
+"""Scores and losses on embeddings, as pure functions on tensors."""

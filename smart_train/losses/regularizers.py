@@ -1,0 +1,132 @@
+"""Regularisers of the reference work (SMART, arXiv 2605.24938): what the token view should be besides discriminating.
+
+Rows are ragged and their [T, T] cosines are needed whole: both functions go in blocks of bounded size, keep nothing
+of a block, and compute it again in the backward.  Sums are taken in float32 or wider.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from smart_train.core.embeddings import Embeddings, Tokens
+
+BLOCK = 1 << 22  # numbers of a block: 16 MiB of float32
+
+
+def diversity(tokens: Tokens) -> Tensor:
+    """Mean squared cosine between different tokens of one row: high where the tokens all say the same.
+
+    tokens: rows of L2-normalised vectors
+    returns a scalar, the mean over rows of  1 / (T (T - 1)) * sum over i != j of (t_i . t_j)^2;  a row of one token
+    costs 0
+    """
+    with torch.autocast(tokens.values.device.type, enabled=False):
+        costs: Tensor = _OffDiagonal.apply(tokens.values, tokens.lengths)
+    return costs.sum() / max(1, len(tokens))
+
+
+def overlap(embeddings: Embeddings) -> Tensor:
+    """Mean squared cosine between a row's pooled vector and its tokens: high where they repeat each other.
+
+    returns a scalar, the mean over rows of  1 / T * sum over i of (p . t_i)^2
+    Raises ValueError where pooled vectors and tokens differ in width.
+    """
+    width, pooled = embeddings.tokens.width, embeddings.pooled
+    if pooled.shape[1] != width:
+        raise ValueError(
+            f"objective.overlap compares pooled vectors with tokens, but these are {pooled.shape[1]} and {width} wide; "
+            "write overlap: 0, or late.head: none without late.dim"
+        )
+    with torch.autocast(pooled.device.type, enabled=False):
+        costs: Tensor = _WithPooled.apply(pooled, embeddings.tokens.values, embeddings.tokens.lengths)
+    return costs.sum() / max(1, len(embeddings))
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _blocks(values: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Rows of like length together: (rows [r], where [r, T] in ``values``, there [r, T] bool, padded [r, T, d])."""
+    counts = lengths.tolist()
+    starts = lengths.cumsum(0) - lengths
+    order = sorted(range(len(counts)), key=lambda row: -counts[row])
+    begin = 0
+    while begin < len(order):
+        longest = counts[order[begin]]
+        rows = torch.tensor(order[begin : begin + max(1, BLOCK // (longest * values.shape[1]))], device=values.device)
+        offset = torch.arange(longest, device=values.device)
+        there = offset < lengths[rows].unsqueeze(1)
+        where = (starts[rows].unsqueeze(1) + offset).masked_fill(~there, 0)
+        # Zero vectors fill up: they have cosine 0 with everything, so that no sum needs a mask.
+        yield rows, where, there, _wide(values[where]).masked_fill(~there.unsqueeze(2), 0.0)
+        begin += len(rows)
+
+
+class _OffDiagonal(torch.autograd.Function):
+    """[sum T, d], [rows] -> [rows].  With X a row's tokens: (||X X'||^2 - sum |x_i|^4) / (T (T - 1)).
+
+    ||X X'|| = ||X' X||, so the smaller of [T, T] and [d, d] is formed; the gradient is 4 (X X' X - |x_i|^2 x_i).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
+        lengths = lengths.to(values.device)
+        ctx.save_for_backward(values, lengths)
+        costs = _wide(values.new_zeros(len(lengths)))
+        for rows, _, _, x in _blocks(values, lengths):
+            gram = x @ x.mT if x.shape[1] <= x.shape[2] else x.mT @ x
+            costs[rows] = gram.square().sum((1, 2)) - x.square().sum(2).square().sum(1)
+        return torch.where(lengths > 1, costs / _pairs(lengths), 0.0)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        values, lengths = ctx.saved_tensors
+        if not ctx.needs_input_grad[0]:
+            return None, None
+        scale = torch.where(lengths > 1, 4 * gradient / _pairs(lengths), 0.0)
+        result = torch.zeros_like(values)
+        for rows, where, there, x in _blocks(values, lengths):
+            product = (x @ x.mT) @ x if x.shape[1] <= x.shape[2] else x @ (x.mT @ x)
+            slope = (product - x.square().sum(2, keepdim=True) * x) * scale[rows, None, None]
+            result[where[there]] = slope[there].to(result.dtype)
+        return result, None
+
+
+def _pairs(lengths: Tensor) -> Tensor:
+    return (lengths * (lengths - 1)).clamp(min=1)
+
+
+class _WithPooled(torch.autograd.Function):
+    """[rows, d], [sum T, d], [rows] -> [rows].  With X a row's tokens and p its pooled vector: |X p|^2 / T.
+
+    The gradients are 2 / T (X p) p' for the tokens and 2 / T X' X p for the pooled vector.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, pooled: Tensor, values: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
+        lengths = lengths.to(values.device)
+        ctx.save_for_backward(pooled, values, lengths)
+        costs = _wide(values.new_zeros(len(lengths)))
+        for rows, _, _, x in _blocks(values, lengths):
+            costs[rows] = (x @ pooled[rows].to(x.dtype).unsqueeze(2)).square().sum((1, 2))
+        return costs / lengths
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        pooled, values, lengths = ctx.saved_tensors
+        scale = 2 * gradient / lengths
+        to_pooled, to_values = torch.zeros_like(pooled), torch.zeros_like(values)
+        for rows, where, there, x in _blocks(values, lengths):
+            p = pooled[rows].to(x.dtype).unsqueeze(2)
+            cosines = (x @ p) * scale[rows, None, None]
+            to_pooled[rows] = (x.mT @ cosines).squeeze(2).to(to_pooled.dtype)
+            to_values[where[there]] = (cosines @ p.mT)[there].to(to_values.dtype)
+        return to_pooled, to_values, None

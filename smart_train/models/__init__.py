@@ -1,0 +1,1 @@
+"""Encoders: one forward of a backbone gives a pooled vector and token vectors."""

@@ -1,0 +1,130 @@
+"""What a base's configuration files tell before any weight is loaded: layers, widths, limits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smart_train.core.errors import BaseNotFound
+from smart_train.core.hub import hub_id, reason, resolve_base
+
+OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "roberta-prelayernorm")
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """Sizes of a base.
+
+    layers: transformer blocks of the language model; hidden: width of its states; pooled: width D of the pooled
+    vector; positions: longest input in tokens, None where there is no fixed limit; vision: has an image side
+    """
+
+    layers: int
+    hidden: int
+    pooled: int
+    positions: int | None
+    vision: bool
+
+
+def read_base(base: str, revision: str | None = None, trust_remote_code: bool = False) -> BaseConfig:
+    """The sizes of ``base`` (as ``resolve_base`` takes it) from its configuration files alone.
+
+    Raises BaseNotFound, saying what to do: nothing there, no network, a gated repository, code that must be trusted,
+    a kind of model that has no transformer blocks.
+    """
+    fetch = BaseFiles.of(base, revision)
+    config = fetch.config(base, trust_remote_code)
+    text = config.get_text_config()
+    layers, hidden = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
+    if not isinstance(layers, int) or not isinstance(hidden, int):
+        what = f"{base}: a model of type {config.model_type!r} does not tell num_hidden_layers and hidden_size"
+        raise BaseNotFound(what, "choose a transformer embedder")
+    positions = getattr(text, "max_position_embeddings", None)
+    if isinstance(positions, int) and text.model_type in OFFSET:
+        positions -= (text.pad_token_id or 0) + 1  # these count positions from behind the padding token's id
+    vision = getattr(config, "vision_config", None) is not None
+    return BaseConfig(layers, hidden, _pooled(fetch, hidden), positions if isinstance(positions, int) else None, vision)
+
+
+class BaseFiles:
+    """JSON files of a local folder or a Hub repository."""
+
+    def __init__(self, place: str, revision: str | None) -> None:
+        self.place, self.revision, self.local = place, revision, Path(place).is_dir()
+
+    @classmethod
+    def of(cls, base: str, revision: str | None = None) -> BaseFiles:
+        """Of a base as ``resolve_base`` takes it.  Raises BaseNotFound."""
+        place = resolve_base(base)
+        return cls(hub_id(place) or place, revision)
+
+    def config(self, base: str, trust_remote_code: bool = False) -> Any:
+        """transformers' configuration; ``base`` is what a BaseNotFound names."""
+        return _config(self, base, trust_remote_code)
+
+    def json(self, name: str) -> Any | None:
+        """The parsed file, None where it is not there."""
+        from transformers.utils import cached_file
+
+        if self.local:
+            path = Path(self.place) / name
+            return json.loads(path.read_text(encoding="utf8")) if path.is_file() else None
+        found = cached_file(
+            self.place, name, revision=self.revision, _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )  # fmt: skip
+        return json.loads(Path(found).read_text(encoding="utf8")) if found else None
+
+    def modules(self) -> list[dict[str, str]]:
+        """sentence-transformers' list of modules, empty for a plain transformers model."""
+        return self.json("modules.json") or []
+
+
+def _config(fetch: BaseFiles, base: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    subfolder = ""
+    if fetch.local and not (Path(fetch.place) / "config.json").is_file():
+        # Older sentence-transformers folders keep the transformer in a folder of its own.
+        modules = fetch.modules()
+        subfolder = modules[0]["path"] if modules else ""
+        if not (Path(fetch.place) / subfolder / "config.json").is_file():
+            raise BaseNotFound(f"{base}: the folder has no config.json", "name the folder of a saved model")
+    try:
+        return AutoConfig.from_pretrained(
+            fetch.place, revision=fetch.revision, trust_remote_code=trust_remote_code, subfolder=subfolder
+        )
+    except (OSError, ValueError, KeyError) as error:
+        what, fix = _reason(error)
+        raise BaseNotFound(f"{base}: {what}", fix) from error
+
+
+def _reason(error: BaseException) -> tuple[str, str]:
+    """What is wrong and what to do: with the Hub, else with the configuration."""
+    found = reason(error)
+    if found is not None:
+        return found
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return "its repository brings model code of its own", "read it, then write model.trust_remote_code: true"
+    return f"its configuration cannot be read: {text}", "correct model.base, or update transformers"
+
+
+def _pooled(fetch: BaseFiles, hidden: int) -> int:
+    """Width of the pooled vector: of the last module that sets one, else the hidden size."""
+    width = hidden
+    for module in fetch.modules():
+        kind = module["type"].rpartition(".")[2]
+        if kind not in ("Pooling", "Dense"):
+            continue
+        config = fetch.json(f"{module['path']}/config.json") or {}
+        if kind == "Dense":
+            width = config.get("out_features", width)
+        else:
+            named = config.get("pooling_mode", "mean")
+            old = [name for name, on in config.items() if name.startswith("pooling_mode_") and on]
+            modes = len(old) if old else len(named) if isinstance(named, list) else 1
+            width = modes * config.get("embedding_dimension", config.get("word_embedding_dimension", width))
+    return width

@@ -1,0 +1,74 @@
+"""The base, loaded as a sentence-transformers model: whole on every process, whatever engine waits for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers.integrations import deepspeed as known
+
+from smart_train.config.schema import ModelBlock
+from smart_train.core import hub
+from smart_train.models.base_config import BaseFiles
+from smart_train.models.processors import images_without_torchvision
+from smart_train.models.quantization import four_bits, same_kernel
+
+RAM = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+
+
+def load_base(
+    settings: ModelBlock, place: str, commit: str | None, device: str | torch.device | None
+) -> SentenceTransformer:
+    """place, commit: a folder and None, or a Hub id and its commit.  Raises BaseNotFound where it can't be had."""
+    options: dict[str, Any] = {}
+    if settings.dtype != "auto":
+        options["dtype"] = getattr(torch, settings.dtype)
+    if settings.quantisation == "4bit":
+        options["quantization_config"] = four_bits(settings.base, _computed_in(settings, place, commit))
+    if settings.attention is not None:
+        options["attn_implementation"] = settings.attention
+    with hub.explained(settings.base, settings.revision), images_without_torchvision(), loaded_whole():
+        base = SentenceTransformer(
+            place,
+            revision=commit,
+            device=str(device) if device is not None else None,
+            model_kwargs=options or None,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    same_kernel(base)
+    return base
+
+
+def _computed_in(settings: ModelBlock, place: str, commit: str | None) -> torch.dtype:
+    """The products of a base in 4 bits: as model.dtype says, else as the base is stored."""
+    if settings.dtype != "auto":
+        return cast(torch.dtype, getattr(torch, settings.dtype))
+    stored = BaseFiles(place, commit).config(settings.base, settings.trust_remote_code).dtype
+    return stored if isinstance(stored, torch.dtype) else torch.float32
+
+
+@contextmanager
+def loaded_whole() -> Iterator[None]:
+    """While a base is loaded in this block, no engine cuts it up or leaves it empty.
+
+    transformers cuts weights up as it loads them once it has heard of ZeRO-3, and loads nothing but on rank 0 under
+    FSDP's RAM-efficient loading.  But the final norm is found by a forward, LoRA is drawn by a seed, and the untouched
+    base is ranked: all of one whole model, which the engine cuts up afterwards.  Costs the base's size in host memory
+    for every process of a machine, while they start.
+    """
+    config = known._hf_deepspeed_config_weak_ref() if known._hf_deepspeed_config_weak_ref is not None else None
+    given = os.environ.get(RAM)
+    known.unset_hf_deepspeed_config()
+    os.environ[RAM] = "false"
+    try:
+        yield
+    finally:
+        os.environ.pop(RAM)
+        if given is not None:
+            os.environ[RAM] = given
+        if config is not None:
+            known.set_hf_deepspeed_config(config)

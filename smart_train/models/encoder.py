@@ -1,0 +1,344 @@
+"""SmartEncoder: any sentence-transformers model, read twice from one forward: one pooled vector and a bag of tokens.
+
+An encoder is composed of a SentenceTransformer and a LateHead; saving and loading lives in models/saving.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock
+from smart_train.core import hub
+from smart_train.core.embeddings import Embeddings, Features, Tokens
+from smart_train.core.modality import length
+from smart_train.losses import similarity as scoring
+from smart_train.models.base_loading import load_base
+from smart_train.models.heads import LateHead
+from smart_train.models.hidden_states import find_blocks, find_final_norm, resolve_layers, set_dropout, text_config
+from smart_train.models.lora import add_lora
+from smart_train.models.preprocessing import Contents, Role, features_of, prompt_of, same_kind, set_pixel_budget
+from smart_train.models.token_filters import TokenFilter
+
+if TYPE_CHECKING:
+    pass
+
+logger = logging.getLogger(__name__)
+
+
+class SmartEncoder(nn.Module):
+    """One forward -> Embeddings(pooled, tokens).
+
+    base: Hub id, local folder or package:NAME/FOLDER; model, late, adapter: the recipe's blocks (None = defaults; no
+    adapter = the plain base).  ``SmartEncoder("any sentence-transformers model")`` scores late and hybrid at once,
+    without training.
+    ``place`` and ``commit`` say where the base was loaded from: a folder and None, or a Hub id and its commit.
+    Raises BaseNotFound, saying what to do, where it can't be had, and ValueError where the base gives no token states,
+    lacks a layer, or its final norm can't be found.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        *,
+        model: ModelBlock | None = None,
+        late: LateBlock | None = None,
+        adapter: AdapterBlock | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings = replace(model or ModelBlock(), base=base)
+        self.late = late or LateBlock()
+        self.adapter = adapter
+        self.place, self.commit = hub.located(base, self.settings.revision)
+        self.st = load_base(self.settings, self.place, self.commit, device)
+        if not hasattr(self.transformer, "modality_config"):
+            raise ValueError(f"{base}: its first module is {type(self.transformer).__name__}, not a transformer")
+        if self.transformer.module_output_name != "token_embeddings":
+            raise ValueError(f"{base} gives no token states (only {self.transformer.module_output_name})")
+        # Rows of a flattened batch can't be told apart by a mask; chunks of like length save the same padding.
+        self.transformer.unpad_inputs = False
+        set_pixel_budget(self.transformer.processor, self.settings)
+        if self.settings.dropout is not None:
+            set_dropout(self.backbone, self.settings.dropout)
+        self.pooling = next((str(m.pooling_mode) for m in self.st if hasattr(m, "pooling_mode")), None)
+        self.layers = [-1] if self.late.layer in (-1, [-1]) else self._resolve_layers()
+        self.final_norm = self.norm_for(self.layers)
+        self.keep = TokenFilter(self.tokenizer, self.backbone.config, self.pooling, list(self.late.drop))
+        self.head = LateHead(self.late, self.layers, self.hidden_size).to(self.device)
+        self.cut_rows: dict[Role, int] = {"query": 0, "document": 0}  # rows at their length limit, counted
+        if adapter is not None:
+            self._adapt(adapter)
+        self.eval()  # as from_pretrained everywhere; encode() returns to this mode, a trainer switches dropout on
+
+    # -- what it is made of
+
+    @property
+    def transformer(self) -> Any:
+        """The sentence-transformers module around the backbone."""
+        return self.st[0]
+
+    @property
+    def backbone(self) -> Any:
+        """The transformers model."""
+        return self.transformer.model
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.st.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.st.parameters()).device
+
+    @property
+    def config(self) -> Any:  # transformers.Trainer and DeepSpeed ask a model for the backbone's
+        return self.backbone.config
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """What FSDP asks a model for: the classes of its blocks; it refuses one that no module has."""
+        there = {type(module).__name__ for module in self.backbone.modules()}
+        return [name for name in getattr(self.backbone, "_no_split_modules", None) or [] if name in there]
+
+    @property
+    def hidden_size(self) -> int:
+        return int(text_config(self.backbone.config).hidden_size)
+
+    @property
+    def pooled_width(self) -> int:
+        return int(self.st.get_embedding_dimension() or self.hidden_size)
+
+    @property
+    def token_width(self) -> int:
+        return self.late.dim or self.hidden_size
+
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """What transformers.Trainer calls for ``training.activation_checkpointing``."""
+        self.backbone.activation_checkpointing_enable(**options)
+
+    def _resolve_layers(self) -> list[int]:
+        return resolve_layers(self.late.layer, len(find_blocks(self.backbone)[1]))
+
+    def norm_for(self, layers: list[int]) -> list[nn.Module]:
+        """What these layers go through, none or one; in a list: it is the backbone's, not a second registration."""
+        if self.late.norm == "none" or all(layer == -1 for layer in layers):
+            return []
+        norm, base = find_final_norm(self.backbone, self._probe), self.settings.base
+        if norm is None and self.late.norm == "final":
+            raise ValueError(f"{base} has no final norm (it is a post-norm model); set late.norm to auto or none")
+        return [norm] if norm is not None else []
+
+    def _probe(self) -> Tensor:
+        features = {k: v.to(self.device) for k, v in self.tokenizer("a probe", return_tensors="pt").items()}
+        self.backbone.eval()
+        states: Tensor = self.backbone(**features).last_hidden_state
+        return states
+
+    def _adapt(self, adapter: AdapterBlock) -> None:
+        if adapter.kind == "lora":
+            add_lora(self.backbone, adapter, self.place, self.commit)
+            return
+        self.st.requires_grad_(adapter.kind == "full")
+        pooler = getattr(self.backbone, "pooler", None)
+        if adapter.kind == "full" and isinstance(pooler, nn.Module):
+            pooler.requires_grad_(False)  # BERT's [CLS] pooler feeds neither view; it could never get a gradient
+
+    # -- preprocessing, in data workers
+
+    def prompt(self, role: Role) -> str | None:
+        """The recipe's prompt for this role, else the base's own, chosen as sentence-transformers does."""
+        return prompt_of(self.st, self.settings, role)
+
+    def preprocess(self, contents: Contents, role: Role, limit: int | None = None) -> Features:
+        """Rows (text, PIL image, pathlib.Path of an image, or {"text": ..., "image": ...}) -> Features, on the CPU.
+
+        limit: longest text in tokens, if it is below model.query_tokens or model.document_tokens; None = those, else
+        the base's own.
+        """
+        return features_of(self.st, self.settings, contents, role, self.prompt(role), limit)
+
+    # -- the one forward
+
+    def forward(self, chunks: Features | Sequence[Features]) -> Embeddings:
+        """Features of some rows, or a list of such chunks -> their Embeddings, rows in order, on the model's device."""
+        if isinstance(chunks, dict):
+            return self._forward(chunks)
+        return Embeddings.cat(self._forward(chunk) for chunk in chunks)
+
+    def _forward(self, features: Features) -> Embeddings:
+        features = dict(features)  # the modules write into it
+        role: Role = features.pop("role", "document")
+        self.cut_rows[role] += features.pop("cut", 0)
+        ids, mask = features["input_ids"], features["attention_mask"]
+        with self._recording(features):
+            out = self.st(features)
+        pooled = out["sentence_embedding"]
+        states = [self._state(layer, out) for layer in self.layers]
+        tokens = self._tokens(states, self.keep(ids, mask), mask, pooled)
+        return Embeddings(F.normalize(pooled.float(), dim=-1), tokens)
+
+    @contextmanager
+    def _recording(self, features: Features) -> Iterator[None]:
+        """Has the backbone keep the wanted layers, and only those, and sentence-transformers hand them on."""
+        wanted = [layer for layer in self.layers if layer != -1]
+        config = self.backbone.config
+        before = config.output_hidden_states
+        if wanted:
+            features["output_hidden_states"] = wanted
+            config.output_hidden_states = True
+        try:
+            yield
+        finally:
+            config.output_hidden_states = before
+
+    def _state(self, layer: int, out: dict[str, Any]) -> Tensor:
+        if layer == -1:
+            last: Tensor = out["token_embeddings"]
+            return last
+        state: Tensor = out["all_layer_embeddings"][layer]
+        return self.final_norm[0](state) if self.final_norm else state
+
+    def _tokens(self, states: list[Tensor], kept: Tensor, mask: Tensor, pooled: Tensor) -> Tokens:
+        """The kept tokens of every row; a row that keeps none gets its pooled vector as the only one."""
+        lengths = kept.sum(1)
+        values = self.head([state[kept] for state in states])
+        empty = lengths == 0
+        if bool(empty.any()):
+            stand_in = self._stand_in(states, mask, pooled, empty)
+            rows = list(values.split(lengths.tolist()))
+            for at, row in enumerate(empty.nonzero().flatten().tolist()):
+                rows[row] = stand_in[at : at + 1]
+            values, lengths = torch.cat(rows), lengths.clamp(min=1)
+        return Tokens(values, lengths)
+
+    def _stand_in(self, states: list[Tensor], mask: Tensor, pooled: Tensor, empty: Tensor) -> Tensor:
+        """[empty rows, d]: the pooled vector through the head, or, where its width is not the head's (a Dense module
+        after the pooling), the mean of the row's states."""
+        if pooled.shape[1] == self.hidden_size:
+            return self.head([pooled[empty].to(states[0].dtype)] * len(states))
+        weights = (mask[empty].float() / mask[empty].sum(1, keepdim=True)).unsqueeze(-1)
+        return self.head([(state[empty] * weights.to(state.dtype)).sum(1) for state in states])
+
+    # -- encoding many rows
+
+    def encode_queries(self, contents: Contents, **options: Any) -> Any:
+        """As ``encode``, with the query prompt and length."""
+        return self.encode(contents, "query", **options)
+
+    def encode_documents(self, contents: Contents, **options: Any) -> Any:
+        """As ``encode``, with the document prompt and length."""
+        return self.encode(contents, "document", **options)
+
+    def encode(
+        self, contents: Contents, role: Role, output: Literal["torch", "numpy"] = "torch", **options: Any
+    ) -> Any:
+        """Embeddings of many rows, in their order, on the CPU.
+
+        output: "torch" gives Embeddings, "numpy" a pair (pooled [rows, D], list of one [tokens, d] array a row).
+        options: batch_size (changes speed and memory, never a vector); progress: True for a bar, or a wrapper of the
+        iterable of batches; dtype: how tokens are kept (float16 halves them, pooled vectors stay float32);
+        pooled_dim, token_dim: Matryoshka cuts, normalised again.
+        """
+        found = encode(self, contents, role, **options)
+        if output == "numpy":
+            return found.pooled.numpy(), [np.asarray(row) for row in found.tokens.rows()]
+        return found
+
+    def score(self, queries: Any, documents: Any, mode: str = "hybrid", **options: Any) -> Tensor:
+        """[B, N] pooled, late or hybrid scores of contents or Embeddings; options go to ``encode``."""
+        q = queries if isinstance(queries, Embeddings) else self.encode_queries(queries, **options)
+        x = documents if isinstance(documents, Embeddings) else self.encode_documents(documents, **options)
+        return scoring.scores(q, x, mode, self.late.hybrid)
+
+    # -- folders
+
+    def save_pretrained(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> Path:
+        """Writes the folder described in docs/architecture.md; see models/saving.py."""
+        from smart_train.models.saving import save
+
+        return save(self, Path(folder), state)
+
+    def save_settings(self, folder: str | Path) -> None:
+        """Rewrites smart_train.json's ``late`` block alone: the hybrid's weights and constants after a calibration.
+        If anything else of it changed, verified.json is taken away: the vectors are others."""
+        from smart_train.models.checksums import write_late
+
+        write_late(Path(folder), asdict(self.late))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        **options: Any,
+    ) -> SmartEncoder:
+        """The encoder of a folder (or Hub repository) that ``save_pretrained`` wrote; a plain sentence-transformers
+        model gives a training-free encoder.  See models/saving.py for what is checked."""
+        from smart_train.models.saving import load
+
+        return load(str(folder), revision=revision, device=device, **options)
+
+
+# Many rows -> Embeddings: in batches of like length and one kind, with progress, in the order they were given.
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+@torch.no_grad()
+def encode(
+    encoder: SmartEncoder,
+    contents: Contents,
+    role: Role,
+    batch_size: int = 32,
+    progress: Progress | bool | None = None,
+    dtype: torch.dtype | None = None,
+    pooled_dim: int | None = None,
+    token_dim: int | None = None,
+) -> Embeddings:
+    """See ``SmartEncoder.encode``."""
+    if isinstance(contents, (str, dict)):
+        raise TypeError(f"contents is a list of rows, and this is a single {type(contents).__name__}; write [row]")
+    order = sorted(range(len(contents)), key=lambda i: -length(contents[i]))  # the longest first: memory shows now
+    starts: Iterable[int] = range(0, len(order), batch_size)
+    if progress:
+        starts = progress(starts) if callable(progress) else _bar(starts, f"{role} batches")
+    training = encoder.training
+    encoder.eval()
+    # Mixed precision training puts autocast around forward, in the object; a reloaded encoder has none, and its vectors
+    # are the ones that count: so none here either.
+    wrapped = encoder.__dict__.pop("forward", None)
+    parts: list[tuple[list[int], Embeddings]] = []
+    try:
+        for start in starts:
+            for rows in same_kind(order[start : start + batch_size], contents):
+                features = encoder.preprocess([contents[i] for i in rows], role)
+                on_device = {k: v.to(encoder.device) if isinstance(v, Tensor) else v for k, v in features.items()}
+                found = encoder(on_device).cut(pooled_dim, token_dim).to("cpu")
+                parts.append((rows, found if dtype is None else Embeddings(found.pooled, found.tokens.to(dtype))))
+    finally:
+        encoder.train(training)
+        if wrapped is not None:
+            encoder.__dict__["forward"] = wrapped
+    if not parts:
+        nothing = Tokens(torch.zeros(0, token_dim or encoder.token_width), torch.zeros(0, dtype=torch.int64))
+        return Embeddings(torch.zeros(0, pooled_dim or encoder.pooled_width), nothing)
+    placed = torch.tensor([row for rows, _ in parts for row in rows])
+    return Embeddings.cat(e for _, e in parts).select(placed.argsort())
+
+
+def _bar(batches: Iterable[int], what: str) -> Iterable[int]:
+    from tqdm.auto import tqdm
+
+    return tqdm(batches, desc=what, leave=False)

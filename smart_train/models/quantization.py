@@ -1,0 +1,97 @@
+"""A base held in 4 bits while LoRA learns on it (QLoRA, Dettmers et al. 2023), and its weights as training saw them."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from smart_train.core.errors import AdapterError, BaseNotFound
+
+FOUR_BITS = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+BITS = 4 + 0.127  # a weight: NF4 in blocks of 64, whose scales are quantised to 8 bits themselves
+
+
+def four_bits(base: str, dtype: torch.dtype) -> Any:
+    """transformers' BitsAndBytesConfig.  dtype: of the products.  Raises BaseNotFound where bitsandbytes is missing."""
+    if find_spec("bitsandbytes") is None:
+        what = f"{base}: to hold it in 4 bits the package bitsandbytes is needed, which is not installed"
+        fix = (
+            "pip install bitsandbytes, or set model.quantisation: none (an adapter trained on 4 bits has other vectors"
+        )
+        raise BaseNotFound(what, f'{fix} then: from_pretrained(..., quantisation="none"))')
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(**FOUR_BITS, bnb_4bit_compute_dtype=dtype)
+
+
+def tell_plain(folder: Path, model: Any) -> None:
+    """Has plain sentence-transformers hold the base of a saved adapter in 4 bits as well: without it, it would take the
+    whole base and give other vectors, and say nothing."""
+    path = folder / "sentence_bert_config.json"
+    dtype = str(model.config.quantization_config.bnb_4bit_compute_dtype).removeprefix("torch.")
+    content = json.loads(path.read_text(encoding="utf8"))
+    settings = {"quant_method": "bitsandbytes", **FOUR_BITS, "bnb_4bit_compute_dtype": dtype}
+    content["model_kwargs"] = {**content.get("model_kwargs", {}), "quantization_config": settings}
+    path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf8")
+
+
+def same_kernel(model: Any) -> None:
+    """One kernel for training and reading.  On CPUs with bfloat16 units bitsandbytes would repack weights at the first
+    forward without a gradient: another rounding, and no way back to training."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def quantised(model: Any) -> str | None:
+    """How the model's weights are quantised ("4bit" = by bitsandbytes), None where they are not."""
+    settings = getattr(model.config, "quantization_config", None)
+    if settings is None and not getattr(model, "is_quantized", False):
+        return None
+    told = settings if isinstance(settings, dict) else getattr(settings, "__dict__", {})
+    method = getattr(told.get("quant_method"), "value", told.get("quant_method"))
+    if method == "bitsandbytes" and (told.get("load_in_4bit") or told.get("_load_in_4bit")):
+        return "4bit"
+    return str(method or "in an unknown way")
+
+
+@torch.no_grad()
+def dequantise(model: Any) -> None:
+    """Puts the weights that 4 bits stand for in their place: the same products, in as much memory as without.
+
+    These, and not the ones that were quantised, are what an adapter was trained on.  LoRA may be around the layers.
+    Raises AdapterError for other ways of quantising, whose products are rounded as well (8 bits, fp8).
+    """
+    method = quantised(model)
+    if method is None:
+        return
+    if method != "4bit":
+        raise AdapterError(
+            f"the base is quantised ({method}), and its weights have too few values to add an update to: most of it "
+            "would be rounded away; name the same base unquantised (--base FOLDER_OR_ID), and compare both with "
+            "smart-train evaluate, since the adapter was trained on the quantised one"
+        )
+    import bitsandbytes
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, bitsandbytes.nn.Linear4bit) and not hasattr(module, "base_layer"):
+            parent, _, child = name.rpartition(".")
+            model.get_submodule(parent)._modules[child] = _linear(module, bitsandbytes)
+    model.config.__dict__.pop("quantization_config", None)
+    model.__dict__.pop("hf_quantizer", None)
+    model.is_quantized = model.is_loaded_in_4bit = False
+
+
+def _linear(module: Any, bitsandbytes: Any) -> nn.Linear:
+    dtype = module.compute_dtype or torch.float32
+    weight = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state).to(dtype)
+    linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if module.bias is not None:
+        linear.bias = nn.Parameter(module.bias.data, requires_grad=False)
+    return linear

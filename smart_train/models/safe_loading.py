@@ -1,0 +1,231 @@
+"""The files of a saved encoder's folder: their names, and hashes that tell one set of weights from another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from smart_train.core.errors import AdapterError
+
+SETTINGS, HEAD, VERIFIED = "smart_train.json", "late_head.safetensors", "verified.json"
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over names, sizes and 64 KiB pieces (first, last and 14 between) of a folder's weight files."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".bin") and p.is_file())
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()}:{size}".encode())
+        with path.open("rb") as stream:
+            for part in range(16):
+                stream.seek(max(0, (size - 65536) * part // 15))
+                digest.update(stream.read(65536))
+    return digest.hexdigest()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Path in ``folder`` -> SHA-256 of every weight file, read whole (about a second per gigabyte)."""
+    found = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        with path.open("rb") as stream:
+            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
+# Tensors of a safetensors file: the whole file, numbers of a floating kind, every one of them finite.
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Name -> tensor of a file of trained weights.
+
+    Raises AdapterError where the file is cut short or no safetensors at all (a pickle under that name, say), and names
+    the tensor that is of another kind than float32, bfloat16 or float16, or that holds NaN or infinity.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(_broken(path, error)) from None
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATING:
+            raise AdapterError(
+                f"{path}: {name} is {str(tensor.dtype).removeprefix('torch.')}, expected float32, bfloat16 or float16; "
+                "nothing was loaded"
+            )
+        wrong = int((~torch.isfinite(tensor)).sum())
+        if wrong:
+            what = f"{wrong} of {tensor.numel()} numbers of {name} are NaN or infinite"
+            raise AdapterError(f"{path}: {what}; it was saved from a run that had failed; nothing was loaded")
+    return tensors
+
+
+def names_of(path: Path) -> set[str]:
+    """Names of a file's tensors, from its header alone.  Raises AdapterError where it is not a whole file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(_broken(path, error)) from None
+
+
+def _broken(path: Path, error: Exception) -> str:
+    return f"{path} is no whole safetensors file ({error}); download or copy it again; nothing was loaded"
+
+
+# What a folder may hold before anything is read from it: safetensors and JSON, no pickle, no code, nothing elsewhere.
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz")
+CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
+# Beside the weights in a checkpoint of a run; no loader of models opens these.
+STATES = re.compile(
+    r"(optimizer|scheduler|scaler|training_args|(rng|run)_state(_\d+)?)\.(pt|pth|bin)|global_step\d+/.+"
+)
+WORDS = ("tokenizer.json", "vocab.json", "added_tokens.json")  # of a vocabulary: no settings, and large
+PEFT = "adapter_config.json"
+# transformers takes an implementation whose name has a slash from the Hub, as code ("kernels").
+KERNELS = ("attn_implementation", "attn_implementation_internal", "experts_implementation", "kernel_config")
+MODULES = "sentence_transformers."
+ACTIVATIONS = "torch.nn.modules."
+MODEL_TYPE = "SentenceTransformer"
+CLOSED = "nothing was read from it"
+
+
+def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
+    """Raises AdapterError where loading ``folder`` could run code, unpickle, or read what lies elsewhere.
+
+    Refused: links (but those of the Hub's cache, from snapshots/ into blobs/), pickles and Python files, modules.json
+    that names a class outside of sentence-transformers or a folder outside of this one, shards elsewhere, and, unless
+    the caller trusts the repository's code, ``auto_map``, kernels of the Hub and Python files.
+    """
+    for path in _walk(folder):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            _check_link(path, folder)
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if not path.is_file():
+            raise AdapterError(f"{folder}: {name} is neither a file nor a folder; delete it; {CLOSED}")
+        suffix = path.suffix.lower()
+        if suffix in PICKLES and not STATES.fullmatch(name):
+            what = f"{folder}: {name} is a pickle by its name, which can run code as it is read"
+            raise AdapterError(f"{what}; weights are safetensors: save them as such, or delete it; {CLOSED}")
+        if suffix in CODE and not trust_remote_code:
+            raise AdapterError(f"{folder}: {name} is code, and an adapter needs none; delete it; {CLOSED}")
+        if path.name == PEFT and path.parent != folder:
+            what = f"{folder}: {name} would put another base and another adapter in a module's place"
+            raise AdapterError(f"{what}; delete it; {CLOSED}")
+        if suffix == ".json" and path.name not in WORDS:
+            _check_json(name, _json(path), path, trust_remote_code)
+    _check_modules(folder)
+
+
+def without_code(folder: Path) -> None:
+    """Takes ``auto_map`` out of a folder that was just saved: it named code of the base's repository that was not used,
+    because transformers has the class itself, or nobody said trust_remote_code."""
+    for path in folder.glob("*.json"):
+        content = _json(path) if path.name not in WORDS else None
+        if isinstance(content, dict) and "auto_map" in content:
+            del content["auto_map"]
+            path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
+
+
+def check_type(folder: Path) -> None:
+    """Raises AdapterError for a folder of another class than SentenceTransformer, such as a multi-vector export:
+    sentence-transformers would read it all the same, with a pooling of its own choice."""
+    path = folder / "config_sentence_transformers.json"
+    stored = _json(path) if path.is_file() else {}
+    found = stored.get("model_type", MODEL_TYPE) if isinstance(stored, dict) else None
+    if found != MODEL_TYPE:
+        raise AdapterError(
+            f"{folder} is a {found} and gives no pooled vector as it was trained; read it with "
+            f"sentence_transformers.{found}, or name the adapter it was made from; nothing was loaded"
+        )
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Everything below ``folder``, links not followed."""
+    for root, folders, files in os.walk(folder, followlinks=False):
+        for name in sorted([*folders, *files]):
+            yield Path(root) / name
+
+
+def _check_link(path: Path, folder: Path) -> None:
+    """The Hub's cache keeps a repository as snapshots/COMMIT/NAME -> ../../blobs/HASH; no other link is expected."""
+    place = folder.resolve()
+    if place.parent.name == "snapshots" and path.resolve().parent == place.parent.parent / "blobs":
+        return
+    what = f"{folder}: {path.relative_to(folder).as_posix()} is a link to {os.readlink(path)}"
+    raise AdapterError(f"{what}; copy what it points to (cp -rL) if that is meant to be there; {CLOSED}")
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise AdapterError(f"{path} is no JSON ({error}); download or copy it again; nothing was loaded") from None
+
+
+def _check_json(name: str, content: Any, path: Path, trust_remote_code: bool) -> None:
+    if name.endswith(".index.json"):
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(shards, dict):
+            raise AdapterError(f"{path}: expected a weight_map, a tensor's name -> its file; {CLOSED}")
+        for shard in shards.values():
+            _check_inside(shard, path, "the shard")
+    if trust_remote_code:
+        return
+    for key, value in _pairs(content if isinstance(content, dict | list) else []):
+        if (key in ("auto_map", "custom_pipelines", "tokenizer_name_or_path") and value) or (
+            (key == "trust_remote_code" and value and name != "smart_train.json")
+            or (key.lstrip("_") in KERNELS and "/" in json.dumps(value))
+        ):
+            what = f"{path}: {key} is {value!r}, which asks for code or files that lie elsewhere"
+            fix = "delete the key, or load with trust_remote_code=True if you have read that code"
+            raise AdapterError(f"{what}; {fix}; {CLOSED}")
+
+
+def _pairs(content: Any) -> Iterator[tuple[str, Any]]:
+    """Every key of every block in a JSON file, with its value."""
+    if isinstance(content, dict):
+        yield from content.items()
+    for value in content.values() if isinstance(content, dict) else content:
+        if isinstance(value, dict | list):
+            yield from _pairs(value)
+
+
+def _check_modules(folder: Path) -> None:
+    path = folder / "modules.json"
+    if not path.is_file():
+        return
+    modules = _json(path)
+    wanted = {"type", "path"}
+    if not isinstance(modules, list) or any(not isinstance(m, dict) or not wanted <= m.keys() for m in modules):
+        raise AdapterError(f"{path}: expected a list of modules, each with its type and path; {CLOSED}")
+    for module in modules:
+        if not str(module["type"]).startswith(MODULES):
+            what = f"{path}: a module is of the class {module['type']}, which is code from elsewhere"
+            raise AdapterError(f"{what}; expected one of {MODULES}*; {CLOSED}")
+        _check_inside(module["path"], path, "the module's folder")
+        config = folder / module["path"] / "config.json"
+        if module["path"] and config.is_file():
+            activation = str((_json(config) or {}).get("activation_function") or ACTIVATIONS)
+            if not activation.startswith(ACTIVATIONS):
+                raise AdapterError(f"{config}: activation_function {activation} is none of torch.nn; {CLOSED}")
+
+
+def _check_inside(name: Any, path: Path, what: str) -> None:
+    windows, posix = PureWindowsPath(str(name)), PurePosixPath(str(name))
+    if not isinstance(name, str) or windows.anchor or posix.is_absolute() or ".." in windows.parts or "\0" in name:
+        raise AdapterError(f"{path}: {what} {name!r} lies outside of this folder; {CLOSED}")

@@ -1,0 +1,1 @@
+"""What a machine has, what a recipe needs, and what fits."""

@@ -1,0 +1,163 @@
+"""Launch files of accelerate, and what they make of a number of GPUs: which engine, over how many ranks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from smart_train.core.errors import LaunchError
+from smart_train.planning.estimates import BUCKET, LIVE, Engine
+
+ZERO = "zero_optimization"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch file.
+
+    kind: NO, MULTI_GPU, DEEPSPEED, FSDP ... as accelerate names it; processes: as written, None = all GPUs;
+    machines: as written; zero: DeepSpeed's settings, {} without; fsdp: accelerate's, {} without
+    """
+
+    name: str
+    kind: str
+    processes: int | None = None
+    machines: int = 1
+    zero: dict[str, Any] = field(default_factory=dict)
+    fsdp: dict[str, Any] = field(default_factory=dict)
+
+    def ranks(self, gpus: int) -> int:
+        """On machines of so many GPUs each."""
+        if self.kind == "NO":
+            return 1
+        return self.processes or gpus * self.machines
+
+    def each(self, gpus: int) -> int:
+        """Ranks that share a machine, and its RAM."""
+        return max(1, self.ranks(gpus) // self.machines)
+
+    def engine(self, gpus: int, half: bool, hidden: int = 0) -> Engine:
+        """half: the run trains in bfloat16 or float16; hidden: the width that transformers fills "auto" sizes by."""
+        world = self.ranks(gpus)
+        if self.kind == "DEEPSPEED":
+            return _deepspeed(self.zero, world, half, hidden)
+        if self.kind == "FSDP":
+            wrapped = str(self.fsdp.get("fsdp_auto_wrap_policy", "NO_WRAP")) != "NO_WRAP"
+            offload = bool(self.fsdp.get("fsdp_offload_params", False))
+            return Engine("fsdp", world, half=half, wrapped=wrapped, offload_weights=offload)
+        return Engine("ddp", world, half=half)
+
+
+def _deepspeed(zero: dict[str, Any], world: int, half: bool, hidden: int) -> Engine:
+    stage = int(zero.get("stage", 0))
+    width = hidden * hidden if zero.get("reduce_bucket_size") == "auto" else BUCKET
+    return Engine(
+        "zero",
+        world,
+        stage,
+        half,
+        bucket=_number(zero.get("reduce_bucket_size"), width),
+        overlap=bool(zero.get("overlap_comm", False)),
+        live=_number(zero.get("stage3_max_live_parameters"), LIVE),
+        offload_optimiser=_offloaded(zero, "offload_optimizer"),
+        offload_weights=_offloaded(zero, "offload_param"),
+    )
+
+
+def _number(value: Any, default: int) -> int:
+    try:
+        return int(float(value))
+    except (TypeError, ValueError):  # not said, or "auto"
+        return default
+
+
+def _offloaded(zero: dict[str, Any], name: str) -> bool:
+    given = zero.get(name)
+    return isinstance(given, dict) and str(given.get("device", "none")) != "none"
+
+
+def shipped() -> list[Path]:
+    """The launch files that come with this package: beside it in a checkout, else where pip puts data."""
+    beside = sorted((Path(__file__).resolve().parents[1] / "launch").glob("*.yaml"))
+    if beside:
+        return beside
+    try:
+        installed = [Path(str(file.locate())) for file in files("smart-train") or [] if file.match("launch/*.yaml")]
+    except PackageNotFoundError:
+        installed = []
+    return sorted(path.resolve() for path in installed)
+
+
+def default_file() -> tuple[str, dict[str, Any]]:
+    """The file that ``accelerate launch`` reads without --config_file, and its settings; ("", {}) = there is none."""
+    from accelerate.commands.config.config_args import default_config_file
+
+    path = Path(default_config_file).expanduser()
+    if not path.is_file():
+        return "", {}
+    try:
+        return str(path), _mapping(path, yaml.safe_load, yaml.YAMLError)  # JSON is YAML
+    except LaunchError:
+        return str(path), {}
+
+
+def read_launch(path: Path) -> Launch:
+    """A launch file, with the DeepSpeed JSON that it names: as seen from here, or beside the file.
+
+    Raises LaunchError: not there, no YAML, no JSON, no distributed_type.
+    """
+    found = _mapping(path, yaml.safe_load, yaml.YAMLError)
+    kind = found.get("distributed_type", "")
+    kind = "NO" if kind is False else str(kind).upper()  # YAML takes a NO without quotes for false
+    if not kind:
+        raise LaunchError(f"{path}: it has no distributed_type; make one with: accelerate config --config_file {path}")
+    given = found.get("num_processes")
+    processes = int(str(given)) if str(given).isdigit() else None  # "gpu" and "auto" are as many as there are
+    zero = _zero(path, _block(path, found, "deepspeed_config")) if kind == "DEEPSPEED" else {}
+    fsdp = _block(path, found, "fsdp_config") if kind == "FSDP" else {}
+    return Launch(path.stem, kind, processes, max(1, _number(found.get("num_machines"), 1)), zero, fsdp)
+
+
+def read_deepspeed(path: Path) -> Launch:
+    """A DeepSpeed JSON by itself, as ``training.deepspeed`` names one.  Raises LaunchError."""
+    return Launch(path.stem, "DEEPSPEED", zero=_block(path, _mapping(path, json.loads, ValueError), ZERO))
+
+
+def _block(path: Path, found: dict[str, Any], name: str) -> dict[str, Any]:
+    block = found.get(name) or {}
+    if not isinstance(block, dict):
+        raise LaunchError(f"{path}: {name} is {block!r}, and has to be a block of keys; take one of launch/ as a model")
+    return block
+
+
+def _zero(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    named = settings.get("deepspeed_config_file")
+    if named:
+        places = [Path(named), path.parent.parent / named, path.parent / Path(named).name]
+        there = next((place for place in places if place.is_file()), None)
+        if there is None:
+            raise LaunchError(f"{path}: there is no {named}, which deepspeed_config_file names; correct it")
+        return read_deepspeed(there).zero
+    # accelerate's own keys, for a file without JSON
+    found: dict[str, Any] = {"stage": settings.get("zero_stage", 2)}
+    for key, target in (("offload_optimizer_device", "offload_optimizer"), ("offload_param_device", "offload_param")):
+        if settings.get(key):
+            found[target] = {"device": settings[key]}
+    return found
+
+
+def _mapping(path: Path, parse: Any, error: type[Exception]) -> dict[str, Any]:
+    try:
+        found = parse(path.read_text(encoding="utf8"))
+    except OSError as failed:
+        raise LaunchError(f"{path}: it cannot be read ({failed.strerror}); correct the path") from None
+    except error as failed:
+        raise LaunchError(f"{path}: {' '.join(str(failed).split())}; correct that line") from None
+    if not isinstance(found, dict):
+        raise LaunchError(f"{path}: it holds no block of keys; take one of launch/ as a model")
+    return found

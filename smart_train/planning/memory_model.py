@@ -1,0 +1,218 @@
+"""A recipe that is looked at before it is run: its encoder without weights, its longest rows, a rank's share of a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from smart_train.config.schema import Recipe
+from smart_train.losses.schedule import needs
+from smart_train.models.base_config import BaseConfig, BaseFiles
+from smart_train.planning import estimates
+from smart_train.planning import estimates as activations
+from smart_train.planning.blueprint import Blueprint
+from smart_train.planning.estimates import Engine, Precision, Rows, Tower, Weights
+from smart_train.training.batch_size import chunk_rows
+
+CHAT = 24  # tokens that a chat template puts around a row, about
+DEFAULT = 512  # tokens, where neither recipe nor base has a limit
+LETTERS = 4  # of a token of a prompt, about
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the longest rows; patches of the largest image, 0 where documents are text."""
+
+    query: int
+    document: int
+    patches: int = 0
+
+
+class Subject:
+    """A recipe that is looked at: its blueprint, and what it comes to on some ranks.
+
+    on_cpu: it trains on a CPU.  images: documents are page images.
+    Raises what the blueprint raises.
+    """
+
+    def __init__(self, recipe: Recipe, base: BaseConfig, images: bool, on_cpu: bool) -> None:
+        self.recipe, self.base, self.images, self.on_cpu = recipe, base, images, on_cpu
+        self.files = BaseFiles.of(recipe.model.base, recipe.model.revision)
+        self.blueprint = Blueprint(recipe.model, recipe.late, recipe.adapter)
+        self.weights: Weights = self.blueprint.weights()
+        self.towers: dict[str, Tower] = self.blueprint.towers()
+        if "vision" in self.towers and self.towers["vision"].first < self.towers["vision"].layers:
+            self.towers["text"] = replace(self.towers["text"], first=0)  # gradients go through it to the other
+        if recipe.model.dropout == 0:
+            self.towers = {name: replace(tower, dropouts=0) for name, tower in self.towers.items()}
+
+    def changed(self, recipe: Recipe) -> Subject:
+        """The same base and adapter with other sizes."""
+        other: Subject = object.__new__(Subject)
+        other.__dict__.update({k: v for k, v in self.__dict__.items() if k != "lengths"}, recipe=recipe)
+        return other
+
+    @property
+    def half(self) -> bool:
+        return bool(self.recipe.training.get("bf16") or self.recipe.training.get("fp16"))
+
+    @property
+    def cached(self) -> bool:
+        return self.recipe.objective.batch is not None and self.recipe.adapter.kind != "frozen"
+
+    @property
+    def checkpointing(self) -> bool:
+        return bool(self.recipe.training.get("activation_checkpointing"))
+
+    # -- rows
+
+    @cached_property
+    def lengths(self) -> Lengths:
+        model, data = self.recipe.model, self.recipe.data
+        query = self._text("query", model.query_tokens, data.query_tokens)
+        if not (self.images and "vision" in self.towers):
+            return Lengths(query, self._text("document", model.document_tokens, data.document_tokens))
+        patches, merged = self._image()
+        return Lengths(query, merged + self._around("document"), patches)
+
+    def _text(self, role: str, *limits: int | None) -> int:
+        own = (self.files.json("sentence_bert_config.json") or {}).get("max_seq_length")
+        tokenizer = (self.files.json("tokenizer_config.json") or {}).get("model_max_length")
+        base = [n for n in (own, tokenizer, self.base.positions) if isinstance(n, int) and 0 < n < 1 << 24]
+        given = [n for n in limits if n is not None]
+        # What is given is handed to the tokenizer, whatever the base's own limit is, but for its positions.
+        longest = min([*given, self.base.positions or given[0]] if given else base or [DEFAULT])
+        return longest + (self._around(role) if self._chat else 0)
+
+    @cached_property
+    def _chat(self) -> bool:
+        tokenizer = self.files.json("tokenizer_config.json") or {}
+        settings = self.files.json("sentence_bert_config.json") or {}
+        return "message" in settings.get("modality_config", {}) or ("chat_template" in tokenizer and self.base.vision)
+
+    def _around(self, role: str) -> int:
+        """Prompt and template, which chat models get on top of the text's limit."""
+        stored = (self.files.json("config_sentence_transformers.json") or {}).get("prompts") or {}
+        own = getattr(self.recipe.model, f"{role}_prompt")
+        prompt = own if own is not None else stored.get(role) or ""
+        return CHAT * self._chat + len(prompt) // LETTERS
+
+    def _image(self) -> tuple[int, int]:
+        """(patches, tokens) of the largest image: its pixels by the patch, and by what is merged into a token."""
+        vision = self.blueprint.config.vision_config
+        patch = int(getattr(vision, "patch_size", 14))
+        merge = int(getattr(vision, "spatial_merge_size", 1))
+        pixels = self.recipe.model.max_pixels or self._own_pixels() or int(getattr(vision, "image_size", 448)) ** 2
+        patches = pixels // patch**2
+        return patches, patches // merge**2
+
+    def _patch_numbers(self) -> int:
+        vision = self.blueprint.config.vision_config
+        channels, frames = getattr(vision, "in_channels", 3), getattr(vision, "temporal_patch_size", 1)
+        return int(channels * frames * getattr(vision, "patch_size", 14) ** 2)
+
+    def _own_pixels(self) -> int | None:
+        whole = self.files.json("processor_config.json") or {}
+        images = whole.get("image_processor") or self.files.json("preprocessor_config.json") or {}
+        size = images.get("size")
+        found = size.get("longest_edge") if isinstance(size, dict) else None
+        return images.get("max_pixels") or found
+
+    def pairs(self, ranks: int) -> int:
+        """Of one rank; rounded up where ``objective.batch`` cannot be shared evenly."""
+        batch = self.recipe.objective.batch
+        return -(-batch // ranks) if batch else int(self.recipe.training.get("per_device_train_batch_size", 8))
+
+    def rows(self, ranks: int) -> Rows:
+        objective, pairs = self.recipe.objective, self.pairs(ranks)
+        pooled, tokens = needs(objective)
+        group = (objective.gather_group or ranks) if objective.gather else 1
+        similar = objective.similarity
+        rounded = similar == "bfloat16" or (similar == "auto" and self.half and not self.on_cpu)
+        return Rows(
+            pairs=pairs,
+            queries=pairs,
+            documents=pairs * (1 + self.recipe.data.negatives),
+            query_tokens=self.lengths.query,
+            document_tokens=self.lengths.document,
+            pooled=self.base.pooled,
+            width=self.recipe.late.dim or self.base.hidden,
+            token_size=2 if rounded else 4,
+            group=min(group, ranks),
+            uses_pooled=pooled,
+            uses_tokens=tokens,
+        )
+
+    # -- chunks
+
+    def sides(self, rows: Rows) -> list[tuple[int, int, int]]:
+        """(rows, tokens of one, patches of one) of queries and documents."""
+        lengths = self.lengths
+        return [(rows.queries, lengths.query, 0), (rows.documents, lengths.document, lengths.patches)]
+
+    def chunk(self, length: int, patches: int = 0) -> int:
+        """Most rows of one forward; without any limit, many."""
+        most, budget = chunk_rows(self.recipe.objective), self.recipe.objective.chunk_tokens
+        limits = [n for n in (most, max(1, budget // length) if budget else None) if n]
+        return min(limits, default=1 << 30)
+
+    # -- bytes
+
+    @property
+    def stored_half(self) -> bool:
+        """Whether a frozen or trained weight is held in half precision."""
+        weights = self.weights
+        return weights.frozen_bytes + weights.trained_bytes < estimates.FLOAT * weights.all
+
+    def precision(self, engine: Engine) -> Precision:
+        """Autocast casts what linear layers read wherever their weights, or LoRA's, are float32; DeepSpeed holds all in
+        the half precision instead."""
+        weights = self.weights
+        count, held = (weights.frozen, weights.frozen_bytes) if weights.frozen else (weights.trained, 0)
+        size = 2 if held and held < 3 * count else weights.trained_bytes // count if not held else estimates.FLOAT
+        state = 2 if engine.kind == "zero" and self.half else size
+        compute = 2 if self.half else state
+        lora = self.recipe.adapter.kind == "lora" and (self.half or size != estimates.FLOAT)
+        casting = engine.kind != "zero" and (lora or (self.half and size == estimates.FLOAT))
+        inputs = estimates.FLOAT if lora and not self.half else 0
+        matrix = self.recipe.model.attention == "eager" or (self.on_cpu and self.towers["text"].dropouts > 0)
+        return Precision(state, compute, casting, inputs, compute if self.on_cpu else 1, matrix)
+
+    def activations(self, engine: Engine, ranks: int) -> tuple[int, int]:
+        """(bytes kept at once, of the widest moment besides): of the largest chunk with gradient caching, else of both
+        sides whole."""
+        sides = self.sides(self.rows(ranks))
+        chunks = [self._side(engine, min(count, self.chunk(*one)), *one) for count, *one in sides]
+        widest = max(besides for _, besides in chunks)
+        if self.cached:
+            return max(kept for kept, _ in chunks) + self._casts(engine), widest
+        return sum(self._side(engine, *side)[0] for side in sides) + self._casts(engine), widest
+
+    def _side(self, engine: Engine, rows: int, length: int, patches: int) -> tuple[int, int]:
+        """(kept, besides) of rows of one length, each with an image of so many patches."""
+        precision, late, trains = self.precision(engine), self.recipe.late, self.recipe.adapter.kind != "frozen"
+        width = late.dim or self.base.hidden
+        mixed = len(late.layer) if isinstance(late.layer, list) else 1
+        kept = activations.reading(self.base.hidden, width, late.head, precision, rows * length, trains, mixed)
+        if patches and self.towers["vision"].full:  # the first layer's input
+            kept += rows * patches * self._patch_numbers() * precision.compute
+        widest = 0
+        for name, one in (("text", length), ("vision", patches)):
+            if one:
+                tower = self.towers[name]
+                again = trains and self.checkpointing
+                kept += activations.saved(tower, precision, rows * one, one, again) if trains else 0
+                widest = max(widest, activations.besides(tower, precision, rows * one, one, again))
+        return kept, widest
+
+    def _casts(self, engine: Engine) -> int:
+        """Autocast's copies of float32 weights, kept for the backward; with checkpointing those of one block."""
+        precision, weights = self.precision(engine), self.weights
+        if (
+            not self.half
+            or not precision.casting
+            or precision.state != estimates.FLOAT
+            or self.recipe.adapter.kind == "frozen"
+        ):
+            return 0
+        return 2 * (weights.block if self.checkpointing else weights.all - weights.outside)

@@ -1,0 +1,1 @@
+"""Training-free probing: which layer and which late weight."""

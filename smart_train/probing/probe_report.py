@@ -1,0 +1,211 @@
+"""What a person reads after a probe: the table, the verdict, the picture, and the files behind them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from smart_train.core.atomic_io import replacing
+from smart_train.evaluation.report.summary.summary import STYLES
+from smart_train.probing.layer_probe import SURE, Layer, Probe, Reading
+
+COLUMNS = ("layer", "mode", "scaling", "late_weight", "dev", "dev_low", "dev_high", "test", "test_low", "test_high")
+DIAGNOSED = ("alignment", "uniformity", "hubness_skewness", "hubness_largest", "hubness_never")
+SPAN = 21  # letters of "0.601 [0.55, 0.65]" and the space behind it
+
+
+def table(found: Probe) -> str:
+    """One line a layer, of the test split, with the weight that dev chose for it; diagnostics beside."""
+    sizes = found.sizes
+    told = {name: f"{name} ({each['queries']} queries, {each['documents']} documents)" for name, each in sizes.items()}
+    lines = [
+        f"nDCG@{found.cut} on {told['test']}; weights chosen on {told['dev']}",
+        "layer".ljust(10)
+        + "late".ljust(SPAN)
+        + "hybrid".ljust(SPAN)
+        + "late weight   ".ljust(16)
+        + "alignment  uniformity  hubness",
+    ]
+    pooled, *of_layers = found.diagnostics
+    lines.append(f"{'pooled'.ljust(10)}{_cell(found.readings[0]).ljust(2 * SPAN + 16)}{_geometry(pooled)}")
+    for layer, told_of in zip(found.layers, of_layers, strict=True):
+        late = next(one for one in found.of_layer(layer) if one.mode == "late")
+        hybrid = found.best_hybrid(layer)
+        weight = f"{hybrid.hybrid.late:g}" + (" standardised" if hybrid.hybrid.scaling == "standardised" else "")
+        cells = _cell(late).ljust(SPAN) + _cell(hybrid).ljust(SPAN) + weight.ljust(16)
+        lines.append(f"{number(layer, found.layers).ljust(10)}{cells}{_geometry(told_of)}")
+    return "\n".join(lines)
+
+
+def _cell(one: Reading) -> str:
+    return f"{one.test['value']:.3f} [{one.test['low']:.2f}, {one.test['high']:.2f}]"
+
+
+def _geometry(told: Mapping[str, Any]) -> str:
+    """alignment, uniformity, hubness; "-" where there is none."""
+    values = (told["alignment"], told["uniformity"], told["hubness"]["skewness"])
+    alignment, uniformity, hubness = ("-" if value is None else f"{value:.2f}" for value in values)
+    return f"{alignment:>9}  {uniformity:>10}  {hubness:>7}"
+
+
+def number(layer: Layer | None, layers: list[Layer]) -> str:
+    """A layer as tables and pictures name it: 0 to n, which is the last."""
+    if layer is None:
+        return "pooled"
+    if isinstance(layer, list):
+        return "+".join(map(str, layer))
+    return f"{len(layers) - 1} (last)" if layer == -1 and len(layers) > 1 else "last" if layer == -1 else str(layer)
+
+
+def verdict(found: Probe) -> str:
+    """What was chosen on dev, how sure that is, and what test says of it, in two or three lines."""
+    one, best = found.readings[found.candidate], found.readings[found.best]
+    dev, test = found.gains["dev"], found.gains["test"]
+    count = len(found.readings) - 1
+    how = f"p = {found.p:.3f}, the best of {count} readings having been looked for"
+    if found.chosen == 0:
+        told = f"the best is {best.named()}, {_points(best, found)}"
+        if found.candidate == 0:
+            told = told if found.best else f"it has {best.dev['value']:.3f}"
+            return f"recommended: the pooled score alone. On dev nothing is better: {told}"
+        told = f"On dev nothing is better beyond noise (p < {SURE:g}): {told}; {how}. More dev queries would tell more."
+        return f"recommended: the pooled score alone. {told}"
+    lines = [
+        f"recommended: {one.named()}",
+        f"on dev  {_points(one, found)}, {_gain(dev)}; {how}",
+        f"on test {_points(one, found, 'test')}, {_gain(test)}, p = {test['p']:.3f}",
+    ]
+    if found.best != found.candidate:
+        lines[1] += f" (the best, {best.named()}, has {best.dev['value']:.3f}; this one is simpler)"
+    if test["low"] <= 0:
+        lines.append(
+            "The test split does not confirm the gain: its interval holds 0. Take more queries, or stay with pooled."
+        )
+    return "\n".join(lines)
+
+
+def _points(one: Reading, found: Probe, side: str = "dev") -> str:
+    return f"{getattr(one, side)['value']:.3f} beside {getattr(found.readings[0], side)['value']:.3f} pooled"
+
+
+def _gain(gain: Mapping[str, float]) -> str:
+    return f"{100 * gain['value']:+.1f} points [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def write_json(path: Path, found: Probe, recommended: Mapping[str, Any], **told: Any) -> None:
+    """All figures with their intervals; ``told`` is put in front: data, model, what was held out."""
+    readings = []
+    for one in found.readings:
+        hybrid = one.hybrid
+        constants = {name: getattr(hybrid, name) for name in ("pooled_mean", "pooled_std", "late_mean", "late_std")}
+        named = {"layer": one.layer, "mode": one.mode, "scaling": hybrid.scaling, "late_weight": hybrid.late}
+        readings.append({**named, "constants": constants, "dev": one.dev, "test": one.test})
+    content = {
+        **told,
+        "measure": f"ndcg@{found.cut}",
+        "sizes": found.sizes,
+        "layers": found.layers,
+        "weights": found.weights,
+        "bootstrap": found.bootstrap,
+        "seed": found.seed,
+        "recommended": {
+            "reading": found.readings[found.chosen].named(),
+            "late": recommended,
+            "beyond_noise": found.chosen != 0,
+            "p": found.p,
+            "readings": len(found.readings) - 1,
+            "candidate": found.readings[found.candidate].named(),
+            "best_on_dev": found.readings[found.best].named(),
+            "gain_over_pooled": found.gains,
+        },
+        "readings": readings,
+        "diagnostics": found.diagnostics,
+        "layers_without_standardised_readings": found.flat,
+        "seconds": found.seconds,
+    }
+    with replacing(path) as part:
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+        part.write_text(text + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, found: Probe) -> None:
+    """A line a reading; diagnostics stand on the lines of the pooled and the late scores, which they are of."""
+    told = {str(each["layer"]): each for each in found.diagnostics}
+    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow((*COLUMNS, *DIAGNOSED))
+        for one in found.readings:
+            spans = [one.dev[key] for key in ("value", "low", "high")] + [
+                one.test[key] for key in ("value", "low", "high")
+            ]
+            weight = one.hybrid.late if one.mode == "hybrid" else ""
+            scaling = one.hybrid.scaling if one.mode == "hybrid" else ""
+            row = [number(one.layer, found.layers), one.mode, scaling, weight, *(round(value, 6) for value in spans)]
+            more: list[Any] = [""] * len(DIAGNOSED)
+            if one.mode != "hybrid":
+                each = told[str(one.layer)]
+                hubs = each["hubness"]
+                more = [each["alignment"], each["uniformity"], hubs["skewness"], hubs["largest"], hubs["never"]]
+            writer.writerow([*row, *more])
+
+
+def draw(path: Path, found: Probe, title: str) -> None:
+    """A PNG: layers on x, test nDCG on y; late and the hybrid with the layer's weight as curves, pooled as a line, each
+    with its 95 % interval as a band; a ring around what dev recommends."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.3), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)  # draws without a display
+    axes = figure.subplots()
+    places = list(range(len(found.layers)))
+    late = [next(one for one in found.of_layer(layer) if one.mode == "late") for layer in found.layers]
+    hybrid = [found.best_hybrid(layer) for layer in found.layers]
+    pooled = [found.readings[0]] * len(places)
+    for mode, readings in (("pooled", pooled), ("late", late), ("hybrid", hybrid)):
+        _curve(axes, mode, places, readings)
+    one = found.readings[found.chosen]
+    if one.layer is not None:
+        at = found.layers.index(one.layer)
+        ring: dict[str, Any] = {"s": 190, "facecolors": "none", "edgecolors": "black", "linewidths": 1.3, "zorder": 5}
+        axes.scatter([at], [one.test["value"]], label="recommended (chosen on dev)", **ring)
+    axes.set_xticks(places, [number(layer, found.layers) for layer in found.layers])
+    if len(places) == 1:
+        axes.set_xlim(-0.6, 0.6)
+    elif len(places) > 16:
+        axes.set_xticks(places[:: len(places) // 10 + 1])
+    axes.set_xlabel("layer (0 = embeddings)")
+    axes.set_ylabel(f"test nDCG@{found.cut}")
+    sizes = found.sizes
+    what = f"{sizes['test']['queries']} test queries, weights chosen on {sizes['dev']['queries']} dev queries"
+    axes.set_title(f"{title}\n{what}; bands: 95 % intervals", loc="left", fontsize=10)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(framealpha=0.9, edgecolor="none", fontsize=9, handlelength=2.6)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        figure.savefig(part, format="png")
+
+
+def _curve(axes: Any, mode: str, places: list[int], readings: list[Reading]) -> None:
+    style = dict(STYLES[mode])
+    spans = [one.test for one in readings]
+    values, low, high = ([span[key] for span in spans] for key in ("value", "low", "high"))
+    if mode == "pooled":
+        style["marker"] = None
+        axes.axhline(values[0], label=f"pooled  {values[0]:.3f}", linewidth=2, **style)
+        axes.axhspan(low[0], high[0], color=style["color"], alpha=0.10, linewidth=0)
+        return
+    label = "hybrid, the layer's best weight" if mode == "hybrid" else "late alone"
+    axes.plot(places, values, label=label, linewidth=2, markersize=5, **style)
+    if len(places) > 1:
+        axes.fill_between(places, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    else:
+        reach = [[values[0] - low[0]], [high[0] - values[0]]]
+        axes.errorbar(places, values, yerr=reach, color=style["color"], capsize=4)

@@ -1,0 +1,222 @@
+"""Training-free SMART: every layer x late weights x {late, hybrid} from one encoding pass, and what to do with it.
+
+A probe's folder:
+    probe.json, probe.csv    every reading's nDCG on dev and test with intervals; diagnostics of every layer
+    probe.png                nDCG over layers
+    late.yaml                the recommendation, as a block of a recipe
+    encoder/                 with ``apply`` and without an adapter: a training-free encoder's folder
+    unfinished/              scores of a probe that was stopped; the same call goes on there
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from smart_train.config import recipe
+from smart_train.config.schema import HybridBlock, LateBlock
+from smart_train.core.atomic_io import replacing
+from smart_train.core.errors import AdapterError
+from smart_train.core.hub import PACKAGE, told_name
+from smart_train.data.dev_and_test import DevAndTest
+from smart_train.evaluation.retrieval import GRID
+from smart_train.models.checksums import broken, write_late
+from smart_train.models.encoder import SmartEncoder
+from smart_train.models.safe_loading import SETTINGS, VERIFIED, digests
+from smart_train.models.saving import Sides, compare, load, save, seal, verify
+from smart_train.models.settings import base_identity, modules_of
+from smart_train.probing import probe_report as report
+from smart_train.probing.every_layer import every_layer, fixed, read_layer
+from smart_train.probing.layer_probe import Layer, Probe, probe
+from smart_train.probing.layer_scores import layer_scores
+
+logger = logging.getLogger(__name__)
+
+UNFINISHED = "unfinished"
+
+
+@dataclass
+class Probed:
+    """found: all figures; late: the recommended block of a recipe"""
+
+    found: Probe
+    late: LateBlock
+
+
+def run(
+    encoder: SmartEncoder,
+    data: DevAndTest,
+    output: Path,
+    *,
+    adapter: str | None = None,
+    weights: Sequence[float] = GRID,
+    cut: int = 10,
+    batch_size: int = 32,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    progress: bool = False,
+) -> Probed:
+    """Probes ``encoder`` and writes the folder described above; each document is encoded once.
+
+    adapter: the folder (or Hub id) that the encoder was loaded from, where it was trained
+    The other arguments are those of ``evaluation.probe.probe``.
+    Raises EvaluationError, and what encoding raises.  What was scored by then stays in ``output``/unfinished.
+    """
+    dev, test = data.dev.fingerprint(), data.test.fingerprint()
+    base = base_identity(encoder)
+    identity = {
+        "base": base,
+        "modules": modules_of(encoder),
+        "dtype": str(encoder.backbone.dtype),
+        "model": asdict(replace(encoder.settings, revision=None)),
+        "late": asdict(replace(encoder.late, hybrid=HybridBlock())),
+        "adapter": digests(Path(adapter)) if adapter and Path(adapter).is_dir() else adapter,
+        "dev": dev,
+        "test": test,
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    with _reading(encoder) as layers:
+        collections = {"dev": data.dev, "test": data.test}
+        scores = layer_scores(
+            encoder, collections, len(layers), output / UNFINISHED, identity,
+            batch_size=batch_size, seed=seed, progress=progress,
+        )  # fmt: skip
+    found = probe(scores, layers, weights=weights, cut=cut, bootstrap=bootstrap, seed=seed, progress=progress)
+    late = recommended(found, encoder.late)
+    told = {
+        "data": {"split": data.told, "dev": {"name": data.dev.name, "fingerprint": dev}}
+        | {"test": {"name": data.test.name, "fingerprint": test}, "unanswered": len(scores.unanswered)},
+        "base": {**base, "dtype": identity["dtype"]},
+        "adapter": identity["adapter"],
+        "versions": recipe.versions(),
+    }
+    _write(output, found, late, told, title=_title(base["base"], adapter))
+    scores.files.finish()
+    return Probed(found, late)
+
+
+@contextmanager
+def _reading(encoder: SmartEncoder) -> Iterator[list[Layer]]:
+    """All layers; of an encoder with a head, what that head was trained to read."""
+    if fixed(encoder):
+        logger.info("its head reads layer %s and no other: only the weights are probed", encoder.late.layer)
+        yield [encoder.late.layer]
+        return
+    with every_layer(encoder) as layers:
+        yield list(layers)
+
+
+def _title(base: str, adapter: str | None) -> str:
+    """Without the folders of this machine."""
+    name = told_name(base).removeprefix(PACKAGE)
+    return name if adapter is None else f"{told_name(adapter)} on {name}"
+
+
+def recommended(found: Probe, late: LateBlock) -> LateBlock:
+    """The encoder's block with the chosen layer, weights and constants; with ``late`` weight 0, and the last layer
+    where that is free, if the pooled score alone is recommended."""
+    chosen = found.readings[found.chosen]
+    layer = found.layers[-1] if chosen.layer is None else chosen.layer
+    fitted = found.of_layer(layer)[0].hybrid  # its constants; the pooled reading is of no layer
+    own = chosen.hybrid
+    hybrid = replace(fitted, pooled=own.pooled, late=own.late, scaling=own.scaling)
+    return replace(late, layer=layer, norm="auto" if layer == -1 else late.norm, hybrid=hybrid)
+
+
+def _write(output: Path, found: Probe, late: LateBlock, told: dict[str, Any], title: str) -> None:
+    values = asdict(late)
+    usual = asdict(LateBlock())
+    shown = {one.name: values[one.name] for one in fields(LateBlock) if values[one.name] != usual[one.name]}
+    block = {"layer": values["layer"], **shown, "hybrid": values["hybrid"]}
+    report.write_json(output / "probe.json", found, values, **told)
+    report.write_csv(output / "probe.csv", found)
+    report.draw(output / "probe.png", found, title)
+    split = f"dev and test: {told['data']['split']}"
+    with replacing(output / "late.yaml") as part:
+        part.write_text(recipe.block("late", block, f"{report.verdict(found)}\n{split}"), encoding="utf8")
+
+
+# A probe's recommendation made to last: in an adapter's folder, or as a training-free encoder's folder of its own.
+
+
+def as_folder(encoder: SmartEncoder, late: LateBlock, folder: Path, queries: list[Any], documents: list[Any]) -> Path:
+    """Writes the plain base with ``late`` as a folder that ``SmartEncoder.from_pretrained`` loads, and verifies it.
+
+    The folder holds settings and no weights: the base is named in it, by its fingerprint or its commit.
+    queries, documents: some contents to compare with; encoder: without an adapter; it reads ``late`` from now on
+    Raises AdapterError where the folder holds something else, and as ``verify`` does.
+    """
+    others = (
+        [path.name for path in folder.iterdir() if path.name not in (SETTINGS, VERIFIED)] if folder.is_dir() else []
+    )
+    if others:
+        raise AdapterError(f"{folder} holds other files ({sorted(others)[0]} ...); name another folder")
+    _read(encoder, late)
+    save(encoder, folder)
+    verify(encoder, folder, queries, documents)
+    return folder
+
+
+def to_adapter(
+    encoder: SmartEncoder,
+    late: LateBlock,
+    folder: Path,
+    queries: list[Any],
+    documents: list[Any],
+    base: str | None = None,
+) -> bool:
+    """Puts layer, weights and constants of ``late`` into an adapter's smart_train.json, and nothing else.
+
+    encoder: what was loaded from the folder; it reads ``late`` from now on.  base: where the base lies, if not where
+        the folder says
+    returns: whether the folder is verified.  It is reloaded and compared in any case; but where it had no verified.json
+        the weights were never compared with what was trained, and a comparison with themselves makes no proof of it
+    Raises AdapterError where the folder is not what was verified, and where it gives other vectors when it is reloaded;
+    it is as it was then.
+    """
+    kept = {name: (folder / name).read_bytes() for name in (SETTINGS, VERIFIED) if (folder / name).is_file()}
+    verified = json.loads(kept[VERIFIED]) if VERIFIED in kept else None
+    if verified is not None:
+        _check_seal(folder)
+    _read(encoder, late)
+    sides: Sides = [("query", queries), ("document", documents)]
+    ours = [encoder.encode(contents, role) for role, contents in sides]
+    block = json.loads(kept[SETTINGS])["late"] | {"layer": late.layer, "hybrid": asdict(late.hybrid)}
+    try:
+        write_late(folder, block)
+        own = encoder.settings
+        fresh = load(
+            str(folder), device=encoder.device, base=base, dtype=own.dtype, attention=own.attention,
+            trust_remote_code=own.trust_remote_code,
+        )  # fmt: skip
+        report = compare(folder, sides, ours, fresh)
+        if verified is not None:
+            seal(folder, {**verified, **report})
+    except BaseException:
+        for name, content in kept.items():
+            with replacing(folder / name) as part:
+                part.write_bytes(content)
+        raise
+    logger.info("reloaded %s: it reads layer %s, the same vectors (%s)", folder, late.layer, report)
+    return verified is not None
+
+
+def _check_seal(folder: Path) -> None:
+    try:
+        changed = broken(folder)
+    except ValueError as error:
+        raise AdapterError(f"{error}; verify it again, then apply") from None
+    if changed:
+        told = ", ".join(f"{name} ({how})" for name, how in sorted(changed.items()))
+        raise AdapterError(f"{folder} is not what was verified: {told}; verify it again, then apply")
+
+
+def _read(encoder: SmartEncoder, late: LateBlock) -> None:
+    if isinstance(late.layer, int):
+        read_layer(encoder, late.layer)
+    encoder.late = replace(encoder.late, hybrid=late.hybrid)

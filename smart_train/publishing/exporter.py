@@ -1,0 +1,361 @@
+"""A SmartEncoder's token view as modules of sentence-transformers' MultiVectorEncoder: no code of ours in the folder.
+
+Transformer           the base, LoRA in its weights, without the blocks above the layer that is read
+Dense, Normalize ...  the head: a matrix; LayerNorm as centring, normalising and scaling, exactly
+MultiVectorMask       the tokens that don't count, by their ids
+Normalize             vectors of length 1; scores are the mean over query tokens, as here
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import MultiVectorEncoder
+from sentence_transformers.base.modules import Dense, Normalize
+from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+from tokenizers import AddedToken
+from torch import Tensor, nn
+
+from smart_train.config.schema import AdapterBlock
+from smart_train.core.embeddings import Embeddings
+from smart_train.core.errors import AdapterError, ExportError
+from smart_train.models.encoder import SmartEncoder
+from smart_train.models.hidden_states import find_blocks, find_final_norm, text_config
+from smart_train.models.lora import block_list, merge_lora
+from smart_train.models.preprocessing import Role
+from smart_train.models.processors import images_without_torchvision
+from smart_train.models.reference_inputs import sides_of
+from smart_train.models.safe_loading import without_code
+from smart_train.models.saving import Sides, check_plain, compare, load, note, save, seal, write_settings
+
+TOKENS = "token_embeddings"
+POOLED = "<|pooled|>"
+
+
+def check_expressible(encoder: SmartEncoder) -> None:
+    """Raises AdapterError for settings that MultiVectorEncoder has no module for, with what can be done instead."""
+    own, late = encoder.settings, encoder.late
+    if len(encoder.layers) > 1:
+        what = f"late.layer {late.layer} is a mix of {len(encoder.layers)} layers, and MultiVectorEncoder reads one"
+        raise AdapterError(f"{what}; train with a single late.layer, or export it as merged")
+    layer = encoder.layers[0]
+    if layer == 0:
+        what = "late.layer 0 are the embeddings, and MultiVectorEncoder reads what a model's last block gives"
+        raise AdapterError(f"{what}; read layer 1 or above")
+    if layer != -1 and late.norm == "none" and find_final_norm(encoder.backbone, encoder._probe) is not None:
+        what = f"late.norm none reads layer {layer} without the model's final norm, which MultiVectorEncoder can't skip"
+        raise AdapterError(f"{what}; use late.norm final, or late.layer -1")
+    deep = len(getattr(getattr(encoder.backbone.config, "vision_config", None), "deepstack_visual_indexes", None) or [])
+    if 0 < layer <= deep:
+        what = f"late.layer {layer} is read before image features are added to it (deepstack, up to layer {deep})"
+        raise AdapterError(f"{what}, and MultiVectorEncoder reads what comes after; read layer {deep + 1} or above")
+    limits = {n: getattr(own, n) for n in ("query_tokens", "document_tokens") if getattr(own, n) is not None}
+    if limits and "message" in encoder.st.modalities:
+        told = ", ".join(f"model.{name} {limit}" for name, limit in limits.items())
+        raise AdapterError(
+            f"{told}: here the text is cut before it enters the chat template, MultiVectorEncoder would cut the whole "
+            "chat; say --whole-texts to export without these limits: longer texts are read whole there"
+        )
+
+
+def pooled_id(encoder: SmartEncoder, contents: list[Any], role: Role) -> int | None:
+    """The id of the token that is pooled, where it is left out for its place and not for its id; None otherwise.
+
+    Raises AdapterError where that is a part of the content: MultiVectorMask knows ids alone.
+    """
+    if encoder.pooling not in ("lasttoken", "cls"):
+        return None
+    found: set[int] = set()
+    for content in contents:
+        features = encoder.preprocess([content], role)
+        row = features["input_ids"][0][features["attention_mask"][0].bool()]
+        found.add(int(row[0] if encoder.pooling == "cls" else row[-1]))
+    found -= set(encoder.keep.left_out.tolist())
+    if not found:
+        return None
+    if len(found) > 1 or encoder.pooling == "cls" or "message" not in encoder.st.modalities:
+        told = ", ".join(repr(encoder.tokenizer.decode([one])) for one in sorted(found)[:3])
+        raise AdapterError(
+            f"the pooled token ({told}) belongs to the text, and is left out here for its place; MultiVectorEncoder "
+            "leaves out by ids alone; export it as merged"
+        )
+    return found.pop()
+
+
+@torch.no_grad()
+def multi_vector(encoder: SmartEncoder, pooled: int | None) -> MultiVectorEncoder:
+    """The encoder's token view, made of its own parts: the encoder is of no use afterwards.
+
+    LoRA must be in the weights already.  pooled: see ``pooled_id``.
+    """
+    transformer, own = encoder.transformer, encoder.settings
+    prompts = {"query": encoder.prompt("query") or "", "document": encoder.prompt("document") or ""}
+    if "message" not in encoder.st.modalities:
+        transformer.query_length, transformer.document_length = (
+            own.query_tokens or transformer.query_length,
+            own.document_tokens or transformer.document_length,
+        )
+    left_out = encoder.keep.left_out.tolist()
+    if encoder.layers[0] != -1:
+        _cut(encoder.backbone, encoder.layers[0])
+    if pooled is not None:
+        left_out.append(_name_pooled(encoder, pooled))
+    mask = MultiVectorMask(_words(encoder.tokenizer, left_out), skiplist_tasks=["query", "document"])
+    modules = [transformer, *_head(encoder), mask, Normalize(TOKENS)]
+    device = str(encoder.device)
+    return MultiVectorEncoder(modules=modules, prompts=prompts, device=device, similarity_fn_name="meanmaxsim")
+
+
+def _cut(backbone: Any, layer: int) -> None:
+    """Takes the blocks above ``layer`` away: what is last then is that layer, through the model's own final norm."""
+    name, blocks = find_blocks(backbone)
+    config, count = text_config(backbone.config), len(blocks)
+    block_list(backbone, name, layer)
+    for key, value in list(vars(config).items()):
+        if key.endswith(("_types", "_layers")) and isinstance(value, list) and len(value) == count:
+            setattr(config, key, value[:layer])
+    config.num_hidden_layers = layer
+
+
+def _head(encoder: SmartEncoder) -> list[nn.Module]:
+    """Modules that give what LateHead gives, but for the last normalising.
+
+    LayerNorm(x) = g (x - mean) / sqrt(var + eps) + b.  With c = (x - mean, sqrt(D eps)), of which the last number is a
+    constant, c / |c| = (x - mean, ...) / sqrt(D (var + eps)): Normalize does the division, and the matrix behind it
+    takes in sqrt(D) g and b.  It costs one product of D x D more a token.
+    """
+    head, width = encoder.head, encoder.hidden_size
+    if head.linear is None:
+        return [] if head.dim is None or head.dim == width else [_dense(torch.eye(width)[: head.dim])]
+    weight = head.linear.weight.detach().float().cpu()
+    if head.norm is None:
+        return [_dense(weight)]
+    gain, shift = (p.detach().float().cpu() for p in (head.norm.weight, head.norm.bias))
+    centring = torch.cat([torch.eye(width) - 1 / width, torch.zeros(1, width)])
+    constant = torch.zeros(width + 1)
+    constant[-1] = (width * head.norm.eps) ** 0.5
+    scaled = torch.cat([weight * gain * width**0.5, torch.zeros(len(weight), 1)], dim=1)
+    return [_dense(centring, constant), Normalize(TOKENS), _dense(scaled, weight @ shift)]
+
+
+def _dense(weight: Tensor, bias: Tensor | None = None) -> Dense:
+    rows, columns = weight.shape
+    return Dense(
+        columns,
+        rows,
+        bias=bias is not None,
+        activation_function=None,
+        init_weight=weight.clone(),  # a view would be written with all that it is a view of
+        init_bias=bias,
+        module_input_name=TOKENS,
+    )
+
+
+def _words(tokenizer: Any, ids: list[int]) -> list[str]:
+    """The ids as MultiVectorMask stores them: as words of the vocabulary."""
+    words = [str(word) for word in tokenizer.convert_ids_to_tokens(ids)]
+    back = tokenizer.convert_tokens_to_ids(words)
+    lost = [word for word, number, found in zip(words, ids, back, strict=True) if number != found]
+    if lost:
+        what = f"the tokens {lost[:3]} have ids that their words do not lead back to"
+        raise AdapterError(f"{what}, and MultiVectorEncoder leaves out by words; export it as merged")
+    return words
+
+
+def _name_pooled(encoder: SmartEncoder, pooled: int) -> int:
+    """A second id for the pooled token at the end of a chat: embedded alike, written by the template, left out by it.
+
+    A chat that ends in "assistant\\n" pools a line break, of which there are others in the text that count.
+    """
+    tokenizer, backbone = encoder.tokenizer, encoder.backbone
+    tail = tokenizer.decode([pooled])
+    holders = [h for h in (encoder.transformer.processor, tokenizer) if getattr(h, "chat_template", None)]
+    templates = [holder.chat_template for holder in holders]
+    if not tail or tokenizer.convert_tokens_to_ids(POOLED) not in (None, tokenizer.unk_token_id):
+        raise AdapterError(f"the pooled token {tail!r} can't be given a second name; export it as merged")
+    if not all(isinstance(template, str) for template in templates):
+        raise AdapterError("the model has several chat templates, and it is not said which one; export it as merged")
+    tokenizer.add_tokens([AddedToken(POOLED, special=True, normalized=False)])
+    number = int(tokenizer.convert_tokens_to_ids(POOLED))
+    if number >= backbone.get_input_embeddings().weight.shape[0]:
+        backbone.resize_token_embeddings(number + 1, mean_resizing=False)
+    table = backbone.get_input_embeddings().weight
+    table[number] = table[pooled]
+    for holder, template in zip(holders, templates, strict=True):
+        holder.chat_template = _ending_in(template, tail)
+    return number
+
+
+def _ending_in(template: str, tail: str) -> str:
+    """A chat template (Jinja) that writes what ``template`` writes, with its last ``tail`` as the second name."""
+    ends = f"chat.endswith({tail!r})"
+    renamed = f"{{{{- chat[:-{len(tail)}] ~ {POOLED!r} if {ends} else chat -}}}}"
+    return "{% set chat %}\n" + template.removesuffix("\n") + "{% endset %}" + renamed
+
+
+# An adapter as something that others load without this package: whole weights, or a multi-vector encoder.
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("merged", "multi-vector")
+SUMMED = 1e-4  # accepted in float32: W x + B A x is summed in another order than (W + B A) x, in every layer anew
+ROUNDED = 5e-2  # accepted in half precision: weights are rounded anew, beside what every product is rounded
+
+
+def export(
+    source: str | Path,
+    kind: str,
+    out: str | Path,
+    *,
+    base: str | None = None,
+    dtype: Any = None,
+    device: str | None = None,
+    whole_texts: bool = False,
+    sides: Sides | None = None,
+    trust_remote_code: bool = False,
+) -> Path:
+    """Writes ``out``, a whole folder with smart_train.json (key "export" says what it is) and verified.json.
+
+    source: an adapter's folder or Hub id; kind: "merged" or "multi-vector"; out: a folder that is not there yet
+    base: the base, where it is not where the adapter was trained
+    dtype: of the weights that are written; None = the base's own.  In bfloat16 a merged weight is rounded: the export
+        then equals the adapter to 5e-2 instead of 1e-4, and float32 (twice the size) keeps all of it
+    whole_texts: multi-vector, chat models: texts over model.query_tokens or document_tokens may be read whole there
+    sides: contents to compare with; None = texts and drawn pages of our own
+    Raises ExportError, and leaves nothing, where a setting can't be expressed or where the vectors differ.
+    """
+    if kind not in KINDS:
+        raise ExportError(f"there is no export {kind!r}; exports are {' and '.join(KINDS)}")
+    out = Path(out)
+    try:
+        with whole_folder(out) as part:
+            options = {"base": base, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+            encoder = load(str(source), **options)
+            if encoder.adapter is None and kind == "merged":
+                raise ExportError(f"{source} is no adapter: it has whole weights already, and nothing is to be merged")
+            if whole_texts and kind == "multi-vector" and "message" in encoder.st.modalities:
+                encoder.settings.query_tokens = encoder.settings.document_tokens = None  # as they are read there
+            sides = sides or sides_of(encoder)
+            ours = [encoder.encode(contents, role) for role, contents in sides]
+            if kind == "merged":
+                report = _merged(encoder, part, sides, ours, device)
+            else:
+                report = _multi_vector(encoder, part, sides, ours)
+    except AdapterError as error:
+        raise ExportError(str(error).replace(str(part_of(out)), str(out))) from error
+    largest = {view: report.get(f"largest_{view}_difference") for view in ("pooled", "token")}
+    told = ", ".join(f"{view} vectors within {most:.0e}" for view, most in largest.items() if most is not None)
+    logger.info("exported %s as %s: %s equals the adapter on %d rows (%s)", source, kind, out, report["rows"], told)
+    return out
+
+
+def part_of(out: Path) -> Path:
+    return out.with_name(f".{out.name}.part")
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to write to that becomes ``out`` when all went well, and is gone otherwise.  Raises ExportError."""
+    if out.name in ("", ".."):
+        raise ExportError(f"{out} is no name for a new folder; name a folder that is not there yet")
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ExportError(f"{out} is there already and was left as it is; name a folder that is not there yet")
+    part = part_of(out)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if out.is_dir():
+            out.rmdir()
+        part.replace(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _note_rounding(encoder: SmartEncoder) -> float:
+    """Adds LoRA to the weights; tells what rounding took."""
+    rounding = merge_lora(encoder.backbone)
+    encoder.settings.quantisation = "none"  # 4 bits have become the weights that they stand for
+    if rounding.lost > 1e-3:
+        logger.warning(
+            "the weights are kept in %s, and rounding them took %.1f %% of the adapter's update; --dtype float32 keeps "
+            "it whole in twice the size",
+            *(rounding.dtype, 100 * rounding.lost),
+        )
+    return rounding.lost
+
+
+def _facts(kind: str, adapter: AdapterBlock | None, lost: float) -> dict[str, Any]:
+    """What smart_train.json says under "export"."""
+    told = asdict(adapter) if adapter is not None else None
+    return {"kind": kind, "adapter": told, "update_lost_to_rounding": lost}
+
+
+def _merged(
+    encoder: SmartEncoder, folder: Path, sides: Sides, ours: list[Embeddings], device: str | None
+) -> dict[str, Any]:
+    adapter, own = encoder.adapter, encoder.settings
+    lost = _note_rounding(encoder)
+    encoder.adapter = AdapterBlock(kind="full")
+    save(encoder, folder)
+    write_settings(encoder, folder, export=_facts("merged", adapter, lost))
+    check_plain(encoder, folder)
+    del encoder
+    gc.collect()
+    fresh = load(str(folder), dtype=own.dtype, device=device, trust_remote_code=own.trust_remote_code)
+    return seal(folder, compare(folder, sides, ours, fresh, SUMMED, ROUNDED))
+
+
+def _multi_vector(encoder: SmartEncoder, folder: Path, sides: Sides, ours: list[Embeddings]) -> dict[str, Any]:
+    from sentence_transformers import MultiVectorEncoder
+
+    check_expressible(encoder)
+    pooled = {pooled_id(encoder, contents, role) for role, contents in sides}
+    if len(pooled) > 1:
+        raise AdapterError("queries and documents pool different tokens by their place; export it as merged")
+    adapter, device, trust = encoder.adapter, str(encoder.device), encoder.settings.trust_remote_code
+    lost = _note_rounding(encoder)
+    encoder.adapter = AdapterBlock(kind="full")
+    write_settings(encoder, folder, export=_facts("multi-vector", adapter, lost))  # of what it was: it is taken apart
+    made = multi_vector(encoder, pooled.pop())
+    made.save(str(folder), create_model_card=False)
+    if not trust:
+        without_code(folder)
+    del encoder, made
+    gc.collect()
+    with images_without_torchvision():
+        fresh = MultiVectorEncoder(str(folder), device=device, trust_remote_code=trust)
+    return seal(folder, compare_tokens(folder, sides, ours, fresh))
+
+
+def compare_tokens(folder: Path, sides: Sides, ours: list[Embeddings], fresh: Any) -> dict[str, Any]:
+    """``ours``, one for each of ``sides``, against a MultiVectorEncoder's vectors of the same contents.
+
+    A row of which no token counts has its pooled vector as the only one here, and none there: these are counted, under
+    "rows_without_tokens".  Raises AdapterError.
+    """
+    half = fresh.dtype in (torch.float16, torch.bfloat16)
+    rows = sum(len(contents) for _, contents in sides)
+    report: dict[str, Any] = {"rows": rows, "tolerance": ROUNDED if half else SUMMED, "rows_without_tokens": 0}
+    for (role, contents), mine in zip(sides, ours, strict=True):
+        encode = fresh.encode_query if role == "query" else fresh.encode_document
+        for content, own in zip(contents, mine.tokens.rows(), strict=True):
+            theirs = encode([content], show_progress_bar=False)[0].float().cpu()
+            if not len(theirs) and len(own) == 1:
+                report["rows_without_tokens"] += 1
+                continue
+            if own.shape != theirs.shape:
+                raise AdapterError(
+                    f"{folder}: MultiVectorEncoder gives {tuple(theirs.shape)} for a {role} ({str(content)[:40]!r}), "
+                    f"expected {tuple(own.shape)}; it is not exported"
+                )
+            note(report, folder, role, "token", own, theirs)
+    return report

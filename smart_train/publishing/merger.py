@@ -1,0 +1,236 @@
+"""What was merged, scored beside its parts: the hybrid fitted on a dev split, all of them ranked on the test split."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smart_train.config.schema import HybridBlock
+from smart_train.core import hub
+from smart_train.core.errors import AdapterError, ExportError
+from smart_train.data.collection import Collection
+from smart_train.evaluation.report.summary.summary import differences, table, write_metrics
+from smart_train.evaluation.retrieval import Evaluation, calibrate, evaluate
+from smart_train.models.encoder import SmartEncoder
+from smart_train.models.lora import (
+    CONFIG,
+    WEIGHTS,
+    add_lora,
+    put_lora,
+    read_config,
+    read_lora,
+    remove_lora,
+    weighted_lora,
+)
+from smart_train.models.reference_inputs import sides_of
+from smart_train.models.safe_loading import HEAD, SETTINGS, VERIFIED, check_folder, read_tensors
+from smart_train.models.saving import load, save, verify, write_settings
+from smart_train.models.settings import read_settings
+from smart_train.publishing.exporter import whole_folder
+
+logger = logging.getLogger(__name__)
+
+MERGED = "merged"
+
+
+def rescore(
+    folder: Path,
+    parts: Mapping[str, str],
+    dev: Collection,
+    test: Collection,
+    into: Path,
+    batch_size: int = 32,
+    progress: bool = False,
+    **options: Any,
+) -> str:
+    """The table of the merged adapter in ``folder`` and of its parts; the former's hybrid is fitted on ``dev`` first.
+
+    parts: row name -> folder or Hub id; each keeps the hybrid that is stored with it; into: folder for metrics.json and
+    evaluation.json; options: go to ``load``
+    """
+    rows: dict[str, Evaluation] = {}
+    usual = HybridBlock()
+    for name, source in {**parts, MERGED: str(folder)}.items():
+        encoder = load(source, **options)
+        if not rows:
+            usual = HybridBlock(encoder.late.hybrid.pooled, scaling=encoder.late.hybrid.scaling)  # as its parts score
+        if name == MERGED:
+            encoder.late.hybrid = usual
+            encoder.late.hybrid, _ = calibrate(encoder, dev, batch_size=batch_size, progress=progress)
+            encoder.save_settings(folder)
+            logger.info("hybrid fitted on %d dev queries: %s", len(dev.queries), encoder.late.hybrid)
+        rows[name] = evaluate(encoder, test, batch_size=batch_size, progress=progress)
+        del encoder
+    found = differences(rows)
+    write_metrics(into / "metrics.json", rows, differences=found)
+    return table({name: one.metrics for name, one in rows.items()}, found)
+
+
+# Several adapters of one base as one: the weighted sum of their updates, their heads averaged by the same weights.
+
+NAMED = ("base", "revision", "commit", "fingerprint")
+IDENTITY = ("architecture", "hidden_size", "commit", "fingerprint")
+READING = (
+    "query_prompt",
+    "document_prompt",
+    "query_tokens",
+    "document_tokens",
+    "min_pixels",
+    "max_pixels",
+    "quantisation",
+)
+LATE = ("layer", "norm", "head", "dim", "drop")
+
+
+@dataclass
+class Stored:
+    """An adapter as it lies in its folder, its base not loaded."""
+
+    folder: Path
+    settings: dict[str, Any]  # as read_settings gives them
+    lora: dict[str, Tensor]
+    scale: float  # alpha / r
+    head: dict[str, Tensor]
+
+
+def merge(
+    sources: Sequence[str | Path],
+    weights: Sequence[float],
+    out: str | Path,
+    *,
+    base: str | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> Path:
+    """Writes ``out``, an adapter whose update of every layer is the weighted sum of the others', and verifies it.
+
+    sources: folders or Hub ids of LoRA adapters, or of heads on a frozen base, trained on one base with the same
+    targets, prompts, layer and kind of head; ranks may differ, and the merged rank is their sum
+    weights: one each; where there are heads they must sum to 1, since a head is averaged and not added
+    The hybrid's weights and constants are dropped unless all have the same: they belong to one model's scores.
+    Raises ExportError, and leaves nothing, where the adapters don't belong together, saying in what.
+    """
+    if len(sources) < 2 or len(sources) != len(weights):
+        raise ExportError(f"{len(sources)} adapters with {len(weights)} weights: name two or more, a weight for each")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise ExportError(f"the weights are {', '.join(map(str, weights))}: give finite numbers; nothing was merged")
+    try:
+        parts = [read_adapter(source, trust_remote_code) for source in sources]
+        check_alike(parts)
+        check_heads(parts, weights)
+        with whole_folder(Path(out)) as part:
+            encoder = load(str(sources[0]), base=base, device=device, trust_remote_code=trust_remote_code)
+            known = {key: parts[0].settings.get(key) for key in NAMED}  # the base's, wherever it lies now
+            _put_together(encoder, parts, weights, part, base is not None)
+            save(encoder, part)
+            told = [
+                {"weight": weight, "weights": _weights_of(one.folder), "adapter": asdict(one.settings["adapter"])}
+                for one, weight in zip(parts, weights, strict=True)
+            ]
+            write_settings(encoder, part, export={"kind": "merge", "adapters": told}, **known)
+            queries, documents = (contents for _, contents in sides_of(encoder))
+            verify(encoder, part, queries, documents, base=base)
+    except AdapterError as error:
+        raise ExportError(str(error)) from error
+    return Path(out)
+
+
+def read_adapter(source: str | Path, trust_remote_code: bool = False) -> Stored:
+    """Everything that a folder or Hub repository holds of an adapter, checked as ``load`` does.  AdapterError."""
+    place, commit = hub.located(str(source), None)
+    folder = Path(place) if commit is None else hub.fetch(place, commit, SETTINGS)
+    if folder is None or not (folder / SETTINGS).is_file():
+        raise AdapterError(f"{source}: there is no {SETTINGS}, so it is no adapter; name one's folder")
+    check_folder(folder, trust_remote_code)
+    settings = read_settings(folder)
+    kind = settings["adapter"].kind if settings["adapter"] is not None else None
+    if kind not in ("lora", "frozen"):
+        what = f"{source} is {'full weights' if kind == 'full' else 'no adapter'}"
+        raise AdapterError(f"{what}; LoRA adapters merge, and heads on a frozen base")
+    scale, lora = 1.0, {}
+    if kind == "lora":
+        config = read_config(folder)
+        scale, lora = config.lora_alpha / config.r, read_lora(folder)
+    head = read_tensors(folder / HEAD) if (folder / HEAD).is_file() else {}
+    return Stored(folder, settings, lora, scale, head)
+
+
+def check_alike(parts: Sequence[Stored]) -> None:
+    """Raises AdapterError where one was trained on another base, or reads its inputs or tokens in another way."""
+    first = parts[0]
+    for other in parts[1:]:
+        pairs = [(key, first.settings[key], other.settings[key]) for key in IDENTITY]
+        pairs += [
+            (f"processing.{k}", v, other.settings["processing"].get(k)) for k, v in first.settings["processing"].items()
+        ]
+        for block, names in (("model", READING), ("late", LATE), ("adapter", ("kind",))):
+            one, two = first.settings[block], other.settings[block]
+            pairs += [(f"{block}.{name}", getattr(one, name), getattr(two, name)) for name in names]
+        found = [f"{name} is {a!r} and {b!r}" for name, a, b in pairs if a != b]
+        if found:
+            told = "; ".join(found[:4])
+            raise AdapterError(f"{first.folder} and {other.folder} can't be merged: {told}; these must be the same")
+
+
+def check_heads(parts: Sequence[Stored], weights: Sequence[float]) -> None:
+    """Raises AdapterError where heads can't be averaged by these weights; tells how alike they are."""
+    shapes = [{name: tuple(t.shape) for name, t in part.head.items()} for part in parts]
+    if any(shape != shapes[0] for shape in shapes):
+        raise AdapterError(f"the heads have different tensors: {shapes[0]} and {shapes[-1]}; nothing was merged")
+    if not parts[0].head:
+        return
+    if abs(sum(weights) - 1) > 1e-6:
+        what = f"the weights sum to {sum(weights):g}, and heads are averaged"
+        raise AdapterError(f"{what}: give weights that sum to 1")
+    if "linear.weight" in parts[0].head:
+        flat = [part.head["linear.weight"].double().flatten() for part in parts]
+        least = min(float(torch.cosine_similarity(flat[0], other, dim=0)) for other in flat[1:])
+        if least < 0.5:
+            logger.warning(
+                "the heads have a cosine of %.2f: they were drawn from different seeds, and their mean may fit none; "
+                "look at the scores (--data), or train them from the same training.seed",
+                least,
+            )
+
+
+def _put_together(
+    encoder: SmartEncoder, parts: Sequence[Stored], weights: Sequence[float], folder: Path, moved: bool
+) -> None:
+    """The first one's encoder becomes that of all.  moved: the base is named as there, not by where it lies now."""
+    if encoder.adapter is not None and encoder.adapter.kind == "lora":
+        lora = [(part.lora, part.scale, weight) for part, weight in zip(parts, weights, strict=True)]
+        tensors, rank = weighted_lora(lora)
+        encoder.adapter = replace(encoder.adapter, r=rank, alpha=rank, dropout=0.0)
+        remove_lora(encoder.backbone)
+        first = parts[0].settings
+        place, commit = (first["base"], first["commit"]) if moved else (encoder.place, encoder.commit)
+        add_lora(encoder.backbone, encoder.adapter, place, commit)
+        put_lora(encoder.backbone, tensors, folder)
+    if parts[0].head:
+        mean = {
+            name: sum((w * part.head[name].double() for part, w in zip(parts, weights, strict=True)), torch.zeros(()))
+            for name in parts[0].head
+        }
+        encoder.head.load_state_dict({name: tensor.float() for name, tensor in mean.items()})
+    blocks = [part.settings["late"].hybrid for part in parts]
+    if any(block != blocks[0] for block in blocks):
+        encoder.late.hybrid = HybridBlock()
+        logger.info(
+            "the hybrid's weights and constants differ and were dropped (1 x pooled + 1 x late): they belong to one "
+            "model's scores; --data fits them anew"
+        )
+
+
+def _weights_of(folder: Path) -> dict[str, str]:
+    """Hashes of the adapter's weights, where it was verified: what tells it from others without a path."""
+    path = folder / VERIFIED
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf8")).get("weights", {}) if path.is_file() else {}
+    return {name: found[name] for name in (WEIGHTS, HEAD, CONFIG) if name in found}

@@ -1,0 +1,186 @@
+"""What must not leave this machine: tokens, keys, passwords, paths; looked for in every file that is about to go up."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smart_train.core.errors import PublishError
+
+Files = dict[str, Path | bytes]
+"""Path in the repository -> file here, or content where that is not the same as here."""
+
+VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")  # words, some of which look like paths
+BINARY = (".safetensors", ".model", ".png")
+HEADER = 100 << 20  # bytes; safetensors itself reads no longer one
+SHOWN = 8  # findings in one message
+
+SECRETS: dict[str, str] = {  # what it is -> how it looks
+    "a Hugging Face token": r"\b(?:hf|api_org)_[A-Za-z0-9]{30,}",
+    "an OpenAI-like key": r"\bsk-[\w-]{20,}",
+    "an AWS access key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
+    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{22,})",
+    "a GitLab token": r"\bglpat-[\w-]{20,}",
+    "a Slack token": r"\bxox[abeprs]-[\w-]{10,}|hooks\.slack\.com/services/\w+/\w+/\w+",
+    "a Google key": r"\bAIza[\w-]{35}",
+    "a Stripe key": r"\b[rs]k_live_\w{16,}",
+    "an npm token": r"\bnpm_[A-Za-z0-9]{30,}",
+    "a JSON web token": r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
+    "a private key": r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----",
+    "a password in a URL": r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"'{}<>]+:[^\s/@\"'{}<>]+@",
+}
+# key = value, "key": "value", key: value; not the names of a tokenizer's tokens (eos_token), nor what is null.
+NAMED = r"""(?ix) (?<![a-z0-9]) [\w-]*
+    (?: (?:api|access|account|private|wandb)[_-]?key | secret(?:[_-]?(?:access[_-]?)?key)? | passw(?:or)?d
+      | (?:access|api|auth|hf|hub|refresh)[_-]?token )
+    ["']? \s* [:=] \s* ["']? (?P<value> (?!null|none|true|false) [^\s"',}]{8,} )"""
+PATHS: dict[str, str] = {
+    "a user's folder on Windows": r"(?i)\b[a-z]:(?:\\{1,2}|/)Users(?:\\{1,2}|/)[^\\/\"'\s<>|]+",
+    "a user's folder": r"(?<![\w.~-])/(?:home|Users)/[^\\/\"'\s<>]+",
+    "a file URL": r"\bfile://[^\s\"'<>]+",
+}
+MAIL = r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """file: path in the repository; where: "line 3", "header" ...; shown: as much of it as may be told; grave: it must
+    not go up (an e-mail address may be meant to)"""
+
+    file: str
+    where: str
+    what: str
+    shown: str
+    grave: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.file}, {self.where}, holds {self.what} ({self.shown})"
+
+
+def check_private(files: Files, roots: Iterable[Path]) -> list[Finding]:
+    """Raises PublishError where a file tells a secret or a path of this machine; returns what is told as a warning.
+
+    roots: folders of this machine whose paths are looked for, besides everyone's home
+    """
+    found = list(look(files, roots))
+    grave = [one for one in found if one.grave]
+    if grave:
+        lines = [str(one) for one in grave[:SHOWN]]
+        more = f"\n(and {len(grave) - SHOWN} more)" if len(grave) > SHOWN else ""
+        raise PublishError(";\n".join(lines) + f"{more}; take it out, then publish again; nothing was sent")
+    return found
+
+
+def look(files: Files, roots: Iterable[Path]) -> Iterator[Finding]:
+    """Everything that is found, file by file.  Raises PublishError for a text file that is not UTF-8."""
+    patterns = _patterns(roots)
+    for name, file in files.items():
+        for where, text, kinds in texts(name, file):
+            for what, pattern, grave in patterns:
+                if kinds == "secrets" and (not grave or what in PATHS or what == HERE):
+                    continue
+                for match in pattern.finditer(text):
+                    line = text.count("\n", 0, match.start()) + 1
+                    yield Finding(name, where or f"line {line}", what, _shown(what, match), grave)
+
+
+HERE = "a path of this machine"
+
+
+def _patterns(roots: Iterable[Path]) -> list[tuple[str, re.Pattern[str], bool]]:
+    """(what, pattern, grave): paths of this machine first, which says more than that it is someone's home."""
+    # / and /tmp would be found in many a text that has nothing to do with this machine.
+    names = {str(root) for root in {Path.home(), Path.cwd(), *roots} if len(root.parts) > 1 and str(root) != "/tmp"}
+    found: list[tuple[str, str, bool]] = []
+    if names:
+        names |= {json.dumps(name)[1:-1] for name in names}  # as JSON escapes what is not ASCII, and backslashes
+        either = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+        found.append((HERE, rf"(?<![\w.])(?:{either})(?=[/\\\"'\s,;:)]|$)", True))
+    found += [(what, pattern, True) for what, pattern in SECRETS.items()]
+    found += [("what is named as a secret", NAMED, True)]
+    found += [(what, pattern, True) for what, pattern in PATHS.items()]
+    found += [("an e-mail address", MAIL, False)]
+    return [(what, re.compile(pattern, re.MULTILINE), grave) for what, pattern, grave in found]
+
+
+def _shown(what: str, match: re.Match[str]) -> str:
+    text = match[0]
+    if what == HERE or what in PATHS or what == "an e-mail address":
+        return text
+    if what == "what is named as a secret":
+        start = match.start("value") - match.start()
+        return f"{text[:start]}{text[start : start + 3]}..."
+    if what == "a password in a URL":
+        return f"{text[: text.index('://') + 3]}{text.split('://')[1].split(':')[0]}:..."
+    return text if what == "a private key" else f"{text[:6]}..."
+
+
+# Texts of a file ------------------------------------------------------------------------------------------------------
+
+
+def texts(name: str, file: Path | bytes) -> Iterator[tuple[str, str, str]]:
+    """(where, or "" for a text whose lines count; text; "all" or "secrets", as vocabularies are full of words)."""
+    last = name.rpartition("/")[2]
+    if name.endswith(".safetensors"):
+        found = header(name, file)
+        yield "header", json.dumps(found.pop("__metadata__", None) or {}, indent=1, ensure_ascii=False), "all"
+        yield "header", "\n".join(found), "all"
+    elif name.endswith(".png"):
+        yield from ((where, text, "all") for where, text in _png(name, file))
+    elif name.endswith(".model"):
+        yield "bytes", _bytes(file).decode("latin-1"), "secrets"
+    else:
+        try:
+            text = _bytes(file).decode("utf8")
+        except UnicodeDecodeError as error:
+            raise PublishError(f"{name} is not UTF-8 text ({error.reason} at byte {error.start}); correct it") from None
+        yield "", text, "secrets" if last in VOCABULARY else "all"
+        if last == "tokenizer.json":
+            yield "besides its words", _without_words(text), "all"
+
+
+def _bytes(file: Path | bytes) -> bytes:
+    return file if isinstance(file, bytes) else file.read_bytes()
+
+
+def _without_words(text: str) -> str:
+    """A tokenizer's JSON without its vocabulary: templates, normalisers, the names of files it was made of."""
+    content = json.loads(text)
+    if isinstance(content, dict):
+        content.pop("added_tokens", None)
+        if isinstance(content.get("model"), dict):
+            content["model"] = {key: value for key, value in content["model"].items() if key not in ("vocab", "merges")}
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def header(name: str, file: Path | bytes) -> dict[str, Any]:
+    """The JSON before the tensors of a safetensors file: their shapes by name, and "__metadata__"."""
+    if isinstance(file, Path):
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            raw = stream.read(size) if size <= HEADER else b""
+    else:
+        size = int.from_bytes(file[:8], "little")
+        raw = file[8 : 8 + size] if size <= HEADER else b""
+    try:
+        return dict(json.loads(raw))
+    except (ValueError, TypeError):
+        raise PublishError(f"{name} is no safetensors file: its header can't be read; save it again") from None
+
+
+def _png(name: str, file: Path | bytes) -> Iterator[tuple[str, str]]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file if isinstance(file, Path) else io.BytesIO(file)) as image:
+            image.load()  # texts may come after the pixels
+            kept = {key: value for key, value in image.info.items() if key != "exif"}
+            yield from ((f"text {key}", str(value)) for key, value in kept.items() if isinstance(value, str | bytes))
+            yield from ((f"EXIF {key}", str(value)) for key, value in image.getexif().items())
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise PublishError(f"{name} is no picture that can be read ({error}); draw it again, or delete it") from None

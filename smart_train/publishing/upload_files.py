@@ -1,0 +1,158 @@
+"""What goes up: the files that were verified, without this machine's paths, and what a run tells beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from smart_train.core.errors import PublishError
+from smart_train.core.hub import LOCAL, PACKAGE
+from smart_train.models.checksums import broken, parts
+from smart_train.models.safe_loading import SETTINGS, VERIFIED
+from smart_train.publishing.secrets import Files
+
+logger = logging.getLogger(__name__)
+
+PEFT = "adapter_config.json"
+FACTS = "facts.json"  # of facts.py, which imports torch
+AGAIN = "finish the run, or verify it again (docs/publishing.md says how)"
+
+
+def find(source: Path) -> tuple[Path, Path | None]:
+    """(the adapter's folder, the run's or None) of either of them."""
+    if (source / "adapter" / SETTINGS).is_file():
+        return source / "adapter", source
+    if not (source / SETTINGS).is_file():
+        raise PublishError(f"{source}: no adapter there ({SETTINGS} is missing); name a run's folder or its adapter/")
+    whole = source.resolve().parent
+    return source, whole if source.resolve().name == "adapter" and (whole / "recipe.yaml").is_file() else None
+
+
+def check_verified(folder: Path) -> None:
+    """Raises PublishError unless every file that can change a vector is as it was when the folder was reloaded and
+    compared, and links to files outside of it are none."""
+    if not (folder / VERIFIED).is_file():
+        raise PublishError(f"{folder} was never verified ({VERIFIED} is missing): it may not load as trained; {AGAIN}")
+    try:
+        links = [path for found in parts(folder) for path in found if path.is_symlink()]
+        if links:
+            raise PublishError(f"{links[0]} is a link; publish a copy of what it points to (cp -rL)")
+        other = broken(folder)
+    except PublishError:
+        raise
+    except ValueError as error:
+        raise PublishError(f"{error}; {AGAIN}") from None
+    if other:
+        told = ", ".join(f"{name} ({what})" for name, what in sorted(other.items()))
+        raise PublishError(f"{folder} is not what was verified: {told}; {AGAIN}")
+
+
+def collect(folder: Path, run: Path | None) -> Files:
+    """Path in the repository -> file here, or content where that is not the same as here: all but the card."""
+    settings = read_json(folder / SETTINGS)
+    base = public_name(settings)
+    wanted, left_out = parts(folder)
+    files: Files = {path.relative_to(folder).as_posix(): path for path in wanted}
+    if base != settings["base"]:
+        files[SETTINGS] = _dump({**settings, "base": base, "model": {**settings["model"], "base": base}})
+    if PEFT in files and not is_hub(base):
+        files[PEFT] = _dump({**read_json(folder / PEFT), "base_model_name_or_path": base})
+    _seal_again(files, folder)
+    for name in ("metrics.json", "curve.png"):
+        if run is not None and (run / name).is_file():
+            files[name] = run / name
+    if run is not None and (run / "recipe.yaml").is_file():
+        local = [settings["base"]] if base != settings["base"] else []
+        files["recipe.yaml"] = recipe_without_paths(run, local).encode()
+    if left_out:
+        names = ", ".join(path.relative_to(folder).as_posix() for path in left_out)
+        logger.info("left out (neither weights as safetensors, JSON nor tokenizer): %s", names)
+    if base.startswith(LOCAL) and (settings["adapter"] or {}).get("kind") != "full":
+        logger.warning("the base %s is a folder of this machine: who hasn't got it can't use the adapter", base)
+    return files
+
+
+def _seal_again(files: Files, folder: Path) -> None:
+    """verified.json with the hashes of what goes up otherwise than it lies here: who downloads it can check them."""
+    changed = {name: hashlib.sha256(file).hexdigest() for name, file in files.items() if isinstance(file, bytes)}
+    if changed:
+        report = read_json(folder / VERIFIED)
+        files[VERIFIED] = _dump({**report, "files": {**report["files"], **changed}})
+
+
+def public_name(settings: dict[str, Any]) -> str:
+    """The base as others may read it: a Hub id, package:NAME/FOLDER, or local:NAME for a folder of this machine."""
+    base: str = settings["base"]
+    if settings["fingerprint"] is None or base.startswith((PACKAGE, LOCAL)):
+        return base
+    return LOCAL + Path(base).expanduser().resolve().name
+
+
+def is_hub(base: str) -> bool:
+    return not base.startswith((PACKAGE, LOCAL))
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise PublishError(f"{path} is no JSON ({error}); it was written by half or edited; {AGAIN}") from None
+
+
+def _dump(content: Any) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+# A recipe without paths -----------------------------------------------------------------------------------------------
+
+
+def recipe_without_paths(run: Path, local: list[str]) -> str:
+    """A run's recipe with every path of its machine cut to its last name: absolute ones, those in ``local``, and
+    relative ones that lead somewhere, as a base's, the data's or the run's own may.  Sources of a folder's data are
+    told by number: they are names of its files."""
+    from smart_train.config.recipe import stored
+
+    path, facts = run / "recipe.yaml", run / FACTS
+    values = stored(path)
+    lines = path.read_text(encoding="utf8").splitlines(keepends=True)
+    text = "".join(line for line in lines if not line.startswith("#"))
+    found = {*_paths(values), *(value for value in local if len(Path(value).parts) > 1)}
+    kind = read_json(facts)["data"]["kind"] if facts.is_file() else None
+    if kind == "local":
+        found |= {value for value in (values["data"]["path"],) if len(Path(value).parts) > 1}
+    sources = values["data"].get("source_weights") or {}
+    if sources and kind != "hub":
+        block = "".join(f"    {LOCAL}source-{number}: {weight}\n" for number, weight in enumerate(sources.values(), 1))
+        text, count = re.subn(r"(?m)^  source_weights:\n(?: {4}.*\n)+", f"  source_weights:\n{block}", text)
+        if not count:
+            what = "data.source_weights with names of files, which can't be cut there"
+            raise PublishError(f"{path} holds {what}; write them one a line, or cut them by hand")
+    for value in sorted(found, key=len, reverse=True):
+        name = (LOCAL + Path(value).name).replace("\\", "")
+        text, count = re.subn(rf"(?<![\w/.~-]){re.escape(value)}(?![\w/.-])", name, text)
+        if not count:  # folded over two lines, or quoted with escapes
+            raise PublishError(f"{path} holds the path {value}, which can't be cut there; cut it by hand")
+    return f"# The run's recipe, resolved: every key as it was used; {LOCAL}NAME was a path of its machine.\n{text}"
+
+
+def _paths(value: Any, key: str = "") -> Iterator[str]:
+    if isinstance(value, dict | list):
+        for name, one in value.items() if isinstance(value, dict) else ((key, one) for one in value):
+            yield from _paths(one, name)
+    elif isinstance(value, str) and not key.endswith("_prompt") and len(Path(value).parts) > 1:
+        private = Path(value).is_absolute() or value.startswith(("~", "../")) or PureWindowsPath(value).is_absolute()
+        yield from [value] if private or _is_folder(value) else []
+
+
+def _is_folder(value: str) -> bool:
+    """Whether a relative path was a folder's and no id of the Hub: it is there, seen from here.  (A run takes a folder
+    that is there for one, too.)"""
+    try:
+        return Path(value).exists()
+    except (OSError, ValueError):  # too long for a name, or no name at all
+        return False

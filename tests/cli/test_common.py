@@ -1,0 +1,47 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from smart_train.cli.main.benchmark import _filed
+from smart_train.cli.main.main import main
+from smart_train.cli.main.options import check_output
+
+from smart_train.core.hub import told_name
+
+
+@pytest.mark.parametrize("command", ["evaluate", "probe"])
+@pytest.mark.parametrize("seed", ["-1", "1.5", "x"])
+def test_a_seed_that_no_generator_takes_is_refused_before_anything_is_read(command, seed, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "nowhere", "--model", "nothing", "--output", "out", "--seed", seed])
+    assert ended.value.code == 2 and "is not a whole number of 0 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf", "-inf", "heavy"])
+def test_a_weight_that_would_make_every_score_nan_is_refused_before_anything_is_read(weight, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "nowhere", "--model", "nothing", f"--late-weight={weight}"])
+    assert ended.value.code == 2 and "is not a finite number" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "closed").mkdir()
+    allowed = os.access  # who runs tests as root may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "closed" and allowed(path, mode))
+    for name, told in (("file/out", "file is a file"), ("closed/a/b", "nothing can be written into")):
+        assert main(["evaluate", "nowhere", "--model", "nothing", "--output", str(tmp_path / name)]) == 2
+        assert told in capsys.readouterr().err
+    check_output(tmp_path / "new" / "out")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_s_adapter_is_told_by_its_run_and_never_by_where_it_lies(tmp_path):
+    (tmp_path / "mine" / "adapter").mkdir(parents=True)
+    (tmp_path / "free").mkdir()
+    run, free = str(tmp_path / "mine" / "adapter"), str(tmp_path / "free")
+    assert [told_name(run), told_name(free), told_name("me/mine")] == ["mine/adapter", "free", "me/mine"]
+    assert [_filed(run), _filed(free), _filed("me/mine")] == ["local/mine", "local/free", "me/mine"]

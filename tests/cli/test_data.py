@@ -1,0 +1,102 @@
+"""``smart-train data``: what is printed, what is written, and the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny_data
+from smart_train.cli.main.main import UsageError, data
+
+from smart_train.data.collection import read_beir
+from smart_train.data.load import DataError
+
+
+def run(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    data.add(parser.add_subparsers())
+    options = parser.parse_args(["data", *map(str, arguments)])
+    return int(options.run(options) or 0)
+
+
+@pytest.fixture
+def folder(tmp_path, beir_folder) -> Path:
+    """The shared collection without its test split's neighbours in train: nothing is wrong with it."""
+    found = Path(shutil.copytree(beir_folder, tmp_path / "mine"))
+    rows = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{n}\t1" for n in range(16))]
+    (found / "qrels" / "train.tsv").write_text("\n".join(rows) + "\n")
+    rows = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{n}\t1" for n in range(16, 24))]
+    (found / "qrels" / "test.tsv").write_text("\n".join(rows) + "\n")
+    return found
+
+
+def test_a_clean_folder_gives_0(folder, capsys):
+    assert run("check", folder) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "mine: 24 documents (0 with an image), 24 queries; judged in test 8, train 16",
+        "Nothing is wrong with it.",
+    ]
+
+
+def spoil(folder: Path) -> None:
+    tiny_data.write_lines(folder / "negatives.jsonl", [{"_id": "q0", "negatives": ["d3", "d0", "lost"]}])
+    with (folder / "qrels" / "train.tsv").open("a") as stream:
+        stream.write("q3\tgone\t1\nq4\td20\t1\n")
+
+
+def test_what_is_found_is_counted_named_and_gives_3(folder, capsys):
+    spoil(folder)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert run("check", folder) == 3
+    out = capsys.readouterr().out
+    for line in ("1  corpus-id", "gone", "1  negative-id", "q0 -> lost", "1  leak-page (train and test)", "q4 -> d20"):
+        assert line in out
+    told = "Would drop: 1 of 24 queries, 1 of 16 train queries, 3 of 26 judgements, 2 of 3 negatives."
+    assert told in out and f"smart-train data check {folder} --fix OUT" in out
+    assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_fix_writes_what_is_left_and_that_is_clean(folder, tmp_path, capsys):
+    spoil(folder)
+    assert run("check", folder, "--fix", tmp_path / "out") == 0
+    assert "What is left is written" in capsys.readouterr().out
+    assert run("check", tmp_path / "out") == 0
+    train = read_beir(tmp_path / "out", "train")
+    assert len(train.queries) == 15 and train.negatives == {"q0": ["d3"]}
+    with pytest.raises(UsageError, match="not empty; name a new folder"):
+        run("check", folder, "--fix", tmp_path / "out")
+
+
+def test_kinds_and_thresholds_are_arguments(folder):
+    spoil(folder)
+    given = ["--ignore", "corpus-id", "--ignore", "negative-id", "--ignore", "negative-relevant"]
+    assert run("check", folder, *given) == 3
+    assert run("check", folder, *given, "--ignore", "leak-page") == 0
+    assert run("check", folder, *given, "--ignore", "leak-page", "--similar", 0.5) == 3  # one template, another topic
+    for wrong in (["--ignore", "leaks"], ["--similar", 0], ["--jobs", 0]):
+        with pytest.raises(UsageError, match=wrong[0]):
+            run("check", folder, *wrong)
+
+
+def test_a_split_that_would_vanish_is_not_written(folder, tmp_path):
+    (folder / "qrels" / "train.tsv").write_text("q16\td16\t1\n")
+    with pytest.raises(DataError, match="nothing would be left of train"):
+        run("check", folder, "--fix", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pages_and_rows_are_checked_too(tmp_path, page_rows, capsys):
+    assert run("check", page_rows, "--jobs", 2) == 0
+    assert "24 documents (24 with an image), 32 queries" in capsys.readouterr().out
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG")
+    rows = [{"question": "what is it", "image": "cut.png"}, {"question": "what is this", "image": "whole.png"}]
+    tiny_data.draw_page(1).save(tmp_path / "whole.png")
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert run("check", tmp_path / "train.jsonl") == 3
+    assert "1  image: images cannot be decoded" in capsys.readouterr().out
+    assert run("check", tmp_path / "train.jsonl", "--no-images") == 0
+    assert run("check", tmp_path / "train.jsonl", "--fix", tmp_path / "out") == 0
+    assert [d.content() for d in read_beir(tmp_path / "out", "train").corpus.values()] == [tiny_data.draw_page(1)]

@@ -1,0 +1,122 @@
+"""Distillation against sentence-transformers' losses, and who teaches whom."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from formula import draw
+from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, MarginMSELoss
+
+from smart_train.config.schema import HybridBlock, ObjectiveBlock, TeacherBlock, TermBlock
+from smart_train.core.embeddings import Embeddings
+from smart_train.losses.contrastive import FLOOR
+from smart_train.losses.distillation import divergence, listed, soft_target
+from smart_train.losses.joint import Labels, joint_loss
+
+OFF = TermBlock(0.0)
+nan = float("nan")
+
+
+def taught(kind: str, temperature: float, scale: float = 1.0) -> ObjectiveBlock:
+    return ObjectiveBlock(OFF, OFF, OFF, teacher=TeacherBlock(1.0, temperature, kind, scale, "pooled"))
+
+
+def scored(queries: int, ways: int) -> tuple[Embeddings, Embeddings, torch.Tensor, Labels]:
+    """Query q has documents q, queries + q, 2 * queries + q ...: the first is its positive, the teacher scored each."""
+    teacher = torch.randn(queries, ways, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    table = torch.full((queries, queries * ways), nan, dtype=torch.float64)
+    for query in range(queries):
+        table[query, query::queries] = teacher[query]
+    relevance = torch.eye(queries, queries * ways, dtype=torch.bool)
+    labels = Labels(relevance, torch.arange(queries).unsqueeze(1).repeat(1, 2), teacher=table)
+    sides = (draw([1] * rows, seed, dtype=torch.float64) for seed, rows in enumerate((queries, queries * ways)))
+    return (*sides, teacher, labels)
+
+
+@pytest.mark.parametrize("ways", [2, 4])
+@pytest.mark.parametrize("temperature", [1.0, 0.2])
+def test_the_teachers_divergence_is_sentence_transformers_own_but_for_the_squared_temperature(temperature, ways):
+    queries, documents, teacher, labels = scored(5, ways)
+    ours = joint_loss(queries, documents, labels, taught("kl", temperature), HybridBlock()).total
+    theirs = DistillKLDivLoss(SimpleNamespace(), temperature=temperature)
+    expected = theirs.compute_loss_from_embeddings([queries.pooled, *documents.pooled.split(5)], teacher)
+    torch.testing.assert_close(ours * temperature**2, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("ways", [2, 4])
+def test_margin_mse_is_sentence_transformers_own_in_units_of_the_temperature(ways):
+    queries, documents, teacher, labels = scored(5, ways)
+    ours = joint_loss(queries, documents, labels, taught("margin_mse", 0.5, scale=0.1), HybridBlock()).total
+    theirs = MarginMSELoss(SimpleNamespace())
+    expected = theirs.compute_loss_from_embeddings([queries.pooled, *documents.pooled.split(5)], teacher * 0.1)
+    torch.testing.assert_close(ours * 0.5**2, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["kl", "margin_mse"])
+def test_a_teacher_without_a_score_costs_nothing_and_moves_nothing(kind):
+    queries, documents, _, labels = scored(3, 2)
+    labels.teacher.fill_(nan)
+    labels.teacher[1, 1] = 2.0  # one score alone says nothing of an order
+    loss = joint_loss(queries, documents, labels, taught(kind, 0.1), HybridBlock()).total
+    loss.backward()
+    assert loss.item() == 0
+    assert queries.pooled.grad.abs().max() == 0
+    assert documents.pooled.grad.abs().max() == 0
+
+
+def test_only_scored_documents_learn_from_the_teacher():
+    queries, documents, _, labels = scored(3, 3)
+    labels.teacher[:, 4:] = nan
+    joint_loss(queries, documents, labels, taught("kl", 0.1), HybridBlock()).total.backward()
+    moved = documents.pooled.grad.abs().amax(1) > 0
+    assert moved.tolist() == [True, False, False, True, False, False, False, False, False]  # query 0 has two scores
+
+
+def test_the_late_score_teaches_and_does_not_learn():
+    queries, documents = draw([3, 2, 4], 0), draw([2, 5, 1, 3], 1)
+    labels = Labels(torch.eye(3, 4, dtype=torch.bool), torch.tensor([[0, 0], [1, 1], [2, 2]]))
+    objective = ObjectiveBlock(OFF, OFF, OFF, self_distillation=TermBlock(1.0, 0.1))
+    loss = joint_loss(queries, documents, labels, objective, HybridBlock())
+    loss.total.backward()
+    assert loss.total.item() > 0
+    assert queries.tokens.values.grad is None
+    assert documents.tokens.values.grad is None
+    assert queries.pooled.grad.abs().max() > 0
+
+
+def test_self_distillation_is_zero_and_flat_where_both_views_agree():
+    rows = draw([1] * 4, 0, pooled=8, width=8)
+    queries = Embeddings(rows.tokens.values.detach().clone().requires_grad_(True), rows.tokens)
+    labels = Labels(torch.eye(4, dtype=torch.bool), torch.arange(4).unsqueeze(1).repeat(1, 2))
+    objective = ObjectiveBlock(OFF, OFF, OFF, self_distillation=TermBlock(1.0, 0.1))
+    loss = joint_loss(queries, queries, labels, objective, HybridBlock()).total
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert queries.pooled.grad.abs().max() < 1e-5
+
+
+def test_a_divergence_of_no_member_or_one_is_zero_with_a_zero_gradient():
+    student = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]], requires_grad=True)
+    out = torch.tensor([[True, True, True], [True, False, True]])
+    costs = divergence(student.masked_fill(out, FLOOR), *soft_target(torch.zeros(2, 3).masked_fill(out, FLOOR)))
+    costs.sum().backward()
+    assert costs.tolist() == [0, 0]
+    assert student.grad.abs().max() == 0
+
+
+def test_listed_puts_the_true_places_of_a_row_side_by_side():
+    there = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 0, 1]], dtype=torch.bool)
+    columns, real = listed(there)
+    assert [row[mask].tolist() for row, mask in zip(columns, real, strict=True)] == [[1, 3], [], [0, 1, 3]]
+    assert listed(torch.zeros(2, 4, dtype=torch.bool))[0].shape == (2, 0)
+
+
+def test_a_teacher_or_grades_that_are_not_there_are_asked_for():
+    queries, documents = draw([1], 0), draw([1, 1], 1)
+    labels = Labels(torch.tensor([[True, False]]), torch.tensor([[0, 0]]))
+    with pytest.raises(ValueError, match="teacher.weight needs a teacher's scores.*data.teacher"):
+        joint_loss(queries, documents, labels, taught("kl", 0.1), HybridBlock())
+    with pytest.raises(ValueError, match="graded needs the answers' grades"):
+        joint_loss(queries, documents, labels, ObjectiveBlock(graded=True), HybridBlock())

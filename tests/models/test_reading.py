@@ -1,0 +1,187 @@
+"""Files that are broken, of another model or of a failed run are refused before the base is loaded, and what was in
+memory is as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+
+from smart_train.config.schema import AdapterBlock, LateBlock
+from smart_train.core.errors import AdapterError
+from smart_train.models import saving as reading
+from smart_train.models.encoder import SmartEncoder
+from smart_train.models.lora import WEIGHTS, load_lora, load_lora_weights
+from smart_train.models.safe_loading import HEAD, SETTINGS
+from smart_train.models.saving import load_head, verify
+
+FULL = "model.safetensors"
+
+
+def encoder_of(base: Path, kind: str = "lora", trained: bool = True) -> SmartEncoder:
+    adapter = AdapterBlock(kind=kind, r=4)  # type: ignore[arg-type]
+    encoder = SmartEncoder(str(base), late=LateBlock(head="linear", dim=12), adapter=adapter, device="cpu")
+    for parameter in encoder.parameters():
+        if parameter.requires_grad and trained:
+            parameter.data += 0.1
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def sound(tiny_bert, tmp_path_factory) -> Path:
+    return encoder_of(tiny_bert).save_pretrained(tmp_path_factory.mktemp("sound") / "adapter")
+
+
+@pytest.fixture
+def folder(sound, tmp_path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "adapter"))
+
+
+def rewrite(path: Path, change) -> None:
+    tensors = {name: tensor.clone().contiguous() for name, tensor in change(load_file(path)).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def first(change):
+    """Changes a file's first tensor."""
+    return lambda path: rewrite(path, lambda tensors: {**tensors, min(tensors): change(tensors[min(tensors)])})
+
+
+def one_number(value: float):
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        tensor.view(-1)[1] = value
+        return tensor
+
+    return change
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+BROKEN = {
+    "cut short": (cut, "is no whole safetensors file"),
+    "empty": (lambda path: path.write_bytes(b""), "is no whole safetensors file"),
+    "whole numbers": (first(lambda t: t.to(torch.int8)), "is int8, expected float32, bfloat16 or float16"),
+    "double": (first(torch.Tensor.double), "is float64, expected"),
+    "NaN": (first(one_number(float("nan"))), "1 of [0-9]+ numbers of .* are NaN"),
+    "infinity": (first(one_number(float("inf"))), "are NaN or infinite"),
+}
+WRONG = {
+    "a key missing": lambda path: rewrite(path, lambda t: {n: v for n, v in t.items() if n != min(t)}),
+    "a key renamed": lambda path: rewrite(path, lambda t: {f"module.{n}": v for n, v in t.items()}),
+    "a key too many": lambda path: rewrite(path, lambda t: {**t, "more": torch.ones(2)}),
+    "another size": first(lambda t: t[:2]),
+}
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, HEAD])
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_file_is_told_before_the_base_is_loaded(what, file, folder, monkeypatch):
+    spoil, told = BROKEN[what]
+    spoil(folder / file)
+    monkeypatch.setattr(reading, "SmartEncoder", None)  # loading the base would be another error
+    with pytest.raises(AdapterError, match=told) as error:
+        reading.load(str(folder), device="cpu")
+    assert file in str(error.value) and "nothing was loaded" in str(error.value)
+
+
+@pytest.mark.parametrize("what", [*BROKEN, *WRONG])
+def test_an_encoder_is_as_it_was_after_a_refused_load(what, folder, tiny_bert):
+    spoil = BROKEN[what][0] if what in BROKEN else WRONG[what]
+    spoil(folder / WEIGHTS)
+    spoil(folder / HEAD)
+    encoder = encoder_of(tiny_bert)
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    for refused in (lambda: load_lora_weights(encoder.backbone, folder), lambda: load_head(encoder, folder)):
+        with pytest.raises(AdapterError):
+            refused()
+    after = encoder.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_tensor_that_is_there_twice_is_refused_and_not_chosen(folder):
+    rewrite(folder / WEIGHTS, lambda t: {**t, min(t).removeprefix("base_model.model."): t[min(t)] + 1})
+    with pytest.raises(AdapterError, match="1 of [0-9]+ tensors are there twice"):
+        reading.load(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_plain_base_has_no_lora_after_a_refused_one(what, folder, tiny_bert):
+    WRONG[what](folder / WEIGHTS)
+    model = SentenceTransformer(str(tiny_bert), device="cpu")[0].model
+    model.embeddings.requires_grad_(False)
+    before = {name: (p.requires_grad, p.detach().clone()) for name, p in model.named_parameters()}
+    with pytest.raises(AdapterError, match="nothing was loaded"):
+        load_lora(model, folder)
+    after = {name: (p.requires_grad, p) for name, p in model.named_parameters()}
+    assert before.keys() == after.keys() and not hasattr(model, "peft_config")
+    assert all(before[n][0] == after[n][0] and torch.equal(before[n][1], after[n][1]) for n in before)
+    assert not model._hf_peft_config_loaded
+
+
+@pytest.mark.parametrize("what", ["a key missing", "a key renamed", "a key too many"])
+def test_whole_weights_with_other_keys_are_refused_and_never_drawn_at_random(what, tiny_bert, tmp_path):
+    folder = encoder_of(tiny_bert, "full").save_pretrained(tmp_path / "full")
+    SmartEncoder.from_pretrained(folder, device="cpu")
+    WRONG[what](folder / FULL)
+    with pytest.raises(AdapterError, match=r"of the model's tensors are missing \(.*not this model's"):
+        SmartEncoder.from_pretrained(folder, device="cpu")
+
+
+def test_whole_weights_cut_short_are_refused(tiny_bert, tmp_path):
+    folder = encoder_of(tiny_bert, "full").save_pretrained(tmp_path / "full")
+    cut(folder / FULL)
+    with pytest.raises(AdapterError, match=f"{FULL} is no whole safetensors file"):
+        SmartEncoder.from_pretrained(folder, device="cpu")
+
+
+SETTINGS_BROKEN = {
+    "no JSON": (lambda text: text[:-30], "is no JSON"),
+    "no block": (lambda text: text.replace('"late": {', '"earlier": {'), "late missing"),
+    "a key of a later version": (lambda text: text.replace('"drop"', '"dropped"'), "late has dropped"),
+    "no dtype": (lambda text: text.replace('"dtype": "auto"', '"dtype": "load"'), "model.dtype must be one of"),
+}
+
+
+@pytest.mark.parametrize("what", SETTINGS_BROKEN)
+def test_settings_that_are_broken_are_told_by_file_and_key(what, folder):
+    change, told = SETTINGS_BROKEN[what]
+    text = (folder / SETTINGS).read_text()
+    assert change(text) != text
+    (folder / SETTINGS).write_text(change(text))
+    with pytest.raises(AdapterError, match=told) as error:
+        SmartEncoder.from_pretrained(folder, device="cpu")
+    assert SETTINGS in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["modules.json", "1_Pooling/config.json"])
+def test_a_folder_that_plain_sentence_transformers_would_pool_otherwise_is_not_verified(
+    file, tiny_modernbert, tmp_path
+):
+    """Without modules.json it takes the mean, and says nothing: this base pools its first token."""
+    encoder = encoder_of(tiny_modernbert)
+    folder = encoder.save_pretrained(tmp_path / "adapter")
+    if file == "modules.json":
+        (folder / file).unlink()
+    else:
+        config = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({**config, "pooling_mode": "mean"}))
+    plain = SentenceTransformer(str(folder), device="cpu").encode(tiny.TEXTS, convert_to_tensor=True)
+    ours = encoder.encode_documents(tiny.TEXTS).pooled
+    assert (torch.nn.functional.normalize(plain, dim=-1) - ours).abs().max() > 0.01
+    with pytest.raises(AdapterError, match="with cls pooling, found"):
+        verify(encoder, folder, ["a query"], tiny.TEXTS)
+
+
+def test_the_folder_of_a_head_alone_is_none_that_plain_sentence_transformers_reads(tiny_bert, tmp_path):
+    """It would have to make up the base."""
+    folder = encoder_of(tiny_bert, "frozen").save_pretrained(tmp_path / "frozen")
+    with pytest.raises((OSError, ValueError)):
+        SentenceTransformer(str(folder), device="cpu")
