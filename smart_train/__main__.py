@@ -2,7 +2,7 @@
 
 import sys
 
-from smart_train.cli.main.main import main
+from smart_train.cli.main import main
 
 if __name__ == "__main__":  # spawned workers import this file again, under another name
     sys.exit(main())

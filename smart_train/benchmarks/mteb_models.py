@@ -1,4 +1,4 @@
-"""What MTEB files results under: a model's name, what it is, and a revision that tells one set of weights from another."""
+"""Models for MTEB: an encoder as a dense, a late-interaction or a hybrid retriever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``smart-train benchmark``: public benchmarks, through MTEB (BEIR, NanoBEIR, ViDoRe ...) or from MMEB-V2's own folder."""
+"""``smart-train benchmark``: run public benchmarks, through MTEB or from the files of MMEB-V2."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from smart_train.cli.main.options import (
+from smart_train.cli.options import (
     add_model,
     add_reading,
     check_output,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smart_train.cli.main.options import count
+from smart_train.cli.options import count
 from smart_train.core.errors import UsageError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smart_train.cli.main.options import (
+from smart_train.cli.options import (
     add_model,
     add_reading,
     check_output,
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
     from smart_train.distributed.process_group import launched
     from smart_train.evaluation.evaluator import Plan, evaluate_data, images_of, read, write
-    from smart_train.evaluation.report.summary.tables import text
+    from smart_train.evaluation.report.tables import text
 
     given = read(data, options.split, held_out)
     check_pages((given.collection.corpus,), options, base)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from smart_train.cli.main.options import DTYPES
+from smart_train.cli.options import DTYPES
 
 KINDS = ("merged", "multi-vector")
 

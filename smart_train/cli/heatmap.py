@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smart_train.cli.main.options import add_model, add_reading, check_reading, make_encoder
+from smart_train.cli.options import add_model, add_reading, check_reading, make_encoder
 from smart_train.core.errors import UsageError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from smart_train.cli.main.main import (
+from smart_train.cli import (
     benchmark,
     data,
     doctor,
@@ -26,7 +26,7 @@ from smart_train.cli.main.main import (
     probe,
     publish,
 )
-from smart_train.cli.main.options import FLAGS, OF_ADAPTERS
+from smart_train.cli.options import FLAGS, OF_ADAPTERS
 from smart_train.config.typed_values import RecipeError
 from smart_train.core.errors import BaseNotFound, Preempted, UsageError
 from smart_train.distributed.environment import rank, world

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from smart_train.cli.main.options import count
+from smart_train.cli.options import count
 from smart_train.core.errors import UsageError
 
 FLAGS = {"data.path: ": "--data: ", "data.split: ": "--split: "}  # what the library says -> this command's flag

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from smart_train.cli.main.options import add_model, add_reading, check_reading, count, make_encoder
+from smart_train.cli.options import add_model, add_reading, check_reading, count, make_encoder
 from smart_train.core.errors import UsageError
 
 WORDS = {

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smart_train.cli.main.options import (
+from smart_train.cli.options import (
     add_model,
     add_reading,
     check_output,

@@ -6,8 +6,8 @@ import argparse
 import re
 from typing import Any
 
-from smart_train.cli.main.export import KINDS, add_options
-from smart_train.cli.main.options import count
+from smart_train.cli.export import KINDS, add_options
+from smart_train.cli.options import count
 from smart_train.core.errors import UsageError
 
 

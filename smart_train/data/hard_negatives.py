@@ -1,4 +1,4 @@
-"""What queries have besides their answers: hard negatives, and another model's scores; read from a folder or a Hub set."""
+"""Read hard negatives and teacher scores of queries, from a folder or a Hub dataset."""
 
 from __future__ import annotations
 

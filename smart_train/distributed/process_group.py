@@ -1,4 +1,4 @@
-"""The processes of a run as the rooms outside of training meet them: who I am, how many we are, what the others have."""
+"""The processes of a run: rank, world size, and exchange of values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What made an evaluation's vectors and figures, as JSON: written beside them, and compared before they are used again."""
+"""Evaluate an encoder on data: read, encode once, rank, compare, and write the figures."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from smart_train.evaluation import baseline as comparing
 from smart_train.evaluation.bm25 import Lexical, lexical
 from smart_train.evaluation.encode import standing
 from smart_train.evaluation.metrics import Group, groups, home
-from smart_train.evaluation.report.summary.failure_cases import Heatmap, worst
-from smart_train.evaluation.report.summary.html import report
-from smart_train.evaluation.report.summary.outcome import Outcome
-from smart_train.evaluation.report.summary.score_histograms import Observer
-from smart_train.evaluation.report.summary.summary import write_metrics
-from smart_train.evaluation.report.summary.tables import text, write_metrics_csv, write_query_csv
+from smart_train.evaluation.report.failure_cases import Heatmap, worst
+from smart_train.evaluation.report.html import report
+from smart_train.evaluation.report.outcome import Outcome
+from smart_train.evaluation.report.score_histograms import Observer
+from smart_train.evaluation.report.summary import write_metrics
+from smart_train.evaluation.report.tables import text, write_metrics_csv, write_query_csv
 from smart_train.evaluation.retrieval import evaluate_encoded
 from smart_train.evaluation.vector_store import Store, encode_shards
 from smart_train.models.encoder import SmartEncoder

@@ -15,7 +15,7 @@ from smart_train.distributed.process_group import Peers
 from smart_train.evaluation.encode import Collection, Encoded, Encoder, clock, encode
 from smart_train.evaluation.metrics import Interval, Ranking, interval, measure
 from smart_train.evaluation.ranking import MODES, Tile, check, checked, rank, rank_all, rank_views, tiles, view
-from smart_train.evaluation.report.summary.score_histograms import Observer
+from smart_train.evaluation.report.score_histograms import Observer
 from smart_train.evaluation.topk import Share
 
 __all__ = ["Evaluation", "calibrate", "calibrate_encoded", "evaluate", "evaluate_encoded", "rank", "rank_all"]

@@ -27,7 +27,7 @@ from smart_train.core.atomic_io import replacing
 from smart_train.ingest import image_files as stills
 from smart_train.ingest import text_files as texts
 from smart_train.ingest.folders import reason_of
-from smart_train.ingest.ingestion import Settings
+from smart_train.ingest.options import Settings
 from smart_train.ingest.pages import IMAGES, Kind, Outline, Page, Unreadable, file_id, page_hash, page_id
 from smart_train.ingest.pdf_files import Pdf
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from smart_train.core.errors import DataError
 from smart_train.ingest.folders import Skip
-from smart_train.ingest.ingestion import Settings
+from smart_train.ingest.options import Settings
 from smart_train.ingest.pages import PAGES, Kind, Outline, Page, write_pages
 
 START = 120.0  # seconds that a process may take to be ready: it imports an OCR hook's libraries

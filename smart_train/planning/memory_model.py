@@ -1,4 +1,4 @@
-"""A recipe that is looked at before it is run: its encoder without weights, its longest rows, a rank's share of a step."""
+"""A recipe without its weights: encoder shapes, longest rows, and one rank's share of a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays of a long pass in files: mapped into memory, gone on with by another process, replaced where they are stale."""
+"""Score every layer of an encoder from one encoding pass; resumable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of a card: what the adapter is, what was measured, what it was trained on and how.  Only what is recorded."""
+"""Write the model card of an adapter, from recorded facts only."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from smart_train.distributed.environment import rank, world
 from smart_train.distributed.process_group import Group
 from smart_train.evaluation.baseline import hashes
 from smart_train.evaluation.metrics import Interval
-from smart_train.evaluation.report.summary.summary import differences, plot, table, write_metrics
+from smart_train.evaluation.report.summary import differences, plot, table, write_metrics
 from smart_train.evaluation.retrieval import Evaluation, calibrate, evaluate
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.saving import verify

@@ -22,7 +22,6 @@ from mteb.tasks import (  # noqa: E402
     Vidore3FinanceEnRetrieval,
     VidoreArxivQARetrieval,
 )
-from smart_train.cli.main.main import main  # noqa: E402
 
 from smart_train.benchmarks import mteb_runs as benchmark_runs  # noqa: E402
 from smart_train.benchmarks.mteb_models import (  # noqa: E402
@@ -31,6 +30,7 @@ from smart_train.benchmarks.mteb_models import (  # noqa: E402
     mteb_models,  # noqa: E402
 )
 from smart_train.benchmarks.mteb_runs import find_tasks, run_tasks, table  # noqa: E402
+from smart_train.cli.main import main  # noqa: E402
 from smart_train.core.embeddings import Embeddings, Tokens  # noqa: E402
 from smart_train.core.errors import EvaluationError  # noqa: E402
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
-from smart_train.cli.main.main import main
 
+from smart_train.cli.main import main
 from smart_train.config.recipe import plain, read
 from smart_train.config.schema import AdapterBlock, LateBlock
 from smart_train.models.encoder import SmartEncoder

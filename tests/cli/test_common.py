@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
-from smart_train.cli.main.benchmark import _filed
-from smart_train.cli.main.main import main
-from smart_train.cli.main.options import check_output
 
+from smart_train.cli.benchmark import _filed
+from smart_train.cli.main import main
+from smart_train.cli.options import check_output
 from smart_train.core.hub import told_name
 
 

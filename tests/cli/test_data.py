@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import tiny_data
-from smart_train.cli.main.main import UsageError, data
 
+from smart_train.cli.main import UsageError, data
 from smart_train.data.collection import read_beir
 from smart_train.data.load import DataError
 

@@ -13,8 +13,8 @@ import accelerate
 import pytest
 import torch
 import yaml
-from smart_train.cli.main.main import main
 
+from smart_train.cli.main import main
 from smart_train.config.recipe import read
 from smart_train.config.schema import LateBlock
 from smart_train.models.encoder import SmartEncoder

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
-from smart_train.cli.main.main import main
 
+from smart_train.cli.main import main
 from smart_train.models.encoder import SmartEncoder
 
 TEXT = "Photosynthesis turns sunlight into sugar. Chlorophyll in the leaves absorbs light for the plants."

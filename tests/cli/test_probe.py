@@ -12,14 +12,14 @@ import pytest
 import tiny_data
 import torch
 from PIL import Image
-from smart_train.cli.main.main import main
-from smart_train.evaluation.report.summary.summary import STYLES
 
+from smart_train.cli.main import main
 from smart_train.config.checks.recipe import check
 from smart_train.config.recipe import plain, read
 from smart_train.config.schema import AdapterBlock, DataBlock, LateBlock
 from smart_train.data.dev_and_test import dev_and_test
 from smart_train.evaluation import encode as encoding
+from smart_train.evaluation.report.summary import STYLES
 from smart_train.evaluation.retrieval import evaluate
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.saving import verify

@@ -13,8 +13,8 @@ import pages
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from pages import ROOT, Command
-from smart_train.cli.main.main import _parser
 
+from smart_train.cli.main import _parser
 from smart_train.config.recipe import read
 from smart_train.config.typed_values import RecipeError
 

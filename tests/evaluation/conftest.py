@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from smart_train.evaluation.report.summary.outcome import Outcome
-from smart_train.evaluation.report.summary.score_histograms import Observer
 from word_encoder import WordEncoder, words_collection
 
 from smart_train.config.schema import HybridBlock
@@ -12,6 +10,8 @@ from smart_train.evaluation.baseline import Baseline, compare
 from smart_train.evaluation.bm25 import lexical
 from smart_train.evaluation.encode import encode
 from smart_train.evaluation.metrics import groups
+from smart_train.evaluation.report.outcome import Outcome
+from smart_train.evaluation.report.score_histograms import Observer
 from smart_train.evaluation.retrieval import evaluate, evaluate_encoded
 
 NASTY = "<script>alert('x')</script> & \"quotes\""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smart_train.evaluation.report.summary.summary import html as charts
+from smart_train.evaluation.report.summary import html as charts
 
 
 def test_charts_have_a_panel_for_every_comparison(outcome):

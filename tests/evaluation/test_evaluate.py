@@ -18,8 +18,8 @@ import pdfs
 import pytest
 import tiny_data
 from launches import environment, program
-from smart_train.cli.main.main import main
 
+from smart_train.cli.main import main
 from smart_train.data import store
 from smart_train.data.collection import Collection, Document
 from smart_train.data.readers import beir

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from smart_train.evaluation.report.summary.score_histograms import BINS, Observer, Spread
 from word_encoder import WordEncoder, words_collection
 
 from smart_train.config.schema import HybridBlock
 from smart_train.evaluation import ranking
 from smart_train.evaluation.encode import encode
+from smart_train.evaluation.report.score_histograms import BINS, Observer, Spread
 from smart_train.evaluation.retrieval import evaluate_encoded
 from smart_train.losses.similarity import scores
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from smart_train.evaluation.report.summary.outcome import Outcome
 
 from smart_train.evaluation.metrics import paired
+from smart_train.evaluation.report.outcome import Outcome
 
 
 def test_columns_hold_the_modes_and_bm25_with_ndcg_first(outcome):

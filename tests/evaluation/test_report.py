@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from smart_train.evaluation.report.summary.summary import STYLES, differences, plot, read_log, table, write_metrics
 
 from smart_train.config.schema import HybridBlock
 from smart_train.core.errors import EvaluationError
 from smart_train.evaluation.metrics import paired
+from smart_train.evaluation.report.summary import STYLES, differences, plot, read_log, table, write_metrics
 from smart_train.evaluation.retrieval import Evaluation
 
 

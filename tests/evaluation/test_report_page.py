@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 from typing import Any
 
 from PIL import Image
-from smart_train.evaluation.report.summary.failure_cases import worst
-from smart_train.evaluation.report.summary.html import report
-from smart_train.evaluation.report.summary.outcome import Outcome
-from smart_train.evaluation.report.summary.tables import text
 
 from smart_train.data.collection import Document
 from smart_train.evaluation.bm25 import Lexical
+from smart_train.evaluation.report.failure_cases import worst
+from smart_train.evaluation.report.html import report
+from smart_train.evaluation.report.outcome import Outcome
+from smart_train.evaluation.report.tables import text
 
 
 class Page(HTMLParser):

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from smart_train.evaluation.report.summary.score_histograms import Observer
 from word_encoder import WordEncoder, words_collection
 
 from smart_train.core.errors import EvaluationError
@@ -16,6 +15,7 @@ from smart_train.data.collection import Collection, Document
 from smart_train.distributed.process_group import Alone
 from smart_train.evaluation import vector_store as shards
 from smart_train.evaluation.encode import encode
+from smart_train.evaluation.report.score_histograms import Observer
 from smart_train.evaluation.retrieval import evaluate, evaluate_encoded
 from smart_train.evaluation.vector_store import Store, encode_shards
 

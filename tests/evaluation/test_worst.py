@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from smart_train.evaluation.report.summary.failure_cases import worst
+from smart_train.evaluation.report.failure_cases import worst
 
 
 def test_the_worst_queries_are_those_with_the_lowest_figure_and_show_answer_and_finds(outcome, shown_collection):

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from smart_train.cli.main.main import main
+from smart_train.cli.main import main
 
 
 def spoil() -> None:

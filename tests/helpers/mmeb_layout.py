@@ -1,4 +1,4 @@
-"""MMEB-V2 in small: the benchmark's folders and columns, with pictures of one colour and the colours' names as texts."""
+"""MMEB-V2 in small: its folders and columns, with pictures of one colour and the colours' names as texts."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from hub_story import FOLDER, OUT, TOLD, VECTORS, commit_of, keep, keep_error, load
 from huggingface_hub import constants, hf_hub_download
-from smart_train.cli.main.main import main
 
+from smart_train.cli.main import main
 from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock
 from smart_train.core.hub import located
 from smart_train.models.encoder import SmartEncoder

@@ -16,13 +16,14 @@ from pathlib import Path
 import pdfs
 import pytest
 from PIL import Image
-from smart_train.cli.main.main import UsageError
-from smart_train.cli.main.main import ingest as command
 
+from smart_train.cli.main import UsageError
+from smart_train.cli.main import ingest as command
 from smart_train.core.errors import DataError
 from smart_train.ingest import workers
 from smart_train.ingest.folders import find, shown
-from smart_train.ingest.ingestion import IngestOptions, Limits, Report, ingest
+from smart_train.ingest.ingestion import Report, ingest
+from smart_train.ingest.options import IngestOptions, Limits
 from smart_train.ingest.pages import page_hash, read_pages
 from smart_train.ingest.worker_process import Reader, _serve
 
@@ -304,7 +305,8 @@ def test_pages_of_another_folder_and_files_of_others_are_left_alone(tmp_path: Pa
 
 PROGRAM = """
 import sys
-from smart_train.ingest.ingestion import IngestOptions, ingest
+from smart_train.ingest.options import IngestOptions
+from smart_train.ingest.ingestion import ingest
 ingest(sys.argv[1], sys.argv[2], IngestOptions(pixels=20_000, jobs=2), progress=True)
 """
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pdfs
 import pytest
-from smart_train.cli.main.main import main
 
+from smart_train.cli.main import main
 from smart_train.data.collection import read_beir
 from smart_train.evaluation.retrieval import evaluate
 from smart_train.models.encoder import SmartEncoder

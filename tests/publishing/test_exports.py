@@ -12,8 +12,8 @@ import tiny_data
 import torch
 from safetensors.torch import load_file
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
-from smart_train.cli.main.main import main
 
+from smart_train.cli.main import main
 from smart_train.config.schema import AdapterBlock, HybridBlock, LateBlock, ModelBlock
 from smart_train.core.errors import ExportError
 from smart_train.models.encoder import SmartEncoder

@@ -10,8 +10,8 @@ import pytest
 import tiny
 import torch
 from sentence_transformers import SentenceTransformer
-from smart_train.cli.main.main import main
 
+from smart_train.cli.main import main
 from smart_train.config.schema import AdapterBlock, HybridBlock, LateBlock, ModelBlock
 from smart_train.core.errors import ExportError
 from smart_train.models.encoder import SmartEncoder

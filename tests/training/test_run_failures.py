@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 from launches import LAUNCH, environment, log_of, program, words
-from smart_train.cli.main.main import main
 
+from smart_train.cli.main import main
 from smart_train.core.errors import Preempted
 
 FAULTY = Path(__file__).with_name("faulty.py")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from smart_train.evaluation.report.summary.outcome import Outcome
+from smart_train.evaluation.report.outcome import Outcome
 from smart_train.evaluation.topk import Document, tie_hash
 
 logger = logging.getLogger(__name__)

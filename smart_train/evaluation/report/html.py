@@ -13,10 +13,10 @@ import numpy as np
 from smart_train.evaluation.bm25 import NAME as BM25
 from smart_train.evaluation.metrics import Group, Interval
 from smart_train.evaluation.ranking import MODES
-from smart_train.evaluation.report.summary.failure_cases import Sheet, Worst
-from smart_train.evaluation.report.summary.outcome import Outcome
-from smart_train.evaluation.report.summary.score_histograms import Spread
-from smart_train.evaluation.report.summary.tables import shown, sizes
+from smart_train.evaluation.report.failure_cases import Sheet, Worst
+from smart_train.evaluation.report.outcome import Outcome
+from smart_train.evaluation.report.score_histograms import Spread
+from smart_train.evaluation.report.tables import shown, sizes
 
 STYLE = """
 :root { --ink: #1c2430; --soft: #5d6878; --line: #e3e6ea; --paper: #ffffff; --wash: #f6f7f9; --good: #00754f;

@@ -11,7 +11,7 @@ from smart_train.core.atomic_io import replacing
 from smart_train.evaluation.bm25 import NAME as BM25
 from smart_train.evaluation.metrics import Interval
 from smart_train.evaluation.ranking import MODES
-from smart_train.evaluation.report.summary.outcome import Outcome
+from smart_train.evaluation.report.outcome import Outcome
 
 SHOWN = 10  # groups of a kind in the text; evaluation.json and the report have more
 CELL = 21
