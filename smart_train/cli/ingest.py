@@ -36,7 +36,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _pages(ingest: argparse.ArgumentParser) -> None:
     from smart_train.ingest.options import IngestOptions, Limits
 
-
     pages, most = IngestOptions(), Limits()
     ingest.add_argument("--pixels", type=count, default=pages.pixels, help="most of a page's image: %(default)s")
     ingest.add_argument("--no-images", action="store_true", help="keep the text layer alone")
@@ -69,8 +68,8 @@ def run(options: argparse.Namespace) -> int:
     """Reads, asks, splits, writes; what was skipped is told and sets the exit status."""
     from smart_train.core.errors import DataError
     from smart_train.ingest.ingest_report import REPORT
+    from smart_train.ingest.ingestion import ingest
     from smart_train.ingest.options import IngestOptions, Limits
-from smart_train.ingest.ingestion import ingest
 
     _check(options)
     limits = Limits(options.max_pages, options.max_bytes, options.max_picture, options.seconds)
