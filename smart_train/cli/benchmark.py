@@ -16,9 +16,9 @@ from smart_train.cli.options import (
     make_encoder,
     own_gpu,
 )
+from smart_train.core.environment import rank, world
 from smart_train.core.errors import UsageError
 from smart_train.core.hub import told_name
-from smart_train.distributed.environment import rank, world
 
 MODES = ("pooled", "late", "hybrid")
 TASKS = (

@@ -18,8 +18,8 @@ from smart_train.cli.options import (
     own_gpu,
     whole,
 )
+from smart_train.core.environment import world
 from smart_train.core.hub import told_name
-from smart_train.distributed.environment import world
 
 if TYPE_CHECKING:
     from smart_train.config.schema import DataBlock

@@ -28,8 +28,8 @@ from smart_train.cli import (
 )
 from smart_train.cli.options import FLAGS, OF_ADAPTERS
 from smart_train.config.typed_values import RecipeError
+from smart_train.core.environment import rank, world
 from smart_train.core.errors import BaseNotFound, Preempted, UsageError
-from smart_train.distributed.environment import rank, world
 from smart_train.distributed.failures import PATIENCE, end_by, is_echo, leave, record, summary, tell, watched
 from smart_train.distributed.signals import STATUS, asked, leaving, stoppable
 
@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from smart_train.config.checks.recipe import check
+    from smart_train.checks.recipe import check
     from smart_train.config.recipe import read
 
     path = Path(options.file)

@@ -164,7 +164,7 @@ def own_gpu(options: argparse.Namespace) -> None:
     """Of several processes each gets its own GPU, where there are any and --device names none."""
     import torch
 
-    from smart_train.distributed.environment import rank, world
+    from smart_train.core.environment import rank, world
 
     if world() > 1 and options.device is None and torch.cuda.is_available():
         options.device = f"cuda:{int(os.environ.get('LOCAL_RANK', rank())) % torch.cuda.device_count()}"

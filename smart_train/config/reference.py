@@ -18,9 +18,9 @@ from typing import Any
 
 from smart_train.config import schema as blocks
 from smart_train.config.recipe import BOOT
+from smart_train.config.schema import SCHEDULED
 from smart_train.config.training_arguments import MOVED
 from smart_train.config.typed_values import described
-from smart_train.losses.schedule import SCHEDULED
 
 PAGE = """\
 # Recipes

@@ -137,6 +137,20 @@ class TeacherBlock:
     score: Literal["pooled", "late", "hybrid"] = "hybrid"  # which of the student's scores learns
 
 
+SCHEDULED = (
+    "pooled.weight",
+    "late.weight",
+    "hybrid.weight",
+    "self_distillation.weight",
+    "teacher.weight",
+    "diversity",
+    "overlap",
+    "hardness",
+    "margin",
+)
+"""What objective.schedule may name."""
+
+
 @dataclass
 class ObjectiveBlock:
     pooled: TermBlock = field(default_factory=TermBlock)  # cross entropy of the pooled scores

@@ -17,7 +17,7 @@ from typing import Any
 
 from smart_train.config.schema import Recipe
 from smart_train.config.typed_values import Problem
-from smart_train.distributed.environment import rank
+from smart_train.core.environment import rank
 
 OWN = {"head_learning_rate": float | None}  # of the late head and the layer mix; null = learning_rate
 RESERVED = {

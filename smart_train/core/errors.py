@@ -78,3 +78,9 @@ class LaunchError(SmartTrainError, ValueError):
 
 class UsageError(SmartTrainError, ValueError):
     """What was asked for does not work; the message says what does."""
+
+
+class ExtensionError(SmartTrainError, ValueError):
+    """An extension that does not exist, cannot be imported, or comes from a download that may not name code."""
+
+    status = 2

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from smart_train.core.environment import cores
 from smart_train.core.errors import DataError
 from smart_train.data.all_splits import Qrels, Whole
 from smart_train.data.collection import Document, Mined
 from smart_train.data.identity import content_hash
 from smart_train.data.near_duplicates import near_duplicates
 from smart_train.data.sources import DEV, TEST
-from smart_train.distributed.environment import cores
 
 KINDS = {  # what can be found, in the order in which it is looked for: what is found later is true of what is left then
     "twice": "pairs are judged twice with different grades; the higher one stays",

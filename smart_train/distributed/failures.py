@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from smart_train.distributed.environment import rank, world
+from smart_train.core.environment import rank, world
 
 # Seconds that a rank gives the launcher to end it, before it ends (and speaks) by itself.
 PATIENCE = 30

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from smart_train.distributed.environment import cores
+from smart_train.core.environment import cores
 
 GRACE = 10.0  # seconds that the others have to end by themselves after one failed
 POLL = 0.05

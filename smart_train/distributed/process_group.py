@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
+from smart_train.core.environment import world
 from smart_train.core.errors import EvaluationError, PeerError
-from smart_train.distributed.environment import world
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from smart_train.distributed.environment import rank, world
+from smart_train.core.environment import rank, world
 
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again later
 AGAIN = 3.0  # seconds

@@ -15,13 +15,13 @@ import torch
 from smart_train.config.recipe import versions
 from smart_train.config.schema import DataBlock
 from smart_train.core.atomic_io import replacing
+from smart_train.core.environment import cores
 from smart_train.core.errors import DataError
 from smart_train.core.modality import kind
 from smart_train.data import query_metadata as asked
 from smart_train.data.collection import Collection, Document
 from smart_train.data.load import load, read_split, short_name
 from smart_train.data.sources import DEV, Source, find
-from smart_train.distributed.environment import cores
 from smart_train.distributed.process_group import Peers
 from smart_train.evaluation import baseline as comparing
 from smart_train.evaluation.bm25 import Lexical, lexical

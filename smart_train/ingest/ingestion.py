@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from smart_train.core.environment import cores
 from smart_train.core.errors import DataError
 from smart_train.data.ids import some
-from smart_train.distributed.environment import cores
 from smart_train.ingest.folders import Found, Skip, find
 from smart_train.ingest.ingest_report import Report
 from smart_train.ingest.options import IngestOptions, Limits

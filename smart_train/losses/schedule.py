@@ -14,23 +14,10 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from smart_train.config.schema import ObjectiveBlock
+from smart_train.config.schema import SCHEDULED, ObjectiveBlock
 
 CONTRASTIVE = ("pooled", "late", "hybrid")
 """The terms that tell a pair's document from its negatives; margin, hardness and the like are settings of these."""
-
-SCHEDULED = (
-    "pooled.weight",
-    "late.weight",
-    "hybrid.weight",
-    "self_distillation.weight",
-    "teacher.weight",
-    "diversity",
-    "overlap",
-    "hardness",
-    "margin",
-)
-"""What objective.schedule may name."""
 
 Conflict = tuple[str, str, str]
 """(key of the recipe, what is wrong, what to do)"""

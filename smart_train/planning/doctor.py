@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from smart_train.config.checks.recipe import check
+from smart_train.checks.recipe import check
 from smart_train.config.schema import Recipe
 from smart_train.config.typed_values import RecipeError
 from smart_train.core.errors import DataError

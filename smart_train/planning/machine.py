@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from smart_train.distributed.environment import cores
+from smart_train.core.environment import cores
 from smart_train.planning.launch_files import default_file
 
 SHARED = 1 << 30  # bytes of /dev/shm below which data workers that hand over images are known to die of a bus error

@@ -111,7 +111,7 @@ def shown(run: Path | None, count: int) -> str:
 
 
 def _data(run: Path) -> Collection:
-    from smart_train.config.checks.mining import data_of
+    from smart_train.checks.mining import data_of
     from smart_train.config.recipe import read
     from smart_train.core.errors import DataError
     from smart_train.data.load import load

@@ -8,8 +8,8 @@ from typing import Any
 
 from smart_train.config.schema import ObjectiveBlock
 from smart_train.core.embeddings import Features
+from smart_train.core.environment import world
 from smart_train.data.collection import Document
-from smart_train.distributed.environment import world
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.microbatches import image_token, split
 from smart_train.training.arguments import SmartTrainingArguments

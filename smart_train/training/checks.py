@@ -14,8 +14,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from smart_train.config.schema import AdapterBlock
+from smart_train.core.environment import world
 from smart_train.core.errors import TrainingStopped
-from smart_train.distributed.environment import world
 
 logger = logging.getLogger(__name__)
 

@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from smart_train.config.checks.mining import data_of
-from smart_train.config.checks.objective import needs_teacher
+from smart_train.checks.mining import data_of
+from smart_train.checks.objective import needs_teacher
 from smart_train.config.recipe import plain
 from smart_train.config.recipe import save as save_recipe
 from smart_train.config.schema import LateBlock, Recipe
+from smart_train.core.environment import rank, world
 from smart_train.data.batch_sampler import Kin, kin
 from smart_train.data.collate import Collator, Pairs, Shorter
 from smart_train.data.collection import Collection
 from smart_train.data.load import load
-from smart_train.distributed.environment import rank, world
 from smart_train.distributed.process_group import Group
 from smart_train.evaluation.baseline import hashes
 from smart_train.evaluation.metrics import Interval

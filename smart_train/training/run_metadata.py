@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from smart_train.core.atomic_io import replacing
-from smart_train.distributed.environment import cores
+from smart_train.core.environment import cores
 
 if TYPE_CHECKING:
     from smart_train.config.schema import DataBlock, Recipe

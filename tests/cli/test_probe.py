@@ -13,8 +13,8 @@ import tiny_data
 import torch
 from PIL import Image
 
+from smart_train.checks.recipe import check
 from smart_train.cli.main import main
-from smart_train.config.checks.recipe import check
 from smart_train.config.recipe import plain, read
 from smart_train.config.schema import AdapterBlock, DataBlock, LateBlock
 from smart_train.data.dev_and_test import dev_and_test

@@ -18,8 +18,8 @@ import yaml
 from PIL import Image
 from tiny_data import write_lines, write_scored
 
-from smart_train.config.checks import recipe as recipe_check
-from smart_train.config.checks.recipe import check
+from smart_train.checks import recipe as recipe_check
+from smart_train.checks.recipe import check
 from smart_train.config.recipe import BOOT, CLOSE, RecipeError, plain, read, save
 from smart_train.config.reference import comments, page, rows, shipped
 from smart_train.config.schema import Recipe

@@ -13,8 +13,8 @@ from test_pages import recipe_of
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from smart_train.benchmarks.mmeb_tasks import VISDOC
+from smart_train.checks.recipe import check
 from smart_train.cli.main import _parser
-from smart_train.config.checks.recipe import check
 from smart_train.config.recipe import Recipe, read
 from smart_train.models.encoder import SmartEncoder
 

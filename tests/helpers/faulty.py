@@ -15,7 +15,7 @@ from smart_train.cli.main import main
 
 
 def spoil() -> None:
-    from smart_train.distributed.environment import rank
+    from smart_train.core.environment import rank
     from smart_train.losses.joint import Loss
     from smart_train.training.trainer import SmartTrainer
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = [
     "smart_train.cli.main",
     "smart_train.training.run",
-    "smart_train.config.checks.recipe",
+    "smart_train.checks.recipe",
     "smart_train.training.trainer",
 ]
 

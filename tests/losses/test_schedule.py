@@ -9,9 +9,9 @@ import pytest
 import torch
 from formula import draw
 
-from smart_train.config.schema import HybridBlock, ObjectiveBlock, TeacherBlock, TermBlock
+from smart_train.config.schema import SCHEDULED, HybridBlock, ObjectiveBlock, TeacherBlock, TermBlock
 from smart_train.losses.joint import Labels, joint_loss
-from smart_train.losses.schedule import SCHEDULED, active, at, conflicts, interpolate, learns, needs
+from smart_train.losses.schedule import active, at, conflicts, interpolate, learns, needs
 
 OFF = TermBlock(0.0)
 POOLED = ObjectiveBlock(TermBlock(1.0), OFF, OFF)

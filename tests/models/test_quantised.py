@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 
-from smart_train.config.checks.quantization import check_quantised
+from smart_train.checks.quantization import check_quantised
 from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock, Recipe
 from smart_train.core.errors import BaseNotFound
 from smart_train.models import quantization as quantised
@@ -31,7 +31,7 @@ def test_without_the_package_it_is_told_what_to_install(real_base, monkeypatch):
 
 
 def test_a_recipe_that_trains_every_weight_of_it_is_refused(monkeypatch):
-    monkeypatch.setattr("smart_train.config.checks.quantization.find_spec", lambda name: None)
+    monkeypatch.setattr("smart_train.checks.quantization.find_spec", lambda name: None)
     recipe = Recipe(model=SMALL, adapter=AdapterBlock(kind="full"))
     found = [problem.what for problem in check_quantised(recipe)]
     assert "adapter.kind full trains every weight" in found[0] and "bitsandbytes" in found[1]

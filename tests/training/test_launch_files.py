@@ -24,7 +24,7 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from launches import CACHED, FEW, FOUR, LAUNCH, PAGES, RECIPES, ROOT, check_run, environment, program, run, words
 from ranks import run_ranks
 
-from smart_train.config.checks.training import check_launch
+from smart_train.checks.training import check_launch
 from smart_train.config.schema import Recipe
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.hidden_states import find_blocks

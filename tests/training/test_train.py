@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from smart_train.config.checks.recipe import check
+from smart_train.checks.recipe import check
 from smart_train.config.recipe import read
 from smart_train.config.schema import DataBlock, HybridBlock
 from smart_train.evaluation.baseline import hashes, read_baseline

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable
 from importlib.util import find_spec
 
-from smart_train.config.checks.bounds import Problems, at_least, distinct, layers, widths
-from smart_train.config.checks.data import check_source, check_sources
-from smart_train.config.checks.mining import check_mining, data_of
-from smart_train.config.checks.objective import (
+from smart_train.checks.bounds import Problems, at_least, distinct, layers, widths
+from smart_train.checks.data import check_source, check_sources
+from smart_train.checks.mining import check_mining, data_of
+from smart_train.checks.objective import (
     check_batch,
     check_blocks,
     check_objective,
@@ -19,8 +19,8 @@ from smart_train.config.checks.objective import (
     check_trained,
     needs_teacher,
 )
-from smart_train.config.checks.quantization import check_quantised
-from smart_train.config.checks.training import check_best, check_launch, check_trackers
+from smart_train.checks.quantization import check_quantised
+from smart_train.checks.training import check_best, check_launch, check_trackers
 from smart_train.config.schema import HybridBlock, Recipe
 from smart_train.config.training_arguments import check_training
 from smart_train.config.typed_values import Problem, RecipeError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from smart_train.config.checks.bounds import Problems
+from smart_train.checks.bounds import Problems
 from smart_train.config.schema import Recipe
 from smart_train.config.typed_values import Problem
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from difflib import get_close_matches
 
-from smart_train.config.checks.bounds import Problems, above, at_least, layers
-from smart_train.config.schema import ObjectiveBlock, Recipe
+from smart_train.checks.bounds import Problems, above, at_least, layers
+from smart_train.config.schema import SCHEDULED, ObjectiveBlock, Recipe
 from smart_train.config.typed_values import Problem
-from smart_train.distributed.environment import world
-from smart_train.losses.schedule import SCHEDULED, active, at, conflicts, learns
+from smart_train.core.environment import world
+from smart_train.losses.schedule import active, at, conflicts, learns
 from smart_train.models.base_config import BaseConfig
 
 LEARNING = ("pooled", "late", "hybrid", "self_distillation", "teacher")  # blocks with a weight and a temperature

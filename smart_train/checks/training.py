@@ -16,10 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from smart_train.config.checks.bounds import Problems, at_least
+from smart_train.checks.bounds import Problems, at_least
 from smart_train.config.schema import Recipe
 from smart_train.config.typed_values import Problem
-from smart_train.distributed.environment import world
+from smart_train.core.environment import world
 
 FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"  # what `accelerate launch` says to its processes
 LAUNCHED = "the launch file's deepspeed_config"

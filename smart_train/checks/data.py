@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smart_train.config.checks.bounds import Problems, at_least
+from smart_train.checks.bounds import Problems, at_least
 from smart_train.config.schema import DataBlock, Recipe
 from smart_train.config.typed_values import Problem
 
