@@ -2,7 +2,7 @@
 # make demo-pdf     a folder of PDFs -> ingest, train, evaluate on files never trained on (FOLDER=..., else a Debian package)
 # make test         set up, then lint and the quick tests (what CI runs);  make test-all: the slow ones too
 # make docs        the pages of docs/ as a site in site/; a broken link fails
-# make lint | clean
+# make lint        style, types, and which folder may import which;  make clean: what can be made again
 #
 # The environment is .venv, made from pyproject.toml and constraints.txt when it is missing, unfinished or outdated.
 # PYTHON=...     the Python to make it with (3.11 or newer)
@@ -47,6 +47,7 @@ lint: environment
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: environment
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
