@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from smart_train.config.schema import LateBlock
+from smart_train.config.schema import Component, LateBlock
 from smart_train.config.typed_values import Problem
+from smart_train.core.errors import ExtensionError
+from smart_train.core.registry import Registry
 
 Problems = Iterator[Problem]
 
@@ -19,6 +21,14 @@ def at_least(key: str, value: float | None, least: int) -> Problems:
 def above(key: str, value: float, limit: float, fix: str) -> Problems:
     if value <= limit:
         yield Problem(key, f"is {value:g}, must be above {limit:g}", fix)
+
+
+def component(key: str, chosen: Component, registry: Registry) -> Problems:
+    """Yield a problem where the registry has no such component, or the component does not accept its options."""
+    try:
+        registry.check(chosen.type, chosen.options)
+    except ExtensionError as error:
+        yield Problem(key, error.what, error.fix)
 
 
 def distinct(key: str, values: list[int]) -> Problems:

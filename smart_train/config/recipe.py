@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from smart_train.config.schema import Recipe, Where
+from smart_train.config.schema import Component, Recipe, Where
 from smart_train.config.typed_values import Problem, RecipeError, build, told
 
 __all__ = ["BOOT", "CLOSE", "Problem", "RecipeError", "of_words", "plain", "read", "save", "stored"]
@@ -55,8 +55,19 @@ def stored(path: str | Path) -> dict[str, Any]:
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as nested dicts, defaults included."""
-    return dataclasses.asdict(recipe)
+    """Return the recipe as nested dicts and lists, defaults included; ``read`` accepts them."""
+    values: dict[str, Any] = _plain_value(recipe)
+    return values
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, Component):
+        return value.plain()
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {name: _plain_value(item) for name, item in value.items()}
+    return [_plain_value(item) for item in value] if isinstance(value, list) else value
 
 
 def save(recipe: Recipe, folder: str | Path, fingerprints: dict[str, str] | None = None) -> Path:

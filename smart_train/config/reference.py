@@ -18,9 +18,9 @@ from typing import Any
 
 from smart_train.config import schema as blocks
 from smart_train.config.recipe import BOOT
-from smart_train.config.schema import SCHEDULED
+from smart_train.config.schema import SCHEDULED, Component
 from smart_train.config.training_arguments import MOVED
-from smart_train.config.typed_values import described
+from smart_train.config.typed_values import described, is_block
 
 PAGE = """\
 # Recipes
@@ -127,11 +127,13 @@ def rows(block: Any, prefix: str) -> list[str]:
     out = []
     for name, hint in hints.items():
         value = getattr(block, name)
-        if dataclasses.is_dataclass(hint):
+        if is_block(hint):
             out.append(f"| `{prefix}{name}` | a block | | {notes[name]} |")
             out += rows(value, f"{prefix}{name}.")
         else:
-            out.append(f"| `{prefix}{name}` | {described(hint)} | `{json.dumps(value)}` | {notes[name]} |")
+            out.append(
+                f"| `{prefix}{name}` | {described(hint)} | `{json.dumps(value, default=Component.plain)}` | {notes[name]} |"
+            )
     return out
 
 
@@ -160,7 +162,7 @@ HEAD = "| key | type | default | what it buys |\n|---|---|---|---|\n"
 
 def shipped() -> dict[str, Path]:
     """Name -> file of the recipes that come with this package: beside it in a checkout, else where pip puts data."""
-    beside = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
+    beside = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
     if beside:
         return {path.stem: path for path in beside}
     installed = (Path(str(file.locate())) for file in files("smart-train") or [] if file.match("recipes/*.yaml"))

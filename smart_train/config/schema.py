@@ -29,6 +29,36 @@ class Where:
         return "command line" if line is None else f"{self.file}, line {line}" if line else self.file
 
 
+@dataclass(frozen=True)
+class Component:
+    """A part that a recipe chooses by name: a loss term, a head, a token filter, a reader, a callback ...
+
+    A recipe writes a short name, ``package.module:Class``, or ``{type: NAME, option: value}``. ``Registry.create`` in
+    ``smart_train.core.registry`` makes the object.
+
+    >>> Component.parse({"type": "linear", "bias": True})
+    Component(type='linear', options={'bias': True})
+    >>> Component("linear").plain()
+    'linear'
+    """
+
+    type: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, value: Any) -> Component | None:
+        """Return the component that a plain value writes; None where it writes none."""
+        if isinstance(value, str) and value:
+            return cls(value)
+        if isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"]:
+            return cls(value["type"], {name: option for name, option in value.items() if name != "type"})
+        return None
+
+    def plain(self) -> str | dict[str, Any]:
+        """Return the component as a recipe writes it; ``parse`` reads it back."""
+        return {"type": self.type, **self.options} if self.options else self.type
+
+
 @dataclass
 class ModelBlock:
     base: str = ""  # Hub id, local folder, or package:NAME/FOLDER (a model that an installed Python package carries)

@@ -15,10 +15,23 @@ from enum import Enum
 from math import isfinite
 from typing import Any, Literal, Union
 
-from smart_train.config.schema import Recipe, Where
+from smart_train.config.schema import Component, Recipe, Where
 
-NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a block of keys"}
-PLURAL = {str: "texts", int: "whole numbers", float: "numbers"}
+COMPONENT = "{type: NAME, option: value}"
+NAMES = {
+    Component: f"a name, package.module:Class or {COMPONENT}",
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "a block of keys",
+}
+PLURAL = {
+    Component: f"names, package.module:Class or {COMPONENT}",
+    str: "texts",
+    int: "whole numbers",
+    float: "numbers",
+}
 MEANT = {  # words of other programs -> the key here
     "lr": "training.learning_rate",
     "epochs": "training.num_train_epochs",
@@ -104,7 +117,7 @@ def _block(cls: Any, values: Any, prefix: str, problems: list[Problem], training
         key = prefix + name
         if name not in names:
             problems.append(unknown(key, [prefix + n for n in names], training))
-        elif dataclasses.is_dataclass(hints[name]):
+        elif is_block(hints[name]):
             found[name] = _block(hints[name], value, f"{key}.", problems, training)
         elif value is None and typing.get_origin(hints[name]) is dict:
             found[name] = {}
@@ -134,12 +147,17 @@ def _entries(values: dict[str, Any], hint: Any, prefix: str, problems: list[Prob
     return found
 
 
+def is_block(hint: Any) -> bool:
+    """Return whether a type is a block of keys. A component is written as one value."""
+    return dataclasses.is_dataclass(hint) and hint is not Component
+
+
 def keys(cls: Any = Recipe, prefix: str = "") -> list[str]:
     """Every dotted key of the recipe, blocks included, without those of ``training``."""
     out = []
     for name, hint in typing.get_type_hints(cls).items():
         out.append(prefix + name)
-        if dataclasses.is_dataclass(hint):
+        if is_block(hint):
             out += keys(hint, f"{prefix}{name}.")
     return out
 
@@ -209,6 +227,10 @@ def _fit(value: Any, hint: Any) -> Any:
             items = [_fit(item, inner) for item in value]
             if not any(item is WRONG for item in items):
                 return items
+        elif option is Component:
+            component = Component.parse(value)
+            if component is not None:
+                return component
         elif origin is dict and isinstance(value, dict):
             return value
         elif option is float and type(value) in (int, float) and isfinite(value):
@@ -252,6 +274,8 @@ def told(value: Any) -> str:
 
 def _fix(value: Any, hint: Any) -> str:
     options, choices = _options(hint), _choices(hint)
+    if isinstance(value, dict) and Component in options:
+        return f"write {COMPONENT}, with the name of the component as type"
     if choices and isinstance(value, str):
         return f"the nearest is {max(choices, key=lambda c: _like(value, c))}"
     if bool in options and str(value).lower() in ("yes", "no", "on", "off", "y", "n", "0", "1", "true", "false"):

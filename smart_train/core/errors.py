@@ -81,6 +81,13 @@ class UsageError(SmartTrainError, ValueError):
 
 
 class ExtensionError(SmartTrainError, ValueError):
-    """An extension that does not exist, cannot be imported, or comes from a download that may not name code."""
+    """An extension does not exist, cannot be imported, refuses its options, or is named by a download.
+
+    what: what is wrong; fix: what to do
+    """
 
     status = 2
+
+    def __init__(self, what: str, fix: str) -> None:
+        self.what, self.fix = what, fix
+        super().__init__(f"{what}; {fix}")
