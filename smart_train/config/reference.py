@@ -131,9 +131,8 @@ def rows(block: Any, prefix: str) -> list[str]:
             out.append(f"| `{prefix}{name}` | a block | | {notes[name]} |")
             out += rows(value, f"{prefix}{name}.")
         else:
-            out.append(
-                f"| `{prefix}{name}` | {described(hint)} | `{json.dumps(value, default=Component.plain)}` | {notes[name]} |"
-            )
+            default = json.dumps(value, default=Component.plain)
+            out.append(f"| `{prefix}{name}` | {described(hint)} | `{default}` | {notes[name]} |")
     return out
 
 
