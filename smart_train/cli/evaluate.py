@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     base = check_reading(options)
     data, held_out = _data(options)
 
-    from smart_train.distributed.process_group import launched
+    from smart_train.distributed.process_group import launched_group
     from smart_train.evaluation.evaluator import Plan, evaluate_data, images_of, read, write
     from smart_train.evaluation.report.tables import text
 
@@ -75,13 +75,13 @@ def run(options: argparse.Namespace) -> int:
     given_to = {name: getattr(options, name) for name in names}
     plan = Plan(k=tuple(sorted(set(options.k))), spreads=options.output is not None, **given_to)
     own_gpu(options)
-    with launched() as peers:
+    with launched_group() as group:
         encoder = make_encoder(options)
         # A folder of settings alone, as probe --apply makes, reads the base in another way: nothing was trained.
         trained = encoder.adapter is not None or bool(encoder.head.state_dict())
         row = "trained" if options.adapter and trained else "base"
         about = {"base": told_name(options.model), "adapter": told_name(options.adapter) if options.adapter else None}
-        outcome = evaluate_data(encoder, given, plan, row, about, progress=sys.stderr.isatty(), peers=peers)
+        outcome = evaluate_data(encoder, given, plan, row, about, progress=sys.stderr.isatty(), group=group)
     if outcome is None:
         return 0
     if options.output:  # before anything is printed: whoever reads that may have gone

@@ -24,7 +24,7 @@ class AdapterError(SmartTrainError, ValueError):
     """An adapter that does not fit its base or its file, with what was expected and what was found."""
 
 
-class PeerError(SmartTrainError, RuntimeError):
+class RankError(SmartTrainError, RuntimeError):
     """Another rank failed, with anything but an EvaluationError; the message has the rank and its error."""
 
 

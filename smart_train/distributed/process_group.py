@@ -1,158 +1,191 @@
-"""The processes of a run: rank, world size, and exchange of values."""
+"""The processes of a launch: rank, world size, exchange of values, and one rank's failure raised on all of them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import torch.distributed as dist
 
 from smart_train.core.environment import world
-from smart_train.core.errors import EvaluationError, PeerError
+from smart_train.core.errors import EvaluationError, RankError
+
+
+def describe(error: BaseException) -> str:
+    """Return ``TypeName: message`` on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+class ProcessGroup:
+    """All processes of a launch, or one process where nothing was launched.
+
+    ``ProcessGroup()`` reads rank and world size from torch.distributed; ``ProcessGroup.single()`` is this process
+    alone, whatever was launched.  Making one is free: make a new one for each evaluation, mining or stage.  A group
+    that raised a failure must not be used again, since nobody knows which exchange the other ranks are at.
+
+    Args:
+        lockstep: every rank must run the same number of forwards, of the same kind (text, image, both) and in the same
+            order, since the weights are sharded (ZeRO-3, FSDP) and each forward collects them.
+        rank, world_size: default to those of torch.distributed.
+
+    Attributes:
+        waited: seconds spent in ``exchange``, which is mostly waiting for the slowest rank.
+
+    >>> ProcessGroup.single().exchange("value")
+    ['value']
+    """
+
+    def __init__(self, lockstep: bool = False, rank: int | None = None, world_size: int | None = None) -> None:
+        self.lockstep = lockstep
+        self.rank = rank if rank is not None else dist.get_rank() if is_initialized() else 0
+        self.world_size = world_size if world_size is not None else dist.get_world_size() if is_initialized() else 1
+        self.waited = 0.0
+        self._expected = True  # whether the other ranks expect this one at another exchange
+
+    @classmethod
+    def single(cls) -> ProcessGroup:
+        """Return a group of this process alone."""
+        return cls(rank=0, world_size=1)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files, log lines and progress bars."""
+        return self.rank == 0
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """Return every rank's value, by rank.  Values are pickled, so they should be small or few."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def exchange(self, value: Any = None) -> list[Any]:
+        """Return every rank's value, by rank; every rank must call it.
+
+        Raises:
+            EvaluationError, RankError: a rank left a ``propagate_failures`` block with an error; the first such rank's.
+        """
+        self._expected = False  # until it is through: a broken exchange cannot be reported by another one
+        begun = time.perf_counter()
+        values = self.all_gather_object(value)
+        self.waited += time.perf_counter() - begun
+        for each in values:
+            if isinstance(each, _Failure):
+                raise each.error()
+        self._expected = True
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is true on any rank; every rank must call it."""
+        return any(self.exchange(flag))
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value on every rank; every rank must call it."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def collect(self, function: Callable[[], Any], message: Callable[[Exception], str] = describe) -> list[Any]:
+        """Call ``function`` on every rank and return every rank's result, by rank.
+
+        A rank whose function fails still takes part in the exchange, so that no rank waits for it.
+
+        Raises:
+            CollectError: on every rank, with the message of each rank that failed.
+        """
+        result: Any = None
+        failure: Exception | None = None
+        try:
+            result = function()
+        except Exception as error:
+            failure = error
+        outcomes = self.exchange((result, None if failure is None else message(failure)))
+        failures = {rank: text for rank, (_, text) in enumerate(outcomes) if text is not None}
+        if failures:
+            raise CollectError(failures, self.world_size) from failure
+        return [result for result, _ in outcomes]
+
+    @contextmanager
+    def propagate_failures(self) -> Iterator[None]:
+        """Raise on every rank what fails on one of them within this block.
+
+        The block must end with an ``exchange`` or be followed by one: that is where the other ranks meet the failure.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self._expected:
+                self._expected = False
+                same = isinstance(error, EvaluationError)
+                failure = _Failure(self.rank, same, str(error) if same else f"{type(error).__name__}: {error}")
+                try:
+                    self.all_gather_object(failure)
+                except Exception as broken:  # the first error is the one to show
+                    error.add_note(f"The other ranks could not be told: {type(broken).__name__}: {broken}")
+            raise
+
+    @contextmanager
+    def inside_collective(self) -> Iterator[None]:
+        """Mark a block in which the other ranks wait in another collective (a forward of sharded weights): a failure in
+        it cannot be reported by an exchange, and is raised on this rank alone."""
+        self._expected = False
+        yield
+        self._expected = True
+
+
+class CollectError(RankError):
+    """What ``ProcessGroup.collect`` raises.  failures: rank -> message."""
+
+    def __init__(self, failures: dict[int, str], world_size: int) -> None:
+        self.failures = failures
+        super().__init__("; ".join(f"rank {r}: {text}" if world_size > 1 else text for r, text in failures.items()))
 
 
 @dataclass(frozen=True)
-class Group:
-    """All processes of the launch; one process where there is no process group.
+class _Failure:
+    """What crosses ranks in place of a value; an exception itself may not survive pickling.
 
-    together: every rank must run as many forwards, of the same kind and in the same order, since the weights are
-        sharded and each forward collects them (ZeRO-3, FSDP)
+    same: it is an EvaluationError, which is the same error on every rank
     """
 
-    together: bool = False
-    rank: int = field(default_factory=lambda: dist.get_rank() if joined() else 0)
-    world: int = field(default_factory=lambda: dist.get_world_size() if joined() else 1)
+    rank: int
+    same: bool
+    text: str
 
-    def exchange(self, value: Any) -> list[Any]:
-        """Every rank's value, by rank; all must call it.  Values are pickled: small ones, or few."""
-        if self.world == 1:
-            return [value]
-        found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, value)
-        return found
-
-    def any(self, flag: bool) -> bool:
-        """Whether a rank says yes; all must call it."""
-        return any(self.exchange(flag))
+    def error(self) -> Exception:
+        return EvaluationError(self.text) if self.same else RankError(f"rank {self.rank} failed: {self.text}")
 
 
 @contextmanager
-def launched() -> Iterator[Group]:
-    """The processes of a launch (accelerate, torchrun, or a command's own) that nobody has joined yet, for a block that
-    all of them go through; one process where there is no launch.  What is exchanged lies on the CPU: gloo carries it.
+def launched_group() -> Iterator[ProcessGroup]:
+    """Join the processes of a launch (accelerate, torchrun, --processes) for a block that every rank goes through.
 
-    A rank may wait long for the slowest one's share of a corpus, so there is next to no time limit: one that dies
-    breaks its connections, and that is noticed at once.
+    Yields a group of one process where nothing was launched.  Values lie on the CPU and gloo carries them.  A rank may
+    wait long for the slowest one's share of a corpus, so there is next to no time limit: a rank that dies breaks its
+    connections, which the others notice at once.
     """
-    if joined() or world() == 1:
-        yield Group()
+    if is_initialized() or world() == 1:
+        yield ProcessGroup()
         return
     dist.init_process_group("gloo", timeout=timedelta(days=30))
     try:
-        yield Group()
+        yield ProcessGroup()
         dist.barrier()  # without it, one end in six aborts a rank that is not through yet
     finally:
         dist.destroy_process_group()
 
 
-def joined() -> bool:
+def is_initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
-
-
-# The other ranks of an evaluation: what they must offer, where they meet, and how one's failure is everybody's.
-
-
-class Peers(Protocol):
-    """The ranks that share an evaluation, seen from one of them; every rank has the same collection and encoder.
-
-    together: every rank must run as many forwards, of the same kind (text, image, both), in the same order, since the
-        weights are sharded (ZeRO-3, FSDP) and each forward is a collective
-    """
-
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def world(self) -> int: ...
-
-    @property
-    def together(self) -> bool: ...
-
-    def exchange(self, value: Any) -> list[Any]:
-        """Every rank's value, by rank; a collective.  Values are tensors on the CPU and plain objects around them."""
-        ...
-
-
-class Alone:
-    """One process."""
-
-    rank, world, together = 0, 1, False
-
-    def exchange(self, value: Any) -> list[Any]:
-        return [value]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What crosses ranks in place of a value; an exception itself may not survive pickling."""
-
-    rank: int
-    measured: bool  # an EvaluationError, which says on every rank what it says on its own
-    text: str
-
-    def error(self) -> Exception:
-        return EvaluationError(self.text) if self.measured else PeerError(f"rank {self.rank} failed: {self.text}")
-
-
-class Meetings:
-    """The meetings of one evaluation.
-
-    first: whether this rank is the one that tells people (bars, log lines)
-    waited: seconds spent in meetings, mostly waiting for the slowest rank
-    """
-
-    def __init__(self, peers: Peers | None = None) -> None:
-        self._peers: Peers = peers or Alone()
-        self.rank, self.world, self.together = self._peers.rank, self._peers.world, self._peers.together
-        self.first = self.rank == 0
-        self.waited = 0.0
-        self._open = True  # whether the others expect this rank at another meeting
-
-    def meet(self, value: Any = None) -> list[Any]:
-        """Every rank's value, by rank.  Where ranks failed, raises what the first of them told."""
-        self._open = False  # until it is through: a broken exchange can't be told in another one
-        begun = time.perf_counter()
-        found = self._peers.exchange(value)
-        self.waited += time.perf_counter() - begun
-        for each in found:
-            if isinstance(each, Failure):
-                raise each.error()
-        self._open = True
-        return found
-
-    @contextmanager
-    def telling(self) -> Iterator[None]:
-        """A block that ends with a meeting, or is followed by one: what fails in it is raised on every rank."""
-        try:
-            yield
-        except Exception as error:
-            if self._open:
-                self._open = False
-                measured = isinstance(error, EvaluationError)
-                text = str(error) if measured else f"{type(error).__name__}: {error}"
-                try:
-                    self._peers.exchange(Failure(self.rank, measured, text))
-                except Exception as broken:  # the error that began it is the one to show
-                    error.add_note(f"The other ranks could not be told: {type(broken).__name__}: {broken}")
-            raise
-
-    @contextmanager
-    def silent(self) -> Iterator[None]:
-        """A block whose failure can't be told: the others are in the middle of another collective, a forward."""
-        self._open = False
-        yield
-        self._open = True

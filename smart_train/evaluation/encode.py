@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from smart_train.config.schema import LateBlock
 from smart_train.core.embeddings import Embeddings
 from smart_train.core.errors import EvaluationError
-from smart_train.distributed.process_group import Meetings, Peers
+from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation.topk import SPARES, Document, Portion, Share, dealt, portions, run_rows
 
 Batches = Iterable[Any]
@@ -37,8 +37,8 @@ class Encoder(Protocol):
 class Forwards:
     """Calls an encoder; ``seconds`` has what it took: queries, documents."""
 
-    def __init__(self, encoder: Encoder, meetings: Meetings, batch_size: int, progress: bool) -> None:
-        self.encoder, self.meetings, self.batch_size, self.progress = encoder, meetings, batch_size, progress
+    def __init__(self, encoder: Encoder, group: ProcessGroup, batch_size: int, progress: bool) -> None:
+        self.encoder, self.group, self.batch_size, self.progress = encoder, group, batch_size, progress
         self.seconds = {"queries": 0.0, "documents": 0.0}
 
     def queries(self, texts: list[str], wrap: Wrap | None, spares: Sequence[str]) -> Embeddings:
@@ -66,7 +66,7 @@ class Forwards:
         A RuntimeError is what torch raises within a forward (out of memory, a rank that is gone): there is no way back
         into step then, so it is raised here alone, and the others end with their launcher or their timeout.
         """
-        if not self.meetings.together:
+        if not self.group.lockstep:
             return method(contents, batch_size=self.batch_size, progress=wrap, **options)
         begun = 0
 
@@ -76,7 +76,7 @@ class Forwards:
                 begun += 1
                 yield batch
 
-        with self.meetings.silent():
+        with self.group.inside_collective():
             try:
                 return method(contents, batch_size=self.batch_size, progress=counted, **options)
             except RuntimeError:
@@ -177,48 +177,46 @@ def encode(
     batch_size: int = 32,
     progress: bool = False,
     keep: bool = True,
-    peers: Peers | None = None,
+    group: ProcessGroup | None = None,
     wide: int = 1,
     skip: Set[str] = frozenset(),
 ) -> Encoded:
     """Embeds the documents and the queries that have a relevant one; images are decoded a few batches at a time.
 
     keep: True for a list of all documents; False for an iterator, for who needs each portion once
-    peers: the ranks to share the rows with; each encodes its part of either side once and gets all queries.  Every rank
+    group: the ranks to share the rows with; each encodes its part of either side once and gets all queries.  Every rank
         calls this with the same arguments; with an iterator, it goes on to ``evaluate_encoded``, where they meet again.
     wide: the encoder's tokens are so many times as wide as a layer's, so that a portion has so many times fewer rows
     skip: documents that are not encoded, since somebody has what came of them
     A query whose relevant documents the corpus lacks is encoded too: it counts with 0, as in BEIR, and is told.
     Raises EvaluationError where no query has a relevant document in the corpus, and where ranks hold other collections.
-    What fails on one rank is raised on all (see peers.py).
+    What fails on one rank is raised on all (see ProcessGroup.propagate_failures).
     """
-    corpus, meetings = collection.corpus, Meetings(peers)
-    with meetings.telling():
-        query_ids, unanswered, themselves = asked(collection, batch_size, meetings)
-        forwards = Forwards(encoder, meetings, batch_size, progress and meetings.first)
+    corpus, group = collection.corpus, group or ProcessGroup.single()
+    with group.propagate_failures():
+        query_ids, unanswered, themselves = asked(collection, batch_size, group)
+        forwards = Forwards(encoder, group, batch_size, progress and group.is_main)
         queries = embed_queries(forwards, [collection.queries[query] for query in query_ids])
         rows = (max(batch_size, batches * batch_size // wide) for batches in (TEXT_BATCHES, IMAGE_BATCHES))
-        parts = list(portions({id: corpus[id] for id in corpus if id not in skip}, meetings, *rows))
+        parts = list(portions({id: corpus[id] for id in corpus if id not in skip}, group, *rows))
         documents: Iterable[Embeddings] = _documents(forwards, corpus, parts)
         if keep:
             documents = list(documents)
-            meetings.meet()
+            group.exchange()
     document_ids = [document for part in parts for document in part.ids]
     place = {document: at for at, document in enumerate(corpus)}
-    share = Share(
-        list(corpus), torch.tensor([place[document] for document in document_ids], dtype=torch.int64), meetings
-    )
+    share = Share(list(corpus), torch.tensor([place[document] for document in document_ids], dtype=torch.int64), group)
     return Encoded(queries, documents, query_ids, document_ids, unanswered, themselves, forwards.seconds, share)
 
 
-def asked(collection: Collection, batch_size: int, meetings: Meetings) -> tuple[list[str], list[str], frozenset[str]]:
+def asked(collection: Collection, batch_size: int, group: ProcessGroup) -> tuple[list[str], list[str], frozenset[str]]:
     """(queries to encode, queries left out, those that stand in the corpus), told, and the same on all ranks."""
-    query_ids, unanswered = answered(collection, told=meetings.first)
+    query_ids, unanswered = answered(collection, told=group.is_main)
     themselves = standing(collection, query_ids)
-    if themselves and meetings.first:
+    if themselves and group.is_main:
         what = "queries stand in the corpus themselves and are left out of their own ranking"
         logger.info("%d %s, such as %r", len(themselves), what, min(themselves))
-    check_same(collection, query_ids, batch_size, meetings)
+    check_same(collection, query_ids, batch_size, group)
     return query_ids, unanswered, themselves
 
 
@@ -246,16 +244,16 @@ def answered(collection: Collection, told: bool) -> tuple[list[str], list[str]]:
     return query_ids, unanswered
 
 
-def check_same(collection: Collection, query_ids: list[str], batch_size: int, meetings: Meetings) -> None:
+def check_same(collection: Collection, query_ids: list[str], batch_size: int, group: ProcessGroup) -> None:
     """Raises EvaluationError on every rank where they would deal otherwise than rank 0: rows would be lost."""
-    if meetings.world == 1:
+    if group.world_size == 1:
         return
     digest = hashlib.blake2b(f"{batch_size}".encode(), digest_size=16)
     for query in query_ids:
         digest.update(f"query {len(query)} {query} {len(collection.queries[query])}".encode())
     for id, document in collection.corpus.items():
         digest.update(f"document {len(id)} {id} {len(document.text or '')} {document.image is None}".encode())
-    found = meetings.meet(digest.hexdigest())
+    found = group.exchange(digest.hexdigest())
     if other := [rank for rank, theirs in enumerate(found) if theirs != found[0]]:
         raise EvaluationError(
             f"rank {other[0]} evaluates another collection than rank 0, in another order or with another batch size; "
@@ -265,16 +263,16 @@ def check_same(collection: Collection, query_ids: list[str], batch_size: int, me
 
 def embed_queries(forwards: Forwards, texts: list[str], block: int = 1) -> Embeddings:
     """All queries' embeddings, in the order given; each rank encodes its share, longest first, ``block`` in turn."""
-    meetings, own = forwards.meetings, None
+    group, own = forwards.group, None
     order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
-    mine = [texts[row] for row in dealt(order, meetings, block=block)]
-    rows = run_rows(len(texts), meetings) if block == 1 else len(mine)
+    mine = [texts[row] for row in dealt(order, group, block=block)]
+    rows = run_rows(len(texts), group) if block == 1 else len(mine)
     if rows:
         with forwards.bar("queries", rows) as wrap:
             repeats = [texts[order[-1]]] * (rows - len(mine))
             own = _first(forwards.queries(mine + repeats, wrap, texts[:SPARES]), len(mine))
-    found = meetings.meet(own)
-    placed = torch.tensor([row for rank in range(meetings.world) for row in dealt(order, meetings, rank, block)])
+    found = group.exchange(own)
+    placed = torch.tensor([row for rank in range(group.world_size) for row in dealt(order, group, rank, block)])
     return Embeddings.cat(part for part in found if part is not None).select(placed.argsort())
 
 
@@ -294,8 +292,8 @@ def embed_portion(forwards: Forwards, corpus: Mapping[str, Document], part: Port
         if len(contents) < part.rows:
             repeat = contents[-1] if contents else corpus[part.spares[0]].content()
             contents += [repeat] * (part.rows - len(contents))
-    if forwards.meetings.together:
-        forwards.meetings.meet()  # who could not open a page tells it before the others are in a forward
+    if forwards.group.lockstep:
+        forwards.group.exchange()  # who could not open a page tells it before the others are in a forward
     spares = [corpus[document].content for document in part.spares]
     return _first(forwards.documents(contents, wrap, spares), len(part.ids))
 

@@ -22,7 +22,7 @@ from smart_train.data import query_metadata as asked
 from smart_train.data.collection import Collection, Document
 from smart_train.data.load import load, read_split, short_name
 from smart_train.data.sources import DEV, Source, find
-from smart_train.distributed.process_group import Peers
+from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation import baseline as comparing
 from smart_train.evaluation.bm25 import Lexical, lexical
 from smart_train.evaluation.encode import standing
@@ -189,7 +189,7 @@ def evaluate_data(
     row: str = "base",
     about: Mapping[str, Any] | None = None,
     progress: bool = False,
-    peers: Peers | None = None,
+    group: ProcessGroup | None = None,
 ) -> Outcome | None:
     """Everything that is measured; None on all ranks but the first.
 
@@ -205,7 +205,7 @@ def evaluate_data(
         comparing.check_baseline(other, _measured(collection), tables, plan.k)
     store = None if plan.store is None else Store(plan.store, facts_of(encoder), {"versions": used()})
     encoded = encode_shards(
-        encoder, collection, batch_size=plan.batch_size, progress=progress, peers=peers, store=store
+        encoder, collection, batch_size=plan.batch_size, progress=progress, group=group, store=store
     )
     hybrid = encoder.late.hybrid
     observer = Observer(collection.qrels, hybrid, count=plan.spreads)
@@ -219,7 +219,7 @@ def evaluate_data(
         device=encoder.device,
         observer=observer,
     )
-    if peers is not None and peers.rank:
+    if group is not None and group.rank:
         return None
     queries = {query: collection.queries[query] for query in encoded.query_ids}
     outcome = Outcome(row, measured, observer, queries, collection.qrels)
@@ -234,7 +234,7 @@ def evaluate_data(
         "data": about_data(collection, given.split, given.asked.column, tables),
         "model": {**(about or {}), **about_model(encoder)},
         "settings": {name: getattr(plan, name) for name in ("k", "bootstrap", "seed", "batch_size")},
-        **about_run(encoder, 1 if peers is None else peers.world),
+        **about_run(encoder, 1 if group is None else group.world_size),
     }
     return outcome
 

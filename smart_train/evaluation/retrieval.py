@@ -11,7 +11,7 @@ import torch
 from smart_train.config.schema import HybridBlock
 from smart_train.core.embeddings import Embeddings
 from smart_train.core.errors import EvaluationError
-from smart_train.distributed.process_group import Peers
+from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation.encode import Collection, Encoded, Encoder, clock, encode
 from smart_train.evaluation.metrics import Interval, Ranking, interval, measure
 from smart_train.evaluation.ranking import MODES, Tile, check, checked, rank, rank_all, rank_views, tiles, view
@@ -53,20 +53,20 @@ def evaluate(
     bootstrap: int = 1000,
     seed: int = 0,
     progress: bool = False,
-    peers: Peers | None = None,
+    group: ProcessGroup | None = None,
 ) -> Evaluation:
     """Encodes the collection once and measures the pooled, late and hybrid rankings of its corpus.
 
     A portion of documents is encoded, ranked and let go before the next: memory does not grow with the corpus.
 
     k: cut-offs of nDCG, recall, MRR and success; bootstrap, seed: of the 95 % intervals over queries
-    peers: the ranks to share the work with: every rank calls this with the same arguments and gets the same Evaluation,
+    group: the ranks to share the work with: every rank calls this with the same arguments and gets the same Evaluation,
         that of one process.  Each ranks all queries against its own documents; what crosses is the queries' embeddings
         and, a block of queries at a time, the best of every rank.
     Raises EvaluationError where no query has a relevant document, and for embeddings that are not finite, by id; what
-    fails on one rank is raised on all, as EvaluationError or PeerError.
+    fails on one rank is raised on all, as EvaluationError or RankError.
     """
-    encoded = encode(encoder, collection, batch_size=batch_size, progress=progress, keep=False, peers=peers)
+    encoded = encode(encoder, collection, batch_size=batch_size, progress=progress, keep=False, group=group)
     return evaluate_encoded(
         encoded, collection.qrels, encoder.late.hybrid, k=k, bootstrap=bootstrap, seed=seed, device=_device(encoder)
     )
@@ -88,10 +88,10 @@ def evaluate_encoded(
     observer: is shown every score, and gets the rankings (see observed.py)
     """
     share = encoded.share or Share(encoded.document_ids)
-    with share.meetings.telling():
+    with share.group.propagate_failures():
         size = _Size()
         rankings, seconds = _ranked(encoded, share, size, hybrid, max(k), device, observer)
-        found = share.meetings.meet((size.counts, seconds))
+        found = share.group.exchange((size.counts, seconds))
     documents, tokens, numbers = (sum(counts[at] for counts, _ in found) for at in range(3))
     judged = {query: qrels[query] for query in encoded.query_ids}
     per_query = {mode: measure(judged, rankings[mode], k) for mode in MODES}
@@ -127,7 +127,7 @@ def _ranked(
     """(mode -> query id -> documents, seconds): the scores' seconds are without those of encoding on the way, of
     waiting for other ranks, and of looking."""
     passed = {"scores": 0.0}
-    before, waited = encoded.seconds.get("documents", 0.0), share.meetings.waited
+    before, waited = encoded.seconds.get("documents", 0.0), share.group.waited
     documents: Iterable[Embeddings] = size.of(encoded.documents)
     scored: Iterable[Tile] | None = None
     if observer is not None and observer.count:
@@ -147,7 +147,7 @@ def _ranked(
             share=share,
         )
     seconds = dict(encoded.seconds)
-    on_the_way = seconds.get("documents", 0.0) - before + share.meetings.waited - waited
+    on_the_way = seconds.get("documents", 0.0) - before + share.group.waited - waited
     seconds["scores"] = passed["scores"] - on_the_way
     if observer is not None:
         seconds["scores"] -= observer.seconds
@@ -164,15 +164,15 @@ def calibrate(
     cut: int = 10,
     batch_size: int = 32,
     progress: bool = False,
-    peers: Peers | None = None,
+    group: ProcessGroup | None = None,
 ) -> tuple[HybridBlock, list[dict[str, float]]]:
     """The encoder's HybridBlock with its constants and its late weight fitted on a collection (the dev split).
 
     grid: late weights tried, next to ``hybrid.pooled`` as it is; cut: the nDCG@cut that chooses
-    peers: the ranks to share the work with, as in ``evaluate``; each keeps its own documents' embeddings
+    group: the ranks to share the work with, as in ``evaluate``; each keeps its own documents' embeddings
     returns: a new block, and a figure for each weight: {"late", "value", "low", "high"}
     """
-    encoded = encode(encoder, collection, batch_size=batch_size, progress=progress, peers=peers)
+    encoded = encode(encoder, collection, batch_size=batch_size, progress=progress, group=group)
     return calibrate_encoded(
         encoded, collection.qrels, encoder.late.hybrid, grid=grid, cut=cut, device=_device(encoder)
     )
@@ -195,14 +195,14 @@ def calibrate_encoded(
     The documents are gone through twice, so they are a list here: what ``encode`` keeps.
     """
     share = encoded.share or Share(encoded.document_ids)
-    with share.meetings.telling():
+    with share.group.propagate_failures():
         check(encoded.queries, encoded.query_ids, "query")
         documents = checked(encoded.documents, encoded.document_ids)
         every: Iterable[Tile] = tiles(encoded.queries, documents, device=device)
         scored: list[Tile] | None = None
         if len(encoded.query_ids) * len(encoded.document_ids) <= KEPT:
             every = scored = list(every)
-        fitted = standardised(hybrid, share.meetings.meet(score_sums(every)))
+        fitted = standardised(hybrid, share.group.exchange(score_sums(every)))
         rankings = rank_views(
             encoded.queries,
             encoded.documents,

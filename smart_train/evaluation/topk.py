@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from smart_train.distributed.process_group import Meetings
+from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation.metrics import Ranking
 
 Kept = tuple[Tensor, Tensor]
@@ -129,12 +129,12 @@ class Share:
 
     corpus: Sequence[str]
     places: Tensor | None = None
-    meetings: Meetings = field(default_factory=Meetings)
+    group: ProcessGroup = field(default_factory=ProcessGroup.single)
 
     def joined(self, best: Mapping[str, Best]) -> dict[str, Best]:
         """The best of all ranks, by view, with places in ``corpus``; a collective where there are several."""
         places = torch.arange(len(self.corpus)) if self.places is None else self.places
-        found = self.meetings.meet({name: one.kept(places) for name, one in best.items()})
+        found = self.group.exchange({name: one.kept(places) for name, one in best.items()})
         return {name: one.joined(each[name] for each in found) for name, one in best.items()}
 
 
@@ -152,7 +152,7 @@ class Portion:
     spares: list[str]
 
 
-def portions(corpus: Mapping[str, Document], meetings: Meetings, text_rows: int, image_rows: int) -> Iterator[Portion]:
+def portions(corpus: Mapping[str, Document], group: ProcessGroup, text_rows: int, image_rows: int) -> Iterator[Portion]:
     """This rank's documents: texts by length, longest first, then images in their order.
 
     text_rows, image_rows: most rows of a portion.  Where ranks run together, all have as many portions of as many rows,
@@ -161,25 +161,25 @@ def portions(corpus: Mapping[str, Document], meetings: Meetings, text_rows: int,
     kinds: dict[tuple[bool, bool], list[str]] = {}
     for id, document in corpus.items():
         image = document.image is not None
-        kinds.setdefault((image, image and meetings.together and document.text is not None), []).append(id)
+        kinds.setdefault((image, image and group.lockstep and document.text is not None), []).append(id)
     for (image, _), ids in sorted(kinds.items()):
         if not image:
             ids.sort(key=lambda id: -len(corpus[id].text or ""))
         size = image_rows if image else text_rows
-        own, rows = dealt(ids, meetings), run_rows(len(ids), meetings)
+        own, rows = dealt(ids, group), run_rows(len(ids), group)
         for begin in range(0, rows, size):
             yield Portion(own[begin : begin + size], min(size, rows - begin), ids[-SPARES:])
 
 
-def dealt(rows: Sequence[Any], meetings: Meetings, rank: int | None = None, block: int = 1) -> list[Any]:
+def dealt(rows: Sequence[Any], group: ProcessGroup, rank: int | None = None, block: int = 1) -> list[Any]:
     """What one rank gets of some rows (None = this one): every W-th ``block`` of rows."""
-    first = (meetings.rank if rank is None else rank) * block
-    starts = range(first, len(rows), meetings.world * block)
+    first = (group.rank if rank is None else rank) * block
+    starts = range(first, len(rows), group.world_size * block)
     return [row for start in starts for row in rows[start : start + block]]
 
 
-def run_rows(rows: int, meetings: Meetings) -> int:
+def run_rows(rows: int, group: ProcessGroup) -> int:
     """How many of so many rows this rank runs: its own, or where ranks run together, as many as any has."""
-    if meetings.together:
-        return math.ceil(rows / meetings.world)
-    return len(range(meetings.rank, rows, meetings.world))
+    if group.lockstep:
+        return math.ceil(rows / group.world_size)
+    return len(range(group.rank, rows, group.world_size))

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from smart_train.core.atomic_io import replacing
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import EvaluationError
-from smart_train.distributed.process_group import Meetings, Peers
+from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation.encode import (
     IMAGE_BATCHES,
     Collection,
@@ -195,7 +195,7 @@ class Part:
     whole: bool = True  # all of the stored shard's rows, in order
 
 
-def plan(corpus: Mapping[str, Document], meetings: Meetings, store: Store | None = None) -> list[Part]:
+def plan(corpus: Mapping[str, Document], group: ProcessGroup, store: Store | None = None) -> list[Part]:
     """This rank's documents; a collective where there are several ranks.
 
     What the store has comes first.  Raises EvaluationError as ``Store.open``, on every rank.
@@ -205,24 +205,24 @@ def plan(corpus: Mapping[str, Document], meetings: Meetings, store: Store | None
     if store is not None:
         known = {key(id, document): id for id, document in corpus.items()}
         # One rank looks: a shard that another one has just written must not be there for some ranks only.
-        for shard in _listed(store, meetings):
+        for shard in _listed(store, group):
             found = [(row, known[k]) for row, k in enumerate(shard.keys) if k in known and known[k] in left]
             if found:
                 rows, ids = zip(*found, strict=True)
                 stored.append(Part(list(ids), shard.name, rows, rows == tuple(range(len(shard.keys)))))
                 for id in ids:
                     del left[id]
-    parts = stored[meetings.rank :: meetings.world]
-    return parts + [Part(ids) for ids in _cut(corpus, list(left))[meetings.rank :: meetings.world]]
+    parts = stored[group.rank :: group.world_size]
+    return parts + [Part(ids) for ids in _cut(corpus, list(left))[group.rank :: group.world_size]]
 
 
-def _listed(store: Store, meetings: Meetings) -> list[Shard]:
+def _listed(store: Store, group: ProcessGroup) -> list[Shard]:
     found: list[Shard] | None = None
-    if meetings.first:
+    if group.is_main:
         store.open()
         found = store.shards()
-    listed = meetings.meet(found)[0]
-    if not meetings.first:
+    listed = group.exchange(found)[0]
+    if not group.is_main:
         store.open(first=False)
     return list(listed)
 
@@ -281,25 +281,25 @@ def encode_shards(
     *,
     batch_size: int = 32,
     progress: bool = False,
-    peers: Peers | None = None,
+    group: ProcessGroup | None = None,
     store: Store | None = None,
 ) -> Encoded:
     """As ``encode`` without keeping documents in memory; the iterator encodes a shard when it is asked for one.
 
-    peers: as in ``encode``; ranks take whole shards and whole batches of queries (see shards.py), and forwards must be
+    group: as in ``encode``; ranks take whole shards and whole batches of queries (see shards.py), and forwards must be
         each rank's own (not ``together``)
     store: where documents' vectors are read from, and written to where they are missing
     Raises as ``encode``, and EvaluationError for a store of another encoder, or one that cannot be read or written.
     """
-    corpus, meetings = collection.corpus, Meetings(peers)
-    if meetings.together:
+    corpus, group = collection.corpus, group or ProcessGroup.single()
+    if group.lockstep:
         raise ValueError("ranks that share the weights run as many forwards each, and shards are dealt whole")
-    with meetings.telling():
-        query_ids, unanswered, themselves = asked(collection, batch_size, meetings)
-        forwards = Forwards(encoder, meetings, batch_size, progress and meetings.first)
-        parts = plan(corpus, meetings, store)  # before anything is encoded: it may be refused
-        stored = sum(meetings.meet(sum(len(part.ids) for part in parts if part.stored is not None)))
-        if stored and meetings.first:
+    with group.propagate_failures():
+        query_ids, unanswered, themselves = asked(collection, batch_size, group)
+        forwards = Forwards(encoder, group, batch_size, progress and group.is_main)
+        parts = plan(corpus, group, store)  # before anything is encoded: it may be refused
+        stored = sum(group.exchange(sum(len(part.ids) for part in parts if part.stored is not None)))
+        if stored and group.is_main:
             logger.info(
                 "%d of %d documents are stored, %d are left to encode", stored, len(corpus), len(corpus) - stored
             )
@@ -308,7 +308,7 @@ def encode_shards(
     document_ids = [document for part in parts for document in part.ids]
     place = {document: at for at, document in enumerate(corpus)}
     places = torch.tensor([place[document] for document in document_ids], dtype=torch.int64)
-    share = Share(list(corpus), places, meetings)
+    share = Share(list(corpus), places, group)
     return Encoded(queries, documents, query_ids, document_ids, unanswered, themselves, forwards.seconds, share, stored)
 
 
@@ -332,8 +332,8 @@ def _documents(
                 keys = [key(id, corpus[id]) for id in part.ids]
                 with clock(forwards.seconds, "documents"):  # else it would count as scoring
                     # Other ranks have as many left, and most often the same disk.
-                    store.write(keys, found, time.perf_counter() - begun, left * forwards.meetings.world)
-            if wrap is None and forwards.meetings.first:
+                    store.write(keys, found, time.perf_counter() - begun, left * forwards.group.world_size)
+            if wrap is None and forwards.group.is_main:
                 pace.add(len(part.ids))
             yield found
             del found  # before the next is made, or three are in memory

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from smart_train.core.atomic_io import replacing
 from smart_train.core.errors import CheckpointError
-from smart_train.distributed.process_group import Group
+from smart_train.distributed.process_group import ProcessGroup
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.lora import NAME, WEIGHTS, AdapterError
 from smart_train.models.safe_loading import HEAD, SETTINGS
@@ -225,7 +225,7 @@ SAME_LATE = ("layer", "norm", "head", "dim", "drop")
 # Which ---------------------------------------------------------------------------------------------------------------
 
 
-def find(wanted: str | bool, root: Path, group: Group) -> Path:
+def find(wanted: str | bool, root: Path, group: ProcessGroup) -> Path:
     """The checkpoint to go on from: the newest one of ``root`` that every rank finds whole, or the one named.
 
     Raises CheckpointError, on every rank, where there is none, or what is named is not whole on a rank's disk.
@@ -248,7 +248,7 @@ def find(wanted: str | bool, root: Path, group: Group) -> Path:
     wrong = {rank: text for rank, text in enumerate(told) if text}
     if wrong:
         rank, text = next(iter(wrong.items()))
-        raise CheckpointError(f"rank {rank}: {text}" if group.world > 1 else text)
+        raise CheckpointError(f"rank {rank}: {text}" if group.world_size > 1 else text)
     return folder
 
 

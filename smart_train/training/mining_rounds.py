@@ -24,7 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from smart_train.core.atomic_io import replacing
 from smart_train.core.errors import TrainingStopped
 from smart_train.data.collection import Collection
-from smart_train.distributed.process_group import Group
+from smart_train.distributed.process_group import ProcessGroup
 from smart_train.models.encoder import SmartEncoder
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class Remine(TrainerCallback):
         """Takes the negatives that were in force at the step a run is resumed from; mines, where it begins so."""
         done = state.global_step
         steps = [step for step in range(1, done + 1) if due(step, state.max_steps, self.every, self.rounds)]
-        self.owed = done in steps and not all(Group().exchange(self.store.file(done).is_file()))
+        self.owed = done in steps and not all(ProcessGroup().exchange(self.store.file(done).is_file()))
         if self.owed:  # a signal ended the run after this step; what is logged now would be taken out again
             steps.remove(done)
         last = max(steps, default=0 if self.start else -1)

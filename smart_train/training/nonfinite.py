@@ -30,7 +30,7 @@ from smart_train.core.atomic_io import replacing
 from smart_train.core.embeddings import Batch, Embeddings
 from smart_train.core.errors import Preempted, TrainingStopped
 from smart_train.distributed import signals
-from smart_train.distributed.process_group import Group
+from smart_train.distributed.process_group import ProcessGroup
 from smart_train.losses.joint import Loss
 from smart_train.training.checks import Skips
 
@@ -73,7 +73,7 @@ class Faults(TrainerCallback):
         bad, heard = _agreed(~torch.isfinite(loss.total.detach()), signals.asked())
         self.signal = max(self.signal, heard)
         if bad:
-            found = Group().exchange(story(loss, batch, both))
+            found = ProcessGroup().exchange(story(loss, batch, both))
             self._not_finite(f"step {step}", _to_blame(found), len(found))
         if self.skips.now:
             raise Skipped
@@ -86,7 +86,7 @@ class Faults(TrainerCallback):
             return
         lost = "; the weights have moved by it, so go on from a checkpoint before" if stepped else ""
         own = "; ".join(f"the loss is {_short(loss.total)} ({_parts(loss)}), of {_pairs(b)}" for loss, b in self.seen)
-        found = Group().exchange(own)
+        found = ProcessGroup().exchange(own)
         self._not_finite(
             f"step {step}: the gradient's norm is {_short(whole)}{lost}", list(enumerate(found)), len(found)
         )
@@ -102,7 +102,7 @@ class Faults(TrainerCallback):
             )
         if not self.skips.now:
             self.skips.now, self.skips.steps = True, self.skips.steps + 1
-            if Group().rank == 0:
+            if ProcessGroup().rank == 0:
                 logger.warning("%s; the step is left out (%d of at most %d)", message, self.skips.steps, self.skip)
 
     def on_pre_optimizer_step(
@@ -154,7 +154,7 @@ class Faults(TrainerCallback):
             logger.warning("%d of %d steps were left out, as their loss or gradient was no finite number", *count)
         self.signal = _agreed(torch.zeros((), device=args.device), signals.asked())[1]
         # A network disk may show it to one rank before another.
-        if self.signal and Group().any(_checkpoint(args, state).is_dir()):
+        if self.signal and ProcessGroup().any(_checkpoint(args, state).is_dir()):
             self._end(args, state)
         signals.training(False, f"after the training: what it saved is in {Path(str(args.output_dir)).parent}")
 
@@ -168,7 +168,7 @@ class Faults(TrainerCallback):
             facts = {"signal": name, "step": state.global_step, "checkpoint": str(path), "resume": how}
             with replacing(Path(str(args.output_dir)).parent / STOPPED) as part:
                 part.write_text(json.dumps({**facts, "arguments": [*arguments, key]}, indent=2) + "\n", encoding="utf8")
-        if Group().world > 1:
+        if ProcessGroup().world_size > 1:
             dist.barrier()  # who ends first has its launcher end the others
         raise Preempted(f"{name}: stopped after step {state.global_step}; go on by the same command with {key}")
 
@@ -179,7 +179,7 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 
 def _agreed(bad: Tensor, heard: int) -> tuple[bool, int]:
     """Whether a rank's flag is set, and the number of the signal that a rank heard; a collective."""
-    if Group().world == 1:
+    if ProcessGroup().world_size == 1:
         return bool(bad), heard
     flags = torch.stack([bad.to(torch.int32), torch.full_like(bad, heard, dtype=torch.int32)])
     dist.all_reduce(flags, op=dist.ReduceOp.MAX)

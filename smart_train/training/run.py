@@ -32,7 +32,7 @@ from smart_train.data.batch_sampler import Kin, kin
 from smart_train.data.collate import Collator, Pairs, Shorter
 from smart_train.data.collection import Collection
 from smart_train.data.load import load
-from smart_train.distributed.process_group import Group
+from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation.baseline import hashes
 from smart_train.evaluation.metrics import Interval
 from smart_train.evaluation.report.summary import differences, plot, table, write_metrics
@@ -136,7 +136,9 @@ def _figures(encoder: SmartEncoder, sides: Sides, recipe: Recipe, row: str, into
     """Calibrates the hybrid on the dev split, then measures on the test split; ``into``: the folder to keep it in."""
     options = recipe.evaluation
     if options.calibrate and sides.dev.queries:
-        encoder.late.hybrid, figures = calibrate(encoder, sides.dev, batch_size=options.batch_size, peers=Group())
+        encoder.late.hybrid, figures = calibrate(
+            encoder, sides.dev, batch_size=options.batch_size, group=ProcessGroup()
+        )
         chosen = encoder.late.hybrid.late
         logger.info("%s: late weight %g of %s on dev", row, chosen, {f["late"]: round(f["value"], 4) for f in figures})
         given, key = recipe.late.hybrid.late, "late.hybrid.late"
@@ -154,7 +156,7 @@ def _figures(encoder: SmartEncoder, sides: Sides, recipe: Recipe, row: str, into
         bootstrap=options.bootstrap,
         seed=options.seed,
         progress=rank() == 0,
-        peers=Group(),
+        group=ProcessGroup(),
     )
 
 
@@ -196,7 +198,7 @@ def make_trainer(
         recipe.objective,
         pairs,
         collate,
-        rank_dev=(lambda e: rank_dev(e, sides.dev, recipe, Group(trainer.engine.sharded))) if during else None,
+        rank_dev=(lambda e: rank_dev(e, sides.dev, recipe, ProcessGroup(trainer.engine.sharded))) if during else None,
         log=output / "log.jsonl",
         kin=alike,
         patience=recipe.evaluation.patience,
@@ -240,10 +242,10 @@ def _remine(trainer: SmartTrainer, sides: Sides, recipe: Recipe, output: Path) -
     Remine(trainer, sides.train, mine, folder, rounds=options.rounds, start=options.start)  # it adds itself
 
 
-def rank_dev(encoder: SmartEncoder, dev: Collection, recipe: Recipe, peers: Group) -> dict[str, float]:
+def rank_dev(encoder: SmartEncoder, dev: Collection, recipe: Recipe, group: ProcessGroup) -> dict[str, float]:
     """{"pooled/ndcg@10": ...} on the dev split, for the log and the best checkpoint."""
     options = recipe.evaluation
-    found = evaluate(encoder, dev, k=options.k, batch_size=options.batch_size, bootstrap=1, peers=peers)
+    found = evaluate(encoder, dev, k=options.k, batch_size=options.batch_size, bootstrap=1, group=group)
     return {f"{mode}/{name}": value["value"] for mode, names in found.metrics.items() for name, value in names.items()}
 
 
@@ -254,7 +256,7 @@ def finish(trainer: SmartTrainer, sides: Sides, recipe: Recipe, output: Path) ->
     encoder.late.hybrid = replace(recipe.late.hybrid)
     if main or trainer.engine.sharded:
         verify(encoder, folder, *_samples(sides), main=main, half=trainer.engine.half)
-    cut = {role: sum(found[role] for found in Group().exchange(encoder.cut_rows)) for role in encoder.cut_rows}
+    cut = {role: sum(found[role] for found in ProcessGroup().exchange(encoder.cut_rows)) for role in encoder.cut_rows}
     if main and any(cut.values()):
         logger.info("rows that reached their length limit and may have been cut: %s", cut)
     trainer.accelerator.wait_for_everyone()

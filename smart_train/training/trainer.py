@@ -36,7 +36,7 @@ from smart_train.config.schema import AdapterBlock, ObjectiveBlock
 from smart_train.core.embeddings import Batch, Embeddings, Features
 from smart_train.core.errors import CheckpointError, TrainingStopped
 from smart_train.data.batch_sampler import Kin
-from smart_train.distributed.process_group import Group
+from smart_train.distributed.process_group import ProcessGroup
 from smart_train.losses.joint import Loss
 from smart_train.models.encoder import SmartEncoder
 from smart_train.training import checkpoint as files
@@ -138,15 +138,15 @@ class WritingTrainer(Trainer):
             value = stage()
         except Exception as error:
             failed = error
-        peers = Group()
-        found = peers.exchange((value, files.failure(failed, part) if failed is not None else None))
+        group = ProcessGroup()
+        found = group.exchange((value, files.failure(failed, part) if failed is not None else None))
         wrong = {rank: text for rank, (_, text) in enumerate(found) if text is not None}
         if not wrong:
             return [result for result, _ in found]
         if self.args.local_process_index == 0:
             files.delete(part)
         last = files.last_whole(self.root)
-        ranks = "; ".join(f"rank {rank}: {text}" if peers.world > 1 else text for rank, text in wrong.items())
+        ranks = "; ".join(f"rank {rank}: {text}" if group.world_size > 1 else text for rank, text in wrong.items())
         raise CheckpointError(
             f"the checkpoint of step {self.state.global_step} could not be written to {self.root}: {ranks}. "
             + (
@@ -263,11 +263,11 @@ class CheckpointedTrainer(WritingTrainer):
         self._told(files.tidy(self.root) if self.args.local_process_index == 0 else [])
         self.remove_callback(Restored)
         self._late, self._ended, self.written = False, -1, -1
-        peers = Group()
-        peers.exchange(None)  # nobody looks before it is tidy
+        group = ProcessGroup()
+        group.exchange(None)  # nobody looks before it is tidy
         if not resume_from_checkpoint:
             return super().train(None, *args, **options)
-        folder = find(resume_from_checkpoint, self.root, peers)
+        folder = find(resume_from_checkpoint, self.root, group)
         self._told(check_launch(folder, self.engine.name, self.args.world_size))
         if self.args.should_save and folder.parent.resolve() == self.root.resolve():
             self._told(files.put_aside(self.root, int(folder.name.split("-")[1])))

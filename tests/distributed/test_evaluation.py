@@ -13,9 +13,9 @@ import torch.distributed as dist
 from ranks import run_ranks
 
 from smart_train.config.schema import HybridBlock, LateBlock
-from smart_train.core.errors import EvaluationError, PeerError
+from smart_train.core.errors import EvaluationError, RankError
 from smart_train.data.collection import Collection, DataError, Document
-from smart_train.distributed.process_group import Group
+from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation.retrieval import Evaluation, calibrate, evaluate
 from smart_train.models.encoder import SmartEncoder
 
@@ -27,9 +27,9 @@ def encoder_of(folder: Path) -> SmartEncoder:
     return SmartEncoder(str(folder), late=LateBlock(hybrid=HybridBlock(late=2.0)), device="cpu")
 
 
-def both(encoder: SmartEncoder, some: Collection, peers: Group | None = None) -> Found:
-    block, figures = calibrate(encoder, some, cut=3, batch_size=2, peers=peers)
-    return evaluate(encoder, some, k=[1, 5], batch_size=2, bootstrap=50, peers=peers), block, figures
+def both(encoder: SmartEncoder, some: Collection, group: ProcessGroup | None = None) -> Found:
+    block, figures = calibrate(encoder, some, cut=3, batch_size=2, group=group)
+    return evaluate(encoder, some, k=[1, 5], batch_size=2, bootstrap=50, group=group), block, figures
 
 
 def assert_same(found: list[Found], whole: Found) -> None:
@@ -49,9 +49,9 @@ def texts(documents: int, queries: int) -> Collection:
 
 
 def on_texts(folder: Path) -> dict[str, Any]:
-    group, encoder = Group(), encoder_of(folder)
+    group, encoder = ProcessGroup(), encoder_of(folder)
     found: dict[str, Any] = {"all": both(encoder, texts(24, 24), group)}
-    found["few"] = evaluate(encoder, texts(1, 2), k=[1], bootstrap=5, peers=group)
+    found["few"] = evaluate(encoder, texts(1, 2), k=[1], bootstrap=5, group=group)
     found["torn"] = raised(encoder, {"torn": Document("torn", image="not/there.png")}, group)
     if group.rank == 1:
         encoder.register_forward_hook(with_nan)
@@ -59,11 +59,11 @@ def on_texts(folder: Path) -> dict[str, Any]:
     return found
 
 
-def raised(encoder: SmartEncoder, more: dict[str, Document], group: Group) -> str:
+def raised(encoder: SmartEncoder, more: dict[str, Document], group: ProcessGroup) -> str:
     some = texts(24, 24)
     some.corpus |= more
-    with pytest.raises((EvaluationError, PeerError, DataError)) as error:
-        evaluate(encoder, some, batch_size=4, peers=group)
+    with pytest.raises((EvaluationError, RankError, DataError)) as error:
+        evaluate(encoder, some, batch_size=4, group=group)
     return f"{error.type.__name__}: {error.value}"
 
 
@@ -79,7 +79,7 @@ def test_texts_on_three_ranks_are_measured_and_calibrated_as_in_one_process(tiny
     few = evaluate(encoder, texts(1, 2), k=[1], bootstrap=5)  # ranks without a document, and one without a query
     assert all(replace(each["few"], seconds={}) == replace(few, seconds={}) for each in found)
     torn = [each["torn"] for each in found]
-    assert sorted(text.split(":")[0] for text in torn) == ["DataError", "PeerError", "PeerError"]
+    assert sorted(text.split(":")[0] for text in torn) == ["DataError", "RankError", "RankError"]
     assert all("the image of document 'torn' cannot be decoded" in text for text in torn)
     broken = {each["broken"] for each in found}
     assert len(broken) == 1 and "EvaluationError: the embedding of document" in broken.pop()
@@ -107,7 +107,7 @@ def on_pages(folder: Path) -> tuple[Found, list[tuple[bool, int]]]:
         kinds.append(("pixel_values" in arguments[0], len(arguments[0]["input_ids"])))
 
     encoder.register_forward_pre_hook(noted)
-    return both(encoder, pages(), Group(together=True)), kinds
+    return both(encoder, pages(), ProcessGroup(lockstep=True)), kinds
 
 
 def test_pages_on_two_ranks_that_share_the_weights_are_measured_as_in_one_process(tiny_qwen3vl):

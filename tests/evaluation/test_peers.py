@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 
 from smart_train.config.schema import HybridBlock, LateBlock
 from smart_train.core.embeddings import Embeddings, Tokens
-from smart_train.core.errors import EvaluationError, PeerError
-from smart_train.distributed.process_group import Meetings
+from smart_train.core.errors import EvaluationError, RankError
+from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation import encode as encoding
 from smart_train.evaluation import encode as forwards
 from smart_train.evaluation import ranking
@@ -56,16 +56,14 @@ class Place:
         return [pickle.loads(value) for _, value in brought]
 
 
-@dataclass
-class Thread:
-    """Peers of one rank."""
+class Thread(ProcessGroup):
+    """The process group of one rank, which is a thread."""
 
-    rank: int
-    world: int
-    together: bool
-    place: Place
+    def __init__(self, rank: int, world_size: int, lockstep: bool, place: Place) -> None:
+        super().__init__(lockstep, rank, world_size)
+        self.place = place
 
-    def exchange(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         return self.place.meet(self.rank, "exchange", value)
 
 
@@ -78,7 +76,7 @@ def on_ranks(world: int, function: Callable[[Thread], Any], together: bool = Fal
             found[rank] = function(Thread(rank, world, together, place))
         except Exception as error:
             found[rank] = error
-            place.barrier.abort() if not isinstance(error, EvaluationError | PeerError) else None
+            place.barrier.abort() if not isinstance(error, EvaluationError | RankError) else None
 
     threads = [threading.Thread(target=one, args=(rank,), daemon=True) for rank in range(world)]
     for thread in threads:
@@ -124,9 +122,9 @@ def word_vector(word: str) -> torch.Tensor:
 class Stub:
     """Tokens = the words' vectors, pooled = the first one; one forward a batch, noted by its kind and rows."""
 
-    def __init__(self, peers: Thread | None = None, hybrid: HybridBlock | None = None) -> None:
+    def __init__(self, group: Thread | None = None, hybrid: HybridBlock | None = None) -> None:
         self.late = LateBlock(hybrid=hybrid or HybridBlock(late=2.0))
-        self.peers = peers
+        self.group = group
         self.forwards: list[tuple[str, int]] = []
         self.seen: list[str] = []
 
@@ -148,8 +146,8 @@ class Stub:
 
     def forward(self, kind: str, rows: int) -> None:
         self.forwards.append((kind, rows))
-        if self.peers is not None and self.peers.together:
-            self.peers.place.meet(self.peers.rank, kind, None)
+        if self.group is not None and self.group.lockstep:
+            self.group.place.meet(self.group.rank, kind, None)
 
     def encode_queries(self, contents: list[Any], batch_size: int = 32, progress: Any = None) -> Embeddings:
         return self._encode("query", contents, batch_size, progress)
@@ -209,9 +207,9 @@ def test_every_rank_has_the_evaluation_of_one_process(monkeypatch, world, docume
     whole = evaluate(Stub(), some, **options)
     stubs: dict[int, Stub] = {}
 
-    def one(peers: Thread) -> Evaluation:
-        stubs[peers.rank] = Stub(peers)
-        return evaluate(stubs[peers.rank], some, peers=peers, **options)
+    def one(group: Thread) -> Evaluation:
+        stubs[group.rank] = Stub(group)
+        return evaluate(stubs[group.rank], some, group=group, **options)
 
     found = on_ranks(world, one, together)
     assert [without_seconds(each) for each in found] == [without_seconds(whole)] * world
@@ -235,7 +233,7 @@ def test_every_rank_has_the_calibration_of_one_process(monkeypatch, world, docum
     whole = outcome(lambda: calibrate(Stub(hybrid=hybrid), some, cut=2, batch_size=2))
     ranks = on_ranks(
         world,
-        lambda peers: outcome(lambda: calibrate(Stub(peers, hybrid), some, cut=2, batch_size=2, peers=peers)),
+        lambda group: outcome(lambda: calibrate(Stub(group, hybrid), some, cut=2, batch_size=2, group=group)),
         together,
     )
     assert all(each == ranks[0] for each in ranks)
@@ -277,7 +275,7 @@ def test_embeddings_that_are_not_finite_are_an_error_by_id_on_every_rank(monkeyp
     some = with_bad(Page("bad"))
     entries = [entry for entry in some.corpus.items() if entry[0] != "bad"]
     some.corpus = dict([*entries[:place], ("bad", Page("bad")), *entries[place:]])
-    found = on_ranks(3, lambda peers: measure(Diverged(peers), some, batch_size=1, peers=peers), together)
+    found = on_ranks(3, lambda group: measure(Diverged(group), some, batch_size=1, group=group), together)
     for error in found:
         assert isinstance(error, EvaluationError) and "document 'bad' is not finite" in str(error)
 
@@ -292,18 +290,18 @@ def test_embeddings_that_are_not_finite_are_an_error_by_id_on_every_rank(monkeyp
 def test_what_else_fails_on_one_rank_is_raised_on_every_rank(monkeypatch, batch, page, said, measure, together):
     monkeypatch.setattr(encoding, "TEXT_BATCHES", 4)
     some = with_bad(page)
-    found = on_ranks(3, lambda peers: told(measure, Refusing(peers), some, batch, peers), together)
-    own = [error for error in found if not error.startswith("PeerError")]
+    found = on_ranks(3, lambda group: told(measure, Refusing(group), some, batch, group), together)
+    own = [error for error in found if not error.startswith("RankError")]
     assert own and all(error == said for error in own)
-    others = [error for error in found if error.startswith("PeerError")]
+    others = [error for error in found if error.startswith("RankError")]
     assert len(own) + len(others) == 3
-    assert all(error.startswith("PeerError: rank ") and error.endswith(f" failed: {said}") for error in others)
+    assert all(error.startswith("RankError: rank ") and error.endswith(f" failed: {said}") for error in others)
 
 
-def told(measure: Callable[..., Any], stub: Stub, some: Collection, batch: int, peers: Thread) -> str:
+def told(measure: Callable[..., Any], stub: Stub, some: Collection, batch: int, group: Thread) -> str:
     """The error as text, so that a rank that failed ends as the others do."""
-    with pytest.raises((OSError, ValueError, PeerError)) as raised:
-        measure(stub, some, batch_size=batch, peers=peers)
+    with pytest.raises((OSError, ValueError, RankError)) as raised:
+        measure(stub, some, batch_size=batch, group=group)
     return f"{raised.type.__name__}: {raised.value}"
 
 
@@ -311,7 +309,7 @@ def told(measure: Callable[..., Any], stub: Stub, some: Collection, batch: int, 
 def test_a_query_that_fails_on_one_rank_is_raised_on_every_rank(together):
     some = drawn(5, 6, 3)
     some.queries["q4"] = "bad"
-    found = on_ranks(2, lambda peers: told(evaluate, Refusing(peers), some, 1, peers), together)
+    found = on_ranks(2, lambda group: told(evaluate, Refusing(group), some, 1, group), together)
     said = "ValueError: such a row is refused"
     assert sorted(found)[1] == said and sorted(found)[0].endswith(f"failed: {said}")
 
@@ -319,12 +317,12 @@ def test_a_query_that_fails_on_one_rank_is_raised_on_every_rank(together):
 def test_a_forward_that_fails_while_the_others_are_in_it_is_raised_at_once_and_not_waited_for():
     class Full(Stub):
         def forward(self, kind: str, rows: int) -> None:
-            if self.peers.rank == 1 and len(self.forwards) == 2:
+            if self.group.rank == 1 and len(self.forwards) == 2:
                 raise torch.OutOfMemoryError("no memory left")
             super().forward(kind, rows)
 
     begun = time.monotonic()
-    found = on_ranks(2, lambda peers: evaluate(Full(peers), drawn(9, 3, 1), batch_size=1, peers=peers), together=True)
+    found = on_ranks(2, lambda group: evaluate(Full(group), drawn(9, 3, 1), batch_size=1, group=group), together=True)
     assert isinstance(found[1], torch.OutOfMemoryError)
     assert isinstance(found[0], threading.BrokenBarrierError)  # as when a launcher ends it
     assert time.monotonic() - begun < TIMEOUT
@@ -333,10 +331,10 @@ def test_a_forward_that_fails_while_the_others_are_in_it_is_raised_at_once_and_n
 def test_ranks_with_different_collections_are_an_error_on_every_rank():
     some, less = drawn(9, 3, 1), drawn(9, 3, 1)
     del less.corpus["d8"]
-    found = on_ranks(3, lambda peers: outcome(lambda: evaluate(Stub(), less if peers.rank == 2 else some, peers=peers)))
+    found = on_ranks(3, lambda group: outcome(lambda: evaluate(Stub(), less if group.rank == 2 else some, group=group)))
     assert len(set(found)) == 1 and found[0].startswith("rank 2 evaluates another collection than rank 0")
     none = replace(some, qrels={})
-    found = on_ranks(2, lambda peers: outcome(lambda: evaluate(Stub(), none if peers.rank else some, peers=peers)))
+    found = on_ranks(2, lambda group: outcome(lambda: evaluate(Stub(), none if group.rank else some, group=group)))
     assert len(set(found)) == 1 and "none of the" in found[0]
 
 
@@ -361,9 +359,9 @@ def test_one_rank_warns_and_one_rank_shows_a_bar(monkeypatch, caplog):
     monkeypatch.setattr(forwards, "tqdm", Bar)
     threads = {}
 
-    def one(peers: Thread) -> None:
-        threads[peers.rank] = threading.current_thread()
-        evaluate(Stub(), some, progress=True, bootstrap=5, peers=peers)
+    def one(group: Thread) -> None:
+        threads[group.rank] = threading.current_thread()
+        evaluate(Stub(), some, progress=True, bootstrap=5, group=group)
 
     with caplog.at_level(logging.WARNING):
         on_ranks(3, one)
@@ -376,18 +374,18 @@ def test_seconds_are_those_of_the_slowest_rank_and_waiting_is_none_of_them(monke
     monkeypatch.setattr(time, "perf_counter", lambda: getattr(here, "now", 0.0))
 
     class Waiting(Thread):
-        def exchange(self, value: Any) -> list[Any]:
+        def all_gather_object(self, value: Any) -> list[Any]:
             here.now = max(self.place.meet(self.rank, "exchange", getattr(here, "now", 0.0)))
-            return super().exchange(value)
+            return super().all_gather_object(value)
 
     class Slow(Stub):
         def forward(self, kind: str, rows: int) -> None:
-            per_row = 1.0 if kind.startswith("query") else (10.0 if self.peers.rank == 1 else 2.0)
+            per_row = 1.0 if kind.startswith("query") else (10.0 if self.group.rank == 1 else 2.0)
             here.now = getattr(here, "now", 0.0) + per_row * rows
 
-    def one(peers: Thread) -> Evaluation:
-        peers = Waiting(peers.rank, peers.world, False, peers.place)
-        return evaluate(Slow(peers), some, bootstrap=5, peers=peers)
+    def one(group: Thread) -> Evaluation:
+        group = Waiting(group.rank, group.world_size, False, group.place)
+        return evaluate(Slow(group), some, bootstrap=5, group=group)
 
     some = Collection({f"d{i}": Page(f"w{i}") for i in range(8)}, {f"q{i}": "w1" for i in range(5)})
     some.qrels = {query: {"d1": 1} for query in some.queries}
@@ -398,8 +396,8 @@ def test_seconds_are_those_of_the_slowest_rank_and_waiting_is_none_of_them(monke
 class Watched(Stub):
     """Knows how many portions of documents were alive at most when it was asked for another one."""
 
-    def __init__(self, peers: Thread | None = None) -> None:
-        super().__init__(peers)
+    def __init__(self, group: Thread | None = None) -> None:
+        super().__init__(group)
         self.given: list[weakref.ref] = []
         self.alive = 0
 
@@ -425,11 +423,11 @@ def let_go(documents: int, together: bool) -> int:
     some = Collection(corpus, {f"q{i}": f"w{1000 + i}" for i in range(4)}, {f"q{i}": {"d1": 1} for i in range(4)})
     watched: list[Watched] = []
 
-    def one(peers: Thread) -> list[int]:
-        watched.append(Watched(peers))
-        found = evaluate(watched[-1], some, batch_size=4, bootstrap=5, k=[3], peers=peers)
+    def one(group: Thread) -> list[int]:
+        watched.append(Watched(group))
+        found = evaluate(watched[-1], some, batch_size=4, bootstrap=5, k=[3], group=group)
         assert found.documents == documents
-        return peers.place.sizes
+        return group.place.sizes
 
     sizes = on_ranks(2, one, together)[0]
     assert all(len(stub.given) == documents // 2 // 8 and stub.alive <= 1 for stub in watched)
@@ -445,7 +443,7 @@ def angle(word: str) -> torch.Tensor:
 @given(st.integers(1, 7), st.integers(0, 60), st.booleans(), st.integers(0, 10**6))
 def test_shares_are_whole_and_alike_in_number_and_length(world, documents, together, seed):
     corpus = drawn(documents, 1, seed).corpus if documents else {}
-    ranks = [Meetings(Thread(rank, world, together, Place(world))) for rank in range(world)]
+    ranks = [Thread(rank, world, together, Place(world)) for rank in range(world)]
     shares = [list(portions(corpus, one, 6, 2)) for one in ranks]
     ids = [[id for part in share for id in part.ids] for share in shares]
     assert sorted(id for own in ids for id in own) == sorted(corpus)
@@ -464,17 +462,17 @@ def test_shares_are_whole_and_alike_in_number_and_length(world, documents, toget
 
 
 def test_rows_are_dealt_in_turn():
-    ranks = [Meetings(Thread(rank, 3, False, Place(3))) for rank in range(3)]
+    ranks = [Thread(rank, 3, False, Place(3)) for rank in range(3)]
     assert [dealt("abcdefg", one) for one in ranks] == [["a", "d", "g"], ["b", "e"], ["c", "f"]]
     assert dealt("abcdefg", ranks[0], 2) == ["c", "f"]
 
 
 def test_an_exchange_that_breaks_leaves_the_error_that_began_it_on_top():
     class Broken(Thread):
-        def exchange(self, value: Any) -> list[Any]:
+        def all_gather_object(self, value: Any) -> list[Any]:
             raise ConnectionError("closed by peer")
 
-    meetings = Meetings(Broken(0, 2, False, Place(2)))
-    with pytest.raises(KeyError, match="the first") as raised, meetings.telling():
+    group = Broken(0, 2, False, Place(2))
+    with pytest.raises(KeyError, match="the first") as raised, group.propagate_failures():
         raise KeyError("the first")
     assert raised.value.__notes__ == ["The other ranks could not be told: ConnectionError: closed by peer"]

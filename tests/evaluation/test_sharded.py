@@ -12,7 +12,7 @@ from word_encoder import WordEncoder, words_collection
 
 from smart_train.core.errors import EvaluationError
 from smart_train.data.collection import Collection, Document
-from smart_train.distributed.process_group import Alone
+from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation import vector_store as shards
 from smart_train.evaluation.encode import encode
 from smart_train.evaluation.report.score_histograms import Observer
@@ -32,8 +32,8 @@ def ordered(rankings: Any) -> dict[str, dict[str, list[str]]]:
     return {mode: {query: [id for id, _ in row] for query, row in rows.items()} for mode, rows in rankings.items()}
 
 
-def measured(encoder: WordEncoder, some: Collection, store: Any = None, peers: Any = None) -> tuple[Any, Any]:
-    encoded = encode_shards(encoder, some, batch_size=4, store=store, peers=peers)
+def measured(encoder: WordEncoder, some: Collection, store: Any = None, group: Any = None) -> tuple[Any, Any]:
+    encoded = encode_shards(encoder, some, batch_size=4, store=store, group=group)
     observer = Observer(some.qrels, encoder.late.hybrid, top=30)
     found = evaluate_encoded(encoded, some.qrels, encoder.late.hybrid, k=[1, 10], bootstrap=20, observer=observer)
     return replace(found, seconds={}, stored=0), ordered(observer.rankings)
@@ -90,13 +90,14 @@ def test_a_corpus_that_grew_or_lost_documents_is_encoded_only_where_it_is_new(tm
     assert encoded.stored == 40
 
 
-class Ranks:
+class Ranks(ProcessGroup):
     """Ranks that are threads and exchange through a barrier."""
 
     def __init__(self, rank: int, world: int, barrier: threading.Barrier, board: list[Any]) -> None:
-        self.rank, self.world, self.together, self.barrier, self.board = rank, world, False, barrier, board
+        super().__init__(rank=rank, world_size=world)
+        self.barrier, self.board = barrier, board
 
-    def exchange(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         self.board[self.rank] = value
         self.barrier.wait(20)
         found = list(self.board)
@@ -161,8 +162,5 @@ def test_of_a_shard_of_pages_few_are_open_at_a_time():
 
 
 def test_ranks_that_share_weights_are_refused():
-    class Together(Alone):
-        together = True
-
     with pytest.raises(ValueError, match="share the weights"):
-        encode_shards(WordEncoder(), words_collection(4), peers=Together())
+        encode_shards(WordEncoder(), words_collection(4), group=ProcessGroup(lockstep=True))

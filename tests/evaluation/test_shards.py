@@ -9,7 +9,7 @@ from PIL import Image
 
 from smart_train.core.errors import EvaluationError
 from smart_train.data.collection import Document
-from smart_train.distributed.process_group import Alone, Meetings
+from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation import vector_store as shards
 from smart_train.evaluation.vector_store import key, plan
 
@@ -19,7 +19,7 @@ def test_long_texts_make_small_shards_and_pages_come_after_texts(monkeypatch):
     monkeypatch.setattr(shards, "TEXT_CHARACTERS", 4000)
     corpus = {f"t{n}": Document(f"t{n}", "x" * 900) for n in range(9)} | {"s": Document("s", "x")}
     corpus |= {f"p{n}": Document(f"p{n}", image=Image.new("RGB", (8, 8))) for n in range(70)}
-    parts = plan(corpus, Meetings(Alone()))
+    parts = plan(corpus, ProcessGroup.single())
     assert [len(part.ids) for part in parts] == [4, 4, 2, 64, 6]
     assert parts[2].ids == ["t8", "s"] and parts[3].ids[0] == "p0"
 

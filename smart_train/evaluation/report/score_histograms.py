@@ -79,7 +79,7 @@ class Observer:
         """Makes the spreads of all ranks' scores; a collective where there are several."""
         if not self.count:
             return
-        found = share.meetings.meet((self._bins, self._scores))
+        found = share.group.exchange((self._bins, self._scores))
         for name in MODES:
             low, high = self._ends[name]
             relevant = torch.cat([scores[name] for _, scores in found])

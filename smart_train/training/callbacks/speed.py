@@ -23,7 +23,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from smart_train.core.embeddings import Batch
-from smart_train.distributed.process_group import Group
+from smart_train.distributed.process_group import ProcessGroup
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class Speed(TrainerCallback):
         if not due:
             return
         self.told.update(due)
-        names = Group().exchange(socket.gethostname())
+        names = ProcessGroup().exchange(socket.gethostname())
         for what, rank in due:
             values = alone if what == "time" else table["memory"]
             others = median(values[:rank] + values[rank + 1 :])
