@@ -106,6 +106,6 @@ def _data(options: argparse.Namespace) -> tuple[DataBlock, bool]:
 
 
 def _heatmap(encoder: Any) -> Any:
-    from smart_train.interpretability.similarity_map import page_heatmap
+    from smart_train.interpretability.drawing import page_heatmap
 
     return lambda query, document: page_heatmap(encoder, query, document)

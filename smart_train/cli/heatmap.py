@@ -13,7 +13,7 @@ from smart_train.cli.options import add_model, add_reading, check_reading, make_
 from smart_train.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from smart_train.interpretability.similarity_map import Heatmap
+    from smart_train.interpretability.similarity_map import SimilarityMap
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -40,9 +40,9 @@ def run(options: argparse.Namespace) -> None:
         what = f"{options.document} is an image, and {options.model} has no image side"
         raise UsageError(f"--model: {what}; choose a vision-language base")
     from smart_train.interpretability.drawing import draw
-    from smart_train.interpretability.similarity_map import measure
+    from smart_train.interpretability.similarity_map import compute_similarity_map
 
-    found = measure(make_encoder(options), options.query, document)
+    found = compute_similarity_map(make_encoder(options), options.query, document)
     picture = draw(found, options.over)
     output.parent.mkdir(parents=True, exist_ok=True)
     picture.save(output)
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"the picture: {output}")
 
 
-def _told(found: Heatmap) -> str:
+def _told(found: SimilarityMap) -> str:
     """The score, and what every query word found: {word, share of the score, best document word or patch}."""
     places = {token: word.text for word in found.document_words for token in word.tokens}
     if found.grid is not None:

@@ -1,4 +1,4 @@
-"""Fonts for words of any script in pictures, and a line about letters that no font here has."""
+"""Draw a similarity map: colours over a page image, or a matrix of query words and document words."""
 
 from __future__ import annotations
 
@@ -10,47 +10,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from math import ceil
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from smart_train.interpretability.similarity_map import Heatmap, Word
+from smart_train.interpretability.similarity_map import SimilarityMap, Word, compute_similarity_map
+
+if TYPE_CHECKING:
+    from smart_train.models.encoder import SmartEncoder
 
 logger = logging.getLogger(__name__)
-
-FIRST = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans", "Arial Unicode MS", "WenQuanYi Zen Hei")
-SCRIPTS = "Noto Sans"  # families that begin so have a script each
-GLYPH = re.compile(r"Glyph (\d+) .*missing from font")
-
-
-@contextmanager
-def every_script() -> Iterator[None]:
-    """In this block pictures are drawn with all of this machine's fonts that have further scripts.
-
-    Of letters that are in none of them one line is told, in place of matplotlib's for each time that one is drawn.
-    """
-    import matplotlib
-    from matplotlib import font_manager
-
-    there = {font.name for font in font_manager.fontManager.ttflist}
-    families = [name for name in FIRST if name in there]
-    families += sorted(name for name in there if name.startswith(SCRIPTS) and name not in FIRST)
-    with matplotlib.rc_context({"font.family": families}), warnings.catch_warnings(record=True) as raised:
-        warnings.simplefilter("always")
-        yield
-    missing: set[str] = set()
-    for each in raised:
-        if glyph := GLYPH.match(str(each.message)):
-            missing.add(chr(int(glyph[1])))
-        else:
-            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
-    if missing:
-        told = f"{len(missing)} letters, such as {' '.join(sorted(missing)[:3])}, are in no font of this machine"
-        logger.warning("%s and are boxes in the picture; install Noto Sans for their script", told)
-
-
-# A heatmap as a picture: colour over the page, or a matrix of words.
 
 SCALE = "YlOrRd"
 DPI = 110
@@ -60,15 +31,39 @@ PAGE, PANEL = 1000, 320  # pixels of a page's longer side, as it is drawn
 PANELS = 40  # words drawn over the page
 BESIDE = 26  # words listed beside the page
 COLUMNS, BANDS = 34, 12  # of a matrix: document words in a row, and rows of them
-ROWS = 60  # query words of a matrix: twelve bands of them are 33 million pixels, and PIL warns of bombs from 89 on
-FOREIGN = "0.5"  # grey of words that the prompt or the chat template put there
+ROWS = 60  # query words of a matrix: with 12 bands they make 33 million pixels; PIL warns from 89 million on
+FOREIGN = "0.5"  # grey of words that the prompt or the chat template added
+FIRST = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans", "Arial Unicode MS", "WenQuanYi Zen Hei")
+SCRIPTS = "Noto Sans"  # font families whose name begins with this cover one script each
+GLYPH = re.compile(r"Glyph (\d+) .*missing from font")
 
 
-def draw(found: Heatmap, over: str = "sum") -> Image.Image:
-    """An RGB picture; over: "sum" or "max" of the query tokens, in a page's large picture and a matrix' last row."""
+def page_heatmap(
+    encoder: SmartEncoder, query: str, document: Any, path: str | Path | None = None, over: str = "sum"
+) -> Image.Image:
+    """Compute and draw the similarity map of a query and a document; return a PIL image.
+
+    document: text, PIL image, path of an image, or {"text": ..., "image": ...}
+    path: file that the picture is also saved to
+    over: how the large picture combines the query tokens, "sum" (their mean) or "max" (the best of them)
+
+    No display is needed. Raises what ``compute_similarity_map`` raises.
+    """
+    picture = draw(compute_similarity_map(encoder, query, document), over)
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    return picture
+
+
+def draw(found: SimilarityMap, over: str = "sum") -> Image.Image:
+    """Draw a computed similarity map as an RGB image: over its page, or as a matrix of words for a text.
+
+    over: how the query tokens are combined in the large picture (page) or in the last row (matrix), "sum" or "max"
+    """
     import matplotlib
 
-    with matplotlib.rc_context({"font.size": 9}), every_script():
+    with matplotlib.rc_context({"font.size": 9}), _fonts_of_every_script():
         return (_page if found.grid is not None else _matrix)(found, over)
 
 
@@ -87,8 +82,8 @@ def _picture(figure: Any) -> Image.Image:
     return Image.open(stream).convert("RGB")
 
 
-def _titled(figure: Any, found: Heatmap, height: float, notes: list[str]) -> None:
-    """The query and its late score over everything, in the top 0.75 inches."""
+def _titled(figure: Any, found: SimilarityMap, height: float, notes: list[str]) -> None:
+    """Write the query, its late score and the notes into the top 0.75 inches."""
     query = " ".join(found.query.split())
     query = query if len(query) < 105 else query[:102] + "..."
     left = 0.35 / WIDTH
@@ -99,10 +94,10 @@ def _titled(figure: Any, found: Heatmap, height: float, notes: list[str]) -> Non
     figure.text(left, 1 - 0.58 / height, ";  ".join(notes), fontsize=9, color="0.35", parse_math=False)
 
 
-# A page -------------------------------------------------------------------------------------------------------------
+# --- over a page
 
 
-def _page(found: Heatmap, over: str) -> Image.Image:
+def _page(found: SimilarityMap, over: str) -> Image.Image:
     assert found.page is not None
     drawn = _first(found.query_words, PANELS)
     aspect = found.page.height / found.page.width
@@ -124,7 +119,7 @@ def _page(found: Heatmap, over: str) -> Image.Image:
     _titled(figure, found, height, notes)
 
     def box(left: float, top: float, width: float, tall: float) -> Any:
-        """Axes by inches from the left and from the top."""
+        """Add axes, placed in inches from the left and from the top."""
         return figure.add_axes((left / WIDTH, 1 - (top + tall) / height, width / WIDTH, tall / height))
 
     maps = [found.on_page(found.of_word(word)).numpy() for word in drawn]
@@ -145,8 +140,8 @@ def _page(found: Heatmap, over: str) -> Image.Image:
     return _picture(figure)
 
 
-def _overlay(found: Heatmap, box: Any, over: str, wide: float, tall: float) -> None:
-    """All query tokens over the page, a scale, and the document's text tokens beside it."""
+def _overlay(found: SimilarityMap, box: Any, over: str, wide: float, tall: float) -> None:
+    """Draw all query tokens over the page, the colour scale, and the document's text tokens beside it."""
     assert found.grid is not None and found.page is not None
     values = found.over_query(over)
     on_page = found.on_page(values).numpy()
@@ -172,7 +167,7 @@ def _overlay(found: Heatmap, box: Any, over: str, wide: float, tall: float) -> N
 
 
 def _beside(axes: Any, words: list[Word], values: Any) -> None:
-    """Text tokens of the document as bars: they take part in the score, and have no place on the page."""
+    """Draw the document's text tokens as bars: they count in the score and have no place on the page."""
     listed = words[:BESIDE]
     bars = [float(values[list(word.tokens)].max()) for word in listed]
     axes.barh(range(len(listed)), bars, color="#fd8d3c", height=0.7)
@@ -200,7 +195,7 @@ def _paint(axes: Any, page: Any, values: np.ndarray, limits: tuple[float, float]
     axes.spines[:].set(color="0.6", linewidth=0.6)
 
 
-def _frame(axes: Any, found: Heatmap, place: tuple[int, int]) -> None:
+def _frame(axes: Any, found: SimilarityMap, place: tuple[int, int]) -> None:
     from matplotlib.patches import Rectangle
 
     assert found.grid is not None and found.page is not None
@@ -209,10 +204,10 @@ def _frame(axes: Any, found: Heatmap, place: tuple[int, int]) -> None:
     axes.add_patch(Rectangle(at, wide, high, fill=False, edgecolor="#08306b", linewidth=1.6))
 
 
-# A text -------------------------------------------------------------------------------------------------------------
+# --- matrix of words
 
 
-def _matrix(found: Heatmap, over: str) -> Image.Image:
+def _matrix(found: SimilarityMap, over: str) -> Image.Image:
     count = len(found.query_words)
     found = replace(found, query_words=_first(found.query_words, ROWS)) if count > ROWS else found
     values = found.by_words().numpy()
@@ -249,9 +244,15 @@ def _matrix(found: Heatmap, over: str) -> Image.Image:
 
 
 def _band(
-    axes: Any, found: Heatmap, band: slice, values: np.ndarray, last: np.ndarray, limits: tuple[float, float], over: str
+    axes: Any,
+    found: SimilarityMap,
+    band: slice,
+    values: np.ndarray,
+    last: np.ndarray,
+    limits: tuple[float, float],
+    over: str,
 ) -> None:
-    """One line of the document: query words down, document words across, and all query tokens at the foot."""
+    """Draw one line of the document: query words down, document words across, all query tokens in the last row."""
     from matplotlib.patches import Rectangle
 
     part, count = values[:, band], len(values)
@@ -285,7 +286,7 @@ def _band(
 
 
 def _bands(count: int, best: np.ndarray) -> list[slice]:
-    """Lines of like length; of too many those that hold the most of the best matches, in their order."""
+    """Cut ``count`` document words into lines of similar length; keep the BANDS lines with the most best matches."""
     lines = ceil(count / COLUMNS)
     size = ceil(count / lines)
     every = [slice(begin, min(count, begin + size)) for begin in range(0, count, size)]
@@ -295,7 +296,7 @@ def _bands(count: int, best: np.ndarray) -> list[slice]:
     return [every[n] for n in sorted(sorted(range(len(every)), key=lambda n: (-won[n], n))[:BANDS])]
 
 
-# Both ---------------------------------------------------------------------------------------------------------------
+# --- shared by both
 
 
 def _scale(figure: Any, axes: Any, limits: tuple[float, float], orientation: str = "vertical") -> None:
@@ -308,13 +309,13 @@ def _scale(figure: Any, axes: Any, limits: tuple[float, float], orientation: str
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
-    """The scale's ends: the lowest 2 % share its pale end, so that one far-off patch doesn't wash out the others."""
+    """Return the ends of the colour scale. The lowest 2 % share the pale end, so that one outlier changes little."""
     low, high = float(np.percentile(values, 2)), float(values.max())
     return (low, high) if high - low > 1e-6 else (low - 0.5, low + 0.5)
 
 
 def _first(words: list[Word], most: int) -> list[Word]:
-    """The words to draw: the query's own, then those of a prompt or template."""
+    """Return the words to draw: the content's own first, then those of the prompt or the template."""
     return sorted(words, key=lambda word: not word.own)[:most]
 
 
@@ -324,3 +325,35 @@ def _short(word: Word, most: int = 18) -> str:
 
 def _ink(word: Word) -> dict[str, str]:
     return {"color": "black" if word.own else FOREIGN}
+
+
+# --- fonts
+
+
+@contextmanager
+def _fonts_of_every_script() -> Iterator[None]:
+    """Draw with every installed font that covers a further script.
+
+    Letters that no font covers are logged once, in place of one matplotlib warning for each time one is drawn.
+    """
+    import matplotlib
+    from matplotlib import font_manager
+
+    there = {font.name for font in font_manager.fontManager.ttflist}
+    families = [name for name in FIRST if name in there]
+    families += sorted(name for name in there if name.startswith(SCRIPTS) and name not in FIRST)
+    with matplotlib.rc_context({"font.family": families}), warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always")
+        yield
+    missing: set[str] = set()
+    for each in raised:
+        if glyph := GLYPH.match(str(each.message)):
+            missing.add(chr(int(glyph[1])))
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    if missing:
+        logger.warning(
+            "%d letters, such as %s, are in no installed font and become boxes; install Noto Sans for their script",
+            len(missing),
+            " ".join(sorted(missing)[:3]),
+        )

@@ -1,9 +1,7 @@
-"""Which place of the page each image token stands for.
+"""Compute a similarity map: the cosine of every query token with every document token, and where each token stands.
 
-Qwen2-VL and what follows it say it themselves: ``image_grid_thw`` counts patches, of which ``spatial_merge_size`` by
-``spatial_merge_size`` become one token, row after row, and the processor lays patches out in that order.  Models that
-bring every page to one square say it by their sizes.  Of all others (pages cut into tiles, resamplers whose tokens have
-no place) the grid is refused rather than guessed.
+The map explains a late score: ``late = 1/Q sum_i max_j similarity[i, j]``. Sub-word tokens are joined into words, and
+the image tokens of a page are placed on a grid of patches.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import isqrt
 from os.path import commonprefix
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -30,20 +27,156 @@ if TYPE_CHECKING:
 
     from smart_train.models.encoder import SmartEncoder
 
+WINDOW = 4  # tokens decoded together: a letter has at most 4 bytes, and at worst each is a token
+WORD = re.compile(r"\w+(?:[-'’.,_@/]\w+)*|[^\w\s]+")
+UNSPACED = re.compile(r"[\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")  # Thai to Han: no blanks
+BREAK, BLANK = "↵", "␣"  # what stands for a token of white space
+HALF = "\ufffd"  # what decoders put for the bytes of half a letter
+
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """rows x columns of image tokens, row after row, over the whole page."""
+    """Rows x columns of image tokens, row by row, over the whole page."""
 
     rows: int
     columns: int
 
 
-def patch_grid(features: Features, config: Any, processor: Any, count: int) -> PatchGrid:
-    """The grid of a row that holds one page.
+@dataclass(frozen=True)
+class Word:
+    """One word of a query or document.
 
-    features: what the processor made of the page; config: the backbone's; count: image tokens in the row.
-    Raises PatchGridError where the grid can't be derived, or does not have ``count`` places.
+    text: as it is shown; tokens: its rows among the kept tokens; own: whether it belongs to the content itself, not to
+    the prompt or the chat template (whose tokens count in a late score, too)
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    own: bool = True
+
+
+@dataclass(frozen=True)
+class SimilarityMap:
+    """Token similarities of one query and one document.
+
+    query: its text
+    similarity: [Q, T] float32, cosines of the kept tokens
+    query_words, document_words: the text tokens of each, as words
+    page: the document's image; None = it has none
+    grid, patches: rows x columns of the page, and its [rows * columns] document tokens, row by row
+    cut: which of "query" and "document" were longer than the encoder reads, and were cut
+    """
+
+    query: str
+    similarity: Tensor
+    query_words: list[Word]
+    document_words: list[Word]
+    page: Image.Image | None = None
+    grid: PatchGrid | None = None
+    patches: tuple[int, ...] = ()
+    cut: tuple[str, ...] = ()
+
+    @property
+    def late(self) -> float:
+        """Late score, 1/Q sum_i max_j similarity: equal to ``encoder.score(..., mode="late")``."""
+        return float(self.similarity.amax(1).double().mean())
+
+    def of_word(self, word: Word) -> Tensor:
+        """Return a query word's similarities [T]: the mean over its tokens."""
+        return self.similarity[list(word.tokens)].mean(0)
+
+    def share(self, word: Word) -> float:
+        """Return a query word's share of the late score: the mean of its tokens' best similarities."""
+        return float(self.similarity[list(word.tokens)].amax(1).mean())
+
+    def over_query(self, over: str = "sum") -> Tensor:
+        """Combine all query tokens into one row [T]: their mean ("sum") or the best of them ("max")."""
+        if over not in ("sum", "max"):
+            raise HeatmapError(f"over is {over!r}; choose sum or max")
+        return self.similarity.mean(0) if over == "sum" else self.similarity.amax(0)
+
+    def on_page(self, values: Tensor) -> Tensor:
+        """Arrange a row of similarities [T] as the page's patches [rows, columns]."""
+        if self.grid is None:
+            raise HeatmapError("the document has no page image; use by_words for a text")
+        return values[list(self.patches)].view(self.grid.rows, self.grid.columns)
+
+    def by_words(self) -> Tensor:
+        """Return [query words, document words]: the mean over the query word's tokens of the best document token."""
+        columns = [self.similarity[:, list(word.tokens)].amax(1) for word in self.document_words]
+        rows = [[float(column[list(word.tokens)].mean()) for column in columns] for word in self.query_words]
+        return self.similarity.new_tensor(rows).view(len(self.query_words), len(columns))
+
+
+def compute_similarity_map(encoder: SmartEncoder, query: str, document: Any) -> SimilarityMap:
+    """Encode a query and a document and return their similarity map.
+
+    document: text, PIL image, pathlib.Path of an image, or {"text": ..., "image": ...}
+    Raises HeatmapError if the query is not a text, PatchGridError if the model does not say where a page's tokens lie.
+    """
+    if not isinstance(query, str):
+        raise HeatmapError(f"the query is a {type(query).__name__}; pass a text, since its words are shown")
+    document = open_content(document)
+    of_query, of_document = (
+        _read_tokens(encoder, query, query, "query"),
+        _read_tokens(encoder, document, _text(document), "document"),
+    )
+    page = document.get("image") if isinstance(document, dict) else None if isinstance(document, str) else document
+    grid = None
+    if page is not None:
+        processor = encoder.transformer.processor
+        grid = patch_grid(of_document.features, encoder.backbone.config, processor, len(of_document.patches))
+    cut = tuple(role for role, side in (("query", of_query), ("document", of_document)) if side.features["cut"])
+    similarity = of_query.vectors.float() @ of_document.vectors.float().t()
+    return SimilarityMap(query, similarity, of_query.words, of_document.words, page, grid, of_document.patches, cut)
+
+
+def _text(document: Any) -> str:
+    if isinstance(document, dict):
+        return document.get("text") or ""
+    return document if isinstance(document, str) else ""
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """vectors: [kept tokens, d]; words: the text tokens as words; patches: which of the tokens are image tokens."""
+
+    features: Features
+    vectors: Tensor
+    words: list[Word]
+    patches: tuple[int, ...] = ()
+
+
+def _read_tokens(encoder: SmartEncoder, content: Any, text: str, role: Role) -> _Tokens:
+    features = encoder.preprocess([content], role)
+    ids, mask = features["input_ids"], features["attention_mask"]
+    vectors: Tensor = encoder.encode([content], role).tokens.values
+    there = mask[0].bool()
+    row, kept = ids[0][there].tolist(), encoder.keep(ids, mask)[0][there].tolist()
+    if not any(kept):  # the pooled vector stands in as the only token
+        return _Tokens(features, vectors, [Word("(pooled)", (0,))])
+    if sum(kept) != len(vectors):
+        raise HeatmapError(f"the {role} has {sum(kept)} kept tokens and {len(vectors)} vectors; they must be the same")
+    placeholder = image_token(encoder.backbone.config)
+    numbers = [number - 1 if keep else None for number, keep in zip(accumulate(kept), kept, strict=True)]
+    patches = tuple(n for n, one in zip(numbers, row, strict=True) if n is not None and one == placeholder)
+    of_text = [None if one == placeholder else n for n, one in zip(numbers, row, strict=True)]
+    return _Tokens(features, vectors, words(encoder.tokenizer, row, of_text, text), patches)
+
+
+# --- patches of a page
+
+
+def patch_grid(features: Features, config: Any, processor: Any, count: int) -> PatchGrid:
+    """Return the grid of patches that a page's image tokens form.
+
+    features: the processor's output for the page; config: the backbone's; count: image tokens of the page
+
+    Qwen2-VL and its descendants state the grid: ``image_grid_thw`` counts patches, and every ``spatial_merge_size`` x
+    ``spatial_merge_size`` of them become one token, row by row. Models that stretch every page to one square state it
+    by their sizes. For all others (pages cut into tiles, resamplers) the grid is not guessed.
+
+    Raises PatchGridError if the grid cannot be derived, or does not have ``count`` places.
     """
     vision = getattr(config, "vision_config", None)
     found = features.get(GRID)
@@ -55,19 +188,19 @@ def patch_grid(features: Features, config: Any, processor: Any, count: int) -> P
 
 def _merged(grids: list[list[int]], merge: int, count: int) -> PatchGrid:
     if len(grids) != 1 or grids[0][0] != 1:
-        raise PatchGridError(f"a heatmap is of one page, and {GRID} has {grids} (frames, rows, columns of each image)")
+        raise PatchGridError(f"a heatmap needs one page, and {GRID} has {grids} (frames, rows, columns of each image)")
     grid = PatchGrid(grids[0][1] // merge, grids[0][2] // merge)
     if grid.rows * grid.columns != count:
         raise PatchGridError(
-            f"{GRID} {grids[0]} in squares of {merge} gives {grid.rows} x {grid.columns} places, and there are {count} "
-            "image tokens; the map would show them in wrong places"
+            f"{GRID} {grids[0]} in squares of {merge} gives {grid.rows} x {grid.columns} places, but the page has "
+            f"{count} image tokens; a map would show them in wrong places"
         )
     return grid
 
 
 def _square(features: Features, config: Any, vision: Any, images: Any, count: int) -> PatchGrid:
-    """PaliGemma and Gemma 3: the whole page is stretched to one square, whose patches (or means of squares of them)
-    are the tokens."""
+    """Return the grid of PaliGemma and Gemma 3, which stretch the page to one square; its patches, or means of squares
+    of them, are the tokens."""
     size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
     pixels = features.get("pixel_values")
     side = isqrt(count)
@@ -86,40 +219,21 @@ def _square(features: Features, config: Any, vision: Any, images: Any, count: in
         why = f"{count} image tokens are not its {size // patch} x {size // patch} patches"
     if why:
         raise PatchGridError(
-            f"the places of {type(config).__name__}'s image tokens on the page are not known ({why}); a heatmap over a "
-            f"page needs {GRID} and spatial_merge_size (Qwen-VL and what follows it) or one square of patches"
+            f"{type(config).__name__} does not say where its image tokens lie on the page ({why}); a heatmap over a "
+            f"page needs {GRID} and spatial_merge_size (as Qwen-VL has) or one square of patches (as PaliGemma has)"
         )
     return PatchGrid(side, side)
 
 
-# Kept tokens as words that a person reads: sub-words joined, control tokens and raw ids nowhere.
-
-WINDOW = 4  # tokens decoded together: a letter has at most 4 bytes, and at worst each is a token
-WORD = re.compile(r"\w+(?:[-'’.,_@/]\w+)*|[^\w\s]+")
-UNSPACED = re.compile(r"[\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")  # Thai to Han: no blanks
-BREAK, BLANK = "↵", "␣"  # what stands for a token of white space
-HALF = "\ufffd"  # what decoders put for the bytes of half a letter
-
-
-@dataclass(frozen=True)
-class Word:
-    """One word of a row.
-
-    text: as it is shown; tokens: its rows among the kept tokens; own: it is of the content itself, not of the prompt
-    or the chat template around it (which count in a late score all the same)
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    own: bool = True
+# --- words
 
 
 def words(tokenizer: Any, ids: Sequence[int], rows: Sequence[int | None], content: str) -> list[Word]:
-    """The words of one row of tokens, in order.
+    """Join one text's tokens into words, in order; every kept token is in exactly one word.
 
-    ids: the row as it went through the model, without padding; rows: for each of them its row among the kept tokens,
-    None = not kept or not text; content: the row's own text.
-    Every row is in exactly one word.
+    ids: the token ids as they went through the model, without padding
+    rows: for each of them its row among the kept tokens; None = not kept, or not text
+    content: the text itself, without prompt and template
     """
     pieces, unfinished = _pieces(tokenizer, ids)
     joined, own = _joined(pieces, unfinished), _own(pieces, content)
@@ -142,8 +256,8 @@ def words(tokenizer: Any, ids: Sequence[int], rows: Sequence[int | None], conten
 
 
 def _pieces(tokenizer: Any, ids: Sequence[int]) -> tuple[list[str], list[bool]]:
-    """The text that each token adds, with the blank before it where there is one, and whether it ends within a
-    letter, which the next one goes on with."""
+    """Return the text that each token adds (with the blank before it), and whether it ends within a letter that the
+    next token completes."""
 
     def text(begin: int, end: int) -> str:
         return str(
@@ -161,7 +275,7 @@ def _pieces(tokenizer: Any, ids: Sequence[int]) -> tuple[list[str], list[bool]]:
 
 
 def _joined(pieces: Sequence[str], unfinished: Sequence[bool]) -> list[bool]:
-    """Whether a token goes on with the word of the token before it."""
+    """Return for each token whether it continues the word of the token before it."""
     text = "".join(pieces)
     inside = [False] * (len(text) + 1)  # at a place of the text: a word runs over it
     for match in WORD.finditer(text):
@@ -176,7 +290,8 @@ def _joined(pieces: Sequence[str], unfinished: Sequence[bool]) -> list[bool]:
 
 
 def _own(pieces: Sequence[str], content: str) -> list[bool]:
-    """Whether a token lies in the content: none where it has no text, all where it can't be found (cut, spelt anew)."""
+    """Return for each token whether it lies in the content: none if the content has no text, all if the content is not
+    found (it was cut, or the tokenizer respelled it)."""
     letters = [(letter, at) for at, piece in enumerate(pieces) for letter in _plain(piece)]
     wanted = _plain(content)
     begin = "".join(letter for letter, _ in letters).rfind(wanted)
@@ -187,7 +302,7 @@ def _own(pieces: Sequence[str], content: str) -> list[bool]:
 
 
 def _plain(text: str) -> str:
-    """Letters without case, accents and blanks, which tokenizers change."""
+    """Remove case, accents and blanks, which tokenizers change."""
     spelt = unicodedata.normalize("NFKD", text.casefold())
     return "".join(c for c in spelt if not c.isspace() and not unicodedata.combining(c))
 
@@ -195,127 +310,3 @@ def _plain(text: str) -> str:
 def _shown(pieces: Sequence[str]) -> str:
     text = "".join(pieces)
     return text.strip() or (BREAK if "\n" in text else BLANK)
-
-
-# Why a document got its late score: the similarity of every query token with every document token.
-
-
-@dataclass(frozen=True)
-class Heatmap:
-    """One query against one document.
-
-    query: its text; similarity: [Q, T] float32, cosines of kept tokens
-    query_words, document_words: the text tokens of both sides; page: the document's image, None = it has none
-    grid, patches: where the page's tokens lie: rows x columns, and the [rows * columns] document tokens, row after row
-    cut: texts of the two that were longer than the encoder reads, and were cut
-    """
-
-    query: str
-    similarity: Tensor
-    query_words: list[Word]
-    document_words: list[Word]
-    page: Image.Image | None = None
-    grid: PatchGrid | None = None
-    patches: tuple[int, ...] = ()
-    cut: tuple[str, ...] = ()
-
-    @property
-    def late(self) -> float:
-        """1/Q sum_i max_j similarity: what ``encoder.score(mode="late")`` gives."""
-        return float(self.similarity.amax(1).double().mean())
-
-    def of_word(self, word: Word) -> Tensor:
-        """[T]: similarities of a query word, the mean of its tokens'."""
-        return self.similarity[list(word.tokens)].mean(0)
-
-    def share(self, word: Word) -> float:
-        """What a query word has in the late score: the mean of its tokens' best similarities."""
-        return float(self.similarity[list(word.tokens)].amax(1).mean())
-
-    def over_query(self, over: str = "sum") -> Tensor:
-        """[T]: of all query tokens, as one.  "sum" is divided by Q, in the unit of a cosine; "max" is of the best."""
-        if over not in ("sum", "max"):
-            raise HeatmapError(f"over is sum or max, not {over!r}")
-        return self.similarity.mean(0) if over == "sum" else self.similarity.amax(0)
-
-    def on_page(self, values: Tensor) -> Tensor:
-        """[T] -> [rows, columns] of the page's patches."""
-        if self.grid is None:
-            raise HeatmapError("the document has no page")
-        return values[list(self.patches)].view(self.grid.rows, self.grid.columns)
-
-    def by_words(self) -> Tensor:
-        """[query words, document words]: over a query word's tokens the mean of the best in the document word."""
-        columns = [self.similarity[:, list(word.tokens)].amax(1) for word in self.document_words]
-        rows = [[float(column[list(word.tokens)].mean()) for column in columns] for word in self.query_words]
-        return self.similarity.new_tensor(rows).view(len(self.query_words), len(columns))
-
-
-def measure(encoder: SmartEncoder, query: str, document: Any) -> Heatmap:
-    """The map of a query and a document (text, PIL image, pathlib.Path of an image, {"text": ..., "image": ...}).
-
-    Raises HeatmapError for a query that is no text, and PatchGridError where the places of a page's tokens are not
-    known.
-    """
-    if not isinstance(query, str):
-        raise HeatmapError(f"the query is a {type(query).__name__}; its words are shown, so it has to be a text")
-    document = open_content(document)
-    asked, read = _read(encoder, query, query, "query"), _read(encoder, document, _text(document), "document")
-    page = document.get("image") if isinstance(document, dict) else None if isinstance(document, str) else document
-    grid = None
-    if page is not None:
-        processor = encoder.transformer.processor
-        grid = patch_grid(read.features, encoder.backbone.config, processor, len(read.patches))
-    cut = tuple(role for role, side in (("query", asked), ("document", read)) if side.features["cut"])
-    similarity = asked.vectors.float() @ read.vectors.float().t()
-    return Heatmap(query, similarity, asked.words, read.words, page, grid, read.patches, cut)
-
-
-def _text(document: Any) -> str:
-    if isinstance(document, dict):
-        return document.get("text") or ""
-    return document if isinstance(document, str) else ""
-
-
-@dataclass(frozen=True)
-class _Side:
-    """vectors: [kept tokens, d]; words: of the text tokens; patches: which tokens are image tokens."""
-
-    features: Features
-    vectors: Tensor
-    words: list[Word]
-    patches: tuple[int, ...] = ()
-
-
-def _read(encoder: SmartEncoder, content: Any, text: str, role: Role) -> _Side:
-    features = encoder.preprocess([content], role)
-    ids, mask = features["input_ids"], features["attention_mask"]
-    vectors: Tensor = encoder.encode([content], role).tokens.values
-    there = mask[0].bool()
-    row, kept = ids[0][there].tolist(), encoder.keep(ids, mask)[0][there].tolist()
-    if not any(kept):  # the pooled vector stands in as the only token
-        return _Side(features, vectors, [Word("(pooled)", (0,))])
-    if sum(kept) != len(vectors):
-        raise HeatmapError(f"the {role} has {sum(kept)} kept tokens and {len(vectors)} vectors; they must be the same")
-    placeholder = image_token(encoder.backbone.config)
-    numbers = [number - 1 if keep else None for number, keep in zip(accumulate(kept), kept, strict=True)]
-    patches = tuple(n for n, one in zip(numbers, row, strict=True) if n is not None and one == placeholder)
-    of_text = [None if one == placeholder else n for n, one in zip(numbers, row, strict=True)]
-    return _Side(features, vectors, words(encoder.tokenizer, row, of_text, text), patches)
-
-
-def page_heatmap(
-    encoder: SmartEncoder, query: str, document: Any, path: str | Path | None = None, over: str = "sum"
-) -> Image.Image:
-    """The picture of ``measure``: over the page for a document with an image, a matrix of words for a text.
-
-    path: where the picture is written too; over: "sum" or "max" of the query tokens in the large picture.
-    Needs no display.  Raises as ``measure`` does.
-    """
-    from smart_train.interpretability.drawing import draw
-
-    picture = draw(measure(encoder, query, document), over)
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-    return picture

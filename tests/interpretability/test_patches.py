@@ -17,7 +17,7 @@ from transformers import (
 
 from smart_train.config.schema import LateBlock, ModelBlock
 from smart_train.core.errors import PatchGridError
-from smart_train.interpretability.similarity_map import PatchGrid, measure, patch_grid
+from smart_train.interpretability.similarity_map import PatchGrid, compute_similarity_map, patch_grid
 from smart_train.models.encoder import SmartEncoder
 
 CELL = 32  # pixels of a merged patch of the tiny Qwen3-VL: 16 a patch, 2 x 2 of them merged
@@ -59,7 +59,7 @@ def test_a_changed_place_of_the_page_changes_its_own_token_most(layer, tiny_mode
     )
     places = [(row, column) for row in range(ROWS) for column in range(COLUMNS)]
     pages = [Image.new("RGB", PAGE, "white"), *[spotted(*place) for place in places]]
-    found = measure(encoder, QUERY, pages[0])
+    found = compute_similarity_map(encoder, QUERY, pages[0])
     rows = [tokens[list(found.patches)] for tokens in encoder.encode_documents(pages).tokens.rows()]
     for place, tokens in zip(places, rows[1:], strict=True):
         moved = (tokens - rows[0]).norm(dim=1).view(found.grid.rows, found.grid.columns)
@@ -69,10 +69,10 @@ def test_a_changed_place_of_the_page_changes_its_own_token_most(layer, tiny_mode
 def test_two_places_that_are_swapped_swap_their_values_in_the_map(vision):
     """The change of the map moves with the pixels: from one end of the page's middle row to the other."""
     left, right = (spotted(1, column) for column in (0, 4))
-    blank = measure(vision, QUERY, Image.new("RGB", PAGE, "white"))
+    blank = compute_similarity_map(vision, QUERY, Image.new("RGB", PAGE, "white"))
     moved = []
     for page in (left, right):
-        found = measure(vision, QUERY, page)
+        found = compute_similarity_map(vision, QUERY, page)
         change = (found.similarity - blank.similarity).abs().amax(0)
         moved.append(tuple((found.on_page(change) == change[list(found.patches)].amax()).nonzero()[0].tolist()))
     assert moved == [(1, 0), (1, 4)]
@@ -152,7 +152,7 @@ def test_a_grid_that_cannot_be_derived_is_refused(size, tokens, settings, why):
 
 
 def test_pages_cut_into_tiles_are_refused():
-    with pytest.raises(PatchGridError, match="Idefics3Config.*not one picture"):
+    with pytest.raises(PatchGridError, match="Idefics3Config does not say .*not one picture"):
         patch_grid({"pixel_values": torch.zeros(1, 5, 3, 364, 364)}, Idefics3Config(), None, 5 * 64)
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from smart_train.config.schema import ModelBlock
-from smart_train.interpretability.similarity_map import measure, words
+from smart_train.interpretability.similarity_map import compute_similarity_map, words
 from smart_train.models.encoder import SmartEncoder
 
 TEXT = "Photosynthesis turns sunlight into sugar. Chlorophyll in the leaves absorbs light for the plants."
@@ -36,7 +36,7 @@ def lined() -> Image.Image:
 
 
 def test_subwords_are_joined_and_the_prompt_is_told_from_the_query(vision):
-    found = measure(vision, "a naïve invoice, by the user's café 東京", lined())
+    found = compute_similarity_map(vision, "a naïve invoice, by the user's café 東京", lined())
     own = [word.text for word in found.query_words if word.own]
     assert own == ["a", "naïve", "invoice", ",", "by", "the", "user's", "café", "東", "京"]
     assert [word.text for word in found.query_words if not word.own][:4] == ["system", "↵", "Represent", "the"]
@@ -53,6 +53,6 @@ def test_words_are_read_alike_from_wordpieces(real):
 
 def test_no_raw_id_or_control_token_is_shown(vision, real):
     for encoder in (vision, real):
-        found = measure(encoder, QUERY, TEXT)
+        found = compute_similarity_map(encoder, QUERY, TEXT)
         for word in [*found.query_words, *found.document_words]:
             assert not re.search(r"<\||\[CLS\]|##|Ġ|▁|Ċ", word.text)

@@ -14,8 +14,8 @@ from smart_train.config.schema import LateBlock, ModelBlock
 from smart_train.core.errors import HeatmapError
 from smart_train.interpretability import drawing as fonts
 from smart_train.interpretability import drawing as heatmap_drawing
-from smart_train.interpretability.drawing import draw
-from smart_train.interpretability.similarity_map import Heatmap, PatchGrid, Word, measure, page_heatmap
+from smart_train.interpretability.drawing import draw, page_heatmap
+from smart_train.interpretability.similarity_map import PatchGrid, SimilarityMap, Word, compute_similarity_map
 from smart_train.models.encoder import SmartEncoder
 
 CELL = 32  # pixels of a merged patch of the tiny Qwen3-VL: 16 a patch, 2 x 2 of them merged
@@ -49,7 +49,7 @@ def lined() -> Image.Image:
 @pytest.mark.parametrize("late", [LateBlock(), LateBlock(layer=1, drop=["punctuation"]), LateBlock(dim=16)])
 def test_the_late_score_read_from_the_map_is_the_encoders(late, document, tiny_models):
     encoder = SmartEncoder(str(tiny_models("qwen3vl")), late=late, device="cpu")
-    found = measure(encoder, QUERY, document)
+    found = compute_similarity_map(encoder, QUERY, document)
     assert found.late == pytest.approx(float(encoder.score([QUERY], [document], mode="late")), abs=1e-5)
 
 
@@ -57,7 +57,7 @@ def test_the_late_score_read_from_the_map_is_the_encoders(late, document, tiny_m
 def test_the_late_score_of_texts_is_read_from_the_map_for_every_family(kind, tiny_models, real_base):
     encoder = SmartEncoder(str(real_base if kind == "real" else tiny_models(kind)), device="cpu")
     for query, document in ((QUERY, TEXT), ("", "?"), ("naïve café 東京", "東京のカフェ")):
-        found = measure(encoder, query, document)
+        found = compute_similarity_map(encoder, query, document)
         assert found.late == pytest.approx(float(encoder.score([query], [document], mode="late")), abs=1e-5)
         parts = sum(found.share(word) * len(word.tokens) for word in found.query_words) / len(found.similarity)
         assert parts == pytest.approx(found.late, abs=1e-5), "the words' parts make up the score"
@@ -67,14 +67,14 @@ def test_the_late_score_of_texts_is_read_from_the_map_for_every_family(kind, tin
 
 
 def test_every_token_of_a_page_is_a_patch_or_in_a_word(vision):
-    found = measure(vision, QUERY, {"text": "an invoice", "image": lined()})
+    found = compute_similarity_map(vision, QUERY, {"text": "an invoice", "image": lined()})
     tokens = [token for word in found.document_words for token in word.tokens]
     assert sorted([*tokens, *found.patches]) == list(range(found.similarity.shape[1]))
     assert found.grid == PatchGrid(ROWS, COLUMNS) and len(found.patches) == ROWS * COLUMNS
 
 
 def test_a_words_row_is_the_mean_of_its_tokens(real):
-    found = measure(real, "photosynthesise", TEXT)
+    found = compute_similarity_map(real, "photosynthesise", TEXT)
     (word,) = found.query_words
     assert word.text == "photosynthesise" and len(word.tokens) > 1
     torch.testing.assert_close(found.of_word(word), found.similarity.mean(0))
@@ -84,7 +84,7 @@ def test_a_words_row_is_the_mean_of_its_tokens(real):
 
 
 def test_a_row_that_keeps_nothing_is_its_pooled_vector(real):
-    found = measure(real, "", TEXT)
+    found = compute_similarity_map(real, "", TEXT)
     assert found.query_words == [Word("(pooled)", (0,))]
 
 
@@ -108,13 +108,13 @@ def test_what_is_too_long_to_be_drawn_is_drawn_in_part_and_says_so(monkeypatch):
     asked, read = ([Word(f"{side}{n}", (n,)) for n in range(count)] for side, count in (("q", 60), ("d", 600)))
     similarity = torch.rand(60, 600, generator=torch.Generator().manual_seed(0)) * 0.5
     similarity[torch.arange(60), torch.arange(60) % 5 + 590] = 0.9
-    assert draw(Heatmap("long", similarity[:6], asked[:6], read)).height < 5000
+    assert draw(SimilarityMap("long", similarity[:6], asked[:6], read)).height < 5000
     assert any("of 600 document words are drawn" in note for note in told)
     best = similarity[:6].argmax(1).numpy()
     bands = heatmap_drawing._bands(600, best)
     assert len(bands) == heatmap_drawing.BANDS and all(any(b.start <= w < b.stop for b in bands) for w in best)
     page, patches = Image.new("RGB", (40, 400), "white"), tuple(range(20))
-    found = Heatmap("long", similarity, asked, read[20:], page, PatchGrid(10, 2), patches)
+    found = SimilarityMap("long", similarity, asked, read[20:], page, PatchGrid(10, 2), patches)
     assert draw(found).height < 5000
     assert "40 of 60 query words are drawn" in told
 
@@ -126,7 +126,7 @@ def test_of_a_query_as_long_as_a_page_the_first_words_are_drawn_and_told(monkeyp
     monkeypatch.setattr(heatmap_drawing, "_titled", lambda *given: (told.extend(given[-1]), titled(*given)))
     monkeypatch.setattr(heatmap_drawing, "ROWS", 3)
     asked = [Word("template", (0,), own=False), *(Word(f"q{n}", (n,)) for n in range(1, 200))]
-    found = Heatmap("of two\nlines", torch.rand(200, 4), asked, [Word("d", tuple(range(4)))])
+    found = SimilarityMap("of two\nlines", torch.rand(200, 4), asked, [Word("d", tuple(range(4)))])
     drawn = draw(found)
     assert drawn.height < 400 and "3 of 200 query words are drawn" in told
     # The query stands on one line, above the notes: the picture is that of a blank in place of the break.
@@ -136,23 +136,25 @@ def test_of_a_query_as_long_as_a_page_the_first_words_are_drawn_and_told(monkeyp
 def test_letters_that_no_font_has_are_told_once(caplog, monkeypatch, recwarn):
     monkeypatch.setattr(fonts, "FIRST", ("DejaVu Sans",))
     monkeypatch.setattr(fonts, "SCRIPTS", "none begins so")
-    found = Heatmap("東京", torch.eye(2), [Word("東京", (0,)), Word("Кафе", (1,))], [Word("b", (0,)), Word("京", (1,))])
+    found = SimilarityMap(
+        "東京", torch.eye(2), [Word("東京", (0,)), Word("Кафе", (1,))], [Word("b", (0,)), Word("京", (1,))]
+    )
     draw(found)
     lines = [record.message for record in caplog.records if record.name == "smart_train.interpretability.drawing"]
-    assert len(lines) == 1 and lines[0].startswith("2 letters, such as 京 東, are in no font of this machine")
+    assert len(lines) == 1 and lines[0].startswith("2 letters, such as 京 東, are in no installed font")
     assert not recwarn.list
 
 
 def test_what_has_no_map_is_refused(vision):
     with pytest.raises(HeatmapError, match="query is a Image"):
-        measure(vision, lined(), TEXT)
+        compute_similarity_map(vision, lined(), TEXT)
     with pytest.raises(HeatmapError, match="sum or max"):
-        measure(vision, QUERY, TEXT).over_query("median")
+        compute_similarity_map(vision, QUERY, TEXT).over_query("median")
 
 
 def test_the_pictures_own_pixels_have_the_colours_of_their_places_values(vision):
     """Measured in the finished picture: on white paper a patch has the scale's colour for its value, and no other."""
-    found = measure(vision, QUERY, Image.new("RGB", (COLUMNS * 40, ROWS * 40), "white"))
+    found = compute_similarity_map(vision, QUERY, Image.new("RGB", (COLUMNS * 40, ROWS * 40), "white"))
     values = found.on_page(found.over_query()).numpy()
     rows, columns = values.shape
     assert (rows, columns) == (4, 6), "the processor has scaled the page to whole patches"
