@@ -35,7 +35,8 @@ from smart_train.core.errors import EvaluationError
 from smart_train.core.modality import kind
 from smart_train.evaluation.encode import IMAGE_BATCHES, TEXT_BATCHES
 from smart_train.evaluation.metrics import Ranking, interval, measure
-from smart_train.evaluation.ranking import MODES, rank_given, rank_views, view
+from smart_train.evaluation.ranking import rank_candidates, rank_views
+from smart_train.evaluation.scoring import MODES, view
 
 if TYPE_CHECKING:
     from smart_train.models.encoder import SmartEncoder
@@ -122,7 +123,7 @@ def evaluate_task(
             wanted = {id: wanted[id] for own in given.values() for id in own}
         documents, ids = _documents(encoder, wanted, instructions, batch_size, shown)
         if given is not None:
-            found = rank_given(queries, documents, names, ids, given, views, device=encoder.device)
+            found = rank_candidates(queries, documents, names, ids, given, views, device=encoder.device)
         else:
             found = rank_views(queries, documents, names, ids, views, top=max(CUTS), device=encoder.device)
         for mode in modes:

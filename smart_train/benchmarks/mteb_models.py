@@ -22,7 +22,8 @@ from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import EvaluationError
 from smart_train.evaluation.encode import IMAGE_BATCHES, TEXT_BATCHES
 from smart_train.evaluation.metrics import Ranking
-from smart_train.evaluation.ranking import MODES, rank_given, rank_views, view
+from smart_train.evaluation.ranking import rank_candidates, rank_views
+from smart_train.evaluation.scoring import MODES, view
 
 if TYPE_CHECKING:
     from smart_train.models.encoder import SmartEncoder
@@ -459,7 +460,7 @@ def _rankings(
     wanted = {document for documents in given.values() for document in documents}
     kept = [row for row, document in enumerate(document_ids) if document in wanted]
     documents = reading.embedded(searches.inputs, corpus.select(kept), "document")
-    found = rank_given(
+    found = rank_candidates(
         asked.select(rows),
         documents,
         list(given),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from smart_train.benchmarks.mteb_models import MtebModel, digest, mteb_models
 from smart_train.core.atomic_io import replacing
 from smart_train.core.errors import EvaluationError
-from smart_train.evaluation.ranking import MODES
+from smart_train.evaluation.scoring import MODES
 
 if TYPE_CHECKING:
     from smart_train.models.encoder import SmartEncoder

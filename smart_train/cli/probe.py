@@ -77,7 +77,7 @@ def _weight(text: str) -> float:
 
 def run(options: argparse.Namespace) -> None:
     from smart_train.data.dev_and_test import dev_and_test
-    from smart_train.evaluation.retrieval import GRID
+    from smart_train.evaluation.calibration import GRID
     from smart_train.probing.probe_report import table, verdict
     from smart_train.probing.probe_run import run as probe
 

@@ -12,8 +12,8 @@ from typing import Any
 from smart_train.core.errors import EvaluationError
 from smart_train.evaluation.encode import Collection
 from smart_train.evaluation.metrics import paired
-from smart_train.evaluation.ranking import MODES
 from smart_train.evaluation.retrieval import Evaluation
+from smart_train.evaluation.scoring import MODES
 
 FILE = "evaluation.json"
 TABLES = {

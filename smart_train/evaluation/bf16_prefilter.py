@@ -15,17 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from smart_train.core.embeddings import Embeddings, Tokens
+from smart_train.evaluation.scoring import View
 from smart_train.evaluation.topk import Best
 from smart_train.losses.maxsim import maxsim, maxsim_sizes, maxsim_where
-
-if TYPE_CHECKING:
-    from smart_train.evaluation.ranking import View
 
 HALF = 1.01 * 2.0**-8  # what rounding to bfloat16 changes at most, of the size of what came out
 SUMS = 2.0**-23  # the same of float32, twice

@@ -29,11 +29,11 @@ from smart_train.evaluation.encode import standing
 from smart_train.evaluation.metrics import Group, groups, home
 from smart_train.evaluation.report.failure_cases import Heatmap, worst
 from smart_train.evaluation.report.html import report
+from smart_train.evaluation.report.metrics_json import write_metrics
 from smart_train.evaluation.report.outcome import Outcome
-from smart_train.evaluation.report.score_histograms import Observer
-from smart_train.evaluation.report.summary import write_metrics
 from smart_train.evaluation.report.tables import text, write_metrics_csv, write_query_csv
 from smart_train.evaluation.retrieval import evaluate_encoded
+from smart_train.evaluation.score_histograms import Observer
 from smart_train.evaluation.vector_store import Store, encode_shards
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.lora import lora_parameters

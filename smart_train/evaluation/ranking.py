@@ -8,71 +8,33 @@ order of the corpus, nor on which rank has which documents.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from smart_train.config.schema import HybridBlock
-from smart_train.core.embeddings import Embeddings, Tokens
+from smart_train.core.embeddings import Embeddings
 from smart_train.core.errors import EvaluationError
 from smart_train.evaluation.bf16_prefilter import Narrowing, worthwhile
 from smart_train.evaluation.metrics import Ranking
-from smart_train.evaluation.topk import Best, Share, tie_hash
-from smart_train.losses.similarity import hybrid_scores, late_scores, pooled_scores
+from smart_train.evaluation.scoring import (
+    BLOCK,
+    MODES,
+    Documents,
+    Tile,
+    View,
+    check,
+    check_ids,
+    checked,
+    exact_late_scores,
+    query_blocks,
+    tiles,
+    view,
+)
+from smart_train.evaluation.topk import Best, Share
 
-__all__ = [
-    "MODES",
-    "Best",
-    "Tile",
-    "View",
-    "check",
-    "checked",
-    "rank",
-    "rank_all",
-    "rank_views",
-    "tie_hash",
-    "tiles",
-    "view",
-]
-
-MODES = ("pooled", "late", "hybrid")
-BLOCK = 1 << 24  # float32 values of a document block: 64 MiB, about 500 short texts or 10 pages of 2048-wide tokens
-QUERY_TOKENS = 4096  # of a query block: the maxima of one tile stay below a document block's size
-NOISE = 1e-6  # cosines nearer than this are equal: float32 sums in another order differ by a few 1e-7
-
-Tile = tuple[slice, slice, Tensor, Tensor]
-"""(query rows, document rows, pooled scores, late scores)"""
-Documents = Embeddings | Iterable[Embeddings]
-"""N rows at once, or in portions, each of which is taken once and let go."""
-
-
-@dataclass(frozen=True)
-class View:
-    """One way to order documents: the score of (pooled, late), both [B, N], and how near its values count as equal.
-
-    slope: by how much the score grows with the late score, 0 or more; None = not known, or it falls
-    """
-
-    score: Callable[[Tensor, Tensor], Tensor]
-    noise: float = NOISE
-    slope: float | None = None
-
-
-def view(mode: str, hybrid: HybridBlock) -> View:
-    """The View of a mode.  Raises EvaluationError for another word than pooled, late or hybrid."""
-    if mode == "pooled":
-        return View(lambda pooled, late: pooled, slope=0.0)
-    if mode == "late":
-        return View(lambda pooled, late: late, slope=1.0)
-    if mode == "hybrid":
-        by_pooled, slope = hybrid.pooled, hybrid.late
-        if hybrid.scaling == "standardised":
-            by_pooled, slope = by_pooled / hybrid.pooled_std, slope / hybrid.late_std
-        noise = NOISE * max(1.0, abs(by_pooled) + abs(slope))
-        return View(lambda pooled, late: hybrid_scores(pooled, late, hybrid), noise, slope if slope >= 0 else None)
-    raise EvaluationError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
+SPARSE = 0.25  # share of a portion's pairs that are candidates, below which each query is scored by itself
 
 
 def rank(
@@ -154,7 +116,7 @@ def rank_views(
     """
     share = share or Share(document_ids)
     check(queries, query_ids, "query")
-    _check_ids(document_ids, "document")
+    check_ids(document_ids, "document")
     if not len(share.corpus):
         raise EvaluationError("there is no document to rank")
     if top < 1:
@@ -162,12 +124,14 @@ def rank_views(
     # By block of queries; a rank without documents has the blocks too, since ranks meet once for each.
     best = {
         (rows.start, rows.stop): {name: Best(top, each.noise, themselves) for name, each in views.items()}
-        for rows in _slices(queries.tokens.lengths, QUERY_TOKENS)
+        for rows in query_blocks(queries)
     }
     on = torch.device(device) if device is not None else queries.pooled.device
     narrow = worthwhile(on) and all(each.slope is not None for each in views.values())
-    late_of = Narrowing(views, best) if narrow else _late
-    for rows, columns, pooled, late in scored or tiles(queries, checked(documents, document_ids), block, on, late_of):
+    if scored is None:
+        late_of = Narrowing(views, best) if narrow else exact_late_scores
+        scored = tiles(queries, checked(documents, document_ids), block, on, late_of)
+    for rows, columns, pooled, late in scored:
         for name, each in views.items():
             best[rows.start, rows.stop][name].add(each.score(pooled, late), columns.start)
         if progress is not None:
@@ -180,176 +144,7 @@ def rank_views(
     return rankings
 
 
-LateOf = Callable[[slice, Embeddings, Embeddings, Tensor], Tensor]
-"""(query rows, their embeddings, some documents', the pooled scores of both) -> late scores [B, N]"""
-
-
-def _late(rows: slice, asked: Embeddings, part: Embeddings, pooled: Tensor) -> Tensor:
-    return late_scores(asked.tokens, part.tokens)
-
-
-def tiles(
-    queries: Embeddings,
-    documents: Documents,
-    block: int = BLOCK,
-    device: torch.device | str | None = None,
-    late_of: LateOf = _late,
-) -> Iterator[Tile]:
-    """(query rows, document rows, pooled, late) of every tile, both scores [rows, columns] float32; all queries of one
-    block of documents before the next block, so that documents are moved and widened once.
-
-    late_of: what gives a tile's late scores; it is asked when the tile is, so after those before it were taken.
-    """
-    device = torch.device(device) if device is not None else queries.pooled.device
-    query_blocks = list(_slices(queries.tokens.lengths, QUERY_TOKENS))
-    begun = 0
-    for portion in _portions(documents):
-        for some in _slices(portion.tokens.lengths, max(1, block // portion.tokens.width)):
-            part, columns = _part(portion, some, device), slice(begun + some.start, begun + some.stop)
-            for rows in query_blocks:
-                asked = _part(queries, rows, device)
-                pooled = pooled_scores(asked.pooled, part.pooled)
-                yield rows, columns, pooled, late_of(rows, asked, part, pooled)
-        begun += len(portion)
-
-
-def _portions(documents: Documents) -> Iterable[Embeddings]:
-    return [documents] if isinstance(documents, Embeddings) else documents
-
-
-def checked(documents: Documents, document_ids: Sequence[str]) -> Iterator[Embeddings]:
-    """The portions, each checked against its ids before it is given on; raises EvaluationError as ``check`` does."""
-    begun = 0
-    for portion in _portions(documents):
-        check(portion, document_ids[begun : begun + len(portion)], "document")
-        begun += len(portion)
-        yield portion
-    if begun < len(document_ids):
-        raise EvaluationError(f"{begun} document embeddings, but {len(document_ids)} document ids")
-
-
-def _slices(lengths: Tensor, tokens: int) -> Iterator[slice]:
-    """Consecutive rows that hold at most so many tokens together; a longer row stands alone."""
-    begin = held = 0
-    for row, length in enumerate(lengths.tolist()):
-        if row > begin and held + length > tokens:
-            yield slice(begin, row)
-            begin, held = row, 0
-        held += length
-    if len(lengths):
-        yield slice(begin, len(lengths))
-
-
-def _part(embeddings: Embeddings, rows: slice, device: torch.device) -> Embeddings:
-    """Consecutive rows in float32 on the device; a view where they already are."""
-    lengths = embeddings.tokens.lengths
-    begin, count = int(lengths[: rows.start].sum()), int(lengths[rows].sum())
-    values = embeddings.tokens.values[begin : begin + count]
-    dtype = torch.promote_types(values.dtype, torch.float32)
-    return Embeddings(
-        embeddings.pooled[rows].to(device, dtype), Tokens(values.to(device, dtype), lengths[rows].to(device))
-    )
-
-
-def check(embeddings: Embeddings, ids: Sequence[str], what: str) -> None:
-    """Raises EvaluationError for ids that are not one a row or not unique, and, by id, for values not finite."""
-    if len(ids) != len(embeddings):
-        raise EvaluationError(f"{len(embeddings)} {what} embeddings, but {len(ids)} {what} ids")
-    _check_ids(ids, what)
-    embeddings.tokens.check()
-    owner = torch.repeat_interleave(torch.arange(len(ids)), embeddings.tokens.lengths.cpu())
-    # a sum is finite where its parts are, and needs no mask of the corpus' size
-    tokens = ~embeddings.tokens.values.sum(1, dtype=torch.float32).isfinite().cpu()
-    bad = ~embeddings.pooled.sum(1, dtype=torch.float32).isfinite().cpu()
-    bad[owner[tokens]] = True
-    if bad.any():
-        rows = bad.nonzero().flatten().tolist()
-        raise EvaluationError(
-            f"the embedding of {what} {ids[rows[0]]!r} is not finite (NaN or infinity), and {len(rows) - 1} more of "
-            f"the {len(ids)} at hand: a diverged run, or an overflow in float16; load the base with model.dtype "
-            "float32 or bfloat16"
-        )
-
-
-def _check_ids(ids: Sequence[str], what: str) -> None:
-    if len(set(ids)) != len(ids):
-        twice = next(one for place, one in enumerate(ids) if one in ids[:place])
-        raise EvaluationError(f"the {what} id {twice!r} is there twice; ids must be unique")
-
-
-# The best documents of every query so far, and the scores of named pairs, as tiles of a corpus go by.
-
-
-class Candidates:
-    """The first ``top`` documents of every query but those that a named pair keeps out, and the named pairs' scores.
-
-    pairs: [E, 2] int64, (query row, document row), in any order
-    noise: scores nearer than this are equal and ordered by a hash of the ids (see ranking.py)
-    """
-
-    def __init__(self, pairs: Tensor, top: int, noise: float) -> None:
-        self.top, self.noise = top, noise
-        self.order = pairs[:, 1].argsort(stable=True)
-        self.rows, self.columns = pairs[self.order].unbind(1)
-        self.columns = self.columns.contiguous()
-        self.found = torch.full((len(pairs),), float("nan"))
-        self.best: dict[tuple[int, int], Best] = {}
-
-    def add(self, rows: slice, columns: slice, scores: Tensor) -> None:
-        """Takes the scores [rows, columns] of one tile, and overwrites those of named pairs in it."""
-        begin, end = torch.searchsorted(self.columns, torch.tensor([columns.start, columns.stop])).tolist()
-        row = self.rows[begin:end]
-        here = ((row >= rows.start) & (row < rows.stop)).nonzero().squeeze(1) + begin
-        at = (self.rows[here] - rows.start).to(scores.device), (self.columns[here] - columns.start).to(scores.device)
-        self.found[here] = scores[at].to(self.found)
-        scores[at] = float("-inf")
-        best = self.best.setdefault((rows.start, rows.stop), Best(self.top, self.noise))
-        if best.scores is not None and best.columns is not None and best.scores.device != scores.device:
-            best.scores, best.columns = best.scores.to(scores.device), best.columns.to(scores.device)
-        best.add(scores, columns.start)
-
-    def pair_scores(self) -> Tensor:
-        """[E] float32, in the order in which the pairs were given; NaN where the document did not go by."""
-        scores = torch.empty_like(self.found)
-        scores[self.order] = self.found
-        return scores
-
-    def ranked(self, query_ids: Sequence[str], document_ids: Sequence[str]) -> Iterator[tuple[str, Ranking]]:
-        """(query id, its ranking, best first and without named pairs) of every query; one block at a time in lists."""
-        for (begin, end), best in sorted(self.best.items()):
-            for query, ranking in best.rankings(query_ids[begin:end], document_ids).items():
-                yield query, [pair for pair in ranking if pair[1] != float("-inf")]
-
-    def state(self) -> dict[str, Tensor]:
-        """Tensors on the CPU by name, for ``restore``."""
-        kept = {"found": self.found}
-        for (begin, end), best in self.best.items():
-            if best.scores is not None and best.columns is not None:
-                kept[f"{begin}:{end}:scores"] = best.scores.cpu().contiguous()
-                kept[f"{begin}:{end}:columns"] = best.columns.cpu().contiguous()
-        return kept
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Takes what ``state`` gave for the same pairs.  Raises EvaluationError for that of others."""
-        if state["found"].shape != self.found.shape:
-            raise EvaluationError(f"the state has {len(state['found'])} pairs, and there are {len(self.found)}")
-        self.found = state["found"].clone()
-        for name, tensor in state.items():
-            if not name.endswith(":scores"):
-                continue
-            begin, end = (int(part) for part in name.split(":")[:2])
-            best = Best(self.top, self.noise)
-            best.scores, best.columns = tensor.clone(), state[f"{begin}:{end}:columns"].clone()
-            self.best[begin, end] = best
-
-
-# Ranks the documents that each query is given and no others: reranking tasks, questions with options, near misses.
-
-
-SPARSE = 0.25  # share of a portion's pairs that were given, below which each query is scored by itself
-
-
-def rank_given(
+def rank_candidates(
     queries: Embeddings,
     documents: Embeddings | Iterable[Embeddings],
     query_ids: Sequence[str],

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smart_train.evaluation.report.summary import STYLES
+from smart_train.evaluation.report.charts import STYLES
 
 BINS, WIDTH = 50, 0.025  # ratios from 0 to 1.25; what lies outside counts in the bin at that end
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 
 from smart_train.config.schema import HybridBlock
 from smart_train.core.errors import EvaluationError
+from smart_train.evaluation.calibration import ENOUGH, GRID, score_sums, standardised
 from smart_train.evaluation.metrics import Interval, Ranking, interval, measure, paired
-from smart_train.evaluation.ranking import View, view
-from smart_train.evaluation.retrieval import ENOUGH, GRID, score_sums, standardised
+from smart_train.evaluation.scoring import View, view
 from smart_train.evaluation.topk import Best
 from smart_train.probing.layer_scores import LayerScores, Side
 

@@ -18,7 +18,7 @@ from smart_train.core.atomic_io import replacing
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import EvaluationError
 from smart_train.evaluation.encode import Collection, Encoded, Encoder, Pace, clock, encode
-from smart_train.evaluation.ranking import check, tiles
+from smart_train.evaluation.scoring import check, tiles
 from smart_train.evaluation.topk import tie_hash
 
 logger = logging.getLogger(__name__)

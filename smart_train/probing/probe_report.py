@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smart_train.core.atomic_io import replacing
-from smart_train.evaluation.report.summary import STYLES
+from smart_train.evaluation.report.charts import STYLES
 from smart_train.probing.layer_probe import SURE, Layer, Probe, Reading
 
 COLUMNS = ("layer", "mode", "scaling", "late_weight", "dev", "dev_low", "dev_high", "test", "test_low", "test_high")

@@ -24,7 +24,7 @@ from smart_train.core.atomic_io import replacing
 from smart_train.core.errors import AdapterError
 from smart_train.core.hub import PACKAGE, told_name
 from smart_train.data.dev_and_test import DevAndTest
-from smart_train.evaluation.retrieval import GRID
+from smart_train.evaluation.calibration import GRID
 from smart_train.models.checksums import broken, write_late
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.safe_loading import SETTINGS, VERIFIED, digests

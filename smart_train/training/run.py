@@ -34,9 +34,12 @@ from smart_train.data.collection import Collection
 from smart_train.data.load import load
 from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation.baseline import hashes
+from smart_train.evaluation.calibration import calibrate
 from smart_train.evaluation.metrics import Interval
-from smart_train.evaluation.report.summary import differences, plot, table, write_metrics
-from smart_train.evaluation.retrieval import Evaluation, calibrate, evaluate
+from smart_train.evaluation.report.charts import plot
+from smart_train.evaluation.report.metrics_json import differences, write_metrics
+from smart_train.evaluation.report.tables import table
+from smart_train.evaluation.retrieval import Evaluation, evaluate
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.saving import verify
 from smart_train.publishing.publisher import check_access, publish

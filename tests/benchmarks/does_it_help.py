@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from smart_train.config.recipe import read
+from smart_train.evaluation.calibration import calibrate_encoded
 from smart_train.evaluation.encode import encode
-from smart_train.evaluation.retrieval import calibrate_encoded, evaluate_encoded
+from smart_train.evaluation.retrieval import evaluate_encoded
 from smart_train.training.run import Sides, load, make_trainer, training_free
 
 POOLED = ["objective.late.weight=0"]

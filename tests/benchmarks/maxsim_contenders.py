@@ -95,7 +95,8 @@ def ranking(case: Case, narrowed: bool) -> Prepared:
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from smart_train.config.schema import HybridBlock
     from smart_train.core.embeddings import Embeddings, Tokens
-    from smart_train.evaluation.ranking import rank_views, tiles, view
+    from smart_train.evaluation.ranking import rank_views
+    from smart_train.evaluation.scoring import tiles, view
 
     if case.training:
         raise ImportError("it ranks and has no gradients")

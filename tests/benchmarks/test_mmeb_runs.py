@@ -22,7 +22,7 @@ from smart_train.benchmarks.mteb_models import prompted
 from smart_train.config.schema import HybridBlock, LateBlock, ModelBlock
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import EvaluationError
-from smart_train.evaluation.ranking import MODES
+from smart_train.evaluation.scoring import MODES
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.preprocessing import open_content
 

@@ -19,7 +19,7 @@ from smart_train.config.recipe import plain, read
 from smart_train.config.schema import AdapterBlock, DataBlock, LateBlock
 from smart_train.data.dev_and_test import dev_and_test
 from smart_train.evaluation import encode as encoding
-from smart_train.evaluation.report.summary import STYLES
+from smart_train.evaluation.report.charts import STYLES
 from smart_train.evaluation.retrieval import evaluate
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.saving import verify

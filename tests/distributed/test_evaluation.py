@@ -16,7 +16,8 @@ from smart_train.config.schema import HybridBlock, LateBlock
 from smart_train.core.errors import EvaluationError, RankError
 from smart_train.data.collection import Collection, DataError, Document
 from smart_train.distributed.process_group import ProcessGroup
-from smart_train.evaluation.retrieval import Evaluation, calibrate, evaluate
+from smart_train.evaluation.calibration import calibrate
+from smart_train.evaluation.retrieval import Evaluation, evaluate
 from smart_train.models.encoder import SmartEncoder
 
 CONSTANTS = ("pooled_mean", "pooled_std", "late_mean", "late_std")

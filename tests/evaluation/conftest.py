@@ -11,8 +11,8 @@ from smart_train.evaluation.bm25 import lexical
 from smart_train.evaluation.encode import encode
 from smart_train.evaluation.metrics import groups
 from smart_train.evaluation.report.outcome import Outcome
-from smart_train.evaluation.report.score_histograms import Observer
 from smart_train.evaluation.retrieval import evaluate, evaluate_encoded
+from smart_train.evaluation.score_histograms import Observer
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
 

@@ -12,7 +12,7 @@ from smart_train.config.schema import HybridBlock
 from smart_train.core.errors import EvaluationError
 from smart_train.evaluation.baseline import Baseline, check_baseline, compare, hashes, read_baseline
 from smart_train.evaluation.metrics import paired
-from smart_train.evaluation.report.summary import write_metrics
+from smart_train.evaluation.report.metrics_json import write_metrics
 from smart_train.evaluation.retrieval import evaluate
 
 

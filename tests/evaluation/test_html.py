@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 
-from smart_train.evaluation.report.summary import html
+from smart_train.evaluation.report import html
 
 
 def test_text_is_escaped_whatever_it_is():

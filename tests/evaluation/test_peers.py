@@ -27,8 +27,9 @@ from smart_train.core.errors import EvaluationError, RankError
 from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation import encode as encoding
 from smart_train.evaluation import encode as forwards
-from smart_train.evaluation import ranking
-from smart_train.evaluation.retrieval import Evaluation, calibrate, evaluate
+from smart_train.evaluation import scoring
+from smart_train.evaluation.calibration import calibrate
+from smart_train.evaluation.retrieval import Evaluation, evaluate
 from smart_train.evaluation.topk import dealt, portions
 
 TIMEOUT = 20.0  # seconds until a meeting that somebody does not come to is a failure
@@ -201,7 +202,7 @@ def without_seconds(found: Any) -> Any:
 @example(4, 9, 6, 1, True, 5)
 def test_every_rank_has_the_evaluation_of_one_process(monkeypatch, world, documents, queries, batch, together, seed):
     monkeypatch.setattr(encoding, "TEXT_BATCHES", 2)
-    monkeypatch.setattr(ranking, "QUERY_TOKENS", 5)  # blocks of a few queries, each with a meeting
+    monkeypatch.setattr(scoring, "QUERY_TOKENS", 5)  # blocks of a few queries, each with a meeting
     some = drawn(documents, queries, seed)
     options = {"k": [1, 3], "batch_size": batch, "bootstrap": 20}
     whole = evaluate(Stub(), some, **options)
@@ -227,8 +228,8 @@ def test_every_rank_has_the_evaluation_of_one_process(monkeypatch, world, docume
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 4), st.integers(1, 14), st.integers(1, 6), st.booleans(), st.booleans(), st.integers(0, 10**6))
 def test_every_rank_has_the_calibration_of_one_process(monkeypatch, world, documents, queries, together, kept, seed):
-    monkeypatch.setattr("smart_train.evaluation.retrieval.KEPT", 1 << 25 if kept else 0)
-    monkeypatch.setattr(ranking, "QUERY_TOKENS", 5)
+    monkeypatch.setattr("smart_train.evaluation.calibration.KEPT", 1 << 25 if kept else 0)
+    monkeypatch.setattr(scoring, "QUERY_TOKENS", 5)
     some, hybrid = drawn(documents, queries, seed), HybridBlock(scaling="standardised")
     whole = outcome(lambda: calibrate(Stub(hybrid=hybrid), some, cut=2, batch_size=2))
     ranks = on_ranks(
@@ -411,7 +412,7 @@ class Watched(Stub):
 @pytest.mark.parametrize("together", [False, True])
 def test_documents_are_let_go_and_what_crosses_does_not_grow_with_the_corpus(monkeypatch, together):
     monkeypatch.setattr(encoding, "TEXT_BATCHES", 2)
-    monkeypatch.setattr(ranking, "NOISE", 0.0)
+    monkeypatch.setattr(scoring, "NOISE", 0.0)
     monkeypatch.setitem(globals(), "word_vector", angle)  # distinct cosines, or all that tie would be kept
     small, large = (let_go(documents, together) for documents in (64, 512))
     assert small == large

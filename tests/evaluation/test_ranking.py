@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from smart_train.config.schema import HybridBlock
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import EvaluationError
-from smart_train.evaluation import ranking as module
-from smart_train.evaluation.ranking import MODES, check, rank, rank_all, tie_hash
-from smart_train.evaluation.topk import Best
+from smart_train.evaluation import scoring
+from smart_train.evaluation.ranking import rank, rank_all
+from smart_train.evaluation.scoring import MODES, check
+from smart_train.evaluation.topk import Best, tie_hash
 
 HYBRID = HybridBlock(pooled=0.5, late=2.0)
 SCALED = HybridBlock(
@@ -125,7 +126,7 @@ def test_block_sizes_never_change_a_ranking(monkeypatch):
     arguments = queries, documents, ids("q", 6), ids("d", 50), HYBRID
     whole = rank_all(*arguments, top=8)
     for block, query_tokens in ((1, 1), (30, 4), (100, 7), (10**6, 5)):
-        monkeypatch.setattr(module, "QUERY_TOKENS", query_tokens)
+        monkeypatch.setattr(scoring, "QUERY_TOKENS", query_tokens)
         parts = rank_all(*arguments, top=8, block=block)
         for mode in MODES:
             for query in whole[mode]:

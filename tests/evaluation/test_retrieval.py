@@ -16,9 +16,12 @@ import torch
 from smart_train.config.schema import HybridBlock, LateBlock
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import EvaluationError
+from smart_train.evaluation import calibration, retrieval
 from smart_train.evaluation import encode as encoding
-from smart_train.evaluation import retrieval
-from smart_train.evaluation.retrieval import calibrate, calibrate_encoded, encode, evaluate, evaluate_encoded
+from smart_train.evaluation.calibration import calibrate, calibrate_encoded
+from smart_train.evaluation.encode import encode
+from smart_train.evaluation.ranking import rank_all
+from smart_train.evaluation.retrieval import evaluate, evaluate_encoded
 
 WORDS = 16
 
@@ -308,8 +311,8 @@ def test_as_many_documents_are_ranked_for_a_query_that_is_left_out_as_for_the_ot
     assert encoded.themselves == {"q0", "q1"}
     for top in (1, 3, 10, 11):
         rows = (encoded.queries, encoded.documents, encoded.query_ids, encoded.document_ids)
-        whole = retrieval.rank_all(*rows, top=20)
-        found = retrieval.rank_all(*rows, top=top, block=64, themselves=encoded.themselves)
+        whole = rank_all(*rows, top=20)
+        found = rank_all(*rows, top=top, block=64, themselves=encoded.themselves)
         for mode, rankings in found.items():
             for query, ranking in rankings.items():
                 expected = [d for d, _ in whole[mode][query] if d != query or query not in encoded.themselves][:top]
@@ -383,7 +386,7 @@ def test_a_collection_too_large_to_keep_its_scores_is_calibrated_the_same(monkey
     some = collection()
     encoded = encode(Stub(), some)
     kept = calibrate_encoded(encoded, some.qrels, HybridBlock(scaling="standardised"))
-    monkeypatch.setattr(retrieval, "KEPT", 0)
+    monkeypatch.setattr(calibration, "KEPT", 0)
     assert calibrate_encoded(encoded, some.qrels, HybridBlock(scaling="standardised")) == kept
 
 

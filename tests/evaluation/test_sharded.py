@@ -15,8 +15,8 @@ from smart_train.data.collection import Collection, Document
 from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation import vector_store as shards
 from smart_train.evaluation.encode import encode
-from smart_train.evaluation.report.score_histograms import Observer
 from smart_train.evaluation.retrieval import evaluate, evaluate_encoded
+from smart_train.evaluation.score_histograms import Observer
 from smart_train.evaluation.vector_store import Store, encode_shards
 
 FACTS = {"base": "words"}

@@ -24,7 +24,7 @@ from smart_train.data.collate import Collator, Pairs
 from smart_train.data.collection import Collection, Document
 from smart_train.data.load import load
 from smart_train.data.readers.pydocs import read_pydocs
-from smart_train.evaluation.ranking import tie_hash
+from smart_train.evaluation.topk import tie_hash
 from smart_train.mining.folder import mine_folder
 from smart_train.mining.miner import mine
 from smart_train.mining.mining_report import Ratios
@@ -136,7 +136,7 @@ CASES = [
 def test_negatives_are_those_of_the_whole_score_matrix(number, monkeypatch):
     options, hybrid = CASES[number]
     monkeypatch.setattr("smart_train.evaluation.encode.TEXT_BATCHES", 2)  # portions of 6 documents
-    monkeypatch.setattr("smart_train.evaluation.ranking.QUERY_TOKENS", 12)  # blocks of a few queries
+    monkeypatch.setattr("smart_train.evaluation.scoring.QUERY_TOKENS", 12)  # blocks of a few queries
     collection, encoder = many(), Lookup(hybrid)
     left = {"d7", "d50", "d51"}
     found = mine(collection, encoder, options, leave_out=left, batch_size=3)
@@ -182,7 +182,7 @@ def test_queries_without_an_answer_are_counted_and_none_at_all_is_an_error():
 
 def test_a_stopped_pass_goes_on_where_it_was_and_ends_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr("smart_train.evaluation.encode.TEXT_BATCHES", 2)
-    monkeypatch.setattr("smart_train.evaluation.ranking.QUERY_TOKENS", 12)
+    monkeypatch.setattr("smart_train.evaluation.scoring.QUERY_TOKENS", 12)
     options, state = Options(k=4, mode="hybrid", window=0), tmp_path / "unfinished.safetensors"
     whole = mine(many(), Lookup(), options, batch_size=3)
 

@@ -7,8 +7,10 @@ import pytest
 
 from smart_train.config.schema import DataBlock, HybridBlock, LateBlock
 from smart_train.data.dev_and_test import dev_and_test
+from smart_train.evaluation.calibration import ENOUGH, calibrate_encoded
+from smart_train.evaluation.encode import encode
 from smart_train.evaluation.metrics import interval, paired
-from smart_train.evaluation.retrieval import ENOUGH, calibrate_encoded, encode, evaluate_encoded
+from smart_train.evaluation.retrieval import evaluate_encoded
 from smart_train.models.encoder import SmartEncoder
 from smart_train.probing.every_layer import every_layer
 from smart_train.probing.layer_probe import Probe, Reading, _choose, _decide, chance, probe

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-import numpy as np
-
 from smart_train.evaluation.bm25 import NAME as BM25
 from smart_train.evaluation.metrics import Group, Interval
-from smart_train.evaluation.ranking import MODES
+from smart_train.evaluation.report.charts import differences_figure, metrics_figure, score_histograms_figure
 from smart_train.evaluation.report.failure_cases import Sheet, Worst
 from smart_train.evaluation.report.outcome import Outcome
-from smart_train.evaluation.report.score_histograms import Spread
 from smart_train.evaluation.report.tables import shown, sizes
+from smart_train.evaluation.scoring import MODES
 
 STYLE = """
 :root { --ink: #1c2430; --soft: #5d6878; --line: #e3e6ea; --paper: #ffffff; --wash: #f6f7f9; --good: #00754f;
@@ -115,141 +112,6 @@ def page(title: str, subtitle: str, *parts: str, foot: str = "") -> str:
     )
 
 
-# The report's pictures as SVG: figures with intervals, scores of relevant documents among all others, differences
-
-# Okabe and Ito's colours, told apart by colour-blind readers; markers tell them apart in grey.
-COLOURS = {"pooled": "#0072B2", "late": "#D55E00", "hybrid": "#009E73", BM25: "#6B6B6B"}
-MARKERS = {"pooled": "o", "late": "s", "hybrid": "^", BM25: "D"}
-BETTER, WORSE, OTHERS = "#009E73", "#C0392B", "#B8BDC6"
-GRID = {"color": "#E3E6EA", "linewidth": 0.8}
-
-
-def measures(outcome: Outcome) -> str:
-    """nDCG at every cut-off, the others at the deepest, with their intervals: a row each, a mark a mode."""
-    columns = outcome.columns()
-    every = outcome.measures()
-    names = [name for name in every if name.startswith("ndcg@") or name.endswith(every[-1].partition("@")[2])]
-    figure, (axes,) = _figure(1, 8.6, 0.45 + 0.36 * len(names))
-    step = 0.62 / max(1, len(columns) - 1)
-    for number, (mode, found) in enumerate(columns.items()):
-        at = [row + (number - (len(columns) - 1) / 2) * step for row in range(len(names))]
-        values = [found[name]["value"] for name in names]
-        spans = [[max(0.0, v - found[n]["low"]) for n, v in zip(names, values, strict=True)]]
-        spans.append([max(0.0, found[n]["high"] - v) for n, v in zip(names, values, strict=True)])
-        axes.errorbar(
-            values, at, xerr=spans, fmt=MARKERS[mode], color=COLOURS[mode], label=mode, markersize=4.5, linewidth=1.4
-        )
-    axes.set_yticks(range(len(names)), [shown(name) for name in names])
-    axes.invert_yaxis()
-    axes.set_ylim(len(names) - 0.45, -0.55)
-    for row in range(1, len(names)):
-        axes.axhline(row - 0.5, **GRID)
-    axes.set_xlim(right=min(1.02, axes.get_xlim()[1]), left=max(-0.02, axes.get_xlim()[0]))
-    axes.grid(axis="x", **GRID)
-    axes.tick_params(axis="y", length=0)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(columns), frameon=False)
-    return _svg(figure)
-
-
-def spreads(outcome: Outcome) -> str:
-    """One panel a mode: the density of relevant pairs' scores before that of all others."""
-    found = outcome.observer.spreads
-    figure, panels = _figure(len(MODES), 10.4, 2.75)
-    for axes, mode in zip(panels, MODES, strict=True):
-        _spread(axes, mode, found[mode])
-    panels[0].set_ylabel("density")
-    return _svg(figure)
-
-
-def _spread(axes: Any, mode: str, spread: Spread) -> None:
-    edges = np.linspace(spread.low, spread.high, len(spread.others) + 1)
-    others = spread.others.double().numpy()
-    relevant, _ = np.histogram(spread.relevant.double().numpy(), edges)
-    low, high = _seen(others + relevant * others.sum() / max(1, relevant.sum()), edges)
-    few = max(1, round((high - low) / (edges[1] - edges[0]) / 40))  # some 40 bars are seen
-    for counts, colour, label in ((others, OTHERS, "all others"), (relevant, COLOURS[mode], "relevant")):
-        joined = np.add.reduceat(counts, np.arange(0, len(counts), few)) / max(1.0, counts.sum())
-        ends = np.append(edges[:-1:few], edges[-1])
-        axes.stairs(joined / np.diff(ends), ends, fill=True, color=colour, alpha=0.75, label=label)
-    axes.set_xlim(low, high)
-    axes.set_yticks([])
-    share = spread.above()
-    told = "" if share is None else f"\na relevant pair scores above another in {share:.1%}"
-    axes.set_title(f"{mode} score{told}", fontsize=9.5, loc="left")
-    axes.set_ylim(top=axes.get_ylim()[1] * 1.18)  # room for the legend
-    axes.legend(frameon=False, fontsize=8.5, loc="upper left", handlelength=1.1, ncols=2)
-
-
-def _seen(counts: Any, edges: Any) -> tuple[float, float]:
-    """Where all but a two-thousandth at either end lies."""
-    share = np.cumsum(counts) / max(1.0, counts.sum())
-    first, last = np.searchsorted(share, 0.0005), np.searchsorted(share, 0.9995)
-    width = edges[1] - edges[0]
-    return float(edges[first] - 3 * width), float(edges[min(last + 1, len(edges) - 1)] + 3 * width)
-
-
-def deltas(outcome: Outcome) -> str:
-    """Query by query, sorted: late and hybrid against pooled, hybrid against BM25, each mode against the baseline."""
-    values = outcome.values(outcome.metric)
-    pairs = [(a, b, values[a], values[b]) for a, b in (("late", "pooled"), ("hybrid", "pooled"))]
-    if BM25 in values:
-        pairs.append(("hybrid", BM25, values["hybrid"], values[BM25]))
-    if outcome.baseline is not None:
-        theirs = {mode: outcome.baseline.per_query[mode].get(outcome.metric) for mode in MODES}
-        pairs += [(mode, "baseline", values[mode], row) for mode, row in theirs.items() if row]
-    columns = min(3, len(pairs))
-    rows = -(-len(pairs) // columns)
-    figure, panels = _figure(columns, 10.4, 2.5 * rows, rows)
-    for axes, (a, b, ours, theirs_) in zip(panels, pairs, strict=False):
-        _delta(axes, f"{a} - {b}", np.sort([ours[query] - theirs_[query] for query in ours])[::-1])
-    for axes in panels[len(pairs) :]:
-        axes.set_visible(False)
-    panels[0].set_ylabel(f"difference in {shown(outcome.metric)}")
-    return _svg(figure)
-
-
-def _delta(axes: Any, title: str, difference: Any) -> None:
-    better, worse = int((difference > 1e-9).sum()), int((difference < -1e-9).sum())
-    ends = np.arange(len(difference) + 1)
-    axes.stairs(np.maximum(difference, 0), ends, fill=True, color=BETTER)
-    axes.stairs(np.minimum(difference, 0), ends, fill=True, color=WORSE)
-    axes.axhline(0, color="#444444", linewidth=0.8)
-    most = max(0.05, float(np.abs(difference).max())) * 1.05
-    axes.set_ylim(-most, most)
-    axes.set_xlim(0, max(1, len(difference)))
-    told = f"better {better}, same {len(difference) - better - worse}, worse {worse}"
-    axes.set_title(f"{title}\n{told}", fontsize=9.5, loc="left")
-    axes.set_xlabel("queries, sorted")
-    axes.grid(axis="y", **GRID)
-
-
-def _figure(columns: int, width: float, height: float, rows: int = 1) -> tuple[Any, Sequence[Any]]:
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.05, hspace=0.08))
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8.5)
-        axes.set_axisbelow(True)
-    return figure, list(panels)
-
-
-def _svg(figure: Any) -> str:
-    """Text as paths: it looks the same on every machine, and needs no font."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    stream = io.StringIO()
-    with rc_context({"svg.fonttype": "path", "svg.hashsalt": "smart_train"}):
-        FigureCanvasSVG(figure)
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return stream.getvalue()
-
-
-# The HTML report of an outcome: what to read first on top, then why, then query by query.
-
 SHOWN = 60  # groups of a table
 WHAT = {"file": "file", "kind": "kind of query", "content": "kind of document"}
 
@@ -268,7 +130,7 @@ def report(outcome: Outcome, worst: list[Worst]) -> str:
         section(
             "Query by query",
             "Each query's difference, sorted: how many are helped, how many are hurt, and by how much.",
-            svg_figure(deltas(outcome), "sorted differences of every query, a panel a comparison"),
+            svg_figure(differences_figure(outcome), "sorted differences of every query, a panel a comparison"),
         ),
         *(_groups(outcome, what, found) for what, found in outcome.parts.items()),
         _worst(outcome, worst),
@@ -287,7 +149,7 @@ def _spreads(outcome: Outcome) -> str:
         "Where relevant documents score",
         "Scores of relevant query-document pairs before those of all other pairs. The further apart, the easier "
         "the ranking; what overlaps is where mistakes are made.",
-        svg_figure(spreads(outcome), "densities of relevant and other scores, a panel a mode"),
+        svg_figure(score_histograms_figure(outcome), "densities of relevant and other scores, a panel a mode"),
     )
 
 
@@ -321,7 +183,7 @@ def _figures(outcome: Outcome) -> str:
         "How well it finds",
         note,
         table(["", *columns], rows),
-        svg_figure(measures(outcome), "every measure with its interval"),
+        svg_figure(metrics_figure(outcome), "every measure with its interval"),
     )
 
 

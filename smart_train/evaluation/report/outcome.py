@@ -10,9 +10,9 @@ from smart_train.evaluation.baseline import Baseline, Differences
 from smart_train.evaluation.bm25 import NAME as BM25
 from smart_train.evaluation.bm25 import Lexical
 from smart_train.evaluation.metrics import Group, Interval, Ranking, paired
-from smart_train.evaluation.ranking import MODES
-from smart_train.evaluation.report.score_histograms import Observer
 from smart_train.evaluation.retrieval import Evaluation
+from smart_train.evaluation.score_histograms import Observer
+from smart_train.evaluation.scoring import MODES
 
 KINDS = ("ndcg", "recall", "mrr", "success")
 

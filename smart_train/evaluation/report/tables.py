@@ -10,16 +10,41 @@ from typing import Any
 from smart_train.core.atomic_io import replacing
 from smart_train.evaluation.bm25 import NAME as BM25
 from smart_train.evaluation.metrics import Interval
-from smart_train.evaluation.ranking import MODES
 from smart_train.evaluation.report.outcome import Outcome
+from smart_train.evaluation.scoring import MODES
 
 SHOWN = 10  # groups of a kind in the text; evaluation.json and the report have more
 CELL = 21
 
 
+Metrics = Mapping[str, Mapping[str, Mapping[str, Interval]]]
+"""Row ("base", "trained") -> mode -> "ndcg@10" -> {"value", "low", "high"}: the shape of metrics.json."""
+
+
 def shown(metric: str) -> str:
     """nDCG@10, recall@10, MRR@10, success@10."""
     return metric.replace("ndcg", "nDCG").replace("mrr", "MRR")
+
+
+def table(metrics: Metrics, differences: Mapping[str, Mapping[str, float]] | None = None, metric: str = "") -> str:
+    """One line a row, one column a mode: the value and its 95 % interval; below them the paired differences.
+
+    metric: "ndcg@10" where it was measured, else the deepest nDCG
+    """
+    metric = metric or headline_metric(metrics)
+    head = f"{metric.replace('ndcg', 'nDCG')} (95 % interval)"
+    labels = [head, *metrics, *(differences or {})]
+    width = max(map(len, labels)) + 3
+    lines = [head.ljust(width) + "".join(mode.ljust(21) for mode in MODES).rstrip()]
+    for row, modes in metrics.items():
+        cells = [_cell(modes[mode][metric]).ljust(21) for mode in MODES]
+        lines.append((row.ljust(width) + "".join(cells)).rstrip())
+    if differences:
+        lines.append("")
+    for label, found in (differences or {}).items():
+        span = f"[{found['low']:+.3f}, {found['high']:+.3f}]"
+        lines.append(f"{label.ljust(width)}{found['value']:+.3f} {span}   p = {found['p']:.3f}")
+    return "\n".join(lines)
 
 
 def text(outcome: Outcome) -> str:
@@ -94,6 +119,12 @@ def sizes(outcome: Outcome) -> list[str]:
         f"scoring: {_per(speed['queries_scored'], 'queries')} against all {one.documents} documents, all three modes"
     )
     return lines
+
+
+def headline_metric(metrics: Metrics) -> str:
+    measured = {name for modes in metrics.values() for names in modes.values() for name in names}
+    depths = sorted(int(name.removeprefix("ndcg@")) for name in measured if name.startswith("ndcg@"))
+    return "ndcg@10" if 10 in depths else f"ndcg@{depths[-1]}"
 
 
 def signed(one: Mapping[str, float]) -> str:

@@ -147,7 +147,7 @@ def base_ranker(
     The corpus goes by in portions, as in ``evaluate``: memory is one portion and the queries.
     """
     from smart_train.evaluation.encode import encode
-    from smart_train.evaluation.retrieval import rank
+    from smart_train.evaluation.ranking import rank
 
     def ranked(texts: Sequence[str]) -> list[list[str]]:
         some = next(iter(corpus))  # evaluation encodes judged queries; what they are judged by is not looked at

@@ -616,7 +616,7 @@ def test_a_language_model_is_asked_about_texts_and_not_about_images(tiny_models,
 def test_a_base_model_finds_pages_again(tiny_bert):
     from smart_train.data.collection import Collection, Document
     from smart_train.evaluation.encode import encode
-    from smart_train.evaluation.retrieval import rank_all
+    from smart_train.evaluation.ranking import rank_all
     from smart_train.ingest.questions.local_model import base_ranker
     from smart_train.models.encoder import SmartEncoder
 

@@ -9,7 +9,9 @@ from smart_train.config.schema import HybridBlock
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import EvaluationError
 from smart_train.evaluation import ranking as room
-from smart_train.evaluation.ranking import MODES, rank_all, rank_given, tie_hash, view
+from smart_train.evaluation.ranking import rank_all, rank_candidates
+from smart_train.evaluation.scoring import MODES, view
+from smart_train.evaluation.topk import tie_hash
 
 HYBRID = HybridBlock(pooled=0.7, late=1.9)
 VIEWS = {mode: view(mode, HYBRID) for mode in MODES}
@@ -40,7 +42,7 @@ def test_it_is_the_whole_ranking_without_what_was_not_given(given_each, size, mo
     whole = rank_all(queries, documents, query_ids, document_ids, HYBRID, top=40)
     tiles = []
     monkeypatch.setattr(room, "tiles", lambda q, x, **options: tiles.append(len(q)) or TILES(q, x, **options))
-    found = rank_given(queries, portions(documents, size), query_ids, document_ids, given, VIEWS)
+    found = rank_candidates(queries, portions(documents, size), query_ids, document_ids, given, VIEWS)
     assert (max(tiles) == 1) == (given_each == 3)
     for mode in MODES:
         assert list(found[mode]) == query_ids
@@ -59,16 +61,16 @@ def test_equal_scores_are_ordered_by_hash_whatever_order_they_were_given_in():
     ids = [f"d{n}" for n in range(6)]
     expected = sorted(ids, key=lambda document: tie_hash("q", document))
     for given in (ids, ids[::-1]):
-        found = rank_given(embeddings(1, 4), documents, ["q"], ids, {"q": given}, VIEWS)
+        found = rank_candidates(embeddings(1, 4), documents, ["q"], ids, {"q": given}, VIEWS)
         assert all([document for document, _ in found[mode]["q"]] == expected for mode in MODES)
 
 
 def test_a_query_without_documents_and_a_document_that_is_not_there_are_named():
     queries, documents = embeddings(2, 5), embeddings(2, 6)
     with pytest.raises(EvaluationError, match="query 'q1' is given no document"):
-        rank_given(queries, documents, ["q0", "q1"], ["d0", "d1"], {"q0": ["d0"], "q1": []}, VIEWS)
+        rank_candidates(queries, documents, ["q0", "q1"], ["d0", "d1"], {"q0": ["d0"], "q1": []}, VIEWS)
     with pytest.raises(EvaluationError, match="query 'q1' is given the document 'd9', which the corpus does not have"):
-        rank_given(queries, documents, ["q0", "q1"], ["d0", "d1"], {"q0": ["d0"], "q1": ["d1", "d9"]}, VIEWS)
+        rank_candidates(queries, documents, ["q0", "q1"], ["d0", "d1"], {"q0": ["d0"], "q1": ["d1", "d9"]}, VIEWS)
     documents.pooled[1] = float("nan")
     with pytest.raises(EvaluationError, match="embedding of document 'd1' is not finite"):
-        rank_given(queries, documents, ["q0", "q1"], ["d0", "d1"], {"q0": ["d0"], "q1": ["d0"]}, VIEWS)
+        rank_candidates(queries, documents, ["q0", "q1"], ["d0", "d1"], {"q0": ["d0"], "q1": ["d0"]}, VIEWS)

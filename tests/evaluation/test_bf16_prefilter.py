@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from smart_train.config.schema import HybridBlock
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.evaluation import bf16_prefilter as narrowing
-from smart_train.evaluation import ranking
+from smart_train.evaluation import ranking, scoring
 from smart_train.evaluation.bf16_prefilter import Rounded, bounded
-from smart_train.evaluation.ranking import MODES, View, rank_views, tiles, view
+from smart_train.evaluation.ranking import rank_views
+from smart_train.evaluation.scoring import MODES, View, tiles, view
 from smart_train.losses.maxsim import maxsim, maxsim_where
 
 HYBRID = HybridBlock(pooled=0.5, late=2.0)
@@ -110,7 +111,7 @@ def test_most_of_a_corpus_is_ruled_out_and_its_rankings_are_the_same(always):
 
 
 def test_blocks_of_queries_and_documents_that_leave_themselves_out_are_narrowed_alike(always, monkeypatch):
-    monkeypatch.setattr(ranking, "QUERY_TOKENS", 5)
+    monkeypatch.setattr(scoring, "QUERY_TOKENS", 5)
     queries, documents = corpus(60, 20, 3)
     ids = [f"q{n}" for n in range(5)], [*[f"q{n}" for n in range(5)], *[f"d{n}" for n in range(75)]]
     views = {mode: view(mode, SCALED) for mode in MODES}

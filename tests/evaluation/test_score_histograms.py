@@ -8,10 +8,10 @@ import torch
 from word_encoder import WordEncoder, words_collection
 
 from smart_train.config.schema import HybridBlock
-from smart_train.evaluation import ranking
+from smart_train.evaluation import scoring
 from smart_train.evaluation.encode import encode
-from smart_train.evaluation.report.score_histograms import BINS, Observer, Spread
 from smart_train.evaluation.retrieval import evaluate_encoded
+from smart_train.evaluation.score_histograms import BINS, Observer, Spread
 from smart_train.losses.similarity import scores
 
 HYBRID = HybridBlock(0.7, 1.9, "standardised", 0.2, 0.1, 0.3, 0.2)
@@ -19,7 +19,7 @@ HYBRID = HybridBlock(0.7, 1.9, "standardised", 0.2, 0.1, 0.3, 0.2)
 
 @pytest.mark.parametrize("tokens", [4096, 7])
 def test_bins_and_relevant_scores_are_those_of_all_pairs(monkeypatch, tokens):
-    monkeypatch.setattr(ranking, "QUERY_TOKENS", tokens)
+    monkeypatch.setattr(scoring, "QUERY_TOKENS", tokens)
     some = words_collection(50, 14)
     some.qrels["q1"]["gone"] = 1  # judged, and not in the corpus
     encoder = WordEncoder(HYBRID)

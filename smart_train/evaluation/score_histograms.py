@@ -15,7 +15,7 @@ from torch import Tensor
 from smart_train.config.schema import HybridBlock
 from smart_train.evaluation.encode import Encoded
 from smart_train.evaluation.metrics import Ranking
-from smart_train.evaluation.ranking import MODES, Tile, view
+from smart_train.evaluation.scoring import MODES, Tile, view
 from smart_train.evaluation.topk import Share
 
 BINS = 400

@@ -11,7 +11,9 @@ from PIL import Image
 from smart_train.config.schema import HybridBlock
 from smart_train.core.errors import EvaluationError
 from smart_train.evaluation.metrics import paired
-from smart_train.evaluation.report.summary import STYLES, differences, plot, read_log, table, write_metrics
+from smart_train.evaluation.report.charts import STYLES, plot, read_log
+from smart_train.evaluation.report.metrics_json import differences, write_metrics
+from smart_train.evaluation.report.tables import table
 from smart_train.evaluation.retrieval import Evaluation
 
 
