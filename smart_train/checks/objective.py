@@ -124,7 +124,7 @@ def check_skips(recipe: Recipe) -> Problems:
 def check_trained(recipe: Recipe) -> Problems:
     """Something is trained, and every term of the loss that is asked for can reach it."""
     late, objective, kind = recipe.late, recipe.objective, recipe.adapter.kind
-    head = late.head != "none" or len(layers(late)) > 1
+    head = late.head.type != "none" or len(layers(late)) > 1
     if kind == "frozen" and not head:
         what = "is frozen, and with late.head none and a single layer nothing is left to train"
         yield Problem("adapter.kind", what, "write late.head: layernorm_linear, a list of layers, or kind: lora")
@@ -134,7 +134,9 @@ def check_trained(recipe: Recipe) -> Problems:
     elif kind == "frozen":
         yield from _idle(objective)
     elif head and learns(objective) and not _trains_tokens(objective):
-        key, value = ("late.head", late.head) if late.head != "none" else ("late.layer", "a list of layers to mix")
+        key, value = (
+            ("late.head", late.head.type) if late.head.type != "none" else ("late.layer", "a list of layers to mix")
+        )
         what = f"is {value}, but no term with a weight trains the tokens, so it would get no gradient"
         yield Problem(key, what, "give objective.late a weight, or write late.head: none and a single layer")
     if recipe.training.get("head_learning_rate") is not None and not head:

@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable
 from importlib.util import find_spec
 
-from smart_train.checks.bounds import Problems, at_least, distinct, layers, widths
+from smart_train.checks.bounds import Problems, at_least, distinct, widths
 from smart_train.checks.data import check_source, check_sources
+from smart_train.checks.late import check_head, check_late, check_layers, check_widths
 from smart_train.checks.mining import check_mining, data_of
 from smart_train.checks.objective import (
     check_batch,
@@ -21,7 +22,7 @@ from smart_train.checks.objective import (
 )
 from smart_train.checks.quantization import check_quantised
 from smart_train.checks.training import check_best, check_launch, check_trackers
-from smart_train.config.schema import HybridBlock, Recipe
+from smart_train.config.schema import Recipe
 from smart_train.config.training_arguments import check_training
 from smart_train.config.typed_values import Problem, RecipeError
 from smart_train.core.errors import BaseNotFound
@@ -84,23 +85,6 @@ def check_model(recipe: Recipe) -> Problems:
     if package and find_spec(package) is None:
         what = f"{attention} needs the package {package}, which is not installed"
         yield Problem("model.attention", what, "install it, or write sdpa", here=True)
-
-
-def check_late(recipe: Recipe) -> Problems:
-    late = recipe.late
-    yield from at_least("late.dim", late.dim, 1)
-    yield from widths("late.matryoshka", late.matryoshka)
-    if late.norm != "auto" and layers(late) and all(layer == -1 for layer in layers(late)):
-        what = f"is {late.norm}, but late.layer is -1: last_hidden_state is used as the model gives it"
-        yield Problem("late.norm", what, "write auto, or choose another layer")
-    hybrid: HybridBlock = late.hybrid
-    for name in ("pooled", "late"):
-        yield from at_least(f"late.hybrid.{name}", getattr(hybrid, name), 0)
-    if hybrid.pooled == 0 and hybrid.late == 0:
-        yield Problem("late.hybrid", "both weights are 0, so every hybrid score is 0", "give one a positive weight")
-    for name in ("pooled_std", "late_std"):
-        if getattr(hybrid, name) <= 0:
-            yield Problem(f"late.hybrid.{name}", "must be above 0", "remove it: it is fitted on the dev split")
 
 
 def check_adapter(recipe: Recipe) -> Problems:
@@ -170,38 +154,6 @@ def check_evaluation(recipe: Recipe) -> Problems:
 
 
 # Against the base ----------------------------------------------------------------------------------------------------
-
-
-def check_layers(recipe: Recipe, base: BaseConfig) -> Problems:
-    """late.layer names layers that are there, each once."""
-    read = layers(recipe.late)
-    if not read:
-        yield Problem("late.layer", "is an empty list", "write -1 for the last layer")
-    wrong = [layer for layer in read if not -base.layers - 1 <= layer <= base.layers]
-    if wrong:
-        what = f"the model has no layer {', '.join(map(str, wrong))}: it has 0 (embeddings) to {base.layers}"
-        yield Problem("late.layer", what, f"write -1 or {base.layers} for the last")
-    numbers = [layer % (base.layers + 1) for layer in read]
-    twice = sorted({number for number in numbers if numbers.count(number) > 1})
-    if twice and not wrong:
-        what = f"layer {', '.join(map(str, twice))} is named twice (-1 is layer {base.layers})"
-        yield Problem("late.layer", what, "name each layer once")
-
-
-def check_widths(recipe: Recipe, base: BaseConfig) -> Problems:
-    late, hidden = recipe.late, base.hidden
-    width = late.dim or hidden
-    if width > hidden:
-        what = f"is {width}, above the model's hidden size {hidden}"
-        yield Problem("late.dim", what, f"write at most {hidden}, or null for all of it")
-    for key, cuts, whole, name in (
-        ("late.matryoshka", late.matryoshka, width, "token width"),
-        ("model.matryoshka", recipe.model.matryoshka, base.pooled, "pooled width"),
-    ):
-        high = [w for w in cuts if w >= whole]
-        if high:
-            what = f"{', '.join(map(str, high))} is not below the whole {name} {whole}, which is trained anyway"
-            yield Problem(key, what, f"keep only widths below {whole}")
 
 
 def check_lengths(recipe: Recipe, base: BaseConfig) -> Problems:
@@ -277,6 +229,7 @@ ALONE: list[Callable[[Recipe], Problems]] = [
 AGAINST_BASE: list[Callable[[Recipe, BaseConfig], Problems]] = [
     check_layers,
     check_widths,
+    check_head,
     check_lengths,
     check_blocks,
     check_overlap,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from smart_train.cli.options import DTYPES
+from smart_train.cli.options import DTYPES, add_trust
 
 KINDS = ("merged", "multi-vector")
 
@@ -25,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", help="the base, where it is not where the adapter was trained")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights that are written (default: the base's own)")
     parser.add_argument("--whole-texts", action="store_true", help="chat models: texts over a limit are read whole")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run model code of the base's repository")
+    add_trust(parser)
     parser.add_argument("--device", help="cpu, cuda:0 ... (default: the best there is)")
 
 
@@ -41,6 +41,7 @@ def run(options: argparse.Namespace) -> None:
         device=options.device,
         whole_texts=options.whole_texts,
         trust_remote_code=options.trust_remote_code,
+        trust_extensions=options.trust_extensions,
     )
     how = {
         "merged": f'sentence_transformers.SentenceTransformer("{options.out}")   pooled vectors\n'

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from smart_train.cli.options import count
+from smart_train.cli.options import add_trust, count
 from smart_train.core.errors import UsageError
 
 FLAGS = {"data.path: ": "--data: ", "data.split: ": "--split: "}  # what the library says -> this command's flag
@@ -23,7 +23,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     merge.add_argument("--dev-split", help="split to fit on (default: dev, else half of the other)")
     merge.add_argument("--base", help="the base, where it is not where the adapters were trained")
     merge.add_argument("--batch-size", type=count, default=32, help="rows encoded at once: %(default)s")
-    merge.add_argument("--trust-remote-code", action="store_true", help="run model code of the base's repository")
+    add_trust(merge)
     merge.add_argument("--device", help="cpu, cuda:0 ... (default: the best there is)")
     merge.set_defaults(run=run)
 
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     data = None
     if options.data:
         data = dev_and_test(DataBlock(path=options.data, dev=0, test=0), options.split, options.dev_split)
-    reading = {"base": options.base, "device": options.device, "trust_remote_code": options.trust_remote_code}
+    reading = {name: getattr(options, name) for name in ("base", "device", "trust_remote_code", "trust_extensions")}
     folder = merge(options.adapters, weights, out / "adapter", **reading)
     print(f"adapter: {folder}, verified")
     if data is None:

@@ -22,6 +22,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 FLAGS = {  # what the library tells those who write recipes or Python -> the flag of ``evaluate``
     "write model.trust_remote_code: true": "give --trust-remote-code",
     "from_pretrained(..., trust_remote_code=True)": "give --trust-remote-code",
+    "from_pretrained(..., trust_extensions=[NAME])": "--trust-extension NAME",
     "from_pretrained(..., base=FOLDER)": "--model FOLDER",
     "model.revision in a recipe": "--revision",
     "model.revision": "--revision",
@@ -35,6 +36,7 @@ FLAGS = {  # what the library tells those who write recipes or Python -> the fla
 
 OF_ADAPTERS = {  # the same, for commands that take adapters: what they say of a recipe's keys is meant so
     "from_pretrained(..., trust_remote_code=True)": "give --trust-remote-code",
+    "from_pretrained(..., trust_extensions=[NAME])": "--trust-extension NAME",
     "from_pretrained(..., base=FOLDER)": "--base FOLDER",
 }
 
@@ -86,8 +88,17 @@ def add_reading(parser: argparse.ArgumentParser, chosen: bool = True) -> None:
     parser.add_argument("--batch-size", type=count, default=32, help="rows encoded at once: %(default)s")
     parser.add_argument("--revision", help="Hub branch, tag or commit of --model (default: the newest)")
     parser.add_argument("--dtype", choices=DTYPES, help="how the base is held in memory (default: as it is stored)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run model code of the base's repository")
+    add_trust(parser)
     parser.add_argument("--device", help="cpu, cuda:0 ... (default: the best there is)")
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """--trust-remote-code and --trust-extension: which code of others a command may run."""
+    parser.add_argument("--trust-remote-code", action="store_true", help="run model code of the base's repository")
+    parser.add_argument(
+        "--trust-extension", action="append", default=[], dest="trust_extensions", metavar="NAME",
+        help="head or token filter of another package that the adapter names (package.module:Name) and may import",
+    )  # fmt: skip
 
 
 def check_reading(options: argparse.Namespace) -> BaseConfig:
@@ -125,6 +136,7 @@ def make_encoder(options: argparse.Namespace) -> SmartEncoder:
             layer=options.layer,
             dtype=options.dtype,
             trust_remote_code=options.trust_remote_code,
+            trust_extensions=options.trust_extensions,
             device=options.device,
         )
     else:

@@ -61,9 +61,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _of_export(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("base", "dtype", "whole_texts", "trust_remote_code", "device")
+    names = ("base", "dtype", "whole_texts", "trust_remote_code", "trust_extensions", "device")
     given = {name: getattr(options, name) for name in names if getattr(options, name)}
     if given and options.export is None:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given).replace("-extensions", "-extension")
         raise UsageError(f"{flags}: only with --export; leave it out")
     return given

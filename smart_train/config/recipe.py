@@ -54,9 +54,9 @@ def stored(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def plain(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as nested dicts and lists, defaults included; ``read`` accepts them."""
-    values: dict[str, Any] = _plain_value(recipe)
+def plain(block: Any) -> dict[str, Any]:
+    """Return a recipe or one of its blocks as nested dicts and lists, defaults included; ``read`` accepts them."""
+    values: dict[str, Any] = _plain_value(block)
     return values
 
 

@@ -92,11 +92,35 @@ class HybridBlock:
 class LateBlock:
     layer: int | list[int] = -1  # 0 = embeddings, k = output of block k, -1 = last; a list = a learned softmax mix
     norm: Literal["auto", "final", "none"] = "auto"  # for other layers than the last: the model's own final norm
-    head: Literal["none", "linear", "layernorm_linear"] = "none"  # none = the hidden states themselves
+    head: Component = field(default_factory=lambda: Component("none"))  # none, linear, layernorm_linear, or your own
     dim: int | None = None  # token width d; null = hidden size; with head none = the first d dimensions
     matryoshka: list[int] = field(default_factory=list)  # narrower token widths trained along with the whole one
-    drop: list[Literal["punctuation"]] = field(default_factory=list)  # tokens left out besides padding and control
+    keep: list[Component] = field(default_factory=list)  # token filters: no_punctuation, or your own; all must agree
+    drop: list[Literal["punctuation"]] = field(default_factory=list)  # [punctuation] = keep: [no_punctuation]
     hybrid: HybridBlock = field(default_factory=HybridBlock)  # how the two scores become one
+
+    def __post_init__(self) -> None:
+        """Let Python programs write components as recipes do: ``LateBlock(head="linear")``."""
+        self.head = _component("late.head", self.head)
+        self.keep = [_component("late.keep", one) for one in self.keep]
+
+    @property
+    def token_filters(self) -> list[Component]:
+        """Filters besides padding, control and pooled tokens, those of ``drop`` included."""
+        dropped = [Component("no_punctuation")] if "punctuation" in self.drop else []
+        return [*dropped, *(one for one in self.keep if one not in dropped)]
+
+    @property
+    def extensions(self) -> list[str]:
+        """Names of the head and the token filters, as ``trust_extensions`` of ``from_pretrained`` takes them."""
+        return list(dict.fromkeys(one.type for one in (self.head, *self.keep)))
+
+
+def _component(key: str, value: Any) -> Component:
+    component = value if isinstance(value, Component) else Component.parse(value)
+    if component is None:
+        raise ValueError(f"{key} is {value!r}; write a name, package.module:Class or {{type: NAME, option: value}}")
+    return component
 
 
 @dataclass

@@ -76,7 +76,7 @@ def about_model(encoder: SmartEncoder) -> dict[str, Any]:
     return {
         "commit": encoder.commit,
         "layer": late.layer,
-        "head": late.head,
+        "head": late.head.plain(),
         "token_width": encoder.token_width,
         "pooled_width": encoder.pooled_width,
         "query_prompt": encoder.prompt("query"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smart_train.config.recipe import plain
 from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock
 from smart_train.core import hub
 from smart_train.core.embeddings import Embeddings, Features, Tokens
@@ -73,7 +74,7 @@ class SmartEncoder(nn.Module):
         self.pooling = next((str(m.pooling_mode) for m in self.st if hasattr(m, "pooling_mode")), None)
         self.layers = [-1] if self.late.layer in (-1, [-1]) else self._resolve_layers()
         self.final_norm = self.norm_for(self.layers)
-        self.keep = TokenFilter(self.tokenizer, self.backbone.config, self.pooling, list(self.late.drop))
+        self.keep = TokenFilter(self.tokenizer, self.backbone.config, self.pooling, self.late.token_filters)
         self.head = LateHead(self.late, self.layers, self.hidden_size).to(self.device)
         self.cut_rows: dict[Role, int] = {"query": 0, "document": 0}  # rows at their length limit, counted
         if adapter is not None:
@@ -273,7 +274,7 @@ class SmartEncoder(nn.Module):
         If anything else of it changed, verified.json is taken away: the vectors are others."""
         from smart_train.models.checksums import write_late
 
-        write_late(Path(folder), asdict(self.late))
+        write_late(Path(folder), plain(self.late))
 
     @classmethod
     def from_pretrained(

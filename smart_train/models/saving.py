@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +17,11 @@ from torch import Tensor
 from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock
 from smart_train.core import hub
 from smart_train.core.embeddings import Embeddings
-from smart_train.core.errors import AdapterError
+from smart_train.core.errors import AdapterError, ExtensionError
 from smart_train.core.hub import LOCAL, PACKAGE
 from smart_train.models.checksums import seals
 from smart_train.models.encoder import SmartEncoder
+from smart_train.models.heads import HEADS, file_name, parameter_name
 from smart_train.models.lora import CONFIG, load_lora, read_config, read_lora, save_lora
 from smart_train.models.preprocessing import Role
 from smart_train.models.quantization import tell_plain
@@ -35,10 +37,12 @@ from smart_train.models.safe_loading import (
     without_code,
 )
 from smart_train.models.settings import base_identity, processing_of, read_settings, settings_of, write_settings
+from smart_train.models.token_filters import TOKEN_FILTERS
 
 logger = logging.getLogger(__name__)
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+TRUST = "from_pretrained(..., trust_extensions=[NAME])"
 
 
 def load(
@@ -53,6 +57,7 @@ def load(
     trust_remote_code: bool = False,
     checkpoint: bool = False,
     quantisation: Literal["none", "4bit"] | None = None,
+    trust_extensions: Sequence[str] = (),
 ) -> SmartEncoder:
     """An encoder from a saved folder or Hub repository; one without smart_train.json is a plain base, training-free.
 
@@ -61,6 +66,8 @@ def load(
     the model block, but never the stored ones: the one is the machine's choice, the other the caller's alone.
     checkpoint: the folder is of the run that reads it, with states of optimizers in whatever form an engine gives them.
     quantisation: as model.quantisation; None = as it was trained, which is the only one with the same vectors.
+    trust_extensions: heads and token filters of other packages that the folder may name, as it names them
+    ("my_package.module:MyHead").
     Raises AdapterError, and loads nothing, where the base is another one (architecture, width, revision or weights),
     where a key is missing, left over or of another size, where every LoRA B is zero, where the folder holds code, a
     pickle or what points elsewhere (see ``check_folder``), or where ``base`` is given and there is no adapter to put on
@@ -79,6 +86,7 @@ def load(
     check_type(folder)
     stored = read_settings(folder)
     model, late, adapter = stored["model"], stored["late"], stored["adapter"]
+    check_extensions(late, trust_extensions, folder / SETTINGS)
     kind = adapter.kind if adapter is not None else None
     _check_asked(folder, stored, layer, trust_remote_code)
     _check_weights(folder, kind, stored)
@@ -224,11 +232,28 @@ def load_head(encoder: SmartEncoder, folder: Path) -> None:
     if not path.is_file():
         raise AdapterError(f"{path} is missing, but the settings name a head ({sorted(expected)}); nothing was loaded")
     stored = read_tensors(path)
-    want = {name: tuple(t.shape) for name, t in expected.items()}
+    want = {file_name(name): tuple(t.shape) for name, t in expected.items()}
     have = {name: tuple(t.shape) for name, t in stored.items()}
     if want != have:
         raise AdapterError(f"{path}: expected {want}, found {have}; the head belongs to other settings")
-    encoder.head.load_state_dict(stored)
+    encoder.head.load_state_dict({parameter_name(name): tensor for name, tensor in stored.items()})
+
+
+def check_extensions(late: LateBlock, trusted: Sequence[str], path: Path) -> None:
+    """Raise AdapterError where a folder's settings name a head or token filter of another package that the caller did
+    not name as trusted; nothing of that package is imported then."""
+    trusted = [trusted] if isinstance(trusted, str) else trusted
+    chosen = [("late.head", HEADS, late.head), *(("late.keep", TOKEN_FILTERS, one) for one in late.keep)]
+    for key, registry, one in chosen:
+        if one.type not in registry.builtin and one.type not in trusted:
+            raise AdapterError(
+                f"{path}: {key} is {one.type!r}, which is no {registry.kind} of this package; if you trust the code it "
+                f"names, say so: {TRUST}; otherwise upgrade; nothing was loaded"
+            )
+        try:
+            registry.check(one.type, one.options)
+        except ExtensionError as error:
+            raise AdapterError(f"{path}: {key}: {error}; nothing was loaded") from error
 
 
 # The folder an encoder is saved as, loaded from, and verified by.
@@ -272,9 +297,12 @@ def save(encoder: SmartEncoder, folder: Path, state: dict[str, Tensor] | None = 
     kind = encoder.adapter.kind if encoder.adapter is not None else None
     if kind in ("lora", "full"):
         _save_foundation(encoder, folder, state, kind)
-    head = encoder.head.state_dict() if state is None else _part(state, "head.")
+    head = encoder.head.state_dict()
+    if state is not None:  # gathered parameters; buffers are whole on every rank
+        sharded = dict(encoder.head.named_parameters())
+        head = {name: t for name, t in head.items() if name not in sharded} | _part(state, "head.")
     if head:
-        tensors = {name: t.detach().float().cpu().contiguous() for name, t in head.items()}
+        tensors = {file_name(name): t.detach().float().cpu().contiguous() for name, t in head.items()}
         empty = [name for name, tensor in tensors.items() if tensor.numel() == 0]
         if empty:
             raise AdapterError(f"{folder / HEAD}: {empty} are empty (sharded?); nothing was written there")
@@ -355,6 +383,7 @@ def verify(
         dtype=own.dtype,
         attention=own.attention,
         trust_remote_code=own.trust_remote_code,
+        trust_extensions=encoder.late.extensions,
     )
     report = compare(folder, sides, ours, fresh, exact=CAST if half else EXACT)
     logger.info("reloaded %s: the same vectors (%s)", folder, report)

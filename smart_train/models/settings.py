@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from smart_train.config.recipe import plain
 from smart_train.config.schema import AdapterBlock, HybridBlock, LateBlock, ModelBlock
 from smart_train.config.typed_values import Problem, fit
 from smart_train.core.atomic_io import replacing
@@ -48,7 +49,7 @@ def settings_of(encoder: SmartEncoder) -> dict[str, Any]:
         "format": FORMAT,
         **base_identity(encoder),
         "model": model,
-        "late": asdict(encoder.late),
+        "late": plain(encoder.late),
         "adapter": asdict(encoder.adapter) if encoder.adapter is not None else None,
         "processing": processing_of(encoder),
         "versions": {name: _version(name) for name in VERSIONS},

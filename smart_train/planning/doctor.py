@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from smart_train.checks.recipe import check
-from smart_train.config.schema import Recipe
+from smart_train.config.schema import Component, Recipe
 from smart_train.config.typed_values import RecipeError
 from smart_train.core.errors import DataError
 from smart_train.data.load import image_column
@@ -97,8 +97,8 @@ def _tokens(recipe: Recipe) -> Iterator[Change]:
 
 
 def _width(recipe: Recipe) -> Iterator[Change]:
-    if recipe.late.dim is None and recipe.late.head == "none":
-        late = replace(recipe.late, dim=WIDTH, head="layernorm_linear")
+    if recipe.late.dim is None and recipe.late.head.type == "none":
+        late = replace(recipe.late, dim=WIDTH, head=Component("layernorm_linear"))
         yield "late.head", f"layernorm_linear late.dim={WIDTH}", _as(recipe, late=late)
 
 

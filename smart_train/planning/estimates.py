@@ -344,6 +344,7 @@ def reading(
     """Bytes kept behind the blocks: the final norm's input and the pooling's product (4 h and a state, where the
     backbone is trained), every layer of a mix (4 h), the head's inputs (4 h each for layer norm and linear), what is
     normalised (4 d)."""
-    inputs = {"none": 0, "linear": 1, "layernorm_linear": 2}[head] + (layers if layers > 1 else 0)
+    # A head of another package is counted like layernorm_linear: what it keeps is not known.
+    inputs = {"none": 0, "linear": 1}.get(head, 2) + (layers if layers > 1 else 0)
     of_backbone = (FLOAT + precision.state) * hidden if backbone else 0
     return tokens * (of_backbone + FLOAT * hidden * inputs + FLOAT * width)

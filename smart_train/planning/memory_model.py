@@ -193,7 +193,7 @@ class Subject:
         precision, late, trains = self.precision(engine), self.recipe.late, self.recipe.adapter.kind != "frozen"
         width = late.dim or self.base.hidden
         mixed = len(late.layer) if isinstance(late.layer, list) else 1
-        kept = activations.reading(self.base.hidden, width, late.head, precision, rows * length, trains, mixed)
+        kept = activations.reading(self.base.hidden, width, late.head.type, precision, rows * length, trains, mixed)
         if patches and self.towers["vision"].full:  # the first layer's input
             kept += rows * patches * self._patch_numbers() * precision.compute
         widest = 0

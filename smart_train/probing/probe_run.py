@@ -74,7 +74,7 @@ def run(
         "modules": modules_of(encoder),
         "dtype": str(encoder.backbone.dtype),
         "model": asdict(replace(encoder.settings, revision=None)),
-        "late": asdict(replace(encoder.late, hybrid=HybridBlock())),
+        "late": recipe.plain(replace(encoder.late, hybrid=HybridBlock())),
         "adapter": digests(Path(adapter)) if adapter and Path(adapter).is_dir() else adapter,
         "dev": dev,
         "test": test,
@@ -129,8 +129,8 @@ def recommended(found: Probe, late: LateBlock) -> LateBlock:
 
 
 def _write(output: Path, found: Probe, late: LateBlock, told: dict[str, Any], title: str) -> None:
-    values = asdict(late)
-    usual = asdict(LateBlock())
+    values = recipe.plain(late)
+    usual = recipe.plain(LateBlock())
     shown = {one.name: values[one.name] for one in fields(LateBlock) if values[one.name] != usual[one.name]}
     block = {"layer": values["layer"], **shown, "hybrid": values["hybrid"]}
     report.write_json(output / "probe.json", found, values, **told)
@@ -192,7 +192,7 @@ def to_adapter(
         own = encoder.settings
         fresh = load(
             str(folder), device=encoder.device, base=base, dtype=own.dtype, attention=own.attention,
-            trust_remote_code=own.trust_remote_code,
+            trust_remote_code=own.trust_remote_code, trust_extensions=encoder.late.extensions,
         )  # fmt: skip
         report = compare(folder, sides, ours, fresh)
         if verified is not None:

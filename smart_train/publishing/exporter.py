@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +28,7 @@ from smart_train.config.schema import AdapterBlock
 from smart_train.core.embeddings import Embeddings
 from smart_train.core.errors import AdapterError, ExportError
 from smart_train.models.encoder import SmartEncoder
+from smart_train.models.heads import FirstDimensions, LayerNormLinearHead, LinearHead
 from smart_train.models.hidden_states import find_blocks, find_final_norm, text_config
 from smart_train.models.lora import block_list, merge_lora
 from smart_train.models.preprocessing import Role
@@ -46,6 +47,14 @@ def check_expressible(encoder: SmartEncoder) -> None:
     if len(encoder.layers) > 1:
         what = f"late.layer {late.layer} is a mix of {len(encoder.layers)} layers, and MultiVectorEncoder reads one"
         raise AdapterError(f"{what}; train with a single late.layer, or export it as merged")
+    if not isinstance(encoder.head.projection, FirstDimensions | LinearHead | LayerNormLinearHead):
+        what = f"late.head {late.head.type} is code of another package, and MultiVectorEncoder has no module for it"
+        raise AdapterError(f"{what}; export it as merged")
+    if encoder.keep.by_position:
+        what = (
+            f"late.keep {encoder.keep.by_position[0][0]} looks at more than ids, and MultiVectorEncoder leaves tokens"
+        )
+        raise AdapterError(f"{what} out by their ids; give the filter dropped_ids, or export it as merged")
     layer = encoder.layers[0]
     if layer == 0:
         what = "late.layer 0 are the embeddings, and MultiVectorEncoder reads what a model's last block gives"
@@ -132,11 +141,12 @@ def _head(encoder: SmartEncoder) -> list[nn.Module]:
     constant, c / |c| = (x - mean, ...) / sqrt(D (var + eps)): Normalize does the division, and the matrix behind it
     takes in sqrt(D) g and b.  It costs one product of D x D more a token.
     """
-    head, width = encoder.head, encoder.hidden_size
-    if head.linear is None:
-        return [] if head.dim is None or head.dim == width else [_dense(torch.eye(width)[: head.dim])]
+    head, width, kept = encoder.head.projection, encoder.hidden_size, encoder.token_width
+    if isinstance(head, FirstDimensions):
+        return [] if kept == width else [_dense(torch.eye(width)[:kept])]
+    assert isinstance(head, LinearHead | LayerNormLinearHead)  # check_expressible
     weight = head.linear.weight.detach().float().cpu()
-    if head.norm is None:
+    if isinstance(head, LinearHead):
         return [_dense(weight)]
     gain, shift = (p.detach().float().cpu() for p in (head.norm.weight, head.norm.bias))
     centring = torch.cat([torch.eye(width) - 1 / width, torch.zeros(1, width)])
@@ -221,6 +231,7 @@ def export(
     whole_texts: bool = False,
     sides: Sides | None = None,
     trust_remote_code: bool = False,
+    trust_extensions: Sequence[str] = (),
 ) -> Path:
     """Writes ``out``, a whole folder with smart_train.json (key "export" says what it is) and verified.json.
 
@@ -230,6 +241,7 @@ def export(
         then equals the adapter to 5e-2 instead of 1e-4, and float32 (twice the size) keeps all of it
     whole_texts: multi-vector, chat models: texts over model.query_tokens or document_tokens may be read whole there
     sides: contents to compare with; None = texts and drawn pages of our own
+    trust_extensions: as ``SmartEncoder.from_pretrained``
     Raises ExportError, and leaves nothing, where a setting can't be expressed or where the vectors differ.
     """
     if kind not in KINDS:
@@ -238,7 +250,7 @@ def export(
     try:
         with whole_folder(out) as part:
             options = {"base": base, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-            encoder = load(str(source), **options)
+            encoder = load(str(source), trust_extensions=trust_extensions, **options)
             if encoder.adapter is None and kind == "merged":
                 raise ExportError(f"{source} is no adapter: it has whole weights already, and nothing is to be merged")
             if whole_texts and kind == "multi-vector" and "message" in encoder.st.modalities:
@@ -302,7 +314,7 @@ def _facts(kind: str, adapter: AdapterBlock | None, lost: float) -> dict[str, An
 def _merged(
     encoder: SmartEncoder, folder: Path, sides: Sides, ours: list[Embeddings], device: str | None
 ) -> dict[str, Any]:
-    adapter, own = encoder.adapter, encoder.settings
+    adapter, own, names = encoder.adapter, encoder.settings, encoder.late.extensions
     lost = _note_rounding(encoder)
     encoder.adapter = AdapterBlock(kind="full")
     save(encoder, folder)
@@ -310,7 +322,13 @@ def _merged(
     check_plain(encoder, folder)
     del encoder
     gc.collect()
-    fresh = load(str(folder), dtype=own.dtype, device=device, trust_remote_code=own.trust_remote_code)
+    fresh = load(
+        str(folder),
+        dtype=own.dtype,
+        device=device,
+        trust_remote_code=own.trust_remote_code,
+        trust_extensions=names,
+    )
     return seal(folder, compare(folder, sides, ours, fresh, SUMMED, ROUNDED))
 
 

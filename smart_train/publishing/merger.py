@@ -22,6 +22,7 @@ from smart_train.evaluation.report.metrics_json import differences, write_metric
 from smart_train.evaluation.report.tables import table
 from smart_train.evaluation.retrieval import Evaluation, evaluate
 from smart_train.models.encoder import SmartEncoder
+from smart_train.models.heads import parameter_name
 from smart_train.models.lora import (
     CONFIG,
     WEIGHTS,
@@ -89,7 +90,7 @@ READING = (
     "max_pixels",
     "quantisation",
 )
-LATE = ("layer", "norm", "head", "dim", "drop")
+LATE = ("layer", "norm", "head", "dim", "keep", "drop")
 
 
 @dataclass
@@ -111,6 +112,7 @@ def merge(
     base: str | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
+    trust_extensions: Sequence[str] = (),
 ) -> Path:
     """Writes ``out``, an adapter whose update of every layer is the weighted sum of the others', and verifies it.
 
@@ -129,7 +131,13 @@ def merge(
         check_alike(parts)
         check_heads(parts, weights)
         with whole_folder(Path(out)) as part:
-            encoder = load(str(sources[0]), base=base, device=device, trust_remote_code=trust_remote_code)
+            encoder = load(
+                str(sources[0]),
+                base=base,
+                device=device,
+                trust_remote_code=trust_remote_code,
+                trust_extensions=trust_extensions,
+            )
             known = {key: parts[0].settings.get(key) for key in NAMED}  # the base's, wherever it lies now
             _put_together(encoder, parts, weights, part, base is not None)
             save(encoder, part)
@@ -221,7 +229,7 @@ def _put_together(
             name: sum((w * part.head[name].double() for part, w in zip(parts, weights, strict=True)), torch.zeros(()))
             for name in parts[0].head
         }
-        encoder.head.load_state_dict({name: tensor.float() for name, tensor in mean.items()})
+        encoder.head.load_state_dict({parameter_name(name): tensor.float() for name, tensor in mean.items()})
     blocks = [part.settings["late"].hybrid for part in parts]
     if any(block != blocks[0] for block in blocks):
         encoder.late.hybrid = HybridBlock()

@@ -25,10 +25,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from smart_train.config.recipe import plain
+from smart_train.config.schema import LateBlock
 from smart_train.core.atomic_io import replacing
 from smart_train.core.errors import CheckpointError
 from smart_train.distributed.process_group import ProcessGroup
 from smart_train.models.encoder import SmartEncoder
+from smart_train.models.heads import parameter_name
 from smart_train.models.lora import NAME, WEIGHTS, AdapterError
 from smart_train.models.safe_loading import HEAD, SETTINGS
 from smart_train.models.saving import base_identity, check_base, check_processing, load
@@ -219,7 +222,7 @@ logger = logging.getLogger(__name__)
 
 KEY = "training.resume_from_checkpoint"
 SAME = ("kind", "r", "alpha", "targets", "layers", "vision")  # of the adapter block; dropout may change
-SAME_LATE = ("layer", "norm", "head", "dim", "drop")
+SAME_LATE = ("layer", "norm", "head", "dim", "keep", "drop")
 
 
 # Which ---------------------------------------------------------------------------------------------------------------
@@ -295,11 +298,12 @@ def check_launch(folder: Path, engine: str, processes: int) -> list[str]:
 
 def check_adapter(encoder: SmartEncoder, stored: dict[str, Any], folder: Path) -> None:
     """Raises AdapterError where the folder's adapter or head is another than this encoder's."""
-    ours = {"adapter": asdict(encoder.adapter) if encoder.adapter is not None else {}, "late": asdict(encoder.late)}
+    ours = {"adapter": asdict(encoder.adapter) if encoder.adapter is not None else {}, "late": plain(encoder.late)}
     ours = json.loads(json.dumps(ours))
+    usual = {"adapter": {}, "late": plain(LateBlock())}
     found = []
     for block, names in (("adapter", SAME), ("late", SAME_LATE)):
-        was, now = stored[block] or {}, ours[block]
+        was, now = (usual[block] | stored[block] if stored[block] else {}), ours[block]  # a key that came later: unset
         found += [f"{block}.{n} was {was.get(n)}, is {now.get(n)}" for n in names if was.get(n) != now.get(n)]
     if found:
         raise AdapterError(
@@ -316,18 +320,18 @@ def load_weights(encoder: SmartEncoder, folder: Path) -> None:
 
     Base, adapter and every key are checked first (AdapterError), so that nothing is loaded by halves.
     """
-    tensors, fresh = stored_tensors(encoder, folder)
+    tensors, buffers = stored_tensors(encoder, folder)
     resharded(encoder)
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
             if name in tensors:
                 put(parameter, tensors[name])
         for name, buffer in encoder.named_buffers():
-            if fresh is not None and name in fresh:
-                buffer.copy_(fresh[name])
+            if name in buffers:
+                buffer.copy_(buffers[name])
 
 
-def stored_tensors(encoder: SmartEncoder, folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+def stored_tensors(encoder: SmartEncoder, folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A folder's tensors by the encoder's parameter names; with a full adapter its buffers, too.  AdapterError."""
     stored: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf8"))
     check_adapter(encoder, stored, folder)
@@ -337,15 +341,17 @@ def stored_tensors(encoder: SmartEncoder, folder: Path) -> tuple[dict[str, Tenso
         check_base(stored, base_identity(encoder), folder)
     found: dict[str, Tensor] = {}
     if (folder / HEAD).is_file():
-        found |= {f"head.{name}": tensor for name, tensor in load_file(folder / HEAD).items()}
-    buffers = None
+        found |= {f"head.{parameter_name(name)}": tensor for name, tensor in load_file(folder / HEAD).items()}
+    kept = {f"head.{name}" for name, _ in encoder.head.named_buffers()}
+    buffers = {name: found.pop(name) for name in kept & found.keys()}
     if kind == "lora":
         found |= _lora(folder)
     elif kind == "full":
         trust = encoder.settings.trust_remote_code
-        fresh = load(str(folder), device="cpu", trust_remote_code=trust, checkpoint=True)
+        names = encoder.late.extensions
+        fresh = load(str(folder), device="cpu", trust_remote_code=trust, trust_extensions=names, checkpoint=True)
         found |= {name: p.detach() for name, p in fresh.named_parameters() if not name.startswith("head.")}
-        buffers = dict(fresh.named_buffers())
+        buffers |= dict(fresh.named_buffers())
     _check_names(encoder, found, folder, full=kind == "full")
     return found, buffers
 
@@ -361,7 +367,7 @@ def _lora(folder: Path) -> dict[str, Tensor]:
 
 def _check_names(encoder: SmartEncoder, found: dict[str, Tensor], folder: Path, full: bool) -> None:
     parameters = dict(encoder.named_parameters())
-    wanted = {name: shape(p) for name, p in parameters.items() if full or p.requires_grad}
+    wanted = {n: shape(p) for n, p in parameters.items() if full or p.requires_grad or n.startswith("head.")}
     have = {name: tuple(tensor.shape) for name, tensor in found.items()}
     missing, extra = sorted(wanted.keys() - have.keys()), sorted(have.keys() - wanted.keys())
     sizes = [f"{n} is {have[n]}, here {wanted[n]}" for n in sorted(wanted.keys() & have.keys()) if wanted[n] != have[n]]

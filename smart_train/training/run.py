@@ -126,7 +126,8 @@ def _tell_threads() -> None:
 
 def training_free(recipe: Recipe, device: str | None = None) -> SmartEncoder:
     """The untouched base: its hidden states as they are (a head that was never trained would only blur them)."""
-    late = LateBlock(layer=_one_layer(recipe.late.layer), norm=recipe.late.norm, drop=recipe.late.drop)
+    own = recipe.late
+    late = LateBlock(layer=_one_layer(own.layer), norm=own.norm, keep=own.keep, drop=own.drop)
     late.hybrid = replace(recipe.late.hybrid)
     return SmartEncoder(recipe.model.base, model=recipe.model, late=late, device=device)
 
@@ -268,7 +269,11 @@ def finish(trainer: SmartTrainer, sides: Sides, recipe: Recipe, output: Path) ->
     del encoder
     gc.collect()
     return SmartEncoder.from_pretrained(
-        folder, device=device, attention=model.attention, trust_remote_code=model.trust_remote_code
+        folder,
+        device=device,
+        attention=model.attention,
+        trust_remote_code=model.trust_remote_code,
+        trust_extensions=recipe.late.extensions,
     )
 
 

@@ -203,7 +203,7 @@ def test_a_head_is_probed_in_the_layer_it_was_trained_on(folder, tiny_bert, tmp_
     assert "its head reads layer 2 and no other: only the weights are probed" in capsys.readouterr().out
     assert found["layers"] == [2] and len(found["readings"]) == 14
     assert SmartEncoder.from_pretrained(trained, device="cpu").late.layer == 2
-    assert read(tmp_path / "out" / "late.yaml").late.head == "linear"
+    assert read(tmp_path / "out" / "late.yaml").late.head.type == "linear"
 
 
 def test_page_images_are_probed(page_rows, tiny_qwen3vl, tmp_path, capsys):

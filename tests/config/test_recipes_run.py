@@ -22,7 +22,7 @@ def pages(page_rows) -> dict[str, object]:
 def test_visdoc_lora(tiny_qwen3vl, pages, tmp_path):
     printed = launch(RECIPES / "visdoc_lora.yaml", tmp_path / "run", **{"model.base": tiny_qwen3vl}, **CACHED, **pages)
     encoder = check_run(tmp_path / "run", printed, {"pooled", "late"})
-    assert encoder.adapter.r == 32 and encoder.late.head == "none"
+    assert encoder.adapter.r == 32 and encoder.late.head.type == "none"
     assert encoder.settings.max_pixels == 16384 and encoder.prompt("query").startswith("Find a document image")
     names = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     assert not any("visual" in name for name in names)

@@ -80,7 +80,7 @@ def test_the_recipes_are_the_reference_s_settings(made, page_rows):
         assert one.training.get("weight_decay", 0) == 0 and not one.adapter.vision
     for name in ("head_2b", "head_8b"):
         one = found[name]
-        assert (one.adapter.kind, one.late.layer, one.late.head) == ("frozen", -1, "layernorm_linear")
+        assert (one.adapter.kind, one.late.layer, one.late.head.type) == ("frozen", -1, "layernorm_linear")
         assert (one.objective.late.temperature, one.training["learning_rate"]) == (0.03, 1e-3)
         assert (one.training["weight_decay"], one.training["num_train_epochs"]) == (0.01, 2)
         assert (one.training["per_device_train_batch_size"], one.model.max_pixels) == (64, 1843200)

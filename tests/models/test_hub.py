@@ -39,7 +39,7 @@ def story(tiny_bert, tmp_path_factory) -> Story:
             hub.put(name, tiny_bert)
         hub.put("other/gated", tiny_bert, gated=True)
         hub.put("other/private", tiny_bert, private=True)
-        command = [sys.executable, str(ROOT / "tests" / "hub_story.py"), str(tiny_bert), str(out)]
+        command = [sys.executable, str(ROOT / "tests" / "helpers" / "hub_story.py"), str(tiny_bert), str(out)]
         environment = hub.environment(out / "home", PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
         done = subprocess.run(command, env=environment, cwd=out, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]

@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from smart_train.config.schema import LateBlock
 from smart_train.models.encoder import SmartEncoder
-from smart_train.models.heads import LateHead
+from smart_train.models.heads import LateHead, file_name
 from smart_train.models.hidden_states import find_blocks, find_final_norm, resolve_layers
 
 FINAL_NORM = {"bert": None, "modernbert": "final_norm", "qwen3": "norm", "qwen3vl": "language_model.norm", "real": None}
@@ -177,7 +177,7 @@ def test_a_square_linear_head_starts_as_the_training_free_view(dim):
 
 
 def test_a_narrow_head_keeps_its_rows_orthonormal_at_the_start():
-    weight = LateHead(LateBlock(head="linear", dim=6), [-1], 16).linear.weight
+    weight = LateHead(LateBlock(head="linear", dim=6), [-1], 16).projection.linear.weight
     torch.testing.assert_close(weight @ weight.T, torch.eye(6), atol=1e-5, rtol=0)
 
 
@@ -185,12 +185,13 @@ def test_the_layernorm_head_is_layernorm_then_linear_without_bias():
     head = LateHead(LateBlock(head="layernorm_linear", dim=6), [-1], 16)
     for parameter in head.parameters():
         parameter.data.copy_(torch.randn_like(parameter))
+    norm, linear = head.projection.norm, head.projection.linear
     state = torch.randn(5, 16)
     centred = state - state.mean(-1, keepdim=True)
-    normed = centred / (centred.square().mean(-1, keepdim=True) + head.norm.eps).sqrt()
-    expected = F.normalize((normed * head.norm.weight + head.norm.bias) @ head.linear.weight.T, dim=-1)
+    normed = centred / (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+    expected = F.normalize((normed * norm.weight + norm.bias) @ linear.weight.T, dim=-1)
     torch.testing.assert_close(head([state]), expected, atol=1e-5, rtol=0)
-    assert {name for name, _ in head.named_parameters()} == {"norm.weight", "norm.bias", "linear.weight"}
+    assert {file_name(name) for name, _ in head.named_parameters()} == {"norm.weight", "norm.bias", "linear.weight"}
 
 
 def test_the_head_of_a_half_precision_base_stays_float32():

@@ -146,11 +146,11 @@ def test_where_nothing_is_left_the_pooled_vector_stands_in(kind, encoder_of):
 
 def test_the_stand_in_goes_through_the_head(tiny_bert):
     encoder = SmartEncoder(str(tiny_bert), late=LateBlock(head="layernorm_linear", dim=5), device="cpu")
-    encoder.head.linear.weight.data.copy_(torch.randn(5, 32))
+    encoder.head.projection.linear.weight.data.copy_(torch.randn(5, 32))
     found = encoder.encode_documents([""])
     normed = F.layer_norm(found.pooled, (32,))
     torch.testing.assert_close(
-        found.tokens.values, F.normalize(normed @ encoder.head.linear.weight.T, dim=-1), atol=1e-5, rtol=0
+        found.tokens.values, F.normalize(normed @ encoder.head.projection.linear.weight.T, dim=-1), atol=1e-5, rtol=0
     )
 
 

@@ -251,7 +251,7 @@ def test_ten_times_the_head_learning_rate_moves_the_head_ten_times_as_far(make):
     for name, step in moved[0.1].items():
         factor = 10 if name.startswith("head.") else 1
         torch.testing.assert_close(moved[1.0][name], factor * step, atol=2e-6, rtol=1e-3, msg=name)
-    assert moved[1.0]["head.mix"].any() and moved[1.0]["head.linear.weight"].any()
+    assert moved[1.0]["head.mix"].any() and moved[1.0]["head.projection.linear.weight"].any()
 
 
 def test_a_heads_large_gradient_does_not_shorten_the_steps_of_lora(make):
@@ -299,7 +299,7 @@ def test_weight_decay_leaves_norms_and_biases_alone(make):
     optimizer = trainer.create_optimizer()
     names = {id(p): n for n, p in trainer.encoder.named_parameters()}
     decayed = {names[id(p)] for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
-    assert "head.linear.weight" in decayed
+    assert "head.projection.linear.weight" in decayed
     assert not any("norm" in n.lower() or n.endswith("bias") for n in decayed)
 
 
@@ -355,7 +355,7 @@ def test_dev_figures_are_logged_and_choose_the_best_checkpoint(make):
 def test_a_head_that_no_term_reaches_stops_the_run(make):
     pooled = ObjectiveBlock(TermBlock(1.0), TermBlock(0.0), TermBlock(0.0))
     trainer = make("bert", AdapterBlock(r=4), {"head": "linear", "dim": 8}, pooled)
-    with pytest.raises(TrainingStopped, match="no gradient.*head.linear.weight"):
+    with pytest.raises(TrainingStopped, match="no gradient.*head.projection.linear.weight"):
         trainer.train()
 
 
