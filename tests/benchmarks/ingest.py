@@ -34,7 +34,7 @@ TESTS = Path(__file__).resolve().parents[1]
 
 def gathered(source: Path | None, pages: int, folder: Path) -> int:
     """Puts the PDFs into a folder and returns how many pages they have."""
-    sys.path.insert(0, str(TESTS))
+    sys.path.insert(0, str(TESTS / "helpers"))
     if source is None:
         import pdfs
 

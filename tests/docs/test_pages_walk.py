@@ -20,8 +20,7 @@ import pdfs
 import pytest
 import tiny_data
 from launches import CACHED, FEW, FOUR, PAGES, environment, words
-from pages import ROOT, Command
-from test_pages import ELSEWHERE, MINILM, recipe_of, stand_in
+from pages import ELSEWHERE, MINILM, ROOT, Command, recipe_of, stand_in
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,7 @@ import pages
 import pytest
 import tiny
 import torch
-from pages import ROOT
-from test_pages import recipe_of
+from pages import ROOT, recipe_of
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from smart_train.benchmarks.mmeb_tasks import VISDOC

@@ -199,7 +199,7 @@ def test_the_real_kernels_give_the_formula_in_tritons_interpreter():
     root = Path(__file__).parents[2]
     environment = os.environ | {
         "TRITON_INTERPRET": "1",
-        "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")]),
+        "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests" / "helpers")]),
     }
     done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "kernels ran" in done.stdout, done.stderr[-3000:]

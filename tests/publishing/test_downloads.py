@@ -34,8 +34,14 @@ def story(tiny_bert, beir_folder, tmp_path_factory) -> Story:
     out = tmp_path_factory.mktemp("published")
     with fakehub.FakeHub() as hub:
         hub.put("me/base", {**_files(tiny_bert), "README.md": b"---\nlicense: mit\n---\n"})
-        command = [sys.executable, str(ROOT / "tests" / "publish_story.py"), str(tiny_bert), str(out), str(beir_folder)]
-        environment = hub.environment(out / "home", PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}", OMP_NUM_THREADS="1")
+        command = [
+            sys.executable,
+            str(ROOT / "tests" / "helpers" / "publish_story.py"),
+            str(tiny_bert),
+            str(out),
+            str(beir_folder),
+        ]
+        environment = hub.environment(out / "home", PYTHONPATH=f"{ROOT}:{ROOT / 'tests/helpers'}", OMP_NUM_THREADS="1")
         done = subprocess.run(command, env=environment, cwd=out, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-4000:]
         return Story(out, hub, done.stdout + done.stderr)
