@@ -1,16 +1,16 @@
 #!/bin/bash
-# Slurm: one launcher on each machine, all its GPUs; stopped in time, it saves, queues itself again and goes on.
+# Slurm: one launcher on each machine, all its GPUs. Before the time limit it saves, requeues itself and resumes.
 #
-# When     your machines are given out by Slurm. One machine: sbatch --nodes=1 works as well.
-# Costs    bytes per parameter as the launch file: CONFIG=launch/ddp_nodes.yaml (frozen 2 in bfloat16, trained 20; the
+# When     Slurm assigns your machines. For one machine: sbatch --nodes=1.
+# Costs    bytes per parameter as in the launch file: CONFIG=launch/ddp_nodes.yaml (frozen 2 in bfloat16, trained 20; the
 #          default) or launch/zero3_nodes.yaml (frozen 2 / W, trained 20 / W on each of W GPUs).
-# Launch   from the folder above launch/, in the environment that has smart-train; nodes, GPUs, time as needed:
+# Launch   from the folder above launch/, in an environment with smart-train; set nodes, GPUs and time as needed:
 #          sbatch --nodes=4 --gpus-per-node=8 launch/slurm.sh recipes/visdoc_lora.yaml training.learning_rate=2e-4
 #          CONFIG=launch/zero3_nodes.yaml OUTPUT=runs/mine sbatch launch/slurm.sh recipes/visdoc_lora.yaml
 # Needs    recipe, data, model and OUTPUT at the same paths on all machines.
-# Stops    five minutes before the time is over (and when the job is preempted) the processes get SIGTERM, save a
-#          checkpoint and leave OUTPUT/stopped.json; the job is queued again under its number and goes on from there.
-#          After a machine failed, Slurm queues it again itself, and it goes on from the last checkpoint.
+# Stops    five minutes before the time limit (and when the job is preempted) the processes get SIGTERM, save a
+#          checkpoint and write OUTPUT/stopped.json. The job is requeued under its number and resumes there. If a
+#          machine fails, Slurm itself requeues the job, and it resumes from the last checkpoint.
 
 #SBATCH --job-name=smart-train
 #SBATCH --nodes=2
@@ -39,19 +39,19 @@ again=()
 if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && compgen -G "$OUTPUT/checkpoints/checkpoint-*/checkpoint.json" >/dev/null; then
   again=(training.resume_from_checkpoint=true)
 fi
-rm -f "$OUTPUT/stopped.json"  # of the run before: only this one's counts below
+rm -f "$OUTPUT/stopped.json"  # of the run before: only the file of this run counts below
 
-# Each machine's launcher passes the signal on to its processes and waits that many seconds for their checkpoint; by
-# itself it would kill them after 30.
+# Each machine's launcher passes the signal on to its processes and waits this many seconds for their checkpoint. Its
+# default would kill them after 30.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=290
 on_machine='exec accelerate launch --config_file "$CONFIG" --num_machines "$NODES" --num_processes "$ALL" \
   --machine_rank "$SLURM_NODEID" --main_process_ip "$HEAD" --main_process_port "$PORT" "$@"'
-trap : TERM  # this shell has to live on, to queue the job again
+trap : TERM  # this shell must survive the signal, to requeue the job
 srun --nodes="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c "$on_machine" on_machine "$@" \
   output="$OUTPUT" "${again[@]}"
 status=$?
 if [ -f "$OUTPUT/stopped.json" ]; then
-  echo "stopped in time, see $OUTPUT/stopped.json; queued again"
+  echo "stopped before the time limit, see $OUTPUT/stopped.json; requeued"
   scontrol requeue "$SLURM_JOB_ID"
   exit 0
 fi

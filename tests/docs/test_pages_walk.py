@@ -1,7 +1,7 @@
 """Every command of README and docs/ is run, page by page and in the page's order, in a folder that holds what a reader
 would have by then; models are tiny or MiniLM, runs take two steps, the Hub is one on loopback.
 
-``test_pages.ELSEWHERE`` says which commands another test runs instead.
+``pages.ELSEWHERE`` says which commands another test runs instead.
 """
 
 from __future__ import annotations

