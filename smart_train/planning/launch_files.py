@@ -83,7 +83,7 @@ def _offloaded(zero: dict[str, Any], name: str) -> bool:
 
 def shipped() -> list[Path]:
     """The launch files that come with this package: beside it in a checkout, else where pip puts data."""
-    beside = sorted((Path(__file__).resolve().parents[1] / "launch").glob("*.yaml"))
+    beside = sorted((Path(__file__).resolve().parents[2] / "launch").glob("*.yaml"))
     if beside:
         return beside
     try:
