@@ -14,10 +14,8 @@ import numpy as np
 from smart_train.benchmarks.mmeb_tasks import CLIP_FRAMES, Task
 from smart_train.core.errors import DataError
 from smart_train.data.collection import Collection, Document
-from smart_train.data.column_aliases import CORPUS_IDS, id_of, require
-from smart_train.data.qrels import judgements
 from smart_train.data.readers import beir
-from smart_train.data.tables import Table, open_files, readable, split_of
+from smart_train.data.tables import CORPUS_IDS, Table, data_files, open_files, read_id, require_column, split_name
 
 PICTURES = (".jpg", ".jpeg", ".png")
 
@@ -73,11 +71,11 @@ def rows_of(task: Task, reading: Reading) -> Table:
         place = reading.root / name
         if place.is_file():
             return open_files([place])
-        files = [file for folder in (place, place / "data") for file in readable(folder)]
-        files = [file for file in files if re.split(r"[_-]", split_of(file))[-1] == task.split] or files
+        files = [file for folder in (place, place / "data") for file in data_files(folder)]
+        files = [file for file in files if re.split(r"[_-]", split_name(file))[-1] == task.split] or files
         if files:
             kinds = {file.suffix for file in files}
-            if len(kinds) > 1 or len({split_of(file) for file in files}) > 1:
+            if len(kinds) > 1 or len({split_name(file) for file in files}) > 1:
                 told = ", ".join(file.name for file in files[:4])
                 raise DataError(f"{place}: which of {told} has the split {task.split!r}? Leave that one alone there")
             return open_files(files)
@@ -188,19 +186,19 @@ def read_pages(task: Task, reading: Reading) -> Data:
 
 
 def _collection(folder: Path, task: Task, reading: Reading) -> Collection:
-    corpus = open_files(beir.part(folder, "corpus")) if beir.part(folder, "corpus") else None
+    corpus = open_files(beir.part_files(folder, "corpus")) if beir.part_files(folder, "corpus") else None
     if corpus is None or "image" in corpus.columns:
-        return beir.read(folder, task.split, text="" if corpus is not None else None)
-    media, key = media_of(task, reading), require(corpus, CORPUS_IDS, "document ids")
-    ids = [id_of(row, key, where) for where, row in corpus]
+        return beir.read_beir(folder, task.split, text="" if corpus is not None else None)
+    media, key = media_of(task, reading), require_column(corpus, CORPUS_IDS, "document ids")
+    ids = [read_id(row, key, where) for where, row in corpus]
     pages = {id: _page(media, id) for id in ids}
     absent = [id for id, page in pages.items() if page is None]
     if absent:
         told = f"{len(absent)} of {len(ids)} pages are not there, such as that of {absent[0]!r}"
         raise DataError(f"{task.name}: {told}; looked into {media}")
     documents = {id: Document(id, image=page) for id, page in pages.items()}
-    judged = [each for file in beir.splits(folder).get(task.split, []) for each in judgements(file)]
-    queries = beir.read_queries(open_files(beir.part(folder, "queries")))
+    judged = [each for file in beir.qrels_files(folder).get(task.split, []) for each in beir.judgements(file)]
+    queries = beir.read_queries(open_files(beir.part_files(folder, "queries")))
     return beir.judged_collection(task.name, documents, queries, judged)
 
 

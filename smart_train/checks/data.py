@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from smart_train.checks.bounds import Problems, at_least
-from smart_train.config.schema import DataBlock, Recipe
+from smart_train.config.schema import Recipe
 from smart_train.config.typed_values import Problem
 
+if TYPE_CHECKING:
+    from smart_train.data.readers.base import Reader
+
 FIX = "write data.source: file, or the column that names the sources; or remove it"
+
+
+def check_format(recipe: Recipe) -> Problems:
+    """Check that ``data.format`` names a reader, before any data is looked at."""
+    from smart_train.data.readers.base import DataProblem, reader_class
+
+    if recipe.data.format != "auto":
+        try:
+            reader_class(recipe.data.format)
+        except DataProblem as error:
+            yield error.problem
 
 
 def check_sources(recipe: Recipe) -> Problems:
@@ -26,15 +42,9 @@ def check_sources(recipe: Recipe) -> Problems:
             yield Problem(key, "is given, but data.source is null, so there is one source", FIX)
 
 
-def check_source(data: DataBlock) -> Problems:
-    """A column that names sources is one of a table with a query and its document in each row (rows.py looks)."""
-    from smart_train.data.load import row_columns
-    from smart_train.data.readers import page_annotations as by_page
-    from smart_train.data.sources import find
-
-    if data.source in (None, "file"):
-        return
-    source = find(data)
-    if source.kind != "rows" or by_page.fits(row_columns(source, data), data):
+def check_source(reader: Reader) -> Problems:
+    """Check that the data's format can name the source of a document, where ``data.source`` is a column."""
+    data = reader.data
+    if data.source not in (None, "file") and not reader.has_source_column:
         what = f"is {data.source}, but {data.path} is no table with a document in each row, which could name it"
         yield Problem("data.source", what, "write file, or null")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 from smart_train.checks.bounds import Problems, at_least, distinct, widths
-from smart_train.checks.data import check_source, check_sources
+from smart_train.checks.data import check_format, check_source, check_sources
 from smart_train.checks.late import check_head, check_late, check_layers, check_widths
 from smart_train.checks.mining import check_mining, data_of
 from smart_train.checks.objective import (
@@ -187,17 +187,22 @@ def check_vision(recipe: Recipe, base: BaseConfig) -> Problems:
 
 
 def check_data(recipe: Recipe, base: BaseConfig | None) -> Problems:
-    from smart_train.data.load import check_data as look
-    from smart_train.data.load import has_test, image_column
+    from smart_train.data.load import check_data as check_rows
+    from smart_train.data.load import has_test
+    from smart_train.data.readers.base import find_reader
 
-    problems = look(data_of(recipe), needs_teacher(recipe))
-    yield from problems or check_source(recipe.data)
+    problems = check_rows(data_of(recipe), needs_teacher(recipe))
+    yield from problems
+    if problems:
+        return
+    reader = find_reader(recipe.data)
+    yield from check_source(reader)
     ranked = recipe.evaluation.before or recipe.evaluation.after
-    if recipe.data.test == 0 and ranked and not problems and not has_test(recipe.data):
+    if recipe.data.test == 0 and ranked and not has_test(reader):
         what = "is 0 and the data has no test split, but evaluation.before and evaluation.after rank one"
         yield Problem("data.test", what, "hold some out, or write both of them false")
-    if base is not None and not base.vision and recipe.data.image is None and not problems:
-        found = image_column(recipe.data)
+    if base is not None and not base.vision and recipe.data.image is None:
+        found = reader.image_column()
         if found:
             what = (
                 f"is not given, so the images of the column {found} are read, but {recipe.model.base} has no image side"
@@ -220,6 +225,7 @@ ALONE: list[Callable[[Recipe], Problems]] = [
     check_trained,
     check_launch,
     check_data_block,
+    check_format,
     check_sources,
     check_mining,
     check_evaluation,

@@ -50,7 +50,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _check(options: argparse.Namespace) -> int:
     from smart_train.config.schema import DataBlock
     from smart_train.core.errors import DataError
-    from smart_train.data.all_splits import read_whole, write_whole
+    from smart_train.data.load import read_all
+    from smart_train.data.store import write_dataset
     from smart_train.data.validate import KINDS, check
 
     unknown = sorted(set(options.ignore) - set(KINDS))
@@ -65,7 +66,7 @@ def _check(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in ("document", "image", "id", "subset", "revision")}
     data = DataBlock(path=options.path, query=options.query or DataBlock.query, **given)
     report = check(
-        read_whole(data), not options.no_images, options.jobs, options.similar, options.ignore, _shown("decoding")
+        read_all(data), not options.no_images, options.jobs, options.similar, options.ignore, _shown("decoding")
     )
     print("\n".join(told(report)), flush=True)
     if not report.findings:
@@ -76,14 +77,14 @@ def _check(options: argparse.Namespace) -> int:
     if report.emptied():
         fix = "--ignore KIND keeps what a kind of finding takes"
         raise DataError(f"nothing would be left of {', '.join(report.emptied())}, so nothing was written; {fix}")
-    write_whole(report.clean, Path(options.fix))
+    write_dataset(report.clean, Path(options.fix))
     print(f"What is left is written: {options.fix}")
     return 0
 
 
 def told(report: Report) -> list[str]:
     """The lines of a report: what there is, what was found, what would be dropped."""
-    from smart_train.data.ids import some
+    from smart_train.data.collection import first_few
     from smart_train.data.validate import KINDS
 
     whole = report.whole
@@ -95,7 +96,7 @@ def told(report: Report) -> list[str]:
         where = f" ({finding.where})" if finding.where else ""
         lines += [
             f"  {len(finding.ids):>7,}  {finding.kind}{where}: {KINDS[finding.kind]}",
-            f"           {some(finding.ids, SHOWN)}",
+            f"           {first_few(finding.ids, SHOWN)}",
         ]
     if not report.findings:
         return [*lines, "Nothing is wrong with it."]

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
         raise UsageError(f"--weights: {len(options.adapters)} adapters and {len(weights)} weights; give one each")
     from smart_train.config.schema import DataBlock
     from smart_train.core.errors import ExportError
-    from smart_train.data.dev_and_test import dev_and_test
+    from smart_train.data.load import dev_and_test
     from smart_train.publishing.merger import merge
 
     out = Path(options.out)
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
         return
     from smart_train.publishing.merger import rescore
 
-    print(f"dev and test: {data.told}", flush=True)
+    print(f"dev and test: {data.origin}", flush=True)
     rows = {f"{number} {_name(source)}": source for number, source in enumerate(options.adapters, 1)}
     progress = sys.stderr.isatty()
     print(rescore(folder, rows, data.dev, data.test, out, options.batch_size, progress, **reading))

@@ -21,7 +21,7 @@ from smart_train.core.errors import UsageError
 
 if TYPE_CHECKING:
     from smart_train.config.schema import DataBlock
-    from smart_train.data.dev_and_test import DevAndTest
+    from smart_train.data.load import DevAndTest
     from smart_train.models.encoder import SmartEncoder
     from smart_train.probing.probe_run import Probed
 
@@ -76,7 +76,7 @@ def _weight(text: str) -> float:
 
 
 def run(options: argparse.Namespace) -> None:
-    from smart_train.data.dev_and_test import dev_and_test
+    from smart_train.data.load import dev_and_test
     from smart_train.evaluation.calibration import GRID
     from smart_train.probing.probe_report import table, verdict
     from smart_train.probing.probe_run import run as probe
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
     block, recipe = _data(options)
     data = dev_and_test(block, options.split, options.dev_split, recipe)
     check_pages((data.dev.corpus, data.test.corpus), options, base)
-    print(f"dev and test: {data.told}", flush=True)
+    print(f"dev and test: {data.origin}", flush=True)
     encoder = make_encoder(options)
     probed = probe(
         encoder,

@@ -137,8 +137,8 @@ class AdapterBlock:
 @dataclass
 class DataBlock:
     path: str = ""  # pydocs, a local folder or file, or a Hub dataset
-    format: Literal["auto", "pydocs", "beir", "rows"] = "auto"  # see docs/data.md
-    revision: str | None = None  # of a Hub dataset: branch, tag or commit; pin it, or the figures may move
+    format: str = "auto"  # auto, beir, mbeir, pages, pydocs, rows, or your own as package.module:Class (docs/data.md)
+    revision: str | None = None  # of a Hub dataset: branch, tag or commit; pin it, or the metrics may change
     subset: str | None = None  # Hub configuration name
     split: str = "train"  # rows or qrels of this split are trained on
     query: str = "query"  # rows: column of the query text
@@ -148,8 +148,8 @@ class DataBlock:
     scores: str | None = None  # rows: column of a teacher's scores of the documents; null = scores, if there; "" = none
     negatives: int = 0  # hard negatives per query; the data must have them
     limit: int | None = None  # first pairs only; the last query of a retrieval collection keeps all of its own
-    dev: float | int = 0.05  # share (below 1) or number of queries held out to choose by, whole files together
-    test: float | int = 0.05  # the same for the reported figures; ignored where the data has a test split
+    dev: float | int = 0.05  # share (below 1) or number of queries held out to choose by; whole files stay together
+    test: float | int = 0.05  # the same for the reported metrics; ignored where the data has a test split
     test_documents: int | None = None  # at most this many documents to rank; relevant ones always stay
     dev_documents: int | None = None  # the same for the dev split: it is ranked during training, so keep it small
     query_tokens: int | None = None  # queries are cut here, too, while training; null = at model.query_tokens only

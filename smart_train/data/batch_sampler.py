@@ -17,8 +17,7 @@ from torch.utils.data import Sampler
 
 from smart_train.core.errors import DataError
 from smart_train.core.modality import length
-from smart_train.data.collection import Collection, Document
-from smart_train.data.ids import hash_id, some
+from smart_train.data.collection import Collection, Document, first_few, hash_id
 
 Ints = NDArray[np.int64]
 
@@ -168,7 +167,7 @@ def kin(
         what = f"no document has a source (data.source is {source})"
         raise DataError(f"{collection.name}: {what}; write data.source: null")
     for name in (weights or {}).keys() - found.keys():
-        near = get_close_matches(name, found, 1) or [some(list(found))]
+        near = get_close_matches(name, found, 1) or [first_few(list(found))]
         raise ValueError(f"data.source_weights: there is no source {name!r} in the training pairs; write {near[0]}")
     return Kin(
         np.array([number[shown[name]] for _, name in pairs], dtype=np.int64),
@@ -254,7 +253,7 @@ class Batches(Sampler[list[int]]):
             lines.append(f"{sum(len(self.kin.sources[name]) for name in absent)} pairs of weight 0 are not drawn")
         if len(self.shares) > 1:
             rows = [f"{s.name or 'no source'} {s.epoch} of {s.batches} batches" for s in self.shares]
-            lines.append(f"{len(rows)} sources, batches an epoch of those they have: {some(rows, 12)}")
+            lines.append(f"{len(rows)} sources, batches an epoch of those they have: {first_few(rows, 12)}")
         return lines
 
     # -- how many
@@ -287,7 +286,7 @@ class Batches(Sampler[list[int]]):
         named = [name for name in small if name in weights]
         if named:
             what = f"do not fill a batch of {self.size} pairs, so their share cannot be chosen"
-            raise ValueError(f"data.source_weights: {some(named)} {what}; leave them out, or write 0")
+            raise ValueError(f"data.source_weights: {first_few(named)} {what}; leave them out, or write 0")
         together = {SMALL: np.sort(np.concatenate([found.pop(name) for name in small]))}
         return {**found, **together}
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from smart_train.core.embeddings import Batch, Features
+from smart_train.core.errors import DataError
 from smart_train.core.modality import kind, length
-from smart_train.data.collection import Collection, DataError, hash_id
+from smart_train.data.collection import Collection, hash_id
 from smart_train.data.identity import Identity
 
 Row = tuple[str, str]  # query id, document id

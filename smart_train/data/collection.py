@@ -1,36 +1,62 @@
-"""The one data shape of this project: a corpus, queries and qrels, by document id."""
+"""Hold retrieval data in memory: documents, queries, and which documents answer which queries.
+
+``Collection`` is what one split is trained or evaluated on; ``RetrievalDataset`` is all splits of one data set.
+"""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from smart_train.core.errors import DataError
 from smart_train.core.images import on_paper
-from smart_train.data.ids import content_id, hash_id, some
-from smart_train.data.split import split
 
-__all__ = ["Collection", "DataError", "Document", "Mined", "content_id", "hash_id", "read_beir", "split", "write_beir"]
+DEV_SPLITS = ("dev", "validation", "valid", "val")  # names of splits to choose on
+TEST_SPLITS = ("test",)  # names of splits to report on
 
-logger = logging.getLogger(__name__)
+Qrels = dict[str, dict[str, int]]  # query id -> document id -> grade
+Columns = dict[str, dict[str, Any]]  # column -> id -> value
+
+
+def hash_id(text: str) -> int:
+    """Return a signed 64-bit hash that is the same in every process and on every machine (BLAKE2b, RFC 7693).
+
+    Ranks compare documents by this one int64.  Two of a million ids collide with a chance of about 3e-8.
+    """
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big", signed=True)
+
+
+def content_id(kind: str, content: str | bytes) -> str:
+    """Return an id made of the content: ``kind-`` and 80 bits in hexadecimal.  Equal content has an equal id."""
+    raw = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+    return f"{kind}-{blake2b(raw, digest_size=10).hexdigest()}"
+
+
+def first_few(names: list[str], most: int = 5) -> str:
+    """Shorten a list for a message.
+
+    >>> first_few(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text, an image, or both.  A page is a document.
+    """A text, an image, or both.  A page of a PDF is a document.
 
-    image: a path, a PIL image, or an object whose ``load()`` gives one (nothing is decoded before ``content()``)
-    file: what the document is a part of (a PDF, a package); a split keeps a file together
-    page: its number in there, for messages and links
-    title: what ``text`` begins with, where the source keeps it apart
-    hash: of the content it was made of, in hexadecimal, where the source has one (ingest does)
-    source: which of several data sets it came from, where rows say so; batches may keep them apart
+    image: a path, a PIL image, or an object whose ``load()`` returns one; nothing is decoded before ``content()``
+    file: what the document is a part of (a PDF, a package); a split keeps the documents of a file together
+    page: the page number in the file, for messages and links
+    title: the beginning of ``text``, where the data stores the title separately
+    hash: hash of the original content in hexadecimal, where the data has one (``ingest`` writes it)
+    source: the data set that the document came from, where the data mixes several; batches can be of one source
     """
 
     id: str
@@ -43,10 +69,13 @@ class Document:
     source: str | None = None
 
     def content(self) -> Any:
-        """What an encoder takes: ``str``, an RGB PIL image, or ``{"text": str, "image": image}``.
+        """Return what an encoder takes: ``str``, an RGB PIL image, or ``{"text": str, "image": image}``.
 
-        Decodes, so it is called in data workers.  Raises DataError that names the document where the image is
+        This decodes the image, so call it in data workers.  Raises DataError, naming the document, where the image is
         broken or missing: a page is never replaced by something else.
+
+        >>> Document("d1", "A harbour is a place for ships.").content()
+        'A harbour is a place for ships.'
         """
         if self.image is None:
             if self.text is None:
@@ -77,13 +106,13 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Mined:
-    """The hard negatives of one query, and who says so.
+class HardNegatives:
+    """The hard negatives of one query, with the scores of the model that mined them.
 
-    documents: ids, hardest first
-    scores: the miner's score of each, in its own unit; empty where it gave none
-    positive: its score of the query's best relevant document
-    miner: the model, the kind of score and when, in words
+    documents: document ids, hardest first
+    scores: the miner's score of each document, in the miner's unit; empty where there are none
+    positive: the miner's score of the query's best positive
+    miner: the model, the kind of score and the date, for people
     """
 
     documents: tuple[str, ...]
@@ -95,23 +124,28 @@ class Mined:
         if self.scores and len(self.scores) != len(self.documents):
             raise DataError(f"{len(self.documents)} negatives have {len(self.scores)} scores; give one for each")
 
-    def only(self, kept: Callable[[str], bool]) -> Mined:
-        """Without the documents that are not kept, and without their scores."""
-        places = [i for i, document in enumerate(self.documents) if kept(document)]
+    def filter(self, keep: Callable[[str], bool]) -> HardNegatives:
+        """Return only the documents for which ``keep(id)`` is true, with their scores."""
+        places = [i for i, document in enumerate(self.documents) if keep(document)]
         scores = tuple(self.scores[i] for i in places) if self.scores else ()
         return replace(self, documents=tuple(self.documents[i] for i in places), scores=scores)
 
 
 @dataclass
 class Collection:
-    """A corpus to search in, queries, and which documents answer them.
+    """One split: a corpus to search in, queries, and which documents answer them.
 
     corpus: document id -> Document
     queries: query id -> text
     qrels: query id -> document id -> grade; above 0 is relevant, 0 is judged and not relevant
     negatives: query id -> ids of hard negatives in the corpus, hardest first where they were mined
-    teacher: query id -> document id -> another model's score of the pair, in that model's unit; any pairs, or none
-    mined: query id -> how its negatives were found, for those who look; training reads ``negatives``
+    teacher: query id -> document id -> another model's score of the pair, in that model's unit; for any pairs
+    scored_negatives: query id -> its negatives with the miner's scores, where known; training reads ``negatives``
+
+    >>> corpus = {"d1": Document("d1", "Ships rest in a harbour."), "d2": Document("d2", "A bridge crosses a river.")}
+    >>> data = Collection("demo", corpus, {"q1": "where do ships rest"}, {"q1": {"d1": 1, "d2": 0}})
+    >>> data.pairs()
+    [('q1', 'd1')]
     """
 
     name: str
@@ -120,15 +154,17 @@ class Collection:
     qrels: dict[str, dict[str, int]]
     negatives: dict[str, list[str]] = field(default_factory=dict)
     teacher: dict[str, dict[str, float]] = field(default_factory=dict)
-    mined: dict[str, Mined] = field(default_factory=dict)
+    scored_negatives: dict[str, HardNegatives] = field(default_factory=dict)
 
     def relevant(self, query: str) -> set[str]:
-        """Ids of the documents judged relevant, whether the corpus has them or not."""
+        """Return the ids of the documents judged relevant, whether the corpus has them or not."""
         return {document for document, grade in self.qrels.get(query, {}).items() if grade > 0}
 
     def pairs(self) -> list[tuple[str, str]]:
-        """(query id, document id) for every grade above 0, in the order of the qrels; pairs whose query or document
-        is missing are left out here, and named by ``check()``."""
+        """Return (query id, document id) for every grade above 0, in the order of the qrels.
+
+        Pairs whose query or document is missing are left out here; ``check()`` lists them.
+        """
         return [
             (query, document)
             for query, judged in self.qrels.items()
@@ -138,9 +174,11 @@ class Collection:
         ]
 
     def fingerprint(self) -> str:
-        """SHA-256 over ids, texts, files, grades, negatives and a teacher's scores, in the order of the ids;
-        independent of the order of reading and of where the folder lies.  An image counts by its document's id; who
-        mined the negatives, and when, does not count."""
+        """Return the SHA-256 of ids, texts, files, grades, negatives and teacher scores, in the order of the ids.
+
+        It does not depend on the order of reading or on the place of the folder.  An image counts by its document's
+        id; the miner and its scores do not count.
+        """
         total = sha256()
         for key in sorted(self.corpus):
             d = self.corpus[key]
@@ -154,13 +192,13 @@ class Collection:
         return total.hexdigest()
 
     def problems(self) -> list[str]:
-        """What is wrong inside, one sentence each, with the ids; empty where all is well."""
+        """Return what is inconsistent or empty, one sentence each, with the ids; [] where nothing is."""
         judged = {d: q for q, row in self.qrels.items() for d in row}
         named = {d for row in self.negatives.values() for d in row}
         scored = {d for row in self.teacher.values() for d in row}
         infinite = [q for q, row in self.teacher.items() if not all(map(isfinite, row.values()))]
         blank = [d.id for d in self.corpus.values() if d.image is None and not (d.text or "").strip()]
-        found = {
+        problems = {
             "queries in the qrels without a text": [q for q in self.qrels if q not in self.queries],
             "queries that are empty": [q for q, text in self.queries.items() if not text.strip()],
             "queries without a judgement": [q for q in self.queries if not self.qrels.get(q)],
@@ -172,21 +210,23 @@ class Collection:
             "documents that are empty": blank,
             "documents filed under another id": [k for k, d in self.corpus.items() if k != d.id],
         }
-        return [f"{len(ids)} {what}: {some(ids)}" for what, ids in found.items() if ids]
+        return [f"{len(ids)} {what}: {first_few(ids)}" for what, ids in problems.items() if ids]
 
     def check(self) -> Collection:
-        """Returns self; raises DataError that lists dangling ids and empty texts."""
+        """Return self; raise DataError with every dangling id and empty text."""
         problems = self.problems()
         if problems:
             raise DataError(f"{self.name}: " + "; ".join(problems))
         return self
 
     def select(self, query_ids: Iterable[str], document_ids: Iterable[str] | None = None) -> Collection:
-        """These queries with these documents (None = the whole corpus); judgements, negatives and scores of other
-        documents are left out.  Raises KeyError for an id that is not there."""
+        """Return these queries with these documents (None = the whole corpus).
+
+        Judgements, negatives and scores of other documents are left out.  Raises KeyError for an unknown id.
+        """
         corpus = self.corpus if document_ids is None else {d: self.corpus[d] for d in document_ids}
         queries = {q: self.queries[q] for q in query_ids}
-        qrels, negatives, teacher, mined = {}, {}, {}, {}
+        qrels, negatives, teacher, scored = {}, {}, {}, {}
         for query in queries:
             judged = self.qrels.get(query, {})
             qrels[query] = {d: g for d, g in judged.items() if document_ids is None or d in corpus}
@@ -195,42 +235,29 @@ class Collection:
             if query in self.teacher:
                 scores = self.teacher[query]
                 teacher[query] = {d: s for d, s in scores.items() if document_ids is None or d in corpus}
-            if query in self.mined:
-                mined[query] = self.mined[query].only(lambda d: document_ids is None or d in corpus)
-        return Collection(self.name, dict(corpus), queries, qrels, negatives, teacher, mined)
+            if query in self.scored_negatives:
+                keep = self.scored_negatives[query].filter
+                scored[query] = keep(lambda d: document_ids is None or d in corpus)
+        return Collection(self.name, dict(corpus), queries, qrels, negatives, teacher, scored)
 
 
-def read_beir(folder: str | Path, split: str = "test", text: str | None = None, image: str | None = None) -> Collection:
-    """A local folder in BEIR's layout (Thakur et al. 2021): corpus, queries, and the qrels of one split.
+@dataclass
+class RetrievalDataset:
+    """All splits of one data set, as the files have it: ids may dangle and images may be missing.
 
-    Reads ``corpus.jsonl`` (``_id``, ``title``, ``text``; a document is title, space, text), ``queries.jsonl``
-    (``_id``, ``text``) and ``qrels/SPLIT.tsv`` (query id, document id, grade; with or without a header, or with the
-    four columns of TREC), each also gzipped or as Parquet, and the layout of retrieval sets on the Hub (folders
-    ``corpus``, ``queries`` and ``qrels`` with ``corpus-id``, ``query-id``, ``score``, and an ``image`` column).
-    Columns ``file`` (or ``doc_id``), ``page`` and ``hash`` are kept.  Hard negatives and a teacher's scores are read
-    where there are such: ``negatives.jsonl`` (``_id``, ``negatives``: document ids) and ``teacher.jsonl`` (``_id``,
-    ``scores``: document id -> score), or the folders ``negatives`` and ``teacher`` that store.py writes.
-    Queries are those judged in the split.
+    ``smart-train data check`` looks at this, and ``data push``, ``data pull`` and ``mine --out`` copy it.
 
-    text, image: column of the corpus, where it is not called so; empty leaves the texts, or the images, out.
-
-    Judged documents that the corpus lacks stay in the qrels (they lower recall, as in BEIR); judged queries without
-    a text are left out.  Both are counted in a warning, and ``check()`` lists the former.
-    Raises DataError, naming file and line, for a malformed row, an id that occurs twice with different content, or
-    a split that is not there.
+    splits: split -> qrels; negatives, teacher: of the queries of every split
+    document_columns, query_columns: columns that no reader uses, by id; they are kept where the data is written
+    conflicts: "query document" pairs that one split judges twice with different grades; the higher is in the qrels
     """
-    from smart_train.data.readers import beir  # it builds on this module
 
-    return beir.read(Path(folder), split, text, image)
-
-
-def write_beir(collection: Collection, folder: str | Path, split: str = "test") -> None:
-    """Writes a collection as ``read_beir`` reads it; images that are not files go to ``images/`` as PNG.
-
-    Corpus, queries, negatives and a teacher's scores are added to those that the folder already has (so several
-    splits can share one folder); the qrels of this split are replaced.  Raises DataError where an id is there with
-    another content.
-    """
-    from smart_train.data.readers import beir  # it builds on this module
-
-    beir.write(collection, Path(folder), split)
+    name: str
+    corpus: dict[str, Document]
+    queries: dict[str, str]
+    splits: dict[str, Qrels]
+    negatives: dict[str, HardNegatives] = field(default_factory=dict)
+    teacher: dict[str, dict[str, float]] = field(default_factory=dict)
+    document_columns: Columns = field(default_factory=dict)
+    query_columns: Columns = field(default_factory=dict)
+    conflicts: list[str] = field(default_factory=list)

@@ -20,16 +20,16 @@ from typing import Any
 from smart_train.config.schema import DataBlock
 from smart_train.core import hub
 from smart_train.core.errors import DataError
-from smart_train.data import hard_negatives as attached
 from smart_train.data import store
-from smart_train.data.all_splits import Whole, read_whole, write_whole
-from smart_train.data.readers.beir import parts_of
+from smart_train.data.collection import RetrievalDataset
+from smart_train.data.load import read_all
+from smart_train.data.readers.beir import NEGATIVES, TEACHER
 
 logger = logging.getLogger(__name__)
 
 SHARD = 256 * 2**20  # bytes of images and texts in one file, roughly
 GROUP = 64  # pages of a row group: what a reader of one page has to fetch, and what is in memory while writing
-PARTS = ("corpus", "queries", "qrels", attached.NEGATIVES, attached.TEACHER)
+PARTS = ("corpus", "queries", "qrels", NEGATIVES, TEACHER)
 
 
 def push(path: str | Path, repo: str, private: bool = True) -> str:
@@ -47,7 +47,7 @@ def push(path: str | Path, repo: str, private: bool = True) -> str:
         info = api.dataset_info(repo)
     _fits(repo, info, private)
     with TemporaryDirectory() as folder:
-        export(read_whole(DataBlock(path=str(path))), Path(folder))
+        export(read_all(DataBlock(path=str(path))), Path(folder))
         with _explained(repo):
             api.upload_folder(
                 repo_id=repo,
@@ -60,21 +60,21 @@ def push(path: str | Path, repo: str, private: bool = True) -> str:
     return address
 
 
-def pull(repo: str, folder: str | Path, revision: str | None = None, subset: str | None = None) -> Whole:
+def pull(repo: str, folder: str | Path, revision: str | None = None, subset: str | None = None) -> RetrievalDataset:
     """Writes a retrieval set of the Hub, or rows, to a new folder as store.py does, each image as a file.
 
     Raises DataError where the folder holds anything, and for what cannot be read."""
-    whole = read_whole(DataBlock(path=repo, revision=revision, subset=subset))
-    write_whole(whole, Path(folder))
-    return whole
+    dataset = read_all(DataBlock(path=repo, revision=revision, subset=subset))
+    store.write_dataset(dataset, Path(folder))
+    return dataset
 
 
-def export(whole: Whole, folder: Path) -> None:
+def export(dataset: RetrievalDataset, folder: Path) -> None:
     """Writes what ``push`` uploads: Parquet files by part, and a README that says which is which."""
-    _save(_corpus(whole), folder / "corpus" / "corpus")
-    rows = ({"query-id": q, "query": text, **_more(whole.query_more, q)} for q, text in whole.queries.items())
+    _save(_corpus(dataset), folder / "corpus" / "corpus")
+    rows = ({"query-id": q, "query": text, **_more(dataset.query_columns, q)} for q, text in dataset.queries.items())
     _save(rows, folder / "queries" / "queries")
-    for split, qrels in whole.splits.items():
+    for split, qrels in dataset.splits.items():
         if not re.fullmatch(r"\w+(\.\w+)*", split):
             raise DataError(
                 f"the Hub has no splits called {split!r}; rename its qrels, with letters, digits and _ only"
@@ -82,23 +82,23 @@ def export(whole: Whole, folder: Path) -> None:
         triples = ((q, d, grade) for q, judged in qrels.items() for d, grade in judged.items())
         rows = ({"query-id": q, "corpus-id": d, "score": grade} for q, d, grade in triples)
         _save(rows, folder / "qrels" / split)
-    if whole.mined:
-        store.write_negatives(folder, whole.mined)
-    if whole.teacher:
-        store.write_teacher(folder, whole.teacher)
+    if dataset.negatives:
+        store.write_negatives(folder, dataset.negatives)
+    if dataset.teacher:
+        store.write_teacher(folder, dataset.teacher)
     (folder / "README.md").write_text(_card(folder), encoding="utf-8")
 
 
-def _corpus(whole: Whole) -> Iterator[dict[str, Any]]:
-    pictures = any(document.image is not None for document in whole.corpus.values())
-    for document in whole.corpus.values():
-        title, text = parts_of(document)
+def _corpus(dataset: RetrievalDataset) -> Iterator[dict[str, Any]]:
+    pictures = any(document.image is not None for document in dataset.corpus.values())
+    for document in dataset.corpus.values():
+        title, text = store.title_and_body(document)
         row: dict[str, Any] = {"corpus-id": document.id}
         if pictures:
             row["image"] = _picture(document.id, document.image)
         row |= {"title": title or None, "text": None if document.text is None else text}
         row |= {"file": document.file, "page": document.page, "hash": document.hash}
-        yield row | _more(whole.corpus_more, document.id)
+        yield row | _more(dataset.document_columns, document.id)
 
 
 def _picture(name: str, image: Any) -> dict[str, Any] | None:
@@ -164,7 +164,9 @@ def _schema(group: list[dict[str, Any]]) -> Any:
     image = datasets.Image()
     fields = []
     for name in group[0]:
-        shown = image.pa_type if name == "image" else store.array([row[name] for row in group], name, Path(name)).type
+        shown = (
+            image.pa_type if name == "image" else store.arrow_array([row[name] for row in group], name, Path(name)).type
+        )
         fields.append((name, shown))
     features = datasets.Features.from_arrow_schema(pa.schema(fields))
     if "image" in features:

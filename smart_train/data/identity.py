@@ -11,8 +11,7 @@ from torch import Tensor
 
 from smart_train.core.embeddings import Known
 from smart_train.core.modality import kind
-from smart_train.data.collection import Collection
-from smart_train.data.ids import hash_id
+from smart_train.data.collection import Collection, hash_id
 
 Key = tuple[int, int, int, int]  # see embeddings.KEYS
 MOST = 2**17  # documents whose keys a worker remembers: about 40 MB

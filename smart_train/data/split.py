@@ -6,13 +6,9 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from smart_train.core.errors import DataError
-from smart_train.data.ids import hash_id
-
-if TYPE_CHECKING:
-    from smart_train.data.collection import Collection
+from smart_train.data.collection import Collection, hash_id
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
-"""A collection as Parquet files in a folder, each image once: what ingest, mine and check write and every reader reads.
+"""Write collections: Parquet files in a folder, which every reader reads, or JSON Lines in BEIR's layout.
 
-corpus/corpus.parquet        id, title, text, image (path in the folder), file, page, hash, and what else is given
-queries/queries.parquet      id, text, and what else is given
+corpus/corpus.parquet        id, title, text, image (path in the folder), file, page, hash, and further columns
+queries/queries.parquet      id, text, and further columns
 qrels/SPLIT.parquet          query-id, corpus-id, score
 negatives/negatives.parquet  query-id, corpus-ids, scores, positive, miner
 teacher/teacher.parquet      query-id, corpus-ids, scores
@@ -11,17 +11,17 @@ images/                      files that were not in the folder before, named by 
 from __future__ import annotations
 
 import io
+import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from smart_train.core.atomic_io import replacing
 from smart_train.core.errors import DataError
-from smart_train.data import hard_negatives as attached
-from smart_train.data.collection import Collection, Document, Mined
-from smart_train.data.ids import content_id
-from smart_train.data.readers.beir import part, parts_of
-from smart_train.data.tables import TEXT_FILES, readable, suffix
+from smart_train.data.collection import Collection, Document, HardNegatives, RetrievalDataset, content_id
+from smart_train.data.readers.beir import NEGATIVES, TEACHER, part_files
+from smart_train.data.tables import TEXT_FILES, data_files, read_json_lines, suffix
 
 Row = dict[str, Any]
 More = Mapping[str, Mapping[str, Any]]  # column -> id -> value
@@ -37,30 +37,46 @@ def write(
     collection: Collection,
     folder: str | Path,
     split: str,
-    corpus_more: More | None = None,
-    query_more: More | None = None,
+    document_columns: More | None = None,
+    query_columns: More | None = None,
 ) -> None:
-    """Writes a collection as one split of the folder.
+    """Write a collection as one split of a folder, as Parquet.
 
-    Corpus, queries, negatives and a teacher's scores are added to those that are there, so that several splits can
-    share a folder; the qrels of this split are replaced.  more: further columns, by id.
+    Corpus, queries, negatives and teacher scores are added to those that are there, so that several splits can share a
+    folder; the qrels of this split are replaced.  document_columns, query_columns: further columns, by id.
     Raises DataError where an id is there with another content, and where the folder holds other files for a part.
     """
     folder = Path(folder)
-    write_corpus(folder, collection.corpus.values(), corpus_more)
-    write_queries(folder, collection.queries, query_more)
+    write_corpus(folder, collection.corpus.values(), document_columns)
+    write_queries(folder, collection.queries, query_columns)
     write_qrels(folder, split, collection.qrels)
     if collection.negatives:
-        mined = {q: collection.mined.get(q, Mined(tuple(n))) for q, n in collection.negatives.items()}
+        mined = {
+            q: collection.scored_negatives.get(q, HardNegatives(tuple(n))) for q, n in collection.negatives.items()
+        }
         write_negatives(folder, mined)
     if collection.teacher:
         write_teacher(folder, collection.teacher)
 
 
+def write_dataset(dataset: RetrievalDataset, folder: Path) -> None:
+    """Write all splits to a new folder, as Parquet; raises DataError where the folder holds anything."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} is not empty; name a folder that is not there yet")
+    write_corpus(folder, dataset.corpus.values(), dataset.document_columns)
+    write_queries(folder, dataset.queries, dataset.query_columns)
+    for split, qrels in dataset.splits.items():
+        write_qrels(folder, split, qrels)
+    if dataset.negatives:
+        write_negatives(folder, dataset.negatives)
+    if dataset.teacher:
+        write_teacher(folder, dataset.teacher)
+
+
 def write_corpus(
     folder: str | Path, documents: Iterable[Document], more: More | None = None, merge: bool = True
 ) -> None:
-    """Documents, added to those that are there (``merge``) or instead of them; ``more`` as in ``write``.
+    """Write documents, added to those that are there (``merge``) or instead of them; ``more`` as in ``write``.
 
     An image file inside the folder is referred to; any other image is stored in ``images/``, once per content, as the
     bytes it has (an image in memory as PNG).  Raises as ``write``, and where an image file is missing.
@@ -68,7 +84,7 @@ def write_corpus(
     folder = Path(folder)
     rows: list[Row] = []
     for document in documents:
-        title, text = parts_of(document)
+        title, text = title_and_body(document)
         none = document.text is None
         row: Row = {"id": document.id, "title": title or None, "text": None if none else text}
         row["image"] = stored_image(document, folder)
@@ -78,17 +94,17 @@ def write_corpus(
 
 
 def write_queries(folder: str | Path, queries: Mapping[str, str], more: More | None = None, merge: bool = True) -> None:
-    """Queries by id; ``more`` and ``merge`` as in ``write_corpus``."""
+    """Write queries by id; ``more`` and ``merge`` as in ``write_corpus``."""
     extra = (more or {}).items()
     rows = [{"id": q, "text": text, **{name: values.get(q) for name, values in extra}} for q, text in queries.items()]
     _write(Path(folder), "queries", rows, ("id", "text"), merge)
 
 
 def write_qrels(folder: str | Path, split: str, qrels: Mapping[str, Mapping[str, int]]) -> None:
-    """query id -> document id -> grade, instead of what this split had.  Raises DataError where qrels of another kind
-    are there."""
+    """Write query id -> document id -> grade, instead of what this split had.  Raises DataError where qrels of another
+    kind are there."""
     place = Path(folder) / "qrels"
-    others = [f.name for f in readable(place, ".tsv", ".txt", ".trec", ".qrels", ".qrel") if suffix(f) != ".parquet"]
+    others = [f.name for f in data_files(place, ".tsv", ".txt", ".trec", ".qrels", ".qrel") if suffix(f) != ".parquet"]
     if others:
         raise DataError(f"{place} holds {others[0]}, which Parquet would hide; write to an empty folder")
     rows = [
@@ -96,11 +112,11 @@ def write_qrels(folder: str | Path, split: str, qrels: Mapping[str, Mapping[str,
         for query, judged in qrels.items()
         for document, grade in judged.items()
     ]
-    save(place / f"{split}.parquet", rows, ("query-id", "corpus-id", "score"))
+    write_parquet(place / f"{split}.parquet", rows, ("query-id", "corpus-id", "score"))
 
 
-def write_negatives(folder: str | Path, mined: Mapping[str, Mined], merge: bool = True) -> None:
-    """Hard negatives by query id; a query that is there gets the new ones, others stay (``merge``) or go."""
+def write_negatives(folder: str | Path, mined: Mapping[str, HardNegatives], merge: bool = True) -> None:
+    """Write hard negatives by query id; a query that is there gets the new ones, others stay (``merge``) or go."""
     rows = [
         {
             "query-id": query,
@@ -112,20 +128,31 @@ def write_negatives(folder: str | Path, mined: Mapping[str, Mined], merge: bool 
         for query, found in mined.items()
     ]
     columns = ("query-id", "corpus-ids", "scores", "positive", "miner")
-    _write(Path(folder), attached.NEGATIVES, rows, columns, merge, replace=True)
+    _write(Path(folder), NEGATIVES, rows, columns, merge, replace=True)
 
 
 def write_teacher(folder: str | Path, scores: Mapping[str, Mapping[str, float]], merge: bool = True) -> None:
-    """Another model's scores, query id -> document id -> score; ``merge`` as in ``write_negatives``."""
+    """Write another model's scores, query id -> document id -> score; ``merge`` as in ``write_negatives``."""
     rows = [{"query-id": q, "corpus-ids": list(row), "scores": list(row.values())} for q, row in scores.items()]
-    _write(Path(folder), attached.TEACHER, rows, ("query-id", "corpus-ids", "scores"), merge, replace=True)
+    _write(Path(folder), TEACHER, rows, ("query-id", "corpus-ids", "scores"), merge, replace=True)
 
 
-# ---------------------------------------------------------------------------------------------- images
+def title_and_body(document: Document) -> tuple[str, str]:
+    """Split a text into (title, the text after it), which readers join again; ("", text) where it lacks the title."""
+    title, text = document.title or "", document.text or ""
+    if f"{title} {text.removeprefix(title).strip()}".strip() != text.strip():
+        return "", text
+    return title, text.removeprefix(title).strip()
+
+
+# Images --------------------------------------------------------------------------------------------------------------
 
 
 def image_bytes(image: Any) -> bytes:
-    """The undecoded bytes of a path or a stored image; PNG of an image in memory.  Raises what opening raises."""
+    """Return the undecoded bytes of a path or a stored image; PNG of an image in memory.
+
+    Raises what opening raises.
+    """
     if isinstance(image, str | Path):
         return Path(image).read_bytes()
     if hasattr(image, "raw"):
@@ -138,14 +165,14 @@ def image_bytes(image: Any) -> bytes:
 
 
 def image_suffix(raw: bytes) -> str:
-    """By the first bytes, whatever the file was called; readers do not look at it."""
+    """Return the file ending by the first bytes, whatever the file was called; readers do not look at it."""
     if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
         return ".webp"
     return next((end for start, end in MAGIC if raw.startswith(start)), ".image")
 
 
 def stored_image(document: Document, folder: Path) -> str | None:
-    """Where the document's image is in the folder, as a relative path with slashes; put there where it is not."""
+    """Return where the document's image is in the folder, relative and with slashes; put it there if it is not."""
     image = document.image
     if image is None:
         return None
@@ -165,15 +192,15 @@ def stored_image(document: Document, folder: Path) -> str | None:
     return file.relative_to(folder).as_posix()
 
 
-# ---------------------------------------------------------------------------------------------- files
+# Parquet files -------------------------------------------------------------------------------------------------------
 
 
 def _write(
     folder: Path, name: str, rows: list[Row], columns: tuple[str, ...], merge: bool, replace: bool = False
 ) -> None:
     file, key = folder / name / f"{name}.parquet", columns[0]
-    _alone(folder, name, file)
-    merged = {row[key]: row for row in load(file)} if merge and file.is_file() else {}
+    _refuse_other_files(folder, name, file)
+    merged = {row[key]: row for row in read_parquet(file)} if merge and file.is_file() else {}
     for row in rows:
         before = merged.get(row[key], {})
         if not replace and any(before[c] != row[c] for c in before.keys() & row.keys()):
@@ -184,22 +211,22 @@ def _write(
     if not any(row.get("image") for row in kept):  # a column of images asks for a base that sees
         kept = [{name: value for name, value in row.items() if name != "image"} for row in kept]
         columns = tuple(name for name in columns if name != "image")
-    save(file, kept, columns)
+    write_parquet(file, kept, columns)
 
 
-def _alone(folder: Path, name: str, file: Path) -> None:
-    """Raises DataError where this part is there in files that the new one would hide, or be read together with."""
-    if name in (attached.NEGATIVES, attached.TEACHER):
-        others = [f for f in readable(file.parent) if f != file]  # a .jsonl beside the folder counts for less
+def _refuse_other_files(folder: Path, name: str, file: Path) -> None:
+    """Raise DataError where this part is there in files that the new one would hide, or be read together with."""
+    if name in (NEGATIVES, TEACHER):
+        others = [f for f in data_files(file.parent) if f != file]  # a .jsonl beside the folder counts for less
     else:
-        others = [f for f in part(folder, name) if f != file]
-        others += [f for f in readable(file.parent) if f != file and suffix(f) in TEXT_FILES]
+        others = [f for f in part_files(folder, name) if f != file]
+        others += [f for f in data_files(file.parent) if f != file and suffix(f) in TEXT_FILES]
     if others:
         raise DataError(f"{folder}: its {name} is there in {others[0].name}; write to an empty folder")
 
 
-def load(file: Path) -> list[Row]:
-    """The rows of a Parquet file; raises DataError where it is not one."""
+def read_parquet(file: Path) -> list[Row]:
+    """Read the rows of a Parquet file; raises DataError where it is not one."""
     from pyarrow import ArrowInvalid
     from pyarrow.parquet import read_table
 
@@ -209,8 +236,8 @@ def load(file: Path) -> list[Row]:
         raise DataError(f"{file}: not a readable parquet file ({error})") from error
 
 
-def save(file: Path, rows: list[Row], columns: tuple[str, ...]) -> None:
-    """Rows to a Parquet file with these columns first, whole or not at all; a stopped run leaves the old file.
+def write_parquet(file: Path, rows: list[Row], columns: tuple[str, ...]) -> None:
+    """Write rows to a Parquet file with these columns first, whole or not at all; a stopped run leaves the old file.
 
     The file carries the types that `datasets` knows it by.
     """
@@ -219,14 +246,14 @@ def save(file: Path, rows: list[Row], columns: tuple[str, ...]) -> None:
     from pyarrow.parquet import write_table
 
     names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
-    table = pa.table({name: array([row.get(name) for row in rows], name, file) for name in names})
+    table = pa.table({name: arrow_array([row.get(name) for row in rows], name, file) for name in names})
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as part:
         write_table(table.cast(datasets.Features.from_arrow_schema(table.schema).arrow_schema), part)
 
 
-def array(values: list[Any], name: str, file: Path) -> Any:
-    """A pyarrow array of a column: of its known type, else of the one its values show, of texts where all are empty."""
+def arrow_array(values: list[Any], name: str, file: Path) -> Any:
+    """Return a pyarrow array of a column: of its known type, else the values' own; texts where all are empty."""
     import pyarrow as pa
 
     known = {"strings": pa.list_(pa.string()), "floats": pa.list_(pa.float64())}
@@ -238,3 +265,76 @@ def array(values: list[Any], name: str, file: Path) -> Any:
         return pa.array(values, pa.string()) if pa.types.is_null(array.type) else array
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"{file}: the column {name} cannot be stored ({error})") from error
+
+
+# JSON Lines in BEIR's layout -----------------------------------------------------------------------------------------
+
+
+def write_beir(collection: Collection, folder: str | Path, split: str = "test") -> None:
+    """Write a collection in BEIR's layout, as JSON Lines; images that are not files go to ``images/`` as PNG.
+
+    Corpus, queries, negatives and teacher scores are added to those that the folder already has, so that several splits
+    can share one folder; the qrels of this split are replaced.  Raises DataError where an id is there with another
+    content.
+    """
+    folder = Path(folder)
+    parts = {name: part_files(folder, name) for name in ("corpus", "queries")}
+    stored = [name for name, files in parts.items() if files and suffix(files[0]) != ".jsonl"]
+    if stored:
+        what = f"its {stored[0]} is there as {suffix(parts[stored[0]][0])}"
+        raise DataError(f"{folder}: {what}, and JSON Lines would hide it; write to an empty folder, or use store.write")
+    (folder / "qrels").mkdir(parents=True, exist_ok=True)
+    _merge_lines(folder / "corpus.jsonl", (_line(d, folder) for d in collection.corpus.values()))
+    _merge_lines(folder / "queries.jsonl", ({"_id": q, "text": t} for q, t in collection.queries.items()))
+    if collection.negatives:
+        _merge_lines(folder / "negatives.jsonl", _negative_lines(collection), replace=True)
+    if collection.teacher:
+        scored = ({"_id": q, "scores": s} for q, s in collection.teacher.items())
+        _merge_lines(folder / "teacher.jsonl", scored, replace=True)
+    out = ["query-id\tcorpus-id\tscore\n"]
+    for query, row in collection.qrels.items():
+        for document, grade in row.items():
+            if any(c in name for name in (query, document) for c in "\t\r\n"):
+                raise DataError(f"the ids {query!r}, {document!r} cannot be written: tab or line break in an id")
+            out.append(f"{query}\t{document}\t{grade}\n")
+    _write_lines(folder / "qrels" / f"{split}.tsv", out)
+
+
+def _negative_lines(collection: Collection) -> Iterable[dict[str, Any]]:
+    for query, documents in collection.negatives.items():
+        row: dict[str, Any] = {"_id": query, "negatives": documents}
+        mined = collection.scored_negatives.get(query)
+        if mined is not None and list(mined.documents) == documents:
+            scored = {"scores": list(mined.scores), "positive": mined.positive, "miner": mined.miner}
+            row.update({name: value for name, value in scored.items() if value not in (None, "", [])})
+        yield row
+
+
+def _line(document: Document, folder: Path) -> dict[str, Any]:
+    title, body = title_and_body(document)
+    row: dict[str, Any] = {"_id": document.id, "title": title, "text": body}
+    if isinstance(document.image, str | Path):
+        row["image"] = os.path.relpath(document.image, folder)
+    elif document.image is not None:
+        file = folder / "images" / f"{content_id('page', document.id)}.png"
+        file.parent.mkdir(exist_ok=True)
+        content = document.content()
+        (content["image"] if isinstance(content, dict) else content).save(file)
+        row["image"] = str(file.relative_to(folder))
+    more = {"file": document.file, "page": document.page, "hash": document.hash}
+    row.update({name: value for name, value in more.items() if value is not None})
+    return row
+
+
+def _merge_lines(file: Path, rows: Iterable[dict[str, Any]], replace: bool = False) -> None:
+    merged = {str(row["_id"]): row for _, row in read_json_lines(file)} if file.is_file() else {}
+    for row in rows:
+        if not replace and merged.get(row["_id"], row) != row:
+            raise DataError(f"{file}: the id {row['_id']!r} is there with another content; write to an empty folder")
+        merged[row["_id"]] = row
+    _write_lines(file, (json.dumps(row, ensure_ascii=False) + "\n" for row in merged.values()))
+
+
+def _write_lines(file: Path, out: Iterable[str]) -> None:
+    with replacing(file) as part, part.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.writelines(out)

@@ -1,4 +1,9 @@
-"""Rows of whatever file holds them: JSON Lines, JSON, CSV, TSV (also .gz), Parquet, Arrow folders, Hub datasets."""
+"""Read tables: JSON Lines, JSON, CSV, TSV (also .gz), Parquet, Arrow and datasets of the `datasets` library.
+
+A table has ``name``, ``columns``, ``folder(where)``, and iterates over (where, row): where is ``file:line`` or the row
+number, for messages; row is a dict of Python values, in which a stored image is a StoredImage, not yet decoded.
+The last part reads single cells (ids, texts, scores, images) and finds columns by their usual names.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +12,29 @@ import gzip
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import IO, Any
 
 from smart_train.core.errors import DataError
-from smart_train.data.ids import content_id
+from smart_train.data.collection import content_id
 
 TEXT_FILES = (".jsonl", ".json", ".csv", ".tsv")
 STORED_FILES = (".parquet", ".arrow")
 PEEK = 100  # rows that are read to learn the columns of a text file
+
+# Usual names of columns; the first one is the one that this package writes or documents.
+QUERY_IDS = ("_id", "id", "query-id", "qid")
+CORPUS_IDS = ("_id", "id", "corpus-id", "docid")
+FILES = ("file", "doc-id")
+PAGES = ("page", "page-number-in-doc")
+HASHES = ("hash",)
 
 
 def suffix(path: Path) -> str:
@@ -46,7 +60,7 @@ def open_text(path: Path) -> Iterator[IO[str]]:
         raise DataError(f"{path}: not a whole gzip file ({error}); fetch it again") from error
 
 
-def lines(path: Path) -> Iterator[tuple[int, str]]:
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(line number, line) of the lines that are not blank."""
     with open_text(path) as stream:
         for number, line in enumerate(stream, 1):
@@ -56,7 +70,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(``file:line``, object) of a JSON Lines file."""
-    for number, line in lines(path):
+    for number, line in text_lines(path):
         yield f"{path}:{number}", _object(line, f"{path}:{number}")
 
 
@@ -71,7 +85,7 @@ def _object(text: str, where: str) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    first = next(lines(path), (0, ""))[1].lstrip()
+    first = next(text_lines(path), (0, ""))[1].lstrip()
     if not first.startswith("["):
         yield from read_json_lines(path)
         return
@@ -261,13 +275,82 @@ def columns_of(files: list[Path]) -> list[str]:
     return open_files(files).columns
 
 
-def split_of(path: Path) -> str:
+def split_name(path: Path) -> str:
     """``train`` for train.jsonl, train.jsonl.gz and train-00000-of-00002.parquet."""
     stem = path.name.removesuffix(".gz")
     return re.sub(r"-\d+-of-\d+$", "", stem[: len(stem) - len(Path(stem).suffix)])
 
 
-def readable(folder: Path, *more: str) -> list[Path]:
+def data_files(folder: Path, *more: str) -> list[Path]:
     """The data files that lie directly in a folder, sorted."""
     kinds = {*TEXT_FILES, *STORED_FILES, *more}
     return sorted(p for p in folder.iterdir() if p.is_file() and suffix(p) in kinds) if folder.is_dir() else []
+
+
+# Columns and cells --------------------------------------------------------------------------------------------------
+
+
+def find_column(columns: Iterable[str], names: Iterable[str]) -> str | None:
+    """The first of these names that is a column, whatever its case and whether it is written with - or _."""
+    plain = {c.lower().replace("_", "-").replace(" ", "-"): c for c in columns}
+    return next((plain[n.replace("_", "-")] for n in names if n.replace("_", "-") in plain), None)
+
+
+def require_column(table: Table, names: tuple[str, ...], what: str) -> str:
+    found = find_column(table.columns, names)
+    if found is None:
+        near = get_close_matches(names[0], table.columns, 1)
+        raise DataError(
+            f"{table.name}: no column for {what} ({', '.join(names)}); it has {', '.join(table.columns) or 'no rows'}"
+            + (f"; rename {near[0]!r}?" if near else "")
+        )
+    return found
+
+
+def read_id(row: dict[str, Any], key: str, where: str) -> str:
+    value = row.get(key)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of ids that pandas has widened
+    if value is None or isinstance(value, float | dict | list | bool) or not str(value).strip():
+        raise DataError(f"{where}: {key} is {value!r}; an id is a text or a whole number")
+    return str(value)
+
+
+def read_text(row: dict[str, Any], key: str | None, where: str) -> str:
+    value = row.get(key) if key else None
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{where}: {key} is {type(value).__name__}; it must be a text")
+    return (value or "").strip()
+
+
+def read_score(value: Any, where: str) -> float:
+    """A teacher's score, which may have any unit and sign but must be a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise DataError(f"{where}: the score is {value!r}; it must be a finite number")
+    return float(value)
+
+
+def read_image(value: Any, table: Table, where: str, home: Path | None = None, must_exist: bool = True) -> Any:
+    """A stored image as it is, or the path of an image file; None for none.
+
+    home: paths that lead nowhere from the table's own folder are looked for here (a corpus/ inside a collection)
+    must_exist: False takes the path of a file that is missing, which then fails when it is decoded
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, StoredImage):
+        return value
+    if not isinstance(value, str):
+        raise DataError(f"{where}: the image is {type(value).__name__}; give the path of an image file")
+    paths = [folder / value for folder in (table.folder(where), home) if folder is not None]
+    path = next((p for p in paths if p.is_file()), None)
+    if path is None and must_exist:
+        raise DataError(f"{where}: no image file {paths[-1]}; paths are relative to the folder of the table")
+    return str(path or paths[-1])
+
+
+def read_page(value: Any) -> int | None:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None  # some sets hold labels such as "iv" here; the number is for messages only

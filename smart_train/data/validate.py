@@ -9,11 +9,9 @@ from itertools import islice
 
 from smart_train.core.environment import cores
 from smart_train.core.errors import DataError
-from smart_train.data.all_splits import Qrels, Whole
-from smart_train.data.collection import Document, Mined
+from smart_train.data.collection import DEV_SPLITS, TEST_SPLITS, Document, HardNegatives, Qrels, RetrievalDataset
 from smart_train.data.identity import content_hash
 from smart_train.data.near_duplicates import near_duplicates
-from smart_train.data.sources import DEV, TEST
 
 KINDS = {  # what can be found, in the order in which it is looked for: what is found later is true of what is left then
     "twice": "pairs are judged twice with different grades; the higher one stays",
@@ -47,8 +45,8 @@ class Finding:
 class Report:
     """findings, and the data without what they name; the data that was checked is unchanged."""
 
-    whole: Whole
-    clean: Whole
+    whole: RetrievalDataset
+    clean: RetrievalDataset
     findings: list[Finding] = field(default_factory=list)
 
     def emptied(self) -> list[str]:
@@ -62,7 +60,7 @@ class Report:
 
 
 def check(
-    whole: Whole,
+    whole: RetrievalDataset,
     images: bool = True,
     jobs: int | None = None,
     similar: float = 0.8,
@@ -94,16 +92,22 @@ def check(
 class _Check:
     """One pass over a copy of the data, in which each step drops what it finds."""
 
-    def __init__(self, whole: Whole, ignore: set[str]) -> None:
+    def __init__(self, whole: RetrievalDataset, ignore: set[str]) -> None:
         self.whole, self.ignore = whole, ignore
         self.findings: list[Finding] = []
         self.gone: set[str] = set()  # documents that were dropped: what names them does not dangle
         splits = {split: {q: dict(row) for q, row in qrels.items()} for split, qrels in whole.splits.items()}
         self.clean = replace(
-            whole, corpus=dict(whole.corpus), queries=dict(whole.queries), splits=splits, mined={}, teacher={}, twice=[]
+            whole,
+            corpus=dict(whole.corpus),
+            queries=dict(whole.queries),
+            splits=splits,
+            negatives={},
+            teacher={},
+            conflicts=[],
         )
         self.same: dict[str, str] = {}  # document -> the one that shows the same and stays
-        self.tell("twice", whole.twice)
+        self.tell("twice", whole.conflicts)
 
     def tell(self, kind: str, ids: Iterable[str], where: str = "") -> None:
         told = list(dict.fromkeys(ids))
@@ -162,18 +166,18 @@ class _Check:
 
     def negatives(self) -> None:
         lost, relevant = list[str](), list[str]()
-        for query, mined in self.whole.mined.items():
+        for query, mined in self.whole.negatives.items():
             answers = {d for qrels in self.clean.splits.values() for d, g in qrels.get(query, {}).items() if g > 0}
             if query not in self.whole.queries:
                 lost.append(query)
             if query not in self.clean.queries:
                 continue
             lost += [f"{query} -> {d}" for d in mined.documents if d not in self.whole.corpus]
-            mined = _moved(mined, self.same).only(lambda d: self._there(d, "negative-id"))
+            mined = _moved(mined, self.same).filter(lambda d: self._there(d, "negative-id"))
             relevant += [f"{query} -> {d}" for d in mined.documents if d in answers]
             if "negative-relevant" not in self.ignore:
-                mined = mined.only(lambda d, answers=answers: d not in answers)  # type: ignore[misc]
-            self.clean.mined[query] = mined
+                mined = mined.filter(lambda d, answers=answers: d not in answers)  # type: ignore[misc]
+            self.clean.negatives[query] = mined
         self.tell("negative-id", lost)
         self.tell("negative-relevant", relevant)
 
@@ -232,7 +236,7 @@ class _Check:
         for query in queries:
             del self.clean.splits[split][query]
             if not any(query in qrels for qrels in self.clean.splits.values()):
-                for part in (self.clean.queries, self.clean.mined, self.clean.teacher):
+                for part in (self.clean.queries, self.clean.negatives, self.clean.teacher):
                     part.pop(query, None)
 
 
@@ -243,10 +247,10 @@ def name(document: Document) -> str:
 
 
 def _rank(split: str) -> int:
-    return 0 if split in TEST else 1 if split in DEV else 2
+    return 0 if split in TEST_SPLITS else 1 if split in DEV_SPLITS else 2
 
 
-def _moved(mined: Mined, same: dict[str, str]) -> Mined:
+def _moved(mined: HardNegatives, same: dict[str, str]) -> HardNegatives:
     """With documents that stay in place of those that show the same, each once."""
     moved = [same.get(d, d) for d in mined.documents]
     first = sorted({d: place for place, d in reversed(list(enumerate(moved)))}.values())
@@ -272,10 +276,10 @@ def _hashes(documents: list[Document], jobs: int, progress: Progress) -> Iterato
             waiting += [(d, pool.submit(look, d)) for d in islice(shown, 1)]
 
 
-def _sizes(whole: Whole) -> dict[str, int]:
+def _sizes(whole: RetrievalDataset) -> dict[str, int]:
     sizes = {"documents": len(whole.corpus), "queries": len(whole.queries)}
     sizes |= {f"{split} queries": len(qrels) for split, qrels in whole.splits.items()}
     sizes["judgements"] = sum(len(judged) for qrels in whole.splits.values() for judged in qrels.values())
-    sizes["negatives"] = sum(len(mined.documents) for mined in whole.mined.values())
+    sizes["negatives"] = sum(len(mined.documents) for mined in whole.negatives.values())
     sizes["scores"] = sum(map(len, whole.teacher.values()))
     return sizes

@@ -18,10 +18,9 @@ from smart_train.core.atomic_io import replacing
 from smart_train.core.environment import cores
 from smart_train.core.errors import DataError
 from smart_train.core.modality import kind
-from smart_train.data import query_metadata as asked
-from smart_train.data.collection import Collection, Document
-from smart_train.data.load import load, read_split, short_name
-from smart_train.data.sources import DEV, Source, find
+from smart_train.data.collection import DEV_SPLITS, TEST_SPLITS, Collection, Document
+from smart_train.data.load import load, read_split
+from smart_train.data.readers.base import QueryMetadata, find_reader
 from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation import baseline as comparing
 from smart_train.evaluation.bm25 import Lexical, lexical
@@ -141,12 +140,12 @@ class Plan:
 
 @dataclass
 class Read:
-    """Data to measure on.  texts: document id -> what BM25 reads; asked: kinds and files of queries, where told."""
+    """Data to measure on.  texts: document id -> what BM25 reads; metadata: kinds and files of queries."""
 
     collection: Collection
     split: str
     texts: dict[str, str | None] = field(default_factory=dict)
-    asked: asked.Asked = field(default_factory=asked.Asked)
+    metadata: QueryMetadata = field(default_factory=QueryMetadata)
 
 
 def read(data: DataBlock, split: str, held_out: bool = False) -> Read:
@@ -156,25 +155,21 @@ def read(data: DataBlock, split: str, held_out: bool = False) -> Read:
     splits, except of pydocs, which has none
     Raises DataError where there is no such split, and for rows that cannot be read.
     """
-    source = find(data)
-    if source.kind == "pydocs" or held_out:
+    reader = find_reader(data)
+    if held_out or not reader.has_splits:
         if split not in SIDES:
             raise DataError(f"--split: a recipe's data has the splits {', '.join(SIDES)}, not {split!r}")
-        collection = load(data)[SIDES.index(split)]
+        collection = load(reader)[SIDES.index(split)]
         if not collection.queries:
             raise DataError(f"{data.path}: the recipe holds out no query for {split} (data.{split})")
-        names = {"train": (data.split,), "dev": DEV, "test": ("test",)}[split]
-        own = next((name for name in names if name in source.splits), None)
+        names = {"train": (data.split,), "dev": DEV_SPLITS, "test": TEST_SPLITS}[split]
+        own = next((name for name in names if name in reader.splits()), None)
     else:
         own = split
-        collection = read_split(source, data, split)
-        collection.name = f"{short_name(data)}/{split}"
+        collection = read_split(reader, split, data.limit)
+        collection.name = f"{reader.name}/{split}"
     logger.info("%s: %d queries, %d documents", collection.name, len(collection.queries), len(collection.corpus))
-    return _with_more(collection, source, data, own or split)
-
-
-def _with_more(collection: Collection, source: Source, data: DataBlock, split: str) -> Read:
-    return Read(collection, split, asked.texts(source, data, collection), asked.asked(source, data, collection))
+    return Read(collection, own or split, reader.document_texts(collection), reader.query_metadata(collection))
 
 
 def images_of(collection: Collection) -> list[str]:
@@ -223,7 +218,7 @@ def evaluate_data(
         return None
     queries = {query: collection.queries[query] for query in encoded.query_ids}
     outcome = Outcome(row, measured, observer, queries, collection.qrels)
-    outcome.kinds = given.asked.kind
+    outcome.kinds = given.metadata.kind
     outcome.files = _files(given, queries)
     if plan.bm25:
         outcome.lexical = _words(given, plan, queries)
@@ -231,7 +226,7 @@ def evaluate_data(
     outcome.differences = comparing.compare(measured, other) if other is not None else {}
     outcome.parts = _parts(given, outcome)
     outcome.about = {
-        "data": about_data(collection, given.split, given.asked.column, tables),
+        "data": about_data(collection, given.split, given.metadata.column, tables),
         "model": {**(about or {}), **about_model(encoder)},
         "settings": {name: getattr(plan, name) for name in ("k", "bootstrap", "seed", "batch_size")},
         **about_run(encoder, 1 if group is None else group.world_size),
@@ -263,7 +258,7 @@ def _files(given: Read, queries: Mapping[str, str]) -> dict[str, str]:
     of_document = {document.id: document.file for document in given.collection.corpus.values() if document.file}
     found = {}
     for query in queries:
-        file = given.asked.file.get(query) or home(given.collection.qrels[query], of_document)
+        file = given.metadata.file.get(query) or home(given.collection.qrels[query], of_document)
         if file:
             found[query] = file
     return found

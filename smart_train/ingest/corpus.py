@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 
 from smart_train.core.errors import DataError
 from smart_train.data import store
-from smart_train.data.collection import Collection, Document
-from smart_train.data.ids import content_id, hash_id
+from smart_train.data.collection import Collection, Document, content_id, hash_id
 from smart_train.data.split import split
 from smart_train.ingest.pages import Page, read_pages
 from smart_train.ingest.questions.queries import Question, Written

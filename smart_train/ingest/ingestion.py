@@ -15,7 +15,7 @@ from typing import Any
 
 from smart_train.core.environment import cores
 from smart_train.core.errors import DataError
-from smart_train.data.ids import some
+from smart_train.data.collection import first_few
 from smart_train.ingest.folders import Found, Skip, find
 from smart_train.ingest.ingest_report import Report
 from smart_train.ingest.options import IngestOptions, Limits
@@ -130,8 +130,8 @@ class _Run:
         names = {read_about(path)["file"] for path in stored.values()}
         if not names & {file.name for file in files}:
             raise DataError(
-                f"{self.out} holds pages of other files ({some(sorted(names), 3)}) and none of {self.folder}; give "
-                "another folder for --out, or remove this one"
+                f"{self.out} holds pages of other files ({first_few(sorted(names), 3)}) and none of {self.folder}; "
+                "give another folder for --out, or remove this one"
             )
 
     def reuse(self, file: File) -> bool:

@@ -18,10 +18,9 @@ from pathlib import Path
 from smart_train.config.schema import DataBlock
 from smart_train.core.errors import DataError
 from smart_train.data import store
-from smart_train.data.all_splits import read_whole, write_whole
 from smart_train.data.collection import Collection
-from smart_train.data.load import load
-from smart_train.data.readers import beir
+from smart_train.data.load import load, read_all
+from smart_train.data.readers.beir import is_beir
 from smart_train.mining.miner import EVERY, Mining, mine
 from smart_train.mining.mining_report import draw, write_report
 from smart_train.mining.selection import Options, held_out
@@ -42,15 +41,15 @@ def place_of(data: DataBlock, out: str | Path | None = None) -> Path:
     """
     if out is None:
         folder = Path(data.path)
-        if not beir.is_beir(folder):
+        if not is_beir(folder):
             raise DataError(
                 f"{data.path} is no folder of a corpus, queries and qrels, so negatives cannot be added to it; "
                 "name a folder that all of it is written to (--out FOLDER)"
             )
         return folder
     folder = Path(out)
-    if not beir.is_beir(folder):
-        write_whole(read_whole(data), folder)
+    if not is_beir(folder):
+        store.write_dataset(read_all(data), folder)
         logger.info("%s: all of %s, as a corpus, queries and qrels", folder, data.path)
     return folder
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from smart_train.core.atomic_io import replacing
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import DataError, EvaluationError
-from smart_train.data.collection import Collection, Document, Mined
+from smart_train.data.collection import Collection, Document, HardNegatives
 from smart_train.data.identity import content_hash
 from smart_train.evaluation.encode import Encoder, encode, standing
 from smart_train.evaluation.metrics import Ranking
@@ -48,7 +48,7 @@ class Mining:
     """
 
     options: Options
-    found: dict[str, Mined] = field(default_factory=dict)
+    found: dict[str, HardNegatives] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     ratios: Ratios = field(default_factory=Ratios)
     seconds: float = 0.0
@@ -111,7 +111,7 @@ def mine(
     leave_out: documents that are no candidates (``data.mining.held_out``); known answers among them stay answers
     state: file that the pass is written down in every ``every`` seconds, and gone on from where it is there; ``key``
         says what it is of (data, model, options): a file with another key is not used.  The caller removes it.
-    miner: what ``Mined.miner`` says
+    miner: what ``HardNegatives.miner`` says
     Raises DataError where no query has a known answer, EvaluationError for embeddings that are not finite.
     """
     options = options or Options()
@@ -332,4 +332,4 @@ def _choose(mining: Mining, stream: _Stream, miner: str) -> None:
         mining.counts.update(chosen.dropped)
         mining.counts.update(mined=len(documents), short=len(documents) < options.k, none=not documents)
         mining.ratios.add(positive, [s for _, s in ranked[:last]], scores)
-        mining.found[query] = Mined(tuple(documents), tuple(scores), positive, miner)
+        mining.found[query] = HardNegatives(tuple(documents), tuple(scores), positive, miner)

@@ -23,7 +23,7 @@ from smart_train.config.schema import HybridBlock, LateBlock
 from smart_train.core.atomic_io import replacing
 from smart_train.core.errors import AdapterError
 from smart_train.core.hub import PACKAGE, told_name
-from smart_train.data.dev_and_test import DevAndTest
+from smart_train.data.load import DevAndTest
 from smart_train.evaluation.calibration import GRID
 from smart_train.models.checksums import broken, write_late
 from smart_train.models.encoder import SmartEncoder
@@ -89,7 +89,7 @@ def run(
     found = probe(scores, layers, weights=weights, cut=cut, bootstrap=bootstrap, seed=seed, progress=progress)
     late = recommended(found, encoder.late)
     told = {
-        "data": {"split": data.told, "dev": {"name": data.dev.name, "fingerprint": dev}}
+        "data": {"split": data.origin, "dev": {"name": data.dev.name, "fingerprint": dev}}
         | {"test": {"name": data.test.name, "fingerprint": test}, "unanswered": len(scores.unanswered)},
         "base": {**base, "dtype": identity["dtype"]},
         "adapter": identity["adapter"],

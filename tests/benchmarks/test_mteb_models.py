@@ -34,7 +34,6 @@ from smart_train.benchmarks.mteb_models import (  # noqa: E402
 from smart_train.config.schema import HybridBlock, LateBlock, ModelBlock  # noqa: E402
 from smart_train.core.errors import EvaluationError  # noqa: E402
 from smart_train.data.collection import Collection  # noqa: E402
-from smart_train.data.qrels import judgements  # noqa: E402
 from smart_train.data.readers import beir  # noqa: E402
 from smart_train.data.tables import open_files  # noqa: E402
 from smart_train.evaluation.encode import TEXT_BATCHES  # noqa: E402
@@ -100,7 +99,7 @@ def test_a_nanobeir_task_has_the_figures_of_our_own_evaluation_in_all_modes(enco
     )
     found = run(mteb_models(encoder), local_tasks.local(NanoSciFactRetrieval, text_folder))
     assert calls == [34]  # one encoding served all three
-    collection = beir.read(text_folder, "train")
+    collection = beir.read_beir(text_folder, "train")
     measured = evaluate(encoder, collection, k=[1, 10])
     assert_equal_to_ours(found, measured)
     figures = [measured.metrics[mode]["ndcg@10"]["value"] for mode in MODES]
@@ -168,7 +167,7 @@ def test_a_reranking_task_ranks_each_query_s_own_candidates_and_encodes_no_other
     monkeypatch.setattr(encoder, "encode_documents", lambda rows, **o: encoded.append(len(rows)) or encode(rows, **o))
     found = run(mteb_models(encoder), task)
     assert encoded == [32]
-    collection = beir.read(folder, "test")
+    collection = beir.read_beir(folder, "test")
     rows = datasets.load_dataset(str(folder), "top_ranked", split="test")
     given = {row["query-id"]: row["corpus-ids"] for row in rows}
     expected = by_formula(encoder, collection)
@@ -211,17 +210,17 @@ def ndcg(judged: dict[str, int], order: list[str], k: int = 10) -> float:
 def test_a_vidore_task_of_page_images_has_the_figures_of_our_own_evaluation(pages_encoder, tmp_path):
     folder = local_tasks.write_pages(tmp_path)
     found = run(mteb_models(pages_encoder), local_tasks.local(VidoreArxivQARetrieval, folder))
-    collection = beir.read(folder, "test")
+    collection = beir.read_beir(folder, "test")
     measured = evaluate(pages_encoder, collection, k=[1, 10])
     assert measured.documents == 12 and measured.queries == 16
     assert_equal_to_ours(found, measured, ids=lambda query: f"query-test-{query}")
 
 
 def of_language(folder, language) -> Collection:
-    """What ``beir.read`` makes of a folder with one language."""
+    """What ``beir.read_beir`` makes of a folder with one language."""
     corpus, queries = (open_files(sorted((folder / f"{language}-{part}").iterdir())) for part in ("corpus", "queries"))
-    judged = [each for file in sorted((folder / f"{language}-qrels").iterdir()) for each in judgements(file)]
-    return beir.collect(language, corpus, queries, judged)
+    judged = [each for file in sorted((folder / f"{language}-qrels").iterdir()) for each in beir.judgements(file)]
+    return beir.judged_collection(language, beir.read_corpus(corpus), beir.read_queries(queries), judged)
 
 
 @pytest.mark.parametrize("task", [Vidore3FinanceEnRetrieval, Vidore3FinanceEnRetrievalv2])
@@ -244,7 +243,7 @@ def test_vidore_v2_has_our_figures_in_every_language(pages_encoder, tmp_path):
     languages = {"english": ["eng-Latn"], "french": ["fra-Latn"]}
     local = local_tasks.local(Vidore2ESGReportsRetrieval, folder, eval_langs=languages)
     mteb.evaluate(mteb_models(pages_encoder)["hybrid"], local, **QUIET)
-    measured = evaluate(pages_encoder, beir.read(folder, "test"), k=[10]).per_query["hybrid"]["ndcg@10"]
+    measured = evaluate(pages_encoder, beir.read_beir(folder, "test"), k=[10]).per_query["hybrid"]["ndcg@10"]
     for at, language in enumerate(languages):
         own = {f"query-test-{n}": measured[str(n)] for n in range(at, 8, 2)}
         found = {query: values["ndcg_cut_10"] for query, values in local.of_subset[language].items()}
@@ -253,7 +252,7 @@ def test_vidore_v2_has_our_figures_in_every_language(pages_encoder, tmp_path):
 
 def test_stored_prompts_stay_and_a_task_s_prompt_is_put_in_on_request_alone(pages_encoder, text_folder):
     task = local_tasks.local(NanoSciFactRetrieval, text_folder)
-    queries = list(beir.read(text_folder, "train").queries.values())
+    queries = list(beir.read_beir(text_folder, "train").queries.values())
 
     def first(task_prompts):
         models = mteb_models(pages_encoder, task_prompts=task_prompts)

@@ -11,8 +11,8 @@ import pytest
 import tiny_data
 
 from smart_train.cli.main import UsageError, data
-from smart_train.data.collection import read_beir
-from smart_train.data.load import DataError
+from smart_train.core.errors import DataError
+from smart_train.data.readers.beir import read_beir
 
 
 def run(*arguments: object) -> int:

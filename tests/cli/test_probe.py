@@ -17,7 +17,7 @@ from smart_train.checks.recipe import check
 from smart_train.cli.main import main
 from smart_train.config.recipe import plain, read
 from smart_train.config.schema import AdapterBlock, DataBlock, LateBlock
-from smart_train.data.dev_and_test import dev_and_test
+from smart_train.data.load import dev_and_test
 from smart_train.evaluation import encode as encoding
 from smart_train.evaluation.report.charts import STYLES
 from smart_train.evaluation.retrieval import evaluate

@@ -12,7 +12,10 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageColumn
 from PIL import Image
 
-from smart_train.data.collection import Collection, DataError, Document, read_beir, write_beir
+from smart_train.core.errors import DataError
+from smart_train.data.collection import Collection, Document
+from smart_train.data.readers.beir import read_beir
+from smart_train.data.store import write_beir
 from smart_train.data.tables import PEEK
 
 CORPUS = [

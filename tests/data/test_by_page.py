@@ -8,8 +8,9 @@ import pytest
 import tiny_data
 
 from smart_train.config.schema import DataBlock
+from smart_train.core.errors import DataError
 from smart_train.data import store
-from smart_train.data.collection import DataError, Document
+from smart_train.data.collection import Document
 from smart_train.data.load import check_data, image_column, load, no_scores
 
 CORPUS = [

@@ -11,14 +11,16 @@ import tiny_data
 from PIL import Image
 
 from smart_train.config.schema import DataBlock
-from smart_train.data.all_splits import Whole, read_whole, write_whole
-from smart_train.data.collection import Document, Mined, read_beir
+from smart_train.data.collection import Document, HardNegatives, RetrievalDataset
+from smart_train.data.load import read_all
+from smart_train.data.readers.beir import read_beir
+from smart_train.data.store import write_dataset
 from smart_train.data.validate import KINDS, check
 
 PLACES = ["harbour", "bridge", "violin", "lantern", "garden", "copper", "mountain", "kitchen"]
 
 
-def whole(**change) -> Whole:
+def whole(**change) -> RetrievalDataset:
     """Eight files of two pages, a query for each file; four are trained on, two are dev, two are test."""
     corpus = {
         f"{place}{page}": Document(f"{place}{page}", f"{page} about the {place}", None, f"{place}.pdf", page)
@@ -28,8 +30,8 @@ def whole(**change) -> Whole:
     queries = {f"q{n}": f"where is the {place} of this {place}" for n, place in enumerate(PLACES)}
     sides = {"train": range(4), "dev": range(4, 6), "test": range(6, 8)}
     splits = {side: {f"q{n}": {f"{PLACES[n]}1": 1} for n in numbers} for side, numbers in sides.items()}
-    made = Whole("places", corpus, queries, splits)
-    made.mined = {"q0": Mined(("bridge1", "bridge2"), (0.5, 0.4), 0.9, "tiny")}
+    made = RetrievalDataset("places", corpus, queries, splits)
+    made.negatives = {"q0": HardNegatives(("bridge1", "bridge2"), (0.5, 0.4), 0.9, "tiny")}
     made.teacher = {"q0": {"harbour1": 9.0, "bridge1": 2.0}}
     return replace(made, **change)
 
@@ -52,7 +54,10 @@ def test_ids_that_dangle_are_found_in_qrels_negatives_and_scores():
     data = whole()
     data.splits["train"] |= {"nobody": {"harbour1": 1}}
     data.splits["train"]["q1"]["gone"] = 1
-    data.mined = {"q0": Mined(("bridge1", "lost", "bridge2"), (3.0, 2.0, 1.0)), "who": Mined(("bridge1",))}
+    data.negatives = {
+        "q0": HardNegatives(("bridge1", "lost", "bridge2"), (3.0, 2.0, 1.0)),
+        "who": HardNegatives(("bridge1",)),
+    }
     data.teacher["q0"]["away"] = 1.0
     found = check(data)
     assert kinds(found) == {
@@ -61,7 +66,7 @@ def test_ids_that_dangle_are_found_in_qrels_negatives_and_scores():
         "negative-id": ["q0 -> lost", "who"],
         "teacher-id": ["q0 -> away"],
     }
-    assert found.clean.mined == {"q0": Mined(("bridge1", "bridge2"), (3.0, 1.0))}
+    assert found.clean.negatives == {"q0": HardNegatives(("bridge1", "bridge2"), (3.0, 1.0))}
     assert found.clean.splits["train"]["q1"] == {"bridge1": 1} and "nobody" not in found.clean.splits["train"]
     assert dropped(found) == {"train queries": 1, "judgements": 2, "negatives": 2, "scores": 1}
 
@@ -77,7 +82,7 @@ def test_empty_texts_go_and_take_what_only_they_answered_along():
         "unanswered": ["q1"],
     }
     assert found.clean.splits["train"].keys() == {"q0", "q3"} and not {"q1", "q2"} & found.clean.queries.keys()
-    assert found.clean.mined["q0"].documents == ("bridge2",)
+    assert found.clean.negatives["q0"].documents == ("bridge2",)
 
 
 def test_broken_and_missing_images_are_named_with_why(tmp_path):
@@ -104,22 +109,22 @@ def test_copies_are_found_by_what_they_show_and_the_first_takes_over_their_judge
     data.corpus["words"] = Document("words", "1 about the harbour", None, "other.pdf", 7)
     data.splits["train"]["q1"] |= {"two": 2, "one": 1}
     data.splits["train"]["q2"] = {"words": 1}
-    data.mined["q3"] = Mined(("two", "words", "harbour1", "one"), (4.0, 3.0, 2.0, 1.0))
+    data.negatives["q3"] = HardNegatives(("two", "words", "harbour1", "one"), (4.0, 3.0, 2.0, 1.0))
     data.teacher["q3"] = {"one": 1.0, "two": 5.0}
     found = check(data)
     assert kinds(found) == {"duplicate": ["two = one", "words (other.pdf, page 7) = harbour1 (harbour.pdf, page 1)"]}
     assert found.clean.splits["train"]["q1"] == {"bridge1": 1, "one": 2}
     assert found.clean.splits["train"]["q2"] == {"harbour1": 1}
-    assert found.clean.mined["q3"] == Mined(("one", "harbour1"), (4.0, 3.0))
+    assert found.clean.negatives["q3"] == HardNegatives(("one", "harbour1"), (4.0, 3.0))
     assert found.clean.teacher["q3"] == {"one": 1.0}
 
 
 def test_a_negative_that_answers_its_query_is_none():
     data = whole()
-    data.mined["q0"] = Mined(("bridge1", "harbour1"), (0.5, 0.9))
+    data.negatives["q0"] = HardNegatives(("bridge1", "harbour1"), (0.5, 0.9))
     found = check(data)
     assert kinds(found) == {"negative-relevant": ["q0 -> harbour1"]}
-    assert found.clean.mined["q0"] == Mined(("bridge1",), (0.5,))
+    assert found.clean.negatives["q0"] == HardNegatives(("bridge1",), (0.5,))
 
 
 def test_what_is_ranked_later_is_not_trained_on_by_query_page_or_file():
@@ -135,7 +140,7 @@ def test_what_is_ranked_later_is_not_trained_on_by_query_page_or_file():
         ("leak-file", "train and test"): ["q2 -> kitchen.pdf"],
     }
     assert found.clean.splits == whole().splits | {"train": {"q3": data.splits["train"]["q3"]}}
-    assert not {"q0", "q1", "q2"} & found.clean.queries.keys() and found.clean.mined == {}
+    assert not {"q0", "q1", "q2"} & found.clean.queries.keys() and found.clean.negatives == {}
 
 
 def test_a_query_of_two_splits_stays_in_the_one_that_is_ranked_last():
@@ -172,7 +177,7 @@ def test_kinds_are_ignored_by_name_and_others_are_still_found():
         check(data, ignore=["leaks"])
 
 
-def spoilt(seed: int, folder: Path) -> Whole:
+def spoilt(seed: int, folder: Path) -> RetrievalDataset:
     """Data with every kind of fault in many places at once."""
     draw = random.Random(seed)
     data = whole()
@@ -194,9 +199,11 @@ def spoilt(seed: int, folder: Path) -> Whole:
     for qrels in data.splits.values():
         for query in draw.sample(queries, 10):
             qrels.setdefault(query, {})[draw.choice(documents)] = draw.choice([0, 1, 2])
-    data.mined |= {q: Mined(tuple(draw.sample(documents, 4)), (4.0, 3.0, 2.0, 1.0)) for q in draw.sample(queries, 10)}
+    data.negatives |= {
+        q: HardNegatives(tuple(draw.sample(documents, 4)), (4.0, 3.0, 2.0, 1.0)) for q in draw.sample(queries, 10)
+    }
     data.teacher |= {q: {d: draw.random() for d in draw.sample(documents, 4)} for q in draw.sample(queries, 10)}
-    data.twice = ["q0 harbour1"]
+    data.conflicts = ["q0 harbour1"]
     return data
 
 
@@ -206,9 +213,11 @@ def test_what_is_left_is_clean_also_after_it_was_written_and_read(tmp_path, seed
     found = check(data, jobs=2)
     assert len(kinds(found)) > 8 and check(found.clean).findings == []
     found.clean.splits = {split: qrels for split, qrels in found.clean.splits.items() if qrels}
-    write_whole(found.clean, tmp_path / "out")
-    again = read_whole(DataBlock(path=str(tmp_path / "out")))
-    assert check(again).findings == [] and again.splits == found.clean.splits and again.mined == found.clean.mined
+    write_dataset(found.clean, tmp_path / "out")
+    again = read_all(DataBlock(path=str(tmp_path / "out")))
+    assert (
+        check(again).findings == [] and again.splits == found.clean.splits and again.negatives == found.clean.negatives
+    )
     for split in again.splits:
         read_beir(tmp_path / "out", split).check()
     for kind in KINDS:  # ignoring one kind is no mistake in another
@@ -227,7 +236,7 @@ def test_images_are_decoded_a_few_at_a_time_and_counted_as_they_are(monkeypatch)
         def load(self):
             return Image.new("RGB", (4, 4), (self.number, 0, 0))
 
-    data = Whole("pages", {f"{n}": Document(f"{n}", None, Page(n)) for n in range(50)}, {}, {})
+    data = RetrievalDataset("pages", {f"{n}": Document(f"{n}", None, Page(n)) for n in range(50)}, {}, {})
 
     def progress(documents, total):
         assert total == 50

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from smart_train.core.embeddings import Batch
+from smart_train.core.errors import DataError
 from smart_train.data.collate import Collator, Pairs, chunks
-from smart_train.data.collection import Collection, DataError, Document, hash_id
+from smart_train.data.collection import Collection, Document, hash_id
 
 
 def record(contents: list, role: str) -> dict:

@@ -9,8 +9,7 @@ import pytest
 
 from smart_train.config.schema import DataBlock
 from smart_train.core.errors import DataError
-from smart_train.data.dev_and_test import dev_and_test
-from smart_train.data.load import load
+from smart_train.data.load import dev_and_test, load
 
 
 def block(path: Path | str, **limits) -> DataBlock:
@@ -32,12 +31,12 @@ def test_own_splits_are_read_as_they_are(three):
     assert sorted(found.dev.queries) == sorted(f"q{n}" for n in range(8, 16))
     assert sorted(found.test.queries) == sorted(f"q{n}" for n in range(16, 24))
     assert len(found.dev.corpus) == len(found.test.corpus) == 24
-    assert found.told == "the data's own splits validation and test"
+    assert found.origin == "the data's own splits validation and test"
 
 
 def test_splits_can_be_named(three):
     found = dev_and_test(block(three), test="validation", dev="test")
-    assert sorted(found.test.queries) == sorted(f"q{n}" for n in range(8, 16)) and "test and validation" in found.told
+    assert sorted(found.test.queries) == sorted(f"q{n}" for n in range(8, 16)) and "test and validation" in found.origin
     with pytest.raises(DataError, match="has no split 'tset'; there is test, train, validation"):
         dev_and_test(block(three), test="tset")
     with pytest.raises(DataError, match="'test' can't be chosen on and reported on"):
@@ -50,17 +49,17 @@ def test_a_query_of_both_splits_is_reported_on_and_not_chosen_on(three):
     found = dev_and_test(block(three))
     assert "q9" in found.test.queries and "q9" not in found.dev.queries
     assert not found.dev.queries.keys() & found.test.queries.keys()
-    assert "1 queries of validation are in test as well, and are left out of it" in found.told
+    assert "1 queries of validation are in test as well, and are left out of it" in found.origin
     row = '{"_id": "q99", "text": "what stands beside the violin"}\n'  # q8 in the same words, under another id
     queries = three / "queries.jsonl"
     queries.write_text(queries.read_text() + row)
     test.write_text(test.read_text() + "q99\td8\t1\n")
-    assert "2 queries of validation" in dev_and_test(block(three)).told
+    assert "2 queries of validation" in dev_and_test(block(three)).origin
 
 
 def test_without_a_dev_split_queries_are_halved_and_both_halves_search_all_documents(beir_folder):
     found = dev_and_test(block(beir_folder))
-    assert found.told == "there is no dev split: the queries of test in two halves, no document's queries in both"
+    assert found.origin == "there is no dev split: the queries of test in two halves, no document's queries in both"
     assert len(found.dev.queries) == len(found.test.queries) == 4
     assert not found.dev.queries.keys() & found.test.queries.keys()
     assert len(found.dev.corpus) == len(found.test.corpus) == 24
@@ -81,7 +80,7 @@ def test_amounts_make_data_without_splits_what_a_recipe_holds_out(page_rows):
     found = dev_and_test(block(page_rows, dev=6, test=8))
     _, dev, test = load(DataBlock(path=str(page_rows), dev=6, test=8))
     assert (found.dev.queries, found.test.queries) == (dev.queries, test.queries)
-    assert "as a recipe with these values holds them out" in found.told
+    assert "as a recipe with these values holds them out" in found.origin
     with pytest.raises(DataError, match="say how much to hold out for both"):
         dev_and_test(block(page_rows, dev=6))
 
@@ -91,7 +90,7 @@ def test_a_recipes_block_holds_out_what_its_run_does(page_rows, three):
     found = dev_and_test(recipe, recipe=True)
     _, dev, test = load(DataBlock(path=str(page_rows), dev=6, test=8))
     assert (found.dev.queries, found.test.queries) == (dev.queries, test.queries)
-    with pytest.raises(DataError, match=r"no query is held out for dev \(data.dev\)"):
+    with pytest.raises(DataError, match=r"no query is held out for dev; raise data\.dev"):
         dev_and_test(DataBlock(path=str(three), dev=0), recipe=True)
 
 

@@ -16,10 +16,12 @@ import tiny_data
 from PIL import Image
 
 from smart_train.config.schema import DataBlock
-from smart_train.data import load as formats
-from smart_train.data.collection import Collection, DataError, Document, write_beir
+from smart_train.core.errors import DataError
+from smart_train.data.collection import Collection, Document
 from smart_train.data.load import check_data, image_column, load, no_scores
 from smart_train.data.readers import hub_datasets as hub
+from smart_train.data.readers import pydocs
+from smart_train.data.store import write_beir
 from smart_train.data.tables import PEEK, StoredImage
 
 ROWS = [{"query": f"question {n}", "positive": f"answer {n} " * (n + 1), "source": "x"} for n in range(20)]
@@ -520,7 +522,7 @@ def test_pydocs_is_split_by_package_and_a_limit_samples_all_packages(monkeypatch
         {f"summary of {d}": d for d in corpus},
         {f"summary of {d}": {d: 1} for d in corpus},
     )
-    monkeypatch.setattr(formats, "read_pydocs", lambda: made)
+    monkeypatch.setattr(pydocs, "read_pydocs", lambda: made)
     block = data("pydocs", dev=20, test=30, dev_documents=40, test_documents=60)
     assert check_data(block) == []
     train, dev, test = load(block)

@@ -9,7 +9,7 @@ import pytest
 import tiny_data
 
 from smart_train.config.schema import DataBlock
-from smart_train.data.collection import DataError
+from smart_train.core.errors import DataError
 from smart_train.data.load import check_data, has_test, image_column, load, no_scores
 
 CANDIDATES = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from smart_train.data.collection import DataError
+from smart_train.core.errors import DataError
 from smart_train.data.readers.pydocs import read_pydocs
 
 BODY = " ".join(f"word{n}" for n in range(25))

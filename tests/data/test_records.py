@@ -9,7 +9,8 @@ from hashlib import blake2b
 import pytest
 from PIL import Image
 
-from smart_train.data.collection import Collection, DataError, Document, hash_id
+from smart_train.core.errors import DataError
+from smart_train.data.collection import Collection, Document, hash_id
 
 
 def small(**change) -> Collection:
@@ -28,7 +29,9 @@ def small(**change) -> Collection:
 
 def test_an_id_hashes_to_the_same_int64_in_another_process():
     here = [hash_id(text) for text in ("", "d1", "página 3", "文書")]
-    code = "from smart_train.data.ids import hash_id; print([hash_id(t) for t in ('', 'd1', 'página 3', '文書')])"
+    code = (
+        "from smart_train.data.collection import hash_id; print([hash_id(t) for t in ('', 'd1', 'página 3', '文書')])"
+    )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert str(here) == there.strip()
     assert all(-(2**63) <= value < 2**63 for value in here) and len(set(here)) == 4

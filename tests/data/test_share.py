@@ -12,10 +12,11 @@ import fakehub
 import pytest
 import tiny_data
 
+from smart_train.core.errors import DataError
 from smart_train.data import hub_transfer as share
 from smart_train.data import store
-from smart_train.data.all_splits import Whole
-from smart_train.data.collection import Collection, DataError, Document, Mined, read_beir
+from smart_train.data.collection import Collection, Document, HardNegatives, RetrievalDataset
+from smart_train.data.readers.beir import read_beir
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +34,7 @@ def mine(folder: Path) -> Path:
         for n in range(10)
     }
     queries = {f"q{n}": f"what stands beside the {tiny_data.TOPICS[n]}" for n in range(10)}
-    mined = {"q1": Mined(("d9", "d8"), (0.5, 0.4), 0.9, "tiny")}
+    mined = {"q1": HardNegatives(("d9", "d8"), (0.5, 0.4), 0.9, "tiny")}
     train = {f"q{n}": {f"d{n}": 1, "d9": 0} for n in range(6)}
     sides = Collection("mine", corpus, queries, train, {"q1": ["d9", "d8"]}, {"q2": {"d2": 7.5}}, mined)
     store.write(sides, folder, "train", {"label": {"d1": "iv"}})
@@ -72,9 +73,9 @@ pull("me/mine", {str(tmp_path / "back")!r})
     assert sum(call.startswith("POST") and "/commit/" in call for call in hub.calls) == 1
     for split in ("train", "test"):
         sent, back = (read_beir(place, split) for place in (folder, tmp_path / "back"))
-        assert sent.fingerprint() == back.fingerprint() and sent.mined == back.mined
+        assert sent.fingerprint() == back.fingerprint() and sent.scored_negatives == back.scored_negatives
         assert all(sent.corpus[d].content() == document.content() for d, document in back.corpus.items())
-    assert store.load(tmp_path / "back" / "corpus" / "corpus.parquet")[1]["label"] == "iv"
+    assert store.read_parquet(tmp_path / "back" / "corpus" / "corpus.parquet")[1]["label"] == "iv"
     assert {p.name for p in (tmp_path / "back" / "images").iterdir()} == {p.name for p in (folder / "images").iterdir()}
 
 
@@ -113,7 +114,7 @@ def test_files_are_cut_by_size_and_read_as_one(tmp_path, monkeypatch):
     monkeypatch.setattr(share, "GROUP", 3)
     corpus = {f"d{n}": Document(f"d{n}", None, tiny_data.draw_page(n)) for n in range(20)}
     splits = {"test": {"q": {"d1": 1}}, "test_hard": {"q": {"d2": 1}}}
-    share.export(Whole("pages", corpus, {"q": "what"}, splits), tmp_path / "out")
+    share.export(RetrievalDataset("pages", corpus, {"q": "what"}, splits), tmp_path / "out")
     assert len(list((tmp_path / "out" / "corpus").iterdir())) > 3
     card = (tmp_path / "out" / "README.md").read_text()
     found = datasets.load_dataset(str(tmp_path / "out"), "corpus", split="corpus")
@@ -121,7 +122,9 @@ def test_files_are_cut_by_size_and_read_as_one(tmp_path, monkeypatch):
     assert card.count("qrels/test-0000.parquet") == 1 and card.count("qrels/test_hard-0000.parquet") == 1
     assert datasets.load_dataset(str(tmp_path / "out"), "qrels", split="test")["corpus-id"][:] == ["d1"]
     with pytest.raises(DataError, match="no splits called 'test-hard'"):
-        share.export(Whole("pages", corpus, {"q": "what"}, {"test-hard": splits["test"]}), tmp_path / "other")
+        share.export(
+            RetrievalDataset("pages", corpus, {"q": "what"}, {"test-hard": splits["test"]}), tmp_path / "other"
+        )
 
 
 def test_a_missing_image_is_named_before_anything_is_sent(tmp_path, hub):

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from smart_train.data.collection import Collection, DataError, Document, split
-from smart_train.data.split import halves
+from smart_train.core.errors import DataError
+from smart_train.data.collection import Collection, Document
+from smart_train.data.split import halves, split
 
 
 def files(sizes: dict[str, int], extra: int = 0) -> Collection:

@@ -14,11 +14,14 @@ import tiny_data
 from PIL import Image
 
 from smart_train.config.schema import DataBlock
+from smart_train.core.errors import DataError
 from smart_train.data import store
-from smart_train.data.collection import Collection, DataError, Document, Mined, read_beir, write_beir
+from smart_train.data.collection import Collection, Document, HardNegatives
 from smart_train.data.load import check_data, load, no_scores
+from smart_train.data.readers.beir import read_beir
+from smart_train.data.store import write_beir
 
-MINED = Mined(("c", "d"), (0.7, 0.5), 0.9, "tiny, late")
+MINED = HardNegatives(("c", "d"), (0.7, 0.5), 0.9, "tiny, late")
 
 
 def made(folder: Path) -> Collection:
@@ -40,7 +43,11 @@ def made(folder: Path) -> Collection:
 def same(first: Collection, second: Collection) -> bool:
     shown = [{d.id: (d.text, d.title, d.hash, d.file, d.page) for d in c.corpus.values()} for c in (first, second)]
     assert all(first.corpus[d].content() == document.content() for d, document in second.corpus.items())  # pixels, too
-    return shown[0] == shown[1] and first.fingerprint() == second.fingerprint() and first.mined == second.mined
+    return (
+        shown[0] == shown[1]
+        and first.fingerprint() == second.fingerprint()
+        and first.scored_negatives == second.scored_negatives
+    )
 
 
 @pytest.mark.parametrize("write", [store.write, write_beir], ids=["parquet", "jsonl"])
@@ -68,7 +75,7 @@ def test_an_image_that_is_in_the_folder_stays_where_it_is(tmp_path):
     (tmp_path / "images").mkdir()
     tiny_data.draw_page(1).save(tmp_path / "images" / "p1.jpg")
     store.write_corpus(tmp_path, [Document("p1", None, tmp_path / "images" / "p1.jpg")])
-    assert store.load(tmp_path / "corpus" / "corpus.parquet")[0]["image"] == "images/p1.jpg"
+    assert store.read_parquet(tmp_path / "corpus" / "corpus.parquet")[0]["image"] == "images/p1.jpg"
     assert [p.name for p in (tmp_path / "images").iterdir()] == ["p1.jpg"]
 
 
@@ -90,7 +97,11 @@ def test_splits_share_one_folder_and_the_recipe_reads_them_as_sides(tmp_path):
     data = DataBlock(path=str(tmp_path / "out"), dev=0, negatives=2)
     assert check_data(data, teacher=True) == [] and no_scores(data) is None
     train, _, test = load(data, teacher=True)
-    assert train.negatives == {"q": ["c", "d"]} and train.mined == {"q": MINED} and train.teacher == collection.teacher
+    assert (
+        train.negatives == {"q": ["c", "d"]}
+        and train.scored_negatives == {"q": MINED}
+        and train.teacher == collection.teacher
+    )
     assert test.qrels == {"r": {"c": 1}} and len(test.corpus) == 4
     assert same(collection.select(["q"]), read_beir(tmp_path / "out", "train"))
 
@@ -98,15 +109,15 @@ def test_splits_share_one_folder_and_the_recipe_reads_them_as_sides(tmp_path):
 def test_further_columns_are_kept_and_grow_with_what_is_added(tmp_path):
     store.write_corpus(tmp_path, [Document("a", "one")], {"label": {"a": "iv"}, "size": {"a": 3}, "none": {}})
     store.write_corpus(tmp_path, [Document("b", "two")], {"label": {"b": "v"}})
-    rows = store.load(tmp_path / "corpus" / "corpus.parquet")
+    rows = store.read_parquet(tmp_path / "corpus" / "corpus.parquet")
     assert [(row["id"], row["label"], row["size"], row["none"]) for row in rows] == [
         ("a", "iv", 3, None),
         ("b", "v", None, None),
     ]
     store.write_corpus(tmp_path, [Document("a", "one")])  # the same again changes nothing
-    assert store.load(tmp_path / "corpus" / "corpus.parquet") == rows
+    assert store.read_parquet(tmp_path / "corpus" / "corpus.parquet") == rows
     store.write_corpus(tmp_path, [Document("a", "another")], merge=False)
-    assert [row["text"] for row in store.load(tmp_path / "corpus" / "corpus.parquet")] == ["another"]
+    assert [row["text"] for row in store.read_parquet(tmp_path / "corpus" / "corpus.parquet")] == ["another"]
     with pytest.raises(DataError, match=r"queries\.parquet: the column kind cannot be stored"):
         store.write_queries(tmp_path, {"q": "what", "r": "who"}, {"kind": {"q": 3, "r": "four"}})
 
@@ -131,20 +142,22 @@ def test_the_library_datasets_reads_every_part_by_itself(tmp_path):
 def test_negatives_are_replaced_query_by_query_and_count_for_more_than_a_jsonl_beside_them(tmp_path, beir_folder):
     folder = Path(shutil.copytree(beir_folder, tmp_path / "beir"))
     tiny_data.write_lines(folder / "negatives.jsonl", [{"_id": q, "negatives": ["d5"]} for q in ("q0", "q1")])
-    store.write_negatives(folder, {"q0": Mined(("d7", "d9"), (0.2, 0.1))})
-    store.write_negatives(folder, {"q2": Mined(("d3",))})
+    store.write_negatives(folder, {"q0": HardNegatives(("d7", "d9"), (0.2, 0.1))})
+    store.write_negatives(folder, {"q2": HardNegatives(("d3",))})
     found = read_beir(folder, "train")
     assert found.negatives == {"q0": ["d7", "d9"], "q1": ["d5"], "q2": ["d3"]}
-    assert found.mined == {"q0": Mined(("d7", "d9"), (0.2, 0.1))}
-    store.write_negatives(folder, {"q0": Mined(("d8",))}, merge=False)
+    assert found.scored_negatives == {"q0": HardNegatives(("d7", "d9"), (0.2, 0.1))}
+    store.write_negatives(folder, {"q0": HardNegatives(("d8",))}, merge=False)
     assert read_beir(folder, "train").negatives == {"q0": ["d8"], "q1": ["d5"]}
 
 
 def test_a_selection_keeps_the_scores_of_the_negatives_it_keeps(tmp_path):
     part = made(tmp_path).select(["q"], ["a", "d"])
-    assert part.negatives == {"q": ["d"]} and part.mined["q"] == Mined(("d",), (0.5,), 0.9, "tiny, late")
+    assert part.negatives == {"q": ["d"]} and part.scored_negatives["q"] == HardNegatives(
+        ("d",), (0.5,), 0.9, "tiny, late"
+    )
     with pytest.raises(DataError, match="2 negatives have 1 scores"):
-        Mined(("a", "b"), (1.0,))
+        HardNegatives(("a", "b"), (1.0,))
 
 
 def test_nothing_is_written_over_or_hidden(tmp_path, beir_folder):
@@ -170,7 +183,7 @@ def test_a_stopped_run_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(pq, "write_table", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         store.write_queries(tmp_path, {"r": "who"})
-    assert [row["id"] for row in store.load(tmp_path / "queries" / "queries.parquet")] == ["q"]
+    assert [row["id"] for row in store.read_parquet(tmp_path / "queries" / "queries.parquet")] == ["q"]
 
 
 @pytest.mark.parametrize(

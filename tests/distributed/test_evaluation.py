@@ -13,8 +13,8 @@ import torch.distributed as dist
 from ranks import run_ranks
 
 from smart_train.config.schema import HybridBlock, LateBlock
-from smart_train.core.errors import EvaluationError, RankError
-from smart_train.data.collection import Collection, DataError, Document
+from smart_train.core.errors import DataError, EvaluationError, RankError
+from smart_train.data.collection import Collection, Document
 from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation.calibration import calibrate
 from smart_train.evaluation.retrieval import Evaluation, evaluate

@@ -67,7 +67,7 @@ def test_figures_are_mtebs_own_to_a_millionth_and_those_of_the_library(evaluated
             mean = sum(row[theirs] for row in task.per_query.values()) / len(task.per_query)
             assert metrics["pooled"][ours]["value"] == pytest.approx(mean, abs=1e-6)
     # late and hybrid: MTEB measures scores that a plain formula gives
-    encoder, some = SmartEncoder(str(real_base), device="cpu"), beir.read(documentation, "test")
+    encoder, some = SmartEncoder(str(real_base), device="cpu"), beir.read_beir(documentation, "test")
     ids = list(some.corpus)
     documents = encoder.encode_documents([some.corpus[id].text for id in ids])
     queries = encoder.encode_queries(list(some.queries.values()))
@@ -191,7 +191,7 @@ def test_ingested_pages_are_measured_by_file_and_kind_with_bm25_on_their_text_la
     pages += ["--split", "train", "--bootstrap", "50", "--worst", "3", "--heatmaps", "1"]
     assert main([*pages, "--data", 'document=""']) == 0
     rest = read(out / "evaluation.json")
-    some = beir.read(ingested, "train", "")
+    some = beir.read_beir(ingested, "train", "")
     files = {some.corpus[next(iter(row))].file for row in some.qrels.values()}
     assert len(files) > 1 and set(rest["parts"]["file"]) == files
     assert sum(group["queries"] for group in rest["parts"]["file"].values()) == len(some.queries)

@@ -10,8 +10,8 @@ from pyarrow.parquet import read_table
 
 from smart_train.config.schema import DataBlock
 from smart_train.core.errors import DataError
-from smart_train.data.collection import read_beir
 from smart_train.data.load import load
+from smart_train.data.readers.beir import read_beir
 from smart_train.ingest.corpus import build, documents
 from smart_train.ingest.pages import Outline, Page, page_hash, page_id, read_pages, write_pages
 from smart_train.ingest.questions.own_words import own_words
@@ -44,7 +44,7 @@ def ingested(out: Path, sizes: dict[str, int], images: bool = False, names: dict
 
 
 def hash_of(key: str) -> int:
-    from smart_train.data.ids import hash_id
+    from smart_train.data.collection import hash_id
 
     return hash_id(key)
 

@@ -10,7 +10,7 @@ import pdfs
 import pytest
 
 from smart_train.cli.main import main
-from smart_train.data.collection import read_beir
+from smart_train.data.readers.beir import read_beir
 from smart_train.evaluation.retrieval import evaluate
 from smart_train.models.encoder import SmartEncoder
 

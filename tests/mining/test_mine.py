@@ -315,7 +315,7 @@ def test_the_command_adds_negatives_that_a_recipe_reads_and_that_train(run, tiny
     tested = {d for query in test.queries for d in test.relevant(query)}
     for query, row in train.negatives.items():
         assert len(row) <= 3 and not set(row) & (train.relevant(query) | tested)
-    miner = next(iter(train.mined.values()))
+    miner = next(iter(train.scored_negatives.values()))
     assert miner.miner.startswith(f"{Path(tiny_bert).name}, hybrid, 20") and len(miner.scores) == len(miner.documents)
     report = json.loads((folder / "mining" / "report.json").read_text())
     count = sum(map(len, train.negatives.values()))
@@ -365,7 +365,7 @@ def test_a_trained_adapter_mines_by_its_own_scores(run, tiny_bert, tmp_path):
     trained.save_pretrained(tmp_path / "adapter")
     run(folder, "--model", tiny_bert, "--adapter", tmp_path / "adapter", "-k", 2, "--no-max-relative")
     train, *_ = load(DataBlock(path=str(folder)))
-    query, mined = next(iter(train.mined.items()))
+    query, mined = next(iter(train.scored_negatives.items()))
     assert " + adapter, hybrid" in mined.miner and str(tmp_path) not in mined.miner  # it may go to the Hub
     scores = trained.score([train.queries[query]], [train.corpus[d].text for d in mined.documents], "late")[0]
     assert list(mined.scores) == pytest.approx(scores.tolist(), abs=5e-3)

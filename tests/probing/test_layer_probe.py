@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from smart_train.config.schema import DataBlock, HybridBlock, LateBlock
-from smart_train.data.dev_and_test import dev_and_test
+from smart_train.data.load import dev_and_test
 from smart_train.evaluation.calibration import ENOUGH, calibrate_encoded
 from smart_train.evaluation.encode import encode
 from smart_train.evaluation.metrics import interval, paired
@@ -70,7 +70,7 @@ def test_every_reading_is_what_an_encoder_of_that_layer_gives(tiny_bert, text, t
 
 def test_page_images_are_probed_alike(tiny_qwen3vl, page_rows, tmp_path):
     data = dev_and_test(DataBlock(path=str(page_rows), dev=0, test=0))
-    assert "no file's queries in both" not in data.told  # rows have no files: pages stay together
+    assert "no file's queries in both" not in data.origin  # rows have no files: pages stay together
     found = probe(*scored(tiny_qwen3vl, data, tmp_path), weights=WEIGHTS, bootstrap=100)
     assert found.sizes["dev"]["queries"] + found.sizes["test"]["queries"] == 32
     check_readings(tiny_qwen3vl, data, found)

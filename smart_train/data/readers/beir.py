@@ -1,47 +1,344 @@
-"""Retrieval collections on a disk, in BEIR's layout and its relatives: found, read and written."""
+"""Read retrieval collections: a corpus, queries and qrels, in BEIR's layout and its relatives, local or on the Hub.
+
+    corpus.jsonl       _id, title, text        also image, file (or doc_id), page, hash
+    queries.jsonl      _id, text               also kind and file, which evaluation reads
+    qrels/SPLIT.tsv    query-id, corpus-id, score     with or without a header, or TREC's four columns
+    negatives.jsonl    _id, negatives          optional: hard negatives, with scores, positive and miner
+    teacher.jsonl      _id, scores             optional: another model's scores by document id
+
+Each part may be gzipped, Parquet (store.py writes that), or a folder of files; on the Hub each is a configuration.
+BEIR: Thakur et al. 2021, arXiv 2104.08663.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from smart_train.core.atomic_io import replacing
-from smart_train.core.errors import DataError
-from smart_train.data import hard_negatives as attached
-from smart_train.data.collection import Collection, Document
-from smart_train.data.column_aliases import (
+from smart_train.config.schema import DataBlock
+from smart_train.config.typed_values import Problem
+from smart_train.core.errors import DataError, Unreachable
+from smart_train.data.collection import Collection, Document, HardNegatives, RetrievalDataset, first_few
+from smart_train.data.readers import hub_datasets as hub
+from smart_train.data.readers.base import DataProblem, QueryMetadata, Reader, is_hub_name, local_path
+from smart_train.data.tables import (
     CORPUS_IDS,
     FILES,
     HASHES,
     PAGES,
     QUERY_IDS,
-    column,
-    id_of,
-    page_of,
-    picture_of,
-    require,
-    text_of,
+    Table,
+    TextTable,
+    columns_of,
+    data_files,
+    find_column,
+    open_files,
+    read_id,
+    read_image,
+    read_page,
+    read_score,
+    read_text,
+    require_column,
+    split_name,
+    suffix,
+    text_lines,
 )
-from smart_train.data.ids import content_id, some
-from smart_train.data.qrels import QRELS_TEXT, Judgement, judgements
-from smart_train.data.tables import Table, open_files, read_json_lines, readable, split_of, suffix
+
+__all__ = ["BeirReader", "Judgement", "is_beir", "judgements", "part_files", "qrels_files", "read_beir"]
 
 logger = logging.getLogger(__name__)
 
-# ---------------------------------------------------------------------------------------------- finding
+NEGATIVES = "negatives"  # negatives.jsonl, or a folder or a configuration of this name
+TEACHER = "teacher"
+ID_LISTS = ("corpus-ids", "negatives", "documents")  # a column of lists of document ids
+KINDS = ("kind", "rule", "query-kind", "query-type", "query-types", "type", "category")
+
+QRELS_TEXT = (".tsv", ".txt", ".trec", ".qrels", ".qrel")
+JUDGED_QUERY = ("query-id", "qid", "query", "topic")
+JUDGED_DOCUMENT = ("corpus-id", "docid", "doc-id", "document-id", "docno", "pid")
+GRADES = ("score", "rel", "relevance", "grade", "label")
+
+Judgement = tuple[str, str, str, int]  # where, query id, document id, grade
+T = TypeVar("T")
 
 
-def part(folder: Path, name: str) -> list[Path]:
-    """The files of ``corpus`` or ``queries``: NAME.jsonl, NAME/..., or either below ``data``; [] where none is."""
+class BeirReader(Reader):
+    """Read a retrieval collection from a local folder, or from the configurations of a Hub dataset."""
+
+    shared_corpus = True
+
+    def __init__(self, data: DataBlock) -> None:
+        super().__init__(data)
+        self.folder = local_path(data)
+        if self.folder is None:
+            if not hub.is_retrieval(self._configs, data.subset):
+                what = f"{data.path} has the configurations {', '.join(self._configs)}, not corpus and queries"
+                raise DataProblem("data.format", what, "write data.format: rows")
+            return
+        if self.folder.is_file():
+            what = f"{self.folder} is a file, and a BEIR collection is a folder"
+            raise DataProblem("data.path", what, "name its folder")
+        for name in ("corpus", "queries"):
+            if not part_files(self.folder, name):
+                what = f"{self.folder} has no {name}.jsonl (nor .jsonl.gz, .parquet, or a folder {name}/ of such files)"
+                raise DataProblem("data.path", what, "name a BEIR folder, or write data.format: rows")
+
+    @classmethod
+    def detect(cls, data: DataBlock) -> bool:
+        if not is_hub_name(data.path):
+            return is_beir(Path(data.path))
+        with hub.named_by_key(data):
+            return hub.is_retrieval(hub.configs(data.path, data.revision), data.subset)
+
+    @cached_property
+    def _configs(self) -> list[str]:
+        with hub.named_by_key(self.data):
+            return hub.configs(self.data.path, self.data.revision)
+
+    @cached_property
+    def _splits(self) -> list[str]:
+        if self.folder is not None:
+            return list(qrels_files(self.folder))
+        with hub.named_by_key(self.data):
+            return hub.splits(self.data.path, qrels_config(self._configs, self.data.subset), self.data.revision)
+
+    def splits(self) -> list[str]:
+        return self._splits
+
+    def read(self, split: str) -> Collection:
+        data = self.data
+        if self.folder is not None:
+            return read_beir(self.folder, split, data.document, data.image, self.name)
+        tables = self._hub_tables(split)
+        documents = read_corpus(tables["corpus"], data.document, data.image)
+        found = judged_collection(
+            self.name, documents, read_queries(tables["queries"]), list(judgement_rows(tables["qrels"]))
+        )
+        attach(found, self._optional_tables(NEGATIVES), self._optional_tables(TEACHER))
+        return found
+
+    def read_all(self) -> RetrievalDataset:
+        """Read everything as it lies there, ids that dangle and paths of missing images included."""
+        if self.folder is not None:
+            corpus = [open_files(part_files(self.folder, "corpus"))]
+            queries = [open_files(part_files(self.folder, "queries"))]
+            files = qrels_files(self.folder)
+            judged = {split: [j for file in files[split] for j in judgements(file)] for split in files}
+            return self._joined(self.folder.name, corpus, queries, judged)
+        corpus, queries, judged = [], [], {}
+        for split in self.splits():
+            tables = self._hub_tables(split)
+            judged[split] = list(judgement_rows(tables["qrels"]))
+            for name, known in (("corpus", corpus), ("queries", queries)):
+                if all(
+                    table.name != tables[name].name for table in known
+                ):  # some sets have one corpus, some one a split
+                    known.append(tables[name])
+        return self._joined(self.data.path.rpartition("/")[2], corpus, queries, judged)
+
+    def problems(self) -> Iterator[Problem]:
+        if self.folder is None:
+            return
+        data = self.data
+        corpus = columns_of(part_files(self.folder, "corpus"))
+        queries = columns_of(part_files(self.folder, "queries"))
+        for key, name in (("document", data.document), ("image", data.image)):
+            if name and name not in corpus:
+                what = f"the corpus of {data.path} has no column {name!r}; it has {', '.join(corpus)}"
+                yield Problem(f"data.{key}", what, f"write data.{key}: one of these, or null")
+        for columns, names, part in ((corpus, CORPUS_IDS, "corpus"), (queries, QUERY_IDS, "queries")):
+            if find_column(columns, names) is None:
+                what = f"the {part} of {data.path} has no id column ({', '.join(names)}); it has {', '.join(columns)}"
+                yield Problem("data.path", what, f"rename its id column to {names[0]}")
+
+    def no_negatives(self) -> str | None:
+        return self._absent(NEGATIVES)
+
+    def no_scores(self) -> str | None:
+        return self._absent(TEACHER)
+
+    def _absent(self, name: str) -> str | None:
+        if self.folder is None:
+            return None if name in self._configs else f"{self.data.path} has no configuration {name}"
+        there = (self.folder / f"{name}.jsonl").is_file() or data_files(self.folder / name)
+        return None if there else f"{self.data.path} has no {name}.jsonl"
+
+    def image_column(self) -> str | None:
+        data = self.data
+        if data.image is not None:
+            return data.image or None
+        if self.folder is not None:
+            return corpus_image_column(self.folder, data)
+        return find_column(hub.columns(data.path, hub.prefixed("corpus", data.subset), data.revision), ("image",))
+
+    def query_metadata(self, collection: Collection) -> QueryMetadata:
+        """Read kinds and files from columns of the queries; a local folder only."""
+        if self.folder is None:
+            return QueryMetadata()
+        table = open_files(part_files(self.folder, "queries"))
+        key = require_column(table, QUERY_IDS, "query ids")
+        others = [name for name in table.columns if name != key]
+        kind, file = find_column(others, KINDS), find_column(others, FILES)
+        found = QueryMetadata(column=kind or "")
+        for where, row in table if kind or file else ():
+            query = read_id(row, key, where)
+            if query not in collection.queries:
+                continue
+            for name, values in ((kind, found.kind), (file, found.file)):
+                if name is not None and (label := _label(row.get(name))):
+                    values[query] = label
+        return found
+
+    def document_texts(self, collection: Collection) -> dict[str, str | None]:
+        """Return what was read; for pages that are read as images alone (``data.document: ""``), return the text that
+        the folder has beside them.  Of ingested pages that is the text layer without the words that queries were
+        taken from."""
+        found = super().document_texts(collection)
+        if self.data.document != "" or self.folder is None:
+            return found
+        table = open_files(part_files(self.folder, "corpus"))
+        key = require_column(table, CORPUS_IDS, "document ids")
+        body, title = find_column(table.columns, ("text",)), find_column(table.columns, ("title",))
+        columns = [name for name in (title, body) if name is not None]
+        for where, row in table if body else ():
+            id = read_id(row, key, where)
+            if id in found:
+                found[id] = " ".join(str(row[name]).strip() for name in columns if row.get(name)) or None
+        return found
+
+    def _hub_tables(self, split: str) -> dict[str, Any]:
+        """corpus, queries and qrels of a split; corpus and queries from the split of this name, or from their only one
+        (which some sets call ``corpus`` and ``queries``)."""
+        path, revision, subset = self.data.path, self.data.revision, self.data.subset
+        found = {"qrels": hub.table(path, qrels_config(self._configs, subset), split, revision)}
+        for name in ("corpus", "queries"):
+            config = hub.prefixed(name, subset)
+            there = hub.splits(path, config, revision)
+            chosen = split if split in there else there[0] if len(there) == 1 else None
+            if chosen is None:
+                what = f"{path}: {name} has the splits {', '.join(there)}, none of which is {split!r}"
+                raise DataError(f"{what}; name one of these in data.split")
+            found[name] = hub.table(path, config, chosen, revision)
+        return found
+
+    def _optional_tables(self, name: str) -> Sequence[Table]:
+        """The tables of ``negatives`` or ``teacher``; [] where there are none."""
+        if self.folder is not None:
+            return optional_tables(self.folder, name)
+        if name not in self._configs:
+            return []
+        path, revision = self.data.path, self.data.revision
+        return [hub.table(path, name, split, revision) for split in hub.splits(path, name, revision)]
+
+    def _joined(
+        self, name: str, corpus: Sequence[Table], queries: Sequence[Table], judged: dict[str, list[Judgement]]
+    ) -> RetrievalDataset:
+        data, whole = self.data, RetrievalDataset(name, {}, {}, {})
+        read = (("text",), ("title",), ("image",), FILES, PAGES, HASHES)
+        for table in corpus:
+            found = read_corpus(table, data.document, data.image, self.folder, must_exist=False)
+            _unite(whole.corpus, found, lambda a, b: (a.text, a.page) == (b.text, b.page), table)
+            _add_other_columns(whole.document_columns, table, CORPUS_IDS, read, (data.document, data.image))
+        for table in queries:
+            _unite(whole.queries, read_queries(table), str.__eq__, table)
+            _add_other_columns(whole.query_columns, table, QUERY_IDS, (("text", "query"),), (data.document, data.image))
+        for split, rows in judged.items():
+            qrels = whole.splits.setdefault(split, {})
+            for _, query, document, grade in rows:
+                row = qrels.setdefault(query, {})
+                if row.get(document, grade) != grade:
+                    whole.conflicts.append(f"{query} {document}")
+                row[document] = max(grade, row.get(document, grade))
+        whole.negatives = {query: mined for _, query, mined in negative_rows(self._optional_tables(NEGATIVES))}
+        for where, query, scores in teacher_rows(self._optional_tables(TEACHER)):
+            whole.teacher[query] = {d: read_score(s, f"{where}: {d}") for d, s in scores.items()}
+        return whole
+
+
+def _label(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(sorted(str(each) for each in value))
+    if isinstance(value, dict):
+        return json.dumps(value, sort_keys=True)
+    return "" if value is None else str(value).strip()
+
+
+def _unite(into: dict[str, T], found: dict[str, T], same: Callable[[T, T], bool], table: Table) -> None:
+    other = next((key for key, one in found.items() if not same(into.get(key, one), one)), None)
+    if other is not None:
+        raise DataError(f"{table.name}: the id {other!r} is in another split with another content; ids must be unique")
+    into.update(found)
+
+
+def _add_other_columns(
+    into: dict[str, dict[str, Any]],
+    table: Table,
+    ids: tuple[str, ...],
+    read: Iterable[tuple[str, ...]],
+    named: Iterable[str | None],
+) -> None:
+    """Add the columns of a table that are not read; images among them are left where they are."""
+    key = require_column(table, ids, "ids")
+    known = {key, *named, *getattr(table, "images", ())}
+    known |= {find_column([c for c in table.columns if c != key], names) for names in read}
+    names = [name for name in table.columns if name not in known]
+    for where, row in table if names else ():
+        for name in names:
+            if row.get(name) is not None:
+                into.setdefault(name, {})[read_id(row, key, where)] = row[name]
+
+
+# Local folders -------------------------------------------------------------------------------------------------------
+
+
+def read_beir(
+    folder: str | Path, split: str = "test", text: str | None = None, image: str | None = None, name: str | None = None
+) -> Collection:
+    """Read one split of a local folder in BEIR's layout; see the head of this module for the files.
+
+    text, image: columns of the corpus, where they are not called so; "" leaves all texts, or all images, out
+
+    A document is title, space, text.  Queries are those that the split judges.  Judged documents that the corpus
+    lacks stay in the qrels (they lower recall, as in BEIR); judged queries without a text are left out.  Both are
+    counted in a warning.
+    Raises DataError, naming file and line, for a malformed row, an id that occurs twice with different content, or
+    a split that is not there.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    files = {needed: part_files(folder, needed) for needed in ("corpus", "queries")}
+    for needed, found in files.items():
+        if not found:
+            also = f"nor .jsonl.gz, .parquet, or a folder {needed}/ of such files"
+            raise DataError(f"{folder}: no {needed}.jsonl ({also})")
+    there = qrels_files(folder)
+    if split not in there:
+        raise DataError(f"{folder}: no qrels for the split {split!r}; there is {', '.join(sorted(there)) or 'none'}")
+    judged = [j for file in there[split] for j in judgements(file)]
+    documents = read_corpus(open_files(files["corpus"]), text, image, folder)
+    queries = read_queries(open_files(files["queries"]))
+    whole = judged_collection(name or f"{folder.name}/{split}", documents, queries, judged)
+    attach(whole, optional_tables(folder, NEGATIVES), optional_tables(folder, TEACHER))
+    return whole
+
+
+def is_beir(folder: Path) -> bool:
+    """Whether a folder has a corpus and queries."""
+    return folder.is_dir() and bool(part_files(folder, "corpus")) and bool(part_files(folder, "queries"))
+
+
+def part_files(folder: Path, name: str) -> list[Path]:
+    """Return the files of ``corpus`` or ``queries``: NAME.jsonl, NAME/..., or either below ``data``; [] for none."""
     for base in (folder, folder / "data"):
-        files = [f for f in readable(base) if split_of(f) == name]
+        files = [f for f in data_files(base) if split_name(f) == name]
         if files:
             return _one_kind(files)
-        files = readable(base / name)
+        files = data_files(base / name)
         if files:
             return _one_kind(files)
     return []
@@ -53,125 +350,82 @@ def _one_kind(files: list[Path]) -> list[Path]:
     return [f for f in files if suffix(f) == kind]
 
 
-def is_beir(folder: Path) -> bool:
-    return folder.is_dir() and bool(part(folder, "corpus")) and bool(part(folder, "queries"))
-
-
-def splits(folder: Path) -> dict[str, list[Path]]:
-    """split -> files of its qrels, from ``qrels/`` (or ``default/``, or ``qrels.tsv``, which is called test)."""
+def qrels_files(folder: Path) -> dict[str, list[Path]]:
+    """Return split -> files of its qrels, from ``qrels/`` (or ``default/``, or ``qrels.tsv``, which is called test)."""
     for base in (folder, folder / "data"):
         for name in ("qrels", "default"):
             found: dict[str, list[Path]] = {}
-            for file in readable(base / name, *QRELS_TEXT):
-                found.setdefault(split_of(file), []).append(file)
+            for file in data_files(base / name, *QRELS_TEXT):
+                found.setdefault(split_name(file), []).append(file)
             if found:
                 return {name: _one_kind(files) for name, files in found.items()}
-    loose = [f for f in readable(folder, *QRELS_TEXT) if split_of(f) == "qrels"]
+    loose = [f for f in data_files(folder, *QRELS_TEXT) if split_name(f) == "qrels"]
     return {"test": _one_kind(loose)} if loose else {}
 
 
-# ---------------------------------------------------------------------------------------------- reading
+def optional_tables(folder: Path, name: str) -> list[Table]:
+    """Return the tables of ``negatives`` or ``teacher``: NAME.jsonl, then the files of NAME/, which count for more."""
+    loose = folder / f"{name}.jsonl"
+    found: list[Table] = [TextTable([loose])] if loose.is_file() else []
+    stored = data_files(folder / name)
+    return found + ([open_files(stored)] if stored else [])
 
 
-def read(
-    folder: Path, split: str, text: str | None = None, image: str | None = None, name: str | None = None
-) -> Collection:
-    """See ``records.read_beir``."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
-    files = {needed: part(folder, needed) for needed in ("corpus", "queries")}
-    for needed, found in files.items():
-        if not found:
-            also = f"nor .jsonl.gz, .parquet, or a folder {needed}/ of such files"
-            raise DataError(f"{folder}: no {needed}.jsonl ({also})")
-    there = splits(folder)
-    if split not in there:
-        raise DataError(f"{folder}: no qrels for the split {split!r}; there is {', '.join(sorted(there)) or 'none'}")
-    judged = [j for file in there[split] for j in judgements(file)]
-    name = name or f"{folder.name}/{split}"
-    whole = collect(name, open_files(files["corpus"]), open_files(files["queries"]), judged, text, image, folder)
-    attached.attach(whole, *(attached.tables(folder, kind) for kind in (attached.NEGATIVES, attached.TEACHER)))
-    return whole
+def corpus_image_column(folder: Path, data: DataBlock) -> str | None:
+    """Return the column of images of a folder's corpus, or None."""
+    columns = columns_of(part_files(folder, "corpus"))
+    return (find_column(columns, ("image",)) if data.image is None else data.image) or None
 
 
-def collect(
-    name: str,
-    corpus: Table,
-    queries: Table,
-    judged: Iterable[Judgement],
-    text: str | None = None,
-    image: str | None = None,
-    home: Path | None = None,
-) -> Collection:
-    """A collection of three tables; queries are those judged.  home: see ``columns.picture_of``."""
-    return judged_collection(name, read_corpus(corpus, text, image, home), read_queries(queries), judged)
+def qrels_config(names: list[str], subset: str | None = None) -> str:
+    """Return the configuration that holds the judgements of a retrieval set on the Hub."""
+    choices = [hub.prefixed("qrels", subset), subset or "default"]
+    found = next((n for n in choices if n in names), None)
+    if found is None:
+        raise Unreachable(f"no configuration {' or '.join(choices)} among {', '.join(names)}")
+    return found
 
 
-def judged_collection(
-    name: str, documents: dict[str, Document], texts: dict[str, str], judged: Iterable[Judgement]
-) -> Collection:
-    """The judged queries over these documents; what dangles or is empty is counted in a warning."""
-    qrels: dict[str, dict[str, int]] = {}
-    twice = 0
-    for _, query, document, grade in judged:
-        row = qrels.setdefault(query, {})
-        twice += document in row and row[document] != grade
-        row[document] = max(grade, row.get(document, grade))
-    silent = [q for q in qrels if q not in texts]
-    qrels = {q: row for q, row in qrels.items() if q in texts}
-    absent = sorted({d for row in qrels.values() for d in row if d not in documents})
-    kept = {q: texts[q] for q in qrels}
-    report = {
-        "judged queries have no text and are left out": silent,
-        "judged documents are missing in the corpus (they stay in the qrels and lower recall)": absent,
-        "documents are empty": [d.id for d in documents.values() if d.image is None and not (d.text or "").strip()],
-        "queries are empty": [q for q, t in kept.items() if not t.strip()],
-    }
-    for what, ids in report.items():
-        if ids:
-            logger.warning("%s: %d %s: %s", name, len(ids), what, some(ids))
-    if twice:
-        logger.warning("%s: %d pairs are judged twice with different grades; the higher counts", name, twice)
-    return Collection(name, documents, kept, qrels)
+# Documents and queries -----------------------------------------------------------------------------------------------
 
 
 def read_corpus(
-    table: Table, text: str | None = None, image: str | None = None, home: Path | None = None, there: bool = True
+    table: Table, text: str | None = None, image: str | None = None, home: Path | None = None, must_exist: bool = True
 ) -> dict[str, Document]:
-    """id -> Document; ``title`` and ``text`` are joined by a space, as BEIR and MTEB join them.
+    """Return id -> Document; ``title`` and ``text`` are joined by a space, as BEIR and MTEB join them.
 
     text, image: columns, where they are not called so; "" leaves all texts, or all images, out
-    home, there: see ``columns.picture_of``
+    home, must_exist: see ``tables.read_image``
     """
     columns = table.columns
     for given in (text, image):
         if given and given not in columns:
-            require(table, (given,), "documents")
-    key = require(table, CORPUS_IDS, "document ids")
-    body = column(columns, ("text",)) if text is None else text
-    picture = column(columns, ("image",)) if image is None else image
+            require_column(table, (given,), "documents")
+    key = require_column(table, CORPUS_IDS, "document ids")
+    body = find_column(columns, ("text",)) if text is None else text
+    picture = find_column(columns, ("image",)) if image is None else image
     if not body and not picture:
-        require(table, ("text", "image"), "documents")
+        require_column(table, ("text", "image"), "documents")
     # a column of a text file may first appear after the rows that were looked at
     body = "text" if body is None else body
-    title = "" if text == "" else column(columns, ("title",)) or "title"
+    title = "" if text == "" else find_column(columns, ("title",)) or "title"
     picture = "image" if picture is None else picture
-    file, page = column([c for c in columns if c != key], FILES), column(columns, PAGES)
-    digest = column(columns, HASHES)
+    file, page = find_column([c for c in columns if c != key], FILES), find_column(columns, PAGES)
+    digest = find_column(columns, HASHES)
     found: dict[str, Document] = {}
     for where, row in table:
-        name = id_of(row, key, where)
-        headline = text_of(row, title, where)
-        words = " ".join(part for part in (headline, text_of(row, body, where)) if part)
-        pixels = picture_of(row.get(picture), table, where, home, there)
+        name = read_id(row, key, where)
+        headline = read_text(row, title, where)
+        words = " ".join(part for part in (headline, read_text(row, body, where)) if part)
+        pixels = read_image(row.get(picture), table, where, home, must_exist)
         document = Document(
             name,
             words if words or pixels is None else None,
             pixels,
             str(row[file]) if file and row.get(file) not in (None, "") else None,
-            page_of(row.get(page) if page else None),
+            read_page(row.get(page) if page else None),
             headline or None,
-            text_of(row, digest, where) or None,
+            read_text(row, digest, where) or None,
         )
         if name in found and (found[name].text, found[name].page) != (document.text, document.page):
             raise DataError(f"{where}: the id {name!r} is there before, with another content; ids must be unique")
@@ -180,86 +434,168 @@ def read_corpus(
 
 
 def read_queries(table: Table) -> dict[str, str]:
-    """id -> text; raises DataError for an id with two texts."""
-    key, text = require(table, QUERY_IDS, "query ids"), require(table, ("text", "query"), "query texts")
+    """Return id -> text; raises DataError for an id with two texts."""
+    key, text = require_column(table, QUERY_IDS, "query ids"), require_column(table, ("text", "query"), "query texts")
     found: dict[str, str] = {}
     for where, row in table:
-        name, words = id_of(row, key, where), text_of(row, text, where)
+        name, words = read_id(row, key, where), read_text(row, text, where)
         if found.get(name, words) != words:
             raise DataError(f"{where}: the query id {name!r} is there before, with another text; ids must be unique")
         found[name] = words
     return found
 
 
-# ---------------------------------------------------------------------------------------------- writing
+def judged_collection(
+    name: str, documents: dict[str, Document], texts: dict[str, str], judged: Iterable[Judgement]
+) -> Collection:
+    """Return the judged queries over these documents; what dangles or is empty is counted in a warning."""
+    qrels: dict[str, dict[str, int]] = {}
+    twice = 0
+    for _, query, document, grade in judged:
+        row = qrels.setdefault(query, {})
+        twice += document in row and row[document] != grade
+        row[document] = max(grade, row.get(document, grade))
+    textless = [q for q in qrels if q not in texts]
+    qrels = {q: row for q, row in qrels.items() if q in texts}
+    missing = sorted({d for row in qrels.values() for d in row if d not in documents})
+    kept = {q: texts[q] for q in qrels}
+    report = {
+        "judged queries have no text and are left out": textless,
+        "judged documents are missing in the corpus (they stay in the qrels and lower recall)": missing,
+        "documents are empty": [d.id for d in documents.values() if d.image is None and not (d.text or "").strip()],
+        "queries are empty": [q for q, t in kept.items() if not t.strip()],
+    }
+    for what, ids in report.items():
+        if ids:
+            logger.warning("%s: %d %s: %s", name, len(ids), what, first_few(ids))
+    if twice:
+        logger.warning("%s: %d pairs are judged twice with different grades; the higher counts", name, twice)
+    return Collection(name, documents, kept, qrels)
 
 
-def write(collection: Collection, folder: Path, split: str) -> None:
-    """See ``records.write_beir``."""
-    stored = [name for name in ("corpus", "queries") if (found := part(folder, name)) and suffix(found[0]) != ".jsonl"]
-    if stored:
-        what = f"its {stored[0]} is there as {suffix(part(folder, stored[0])[0])}"
-        raise DataError(f"{folder}: {what}, and JSON Lines would hide it; write to an empty folder, or use store.write")
-    (folder / "qrels").mkdir(parents=True, exist_ok=True)
-    _merge(folder / "corpus.jsonl", (_row(d, folder) for d in collection.corpus.values()))
-    _merge(folder / "queries.jsonl", ({"_id": q, "text": t} for q, t in collection.queries.items()))
-    if collection.negatives:
-        _merge(folder / "negatives.jsonl", _negatives(collection), replace=True)
-    if collection.teacher:
-        scored = ({"_id": q, "scores": s} for q, s in collection.teacher.items())
-        _merge(folder / "teacher.jsonl", scored, replace=True)
-    out = ["query-id\tcorpus-id\tscore\n"]
-    for query, row in collection.qrels.items():
-        for document, grade in row.items():
-            if any(c in name for name in (query, document) for c in "\t\r\n"):
-                raise DataError(f"the ids {query!r}, {document!r} cannot be written: tab or line break in an id")
-            out.append(f"{query}\t{document}\t{grade}\n")
-    _replace(folder / "qrels" / f"{split}.tsv", out)
+# Qrels ---------------------------------------------------------------------------------------------------------------
 
 
-def _negatives(collection: Collection) -> Iterable[dict[str, Any]]:
-    for query, documents in collection.negatives.items():
-        row: dict[str, Any] = {"_id": query, "negatives": documents}
-        mined = collection.mined.get(query)
-        if mined is not None and list(mined.documents) == documents:
-            told = {"scores": list(mined.scores), "positive": mined.positive, "miner": mined.miner}
-            row.update({name: value for name, value in told.items() if value not in (None, "", [])})
-        yield row
+def judgements(file: Path) -> Iterator[Judgement]:
+    """Read (where, query id, document id, grade) from a qrels file: tab or space separated with or without a header,
+    TREC's four columns, JSON Lines, CSV or Parquet."""
+    if suffix(file) in QRELS_TEXT:
+        return _judgement_lines(file)
+    return judgement_rows(open_files([file]))
 
 
-def parts_of(document: Document) -> tuple[str, str]:
-    """(title, the text after it), which the readers join again; a title that the text lacks is not written."""
-    title, text = document.title or "", document.text or ""
-    if f"{title} {text.removeprefix(title).strip()}".strip() != text.strip():
-        return "", text
-    return title, text.removeprefix(title).strip()
+def judgement_rows(table: Table) -> Iterator[Judgement]:
+    query = require_column(table, JUDGED_QUERY, "query ids")
+    document = require_column(table, JUDGED_DOCUMENT, "document ids")
+    grade = require_column(table, GRADES, "grades")
+    for where, row in table:
+        yield where, read_id(row, query, where), read_id(row, document, where), _grade(row.get(grade), where)
 
 
-def _row(document: Document, folder: Path) -> dict[str, Any]:
-    title, body = parts_of(document)
-    row: dict[str, Any] = {"_id": document.id, "title": title, "text": body}
-    if isinstance(document.image, str | Path):
-        row["image"] = os.path.relpath(document.image, folder)
-    elif document.image is not None:
-        file = folder / "images" / f"{content_id('page', document.id)}.png"
-        file.parent.mkdir(exist_ok=True)
-        content = document.content()
-        (content["image"] if isinstance(content, dict) else content).save(file)
-        row["image"] = str(file.relative_to(folder))
-    more = {"file": document.file, "page": document.page, "hash": document.hash}
-    row.update({name: value for name, value in more.items() if value is not None})
-    return row
+def _judgement_lines(file: Path) -> Iterator[Judgement]:
+    places: tuple[int, int, int] | None = None
+    for number, line in text_lines(file):
+        where = f"{file}:{number}"
+        fields = [f.strip() for f in (line.split("\t") if "\t" in line else line.split())]
+        if places is None:
+            places, header = _places(fields)
+            if header:
+                continue
+        if len(fields) <= max(places) or not fields[places[0]] or not fields[places[1]]:
+            raise DataError(f"{where}: {line!r} is not query id, document id, grade (nor TREC's four columns)")
+        yield where, fields[places[0]], fields[places[1]], _grade(fields[places[2]], where)
 
 
-def _merge(file: Path, rows: Iterable[dict[str, Any]], replace: bool = False) -> None:
-    merged = {str(row["_id"]): row for _, row in read_json_lines(file)} if file.is_file() else {}
-    for row in rows:
-        if not replace and merged.get(row["_id"], row) != row:
-            raise DataError(f"{file}: the id {row['_id']!r} is there with another content; write to an empty folder")
-        merged[row["_id"]] = row
-    _replace(file, (json.dumps(row, ensure_ascii=False) + "\n" for row in merged.values()))
+def _places(fields: list[str]) -> tuple[tuple[int, int, int], bool]:
+    """(where query, document and grade stand, whether this first line is a header)."""
+    found = [find_column(fields, names) for names in (JUDGED_QUERY, JUDGED_DOCUMENT, GRADES)]
+    if None not in found:
+        query, document, grade = (fields.index(str(name)) for name in found)
+        return (query, document, grade), True
+    header = any(found) and not _number(fields[-1])
+    return ((0, 1, 2) if len(fields) == 3 else (0, 2, 3)), header
 
 
-def _replace(file: Path, out: Iterable[str]) -> None:
-    with replacing(file) as part, part.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.writelines(out)
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _grade(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not _number(str(value)) or not float(value).is_integer():
+        raise DataError(f"{where}: the grade is {value!r}; it must be a whole number")
+    return int(float(value))
+
+
+# Hard negatives and teacher scores -----------------------------------------------------------------------------------
+
+
+def negative_rows(found: Iterable[Table]) -> Iterator[tuple[str, str, HardNegatives]]:
+    """Read (where, query id, its negatives); a query again where it is there again.  Raises DataError for bad rows."""
+    for table in found:
+        if not table.columns:
+            continue
+        key, ids = require_column(table, QUERY_IDS, "query ids"), find_column(table.columns, ID_LISTS) or NEGATIVES
+        scores, positive, miner = (find_column(table.columns, (n,)) or n for n in ("scores", "positive", "miner"))
+        for where, row in table:
+            named = row.get(ids)
+            if not isinstance(named, list):
+                raise DataError(f"{where}: {ids} must be a list of document ids")
+            values = row.get(scores)
+            if values is not None and (not isinstance(values, list) or len(values) not in (0, len(named))):
+                raise DataError(f"{where}: {scores} must be a list of {len(named)} numbers, one for each of {ids}")
+            best = row.get(positive)
+            yield (
+                where,
+                read_id(row, key, where),
+                HardNegatives(
+                    tuple(str(d) for d in named),
+                    tuple(read_score(s, f"{where}: {scores}") for s in values or ()),
+                    None if best is None else read_score(best, f"{where}: {positive}"),
+                    str(row.get(miner) or ""),
+                ),
+            )
+
+
+def teacher_rows(found: Iterable[Table]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Read (where, query id, document id -> score as it is written).  Raises DataError for bad rows."""
+    for table in found:
+        if not table.columns:
+            continue
+        key, ids = require_column(table, QUERY_IDS, "query ids"), find_column(table.columns, ID_LISTS)
+        for where, row in table:
+            scores = row.get("scores")
+            if ids and isinstance(scores, list) and isinstance(row[ids], list) and len(scores) == len(row[ids]):
+                scores = dict(zip(map(str, row[ids]), scores, strict=True))
+            if not isinstance(scores, dict):
+                raise DataError(f"{where}: scores must be an object of document id -> score")
+            yield where, read_id(row, key, where), scores
+
+
+def attach(collection: Collection, negatives: Iterable[Table], teacher: Iterable[Table]) -> None:
+    """Add the rows of these tables to the collection's queries; unknown documents are left out and counted."""
+    lost = 0
+    for _, query, mined in negative_rows(negatives):
+        if query in collection.queries:
+            known = mined.filter(collection.corpus.__contains__)
+            lost += len(mined.documents) - len(known.documents)
+            collection.negatives[query] = list(known.documents)
+            collection.scored_negatives.pop(query, None)
+            if known.scores or known.miner:
+                collection.scored_negatives[query] = known
+    if lost:
+        logger.warning("%s: %d negatives are missing in the corpus and are left out", collection.name, lost)
+    lost = 0
+    for where, query, scores in teacher_rows(teacher):
+        if query in collection.teacher:
+            raise DataError(f"{where}: the query {query!r} has a line before; write its scores in one line")
+        if query in collection.queries:
+            there = {d: read_score(s, f"{where}: {d}") for d, s in scores.items() if d in collection.corpus}
+            lost += len(scores) - len(there)
+            collection.teacher[query] = there
+    if lost:
+        what = "scores are of documents missing in the corpus and are left out"
+        logger.warning("%s: %d %s", collection.name, lost, what)

@@ -1,45 +1,63 @@
-"""Datasets by name, through the `datasets` library: configurations, splits, columns, tables."""
+"""Ask the `datasets` library for datasets on the Hub: configurations, splits, columns and tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from smart_train.core.errors import DataError, Unreachable
+from smart_train.config.schema import DataBlock
+from smart_train.core.errors import Unreachable
+from smart_train.core.hub import kind
+from smart_train.data.readers.base import DataProblem
 from smart_train.data.tables import StoredTable
 
 T = TypeVar("T")
 
 
 def _ask(question: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Calls `datasets`, whose network, cache and description errors share no base class."""
+    """Call `datasets`, whose network, cache and description errors share no base class."""
     try:
         return question(*args, **kwargs)
     except Exception as error:
-        said = str(error).strip().splitlines()
-        raise Unreachable(f"{type(error).__name__}: {said[0] if said else 'no message'}") from error
+        lines = str(error).strip().splitlines()
+        raise Unreachable(f"{type(error).__name__}: {lines[0] if lines else 'no message'}") from error
+
+
+@contextmanager
+def named_by_key(data: DataBlock) -> Iterator[None]:
+    """Turn Unreachable into a DataProblem that names ``data.path``."""
+    try:
+        yield
+    except Unreachable as error:
+        what = f"there is no folder {data.path!r} here, and as a Hub dataset it cannot be read: {error}"
+        fix = "check the name, data.revision and the network (HF_HUB_OFFLINE)"
+        raise DataProblem("data.path", what, fix, here=kind(error) == "unreachable") from error
 
 
 def configs(path: str, revision: str | None) -> list[str]:
+    """Return the names of the configurations."""
     import datasets
 
     return list(_ask(datasets.get_dataset_config_names, path, revision=revision))
 
 
 def splits(path: str, subset: str | None, revision: str | None) -> list[str]:
+    """Return the names of the splits of a configuration."""
     import datasets
 
     return list(_ask(datasets.get_dataset_split_names, path, subset, revision=revision))
 
 
 def columns(path: str, subset: str | None, revision: str | None) -> list[str]:
-    """[] where the dataset does not describe its columns."""
+    """Return the columns of a configuration; [] where the dataset does not describe them."""
     import datasets
 
     return list(_ask(datasets.load_dataset_builder, path, subset, revision=revision).info.features or [])
 
 
 def table(path: str, subset: str | None, split: str, revision: str | None) -> StoredTable:
+    """Download one split of a configuration."""
     import datasets
 
     stored = _ask(datasets.load_dataset, path, subset, split=split, revision=revision)
@@ -56,32 +74,7 @@ def is_retrieval(names: list[str], subset: str | None) -> bool:
     return {prefixed("corpus", subset), prefixed("queries", subset)} <= set(names)
 
 
-def qrels_config(names: list[str], subset: str | None = None) -> str:
-    """Of a retrieval set with the configurations ``corpus`` and ``queries``: where its judgements are."""
-    choices = [prefixed("qrels", subset), subset or "default"]
-    found = next((n for n in choices if n in names), None)
-    if found is None:
-        raise Unreachable(f"no configuration {' or '.join(choices)} among {', '.join(names)}")
-    return found
-
-
-def retrieval_tables(path: str, split: str, revision: str | None, subset: str | None = None) -> dict[str, StoredTable]:
-    """corpus, queries and qrels of a retrieval set; corpus and queries from the split of this name, or their only
-    one (which some sets call ``corpus`` and ``queries``)."""
-    qrels = qrels_config(configs(path, revision), subset)
-    found = {"qrels": table(path, qrels, split, revision)}
-    for name in ("corpus", "queries"):
-        config = prefixed(name, subset)
-        there = splits(path, config, revision)
-        chosen = split if split in there else there[0] if len(there) == 1 else None
-        if chosen is None:
-            raise DataError(f"{path}: {name} has the splits {', '.join(there)}, none of which is {split!r}")
-        found[name] = table(path, config, chosen, revision)
-    return found
-
-
-def attached_tables(path: str, name: str, revision: str | None) -> list[StoredTable]:
-    """The table of the configuration ``negatives`` or ``teacher``, which share.py writes; [] where there is none."""
-    if name not in configs(path, revision):
-        return []
-    return [table(path, name, split, revision) for split in splits(path, name, revision)]
+def retrieval_subsets(names: list[str]) -> list[str]:
+    """Return the subsets of a retrieval set that has several, such as languages."""
+    subsets = (name.removesuffix("-corpus") for name in names)
+    return [subset for subset in subsets if is_retrieval(names, subset)]

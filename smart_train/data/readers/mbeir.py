@@ -1,7 +1,8 @@
-"""Queries and a candidate pool in JSON Lines, as M-BEIR (Wei et al. 2023, arXiv 2311.17136) has them; LamRA reads them.
+"""Read queries and a candidate pool in JSON Lines, as M-BEIR (Wei et al. 2023, arXiv 2311.17136) and LamRA have them.
 
     query/train/NAME_train.jsonl   qid, query_txt, query_img_path, pos_cand_list, neg_cand_list (ids of candidates)
     cand_pool/.../NAME.jsonl       did, txt, img_path (relative to the folder), modality
+
 or the same files side by side, with ``cand_pool`` in the pool's name and the split at the end of the queries'.
 """
 
@@ -14,20 +15,88 @@ from typing import Any
 
 from smart_train.config.schema import DataBlock
 from smart_train.core.errors import DataError
-from smart_train.data.collection import Collection, Document
-from smart_train.data.column_aliases import id_of, picture_of, text_of
-from smart_train.data.ids import some
-from smart_train.data.qrels import Judgement
-from smart_train.data.readers.beir import judged_collection
-from smart_train.data.tables import TextTable, split_of, suffix
+from smart_train.data.collection import Collection, Document, first_few
+from smart_train.data.readers.base import DataProblem, Reader
+from smart_train.data.readers.beir import Judgement, judged_collection
+from smart_train.data.tables import TextTable, read_id, read_image, read_text, split_name, suffix
 
 logger = logging.getLogger(__name__)
 
 POOL = "cand_pool"
 
 
-def files(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
-    """(split -> files of queries, files of candidates); both empty where the folder is no such data."""
+class MbeirReader(Reader):
+    """Read queries over a pool of candidates.
+
+    ``data.image: ""`` leaves the candidates' images out, ``data.document: ""`` their texts.
+    """
+
+    shared_corpus = True
+
+    def __init__(self, data: DataBlock) -> None:
+        super().__init__(data)
+        self.folder = Path(data.path)
+        self.queries, self.pools = query_and_pool_files(self.folder)
+        if not self.queries:
+            what = f"{data.path} has no queries and candidate pool in M-BEIR's layout"
+            raise DataProblem("data.path", what, "name the folder of query/ and cand_pool/, or write data.format: auto")
+
+    @classmethod
+    def detect(cls, data: DataBlock) -> bool:
+        return bool(query_and_pool_files(Path(data.path))[0])
+
+    def splits(self) -> list[str]:
+        return list(self.queries)
+
+    def read(self, split: str) -> Collection:
+        return self._read(split, None)
+
+    def read_first(self, split: str, limit: int) -> Collection:
+        return self._read(split, limit)
+
+    def no_scores(self) -> str | None:
+        return f"{self.data.path} has no scores"
+
+    def image_column(self) -> str | None:
+        key = "img_path" if self.data.image is None else self.data.image
+        return key if key and any(row.get(key) for _, row in TextTable(self.pools)) else None
+
+    def _read(self, split: str, limit: int | None) -> Collection:
+        """The queries of one split, over all candidates.  A query that is an image, or has one beside its text, is left
+        out and counted: queries are texts here."""
+        corpus = _candidates(TextTable(self.pools), self.folder, self.data)
+        texts: dict[str, str] = {}
+        judged: list[Judgement] = []
+        negatives: dict[str, list[str]] = {}
+        image_queries: list[str] = []
+        for where, row in TextTable(self.queries[split]):
+            if limit is not None and len(judged) >= limit:
+                break
+            query, text = read_id(row, "qid", where), read_text(row, "query_txt", where)
+            if row.get("query_img_path"):
+                image_queries.append(query)
+                continue
+            if texts.setdefault(query, text) != text:
+                raise DataError(
+                    f"{where}: the query id {query!r} is there before, with another text; ids must be unique"
+                )
+            judged += [(where, query, document, 1) for document in _ids(row, "pos_cand_list", where)]
+            negatives.setdefault(query, []).extend(_ids(row, "neg_cand_list", where))
+        if image_queries:
+            what = "queries are images or have one, and are left out: queries are texts here"
+            logger.warning("%s: %d %s: %s", self.name, len(image_queries), what, first_few(image_queries))
+        found = judged_collection(self.name, corpus, texts, judged)
+        for query, named in negatives.items():
+            kept = [d for d in dict.fromkeys(named) if d in corpus and d not in found.qrels.get(query, {})]
+            if kept and query in found.queries:
+                found.negatives[query] = kept
+        if not found.queries:
+            raise DataError(f"{self.folder}: no query of {split} has a text and a candidate")
+        return found
+
+
+def query_and_pool_files(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Return (split -> files of queries, files of candidates); both empty where the folder is no such data."""
     pools = [
         f for f in _lines(folder, f"{POOL}/**/*") + _lines(folder, "*") if POOL in f.relative_to(folder).as_posix()
     ]
@@ -36,7 +105,7 @@ def files(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
         queries.setdefault(file.parent.name.removeprefix("union_"), []).append(file)
     for file in _lines(folder, "*") if pools and not queries else ():
         if file not in pools:
-            queries.setdefault(split_of(file).rpartition("_")[2], []).append(file)
+            queries.setdefault(split_name(file).rpartition("_")[2], []).append(file)
     return (queries, pools) if queries else ({}, [])
 
 
@@ -44,48 +113,12 @@ def _lines(folder: Path, pattern: str) -> list[Path]:
     return sorted(f for f in folder.glob(pattern) if f.is_file() and suffix(f) == ".jsonl")
 
 
-def read(folder: Path, split: str, data: DataBlock, name: str) -> Collection:
-    """The queries of one split, over all candidates.
-
-    A query that is an image, or has one beside its text, is left out and counted: queries are texts here.
-    ``data.image: ""`` leaves the candidates' images out, ``data.document: ""`` their texts.
-    """
-    queries, pools = files(folder)
-    corpus = _candidates(TextTable(pools), folder, data)
-    texts: dict[str, str] = {}
-    judged: list[Judgement] = []
-    negatives: dict[str, list[str]] = {}
-    pictures: list[str] = []
-    for where, row in TextTable(queries[split]):
-        if data.limit is not None and len(judged) >= data.limit:
-            break
-        query, text = id_of(row, "qid", where), text_of(row, "query_txt", where)
-        if row.get("query_img_path"):
-            pictures.append(query)
-            continue
-        if texts.setdefault(query, text) != text:
-            raise DataError(f"{where}: the query id {query!r} is there before, with another text; ids must be unique")
-        judged += [(where, query, document, 1) for document in _ids(row, "pos_cand_list", where)]
-        negatives.setdefault(query, []).extend(_ids(row, "neg_cand_list", where))
-    if pictures:
-        what = "queries are images or have one, and are left out: queries are texts here"
-        logger.warning("%s: %d %s: %s", name, len(pictures), what, some(pictures))
-    found = judged_collection(name, corpus, texts, judged)
-    for query, named in negatives.items():
-        kept = [d for d in dict.fromkeys(named) if d in corpus and d not in found.qrels.get(query, {})]
-        if kept and query in found.queries:
-            found.negatives[query] = kept
-    if not found.queries:
-        raise DataError(f"{folder}: no query of {split} has a text and a candidate")
-    return found
-
-
 def _candidates(table: TextTable, home: Path, data: DataBlock) -> dict[str, Document]:
     corpus: dict[str, Document] = {}
     for where, row in table:
-        name = id_of(row, "did", where)
-        text = text_of(row, "txt" if data.document is None else data.document, where) or None
-        pixels = None if data.image == "" else picture_of(row.get(data.image or "img_path"), table, where, home)
+        name = read_id(row, "did", where)
+        text = read_text(row, "txt" if data.document is None else data.document, where) or None
+        pixels = None if data.image == "" else read_image(row.get(data.image or "img_path"), table, where, home)
         document = Document(name, text if text or pixels is not None else "", pixels)
         if corpus.setdefault(name, document) != document:  # a pool of all tasks repeats those of each
             raise DataError(f"{where}: the id {name!r} is there before, with another content; ids must be unique")
@@ -97,4 +130,4 @@ def _ids(row: dict[str, Any], key: str, where: str) -> Iterator[str]:
     if not isinstance(named, list):
         raise DataError(f"{where}: {key} must be a list of candidate ids")
     for one in named:
-        yield id_of(one, "did", where) if isinstance(one, dict) else str(one)
+        yield read_id(one, "did", where) if isinstance(one, dict) else str(one)

@@ -1,19 +1,37 @@
-"""A table of (query, file, page): questions that someone wrote down, with where the answer is."""
+"""Read a table of (query, file, page): questions that people wrote down, with where the answer is."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from smart_train.config.schema import DataBlock
+from smart_train.config.typed_values import Problem
 from smart_train.core.errors import DataError
-from smart_train.data.collection import Collection, Document
-from smart_train.data.column_aliases import FILES, PAGES, column, page_of, text_of
-from smart_train.data.ids import content_id, some
-from smart_train.data.readers import beir
-from smart_train.data.readers.rows import DOCUMENTS, query_column
-from smart_train.data.tables import TextTable, columns_of, open_files
+from smart_train.data.collection import Collection, Document, content_id, first_few
+from smart_train.data.readers.base import DataProblem
+from smart_train.data.readers.beir import corpus_image_column, part_files, read_corpus
+from smart_train.data.readers.rows import (
+    DOCUMENTS,
+    RowsReader,
+    is_image_folder,
+    local_sources,
+    query_column,
+)
+from smart_train.data.tables import (
+    FILES,
+    PAGES,
+    TEXT_FILES,
+    Table,
+    TextTable,
+    find_column,
+    open_files,
+    read_page,
+    read_text,
+    suffix,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -21,49 +39,98 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TEXTS = (".txt", ".md")
 
 
-def fits(columns: list[str], data: DataBlock) -> bool:
+class PageAnnotationsReader(RowsReader):
+    """Read a table that names the file and page of each query's document.
+
+    With a corpus beside the table, as ``ingest`` writes it, ``file`` is a file of it (its path, or its last part where
+    that is unique) and ``page`` its number; the whole corpus is ranked.  Without one, ``file`` is an image or a text
+    file, relative to the table.  A split with a column of documents is read as RowsReader reads it.
+    """
+
+    has_source_column = False
+
+    def __init__(self, data: DataBlock) -> None:
+        super().__init__(data)
+        if not _page_tables(self.sources, data):
+            what = f"{data.path} has no table with the columns query and file and without a column of documents"
+            raise DataProblem("data.format", what, "write data.format: auto")
+
+    @classmethod
+    def detect(cls, data: DataBlock) -> bool:
+        path = Path(data.path)
+        if not path.exists() or (path.is_dir() and is_image_folder(path)):
+            return False
+        try:
+            return _page_tables(local_sources(path, data), data)
+        except DataError:  # no files, or files that cannot be read: a later reader knows them, or says so
+            return False
+
+    def read_table(self, table: Table, limit: int | None) -> Collection:
+        if isinstance(table, TextTable) and is_page_table(table.columns, self.data):
+            return read_pages(table, self.data, self.name, limit)
+        return super().read_table(table, limit)
+
+    def _trains_on_pages(self) -> bool:
+        return is_page_table(self.columns(), self.data)
+
+    def problems(self) -> Iterable[Problem]:
+        return () if self._trains_on_pages() else super().problems()
+
+    def no_negatives(self) -> str | None:
+        return f"{self.data.path} is a table of pages, and names none" if self._trains_on_pages() else None
+
+    def no_scores(self) -> str | None:
+        return f"{self.data.path} has no scores" if self._trains_on_pages() else super().no_scores()
+
+    def image_column(self) -> str | None:
+        """A column of the corpus, or of the table where its files are images."""
+        table = self.table(self.data.split)
+        if not isinstance(table, TextTable) or not self._trains_on_pages():
+            return super().image_column()
+        home = corpus_folder(table)
+        if home is not None:
+            return corpus_image_column(home, self.data)
+        key = str(find_column(table.columns, FILES))
+        return key if any(str(row.get(key)).lower().endswith(IMAGES) for _, row in table) else None
+
+
+def is_page_table(columns: list[str], data: DataBlock) -> bool:
     """Whether a table has queries and files, and no column that holds a document."""
     contents = (*DOCUMENTS, "image") if data.document is None and data.image is None else (data.document, data.image)
-    named = query_column(columns, data) in columns and column(columns, FILES) is not None
+    named = query_column(columns, data) in columns and find_column(columns, FILES) is not None
     return named and not any(name in columns for name in contents if name)
 
 
-def corpus_of(table: TextTable) -> Path | None:
-    """The folder of the table, where it holds a corpus (as ingest writes it)."""
+def _page_tables(sources: dict[str, Any], data: DataBlock) -> bool:
+    """Whether some split is a text file of page annotations."""
+    texts = [files for files in sources.values() if isinstance(files, list) and {*map(suffix, files)} <= {*TEXT_FILES}]
+    return any(is_page_table(TextTable(sorted(files)).columns, data) for files in texts)
+
+
+def corpus_folder(table: TextTable) -> Path | None:
+    """Return the folder of the table, where it holds a corpus (as ``ingest`` writes it)."""
     folder = table.files[0].parent
-    return folder if beir.part(folder, "corpus") else None
+    return folder if part_files(folder, "corpus") else None
 
 
-def image_column(table: TextTable, data: DataBlock) -> str | None:
-    """What holds the images: a column of the corpus, or of the table where its files are images; None for none."""
-    home = corpus_of(table)
-    if home is not None:
-        columns = columns_of(beir.part(home, "corpus"))
-        return (column(columns, ("image",)) if data.image is None else data.image) or None
-    key = str(column(table.columns, FILES))
-    return key if any(str(row.get(key)).lower().endswith(IMAGES) for _, row in table) else None
+def read_pages(table: TextTable, data: DataBlock, name: str, limit: int | None = None) -> Collection:
+    """Read a table of page annotations; rows with the same query are one query with several relevant pages.
 
-
-def read(table: TextTable, data: DataBlock, name: str) -> Collection:
-    """The collection of such a table; rows with the same query are one query with several relevant pages.
-
-    With a corpus beside the table, ``file`` is a file of it (its path, or its last part where that is unique) and
-    ``page`` its number; the whole corpus is there to be ranked.  Without one, ``file`` is an image or a text file,
-    relative to the table.  Rows that lead nowhere are left out, and counted with their lines; raises DataError where
-    none is left, and for a PDF, which must be ingested first.
+    Rows that lead nowhere are left out, and counted with their lines.  Raises DataError where none is left, and for a
+    PDF, which must be ingested first.
     """
-    home = corpus_of(table)
-    places = _Corpus(home, data) if home is not None else _Files(table)
-    query, file = query_column(table.columns, data), str(column(table.columns, FILES))
-    page = column(table.columns, PAGES) or "page"
+    home = corpus_folder(table)
+    places = _CorpusPages(home, data) if home is not None else _FilePages(table)
+    query, file = query_column(table.columns, data), str(find_column(table.columns, FILES))
+    page = find_column(table.columns, PAGES) or "page"
     found = Collection(name, places.corpus, {}, {})
     lost: list[str] = []
     pairs = 0
     for where, row in table:
-        if data.limit is not None and pairs >= data.limit:
+        if limit is not None and pairs >= limit:
             break
-        words, named = text_of(row, query, where), str(row.get(file) or "").strip()
-        document = places.find(named, page_of(row.get(page)), where) if words and named else None
+        words, named = read_text(row, query, where), str(row.get(file) or "").strip()
+        document = places.find(named, read_page(row.get(page)), where) if words and named else None
         if document is None:
             lost.append(f"{where} ({named or 'no file'}, page {row.get(page) or 'not given'})")
             continue
@@ -73,17 +140,19 @@ def read(table: TextTable, data: DataBlock, name: str) -> Collection:
         found.qrels[key][document] = 1
     if lost:
         what = "rows have no query, or name a page that is not there, and are left out"
-        logger.warning("%s: %d %s: %s", name, len(lost), what, some(lost))
+        logger.warning("%s: %d %s: %s", name, len(lost), what, first_few(lost))
     if not pairs:
-        raise DataError(f"{table.name}: no row names a page that is there; the first: {some(lost, 1) or 'no rows'}")
+        raise DataError(
+            f"{table.name}: no row names a page that is there; the first: {first_few(lost, 1) or 'no rows'}"
+        )
     return found
 
 
-class _Corpus:
+class _CorpusPages:
     """Documents of a corpus by file and page."""
 
     def __init__(self, home: Path, data: DataBlock) -> None:
-        self.corpus = beir.read_corpus(open_files(beir.part(home, "corpus")), data.document, data.image, home)
+        self.corpus = read_corpus(open_files(part_files(home, "corpus")), data.document, data.image, home)
         self.pages: dict[str, dict[int | None, str]] = {}
         for document in self.corpus.values():
             if document.file is not None:
@@ -103,7 +172,7 @@ class _Corpus:
         return pages.get(page)
 
 
-class _Files:
+class _FilePages:
     """Image and text files, each a document."""
 
     def __init__(self, table: TextTable) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from smart_train.core.errors import DataError
-from smart_train.data.ids import hash_id
+from smart_train.data.collection import hash_id
 from smart_train.ingest.questions.queries import PageLike, Question, Written
 from smart_train.ingest.questions.wording import (
     LABEL,
