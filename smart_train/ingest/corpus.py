@@ -1,4 +1,4 @@
-"""Pages and questions become a collection on the disk: corpus, queries, and the qrels of train, dev and test."""
+"""Write pages and questions as a collection: corpus, queries, and the qrels of train, dev and test."""
 
 from __future__ import annotations
 
@@ -16,50 +16,92 @@ from smart_train.data import store
 from smart_train.data.collection import Collection, Document, content_id, hash_id
 from smart_train.data.split import split
 from smart_train.ingest.pages import Page, read_pages
-from smart_train.ingest.questions.queries import Question, Written
+from smart_train.ingest.questions.question_set import Question, QuestionSet
 
 logger = logging.getLogger(__name__)
 
-SIDES = ("train", "dev", "test")
+SPLITS = ("train", "dev", "test")
 
 
 @dataclass
-class Built:
-    """What was written: documents, queries and files of each split; ``without`` counts what is in none, by reason."""
+class BuildReport:
+    """What ``build`` wrote: documents, and queries and files of each split.
+
+    without: reason -> pages and questions that were left out
+    """
 
     documents: int = 0
     queries: dict[str, int] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
     without: dict[str, int] = field(default_factory=dict)
 
+    def summary(self) -> str:
+        """Return one line for a terminal."""
+        queries = ", ".join(f"{name} {count:,} of {self.files[name]:,} files" for name, count in self.queries.items())
+        return f"{self.documents:,} documents; queries: {queries}"
 
-def _put_aside(out: Path, of_query: Mapping[str, str], corpus: set[str]) -> None:
-    """Negatives and teachers' scores of an earlier build whose queries or sides were others: its test pages may be
-    among the negatives.  They are renamed, not removed."""
-    try:
-        before = {row["id"]: row["split"] for row in pq.read_table(out / "queries" / "queries.parquet").to_pylist()}
-        known = set(pq.read_table(out / "corpus" / "corpus.parquet", columns=["id"])["id"].to_pylist())
-    except (OSError, KeyError, ValueError):
-        return  # nothing was built here before
-    if before == dict(of_query) and known == corpus:
-        return
-    for name in ("negatives", "teacher"):
-        for old in (out / name, out / f"{name}.jsonl"):
-            if old.exists():
-                aside, number = out / f"before-{old.name}", 1
-                while aside.exists():
-                    aside, number = out / f"before-{number}-{old.name}", number + 1
-                old.rename(aside)
-                logger.warning("%s was made for other queries or sides: moved to %s; mine again", old, aside)
+
+def build(
+    out: str | Path,
+    questions: QuestionSet,
+    dev: float = 0.1,
+    test: float = 0.1,
+    seed: int = 0,
+    pages: Iterable[Page] | None = None,
+) -> BuildReport:
+    """Write corpus/, queries/ and qrels/ of a folder that pages were ingested to, in place of what they held.
+
+    dev, test: shares of the questions. Whole files are held out, in the order of a hash of their content and ``seed``.
+        Where files are too few or too large for that, the one file that comes nearest is held out; with one or two
+        files dev or test may be empty. Both are logged.
+    pages: None = those in ``out``
+
+    Every page with the same content as the page of a question is relevant, too.
+    Raises DataError where there is no question, and for a question about a page that is not there.
+    """
+    if not questions.questions:
+        raise DataError(
+            f"{out}: its pages gave no question, so there is nothing to train on; report.json counts what was dropped"
+        )
+    out, without = Path(out), Counter[str]()
+    all_pages = list(read_pages(out) if pages is None else pages)
+    corpus = {document.id: document for document in documents(out, questions.masked, all_pages)}
+    without["pages with neither text nor image"] = len(all_pages) - len(corpus)
+    queries, qrels = _judge(questions.questions, all_pages, corpus, without)
+    splits = _split_queries(out.name, all_pages, corpus, qrels, dev, test, seed)
+    split_of = {query: name for name, ids in splits.items() for query in ids}
+    _set_aside_older_negatives(out, split_of, set(corpus))
+    store.write_corpus(
+        out,
+        corpus.values(),
+        {"label": {p.id: p.label for p in all_pages}, "source_text": {p.id: p.text for p in all_pages}},
+        merge=False,
+    )
+    columns: dict[str, dict[str, Any]] = {
+        name: {query: getattr(question, name) for query, question in queries.items()}
+        for name in ("rule", "source", "document", "file", "page")
+    }
+    texts = {query: question.text for query, question in queries.items()}
+    store.write_queries(out, texts, {**columns, "split": split_of}, merge=False)
+    for name in SPLITS:
+        (out / "qrels" / f"{name}.parquet").unlink(missing_ok=True)  # of an earlier build, whose queries are gone
+        if splits[name]:
+            store.write_qrels(out, name, {query: qrels[query] for query in splits[name]})
+    return BuildReport(
+        len(corpus),
+        {name: len(ids) for name, ids in splits.items()},
+        {name: len({queries[query].file for query in ids}) for name, ids in splits.items()},
+        dict(+without),
+    )
 
 
 def documents(
     out: str | Path, masked: Mapping[str, str] | None = None, pages: Iterable[Page] | None = None
 ) -> Iterator[Document]:
-    """The pages as documents: their image, and their text without the words that questions were taken from.
+    """Yield the pages as documents: their image, and their text without the words that questions were taken from.
 
-    A page with neither is left out.  The title has no column of its own: readers put titles before texts, and a title
-    is mostly what a page is asked for by.
+    A page with neither is left out. The title has no column of its own, since readers put titles before texts, and
+    most questions are titles.
     """
     masked = masked or {}
     for page in read_pages(out) if pages is None else pages:
@@ -69,62 +111,10 @@ def documents(
             yield Document(page.id, text, image, page.file, page.page, hash=page.hash)
 
 
-def build(
-    out: str | Path,
-    written: Written,
-    dev: float = 0.1,
-    test: float = 0.1,
-    seed: int = 0,
-    pages: Iterable[Page] | None = None,
-) -> Built:
-    """Writes corpus/, queries/ and qrels/ of a folder that pages were ingested to, instead of what they held.
-
-    dev, test: a share of the questions.  Whole files are held out, in the order of a hash of their content and the
-        seed (see split.py); where files are too few or too large for that, the one that comes nearest is held out,
-        and of one file or two there is no dev or no test: that is told.
-    pages: None = those in ``out``
-
-    Every page with the content of the asked one answers a question too.
-    Raises DataError where there is no question, and for a question about a page that is not there.
-    """
-    if not written.questions:
-        raise DataError(
-            f"{out}: not one question came of its pages, so there is nothing to train on; see the counts in report.json"
-        )
-    out, without = Path(out), Counter[str]()
-    kept = list(read_pages(out) if pages is None else pages)
-    corpus = {document.id: document for document in documents(out, written.masked, kept)}
-    without["pages with neither text nor image"] = len(kept) - len(corpus)
-    queries, qrels = _judged(written.questions, kept, corpus, without)
-    sides = _sides(out.name, kept, corpus, qrels, dev, test, seed)
-    of_query = {query: side for side, ids in sides.items() for query in ids}
-    _put_aside(out, of_query, set(corpus))
-    store.write_corpus(
-        out,
-        corpus.values(),
-        {"label": {p.id: p.label for p in kept}, "source_text": {p.id: p.text for p in kept}},
-        merge=False,
-    )
-    more: dict[str, dict[str, Any]] = {
-        name: {query: getattr(question, name) for query, question in queries.items()}
-        for name in ("rule", "source", "document", "file", "page")
-    }
-    texts = {query: question.text for query, question in queries.items()}
-    store.write_queries(out, texts, {**more, "split": of_query}, merge=False)
-    for side in SIDES:
-        (out / "qrels" / f"{side}.parquet").unlink(missing_ok=True)  # of an earlier build, whose queries are gone
-        if sides[side]:
-            store.write_qrels(out, side, {query: qrels[query] for query in sides[side]})
-    files = {side: len({queries[query].file for query in ids}) for side, ids in sides.items()}
-    counts = {side: len(ids) for side, ids in sides.items()}
-    logger.info("%s: %d documents, queries %s", out, len(corpus), ", ".join(f"{s} {n}" for s, n in counts.items()))
-    return Built(len(corpus), counts, files, dict(+without))
-
-
-def _judged(
+def _judge(
     questions: Iterable[Question], pages: list[Page], corpus: Mapping[str, Document], without: Counter[str]
 ) -> tuple[dict[str, Question], dict[str, dict[str, int]]]:
-    """(query id -> question, qrels); a question whose page has nothing left is counted and left out."""
+    """Return (query id -> question, qrels); a question whose page is not in the corpus is counted and left out."""
     copies: dict[str, list[str]] = defaultdict(list)
     for page in pages:
         copies[page.hash].append(page.id)
@@ -133,7 +123,9 @@ def _judged(
     qrels: dict[str, dict[str, int]] = {}
     for question in questions:
         if question.document not in content:
-            raise DataError(f"the question {question.text!r} is about {question.document!r}, which is no page here")
+            raise DataError(
+                f"the question {question.text!r} is about the page {question.document!r}, which is not there"
+            )
         if question.document not in corpus:
             without["questions about a page with nothing else on it"] += 1
             continue
@@ -143,7 +135,7 @@ def _judged(
     return queries, qrels
 
 
-def _sides(
+def _split_queries(
     name: str,
     pages: list[Page],
     corpus: Mapping[str, Document],
@@ -152,42 +144,67 @@ def _sides(
     test: float,
     seed: int,
 ) -> dict[str, list[str]]:
-    """side -> query ids.  Files are known by their content, so that renaming one changes nothing."""
-    light = {page.id: Document(page.id, "", file=page.file_id) for page in pages if page.id in corpus}
-    whole = Collection(name, light, dict.fromkeys(qrels, ""), {query: dict(row) for query, row in qrels.items()})
+    """Return split -> query ids. Files are known by their content, so that renaming one changes nothing."""
+    by_file = {page.id: Document(page.id, "", file=page.file_id) for page in pages if page.id in corpus}
+    everything = Collection(name, by_file, dict.fromkeys(qrels, ""), {query: dict(row) for query, row in qrels.items()})
     try:
-        parts = split(whole, dev, test, seed)
+        parts = split(everything, dev, test, seed)
     except DataError as error:
-        sides = _nearest(whole, dev, test, seed)
-        logger.warning("%s. So: %s", error, ", ".join(f"{side} has {len(ids)}" for side, ids in sides.items()))
-        return sides
-    return {side: list(part.queries) for side, part in zip(SIDES, parts, strict=True)}
+        splits = _split_few_files(everything, dev, test, seed)
+        logger.warning("%s. So: %s", error, ", ".join(f"{name} has {len(ids)}" for name, ids in splits.items()))
+        return splits
+    return {name: list(part.queries) for name, part in zip(SPLITS, parts, strict=True)}
 
 
-def _nearest(whole: Collection, dev: float, test: float, seed: int) -> dict[str, list[str]]:
-    """One file for test and one for dev, those whose questions come nearest to the shares; the others train."""
-    root: dict[str, str] = {}
+def _split_few_files(everything: Collection, dev: float, test: float, seed: int) -> dict[str, list[str]]:
+    """Hold out one file for test and one for dev: those whose questions come nearest to the shares.
+
+    Files that share a question (copies of a page) are held out together.
+    """
+    parent: dict[str, str] = {}  # union-find over files
 
     def find(file: str) -> str:
-        while root.setdefault(file, file) != file:
-            file = root[file]
+        while parent.setdefault(file, file) != file:
+            file = parent[file]
         return file
 
-    homes = {query: [str(whole.corpus[page].file) for page in row] for query, row in whole.qrels.items()}
-    for files in homes.values():
+    files_of = {query: [str(everything.corpus[page].file) for page in row] for query, row in everything.qrels.items()}
+    for files in files_of.values():
         for file in files[1:]:
-            root[find(file)] = find(files[0])
+            parent[find(file)] = find(files[0])
     groups: dict[str, list[str]] = defaultdict(list)
-    for query, files in homes.items():
+    for query, files in files_of.items():
         groups[find(files[0])].append(query)
     order = {file: hash_id(f"{seed}\n{file}") for file in groups}
     left = sorted(groups, key=lambda file: (len(groups[file]), order[file]))
-    sides: dict[str, list[str]] = {side: [] for side in SIDES}
-    for side, share in (("test", test), ("dev", dev)):
-        if share and len(left) > 1:  # the largest one is never held out
-            wanted = share * len(homes)
+    splits: dict[str, list[str]] = {name: [] for name in SPLITS}
+    for name, share in (("test", test), ("dev", dev)):
+        if share and len(left) > 1:  # the largest group always trains
+            wanted = share * len(files_of)
             chosen = min(left[:-1], key=lambda file: (abs(len(groups[file]) - wanted), order[file]))
-            sides[side] = groups[chosen]
+            splits[name] = groups[chosen]
             left.remove(chosen)
-    sides["train"] = [query for file in left for query in groups[file]]
-    return sides
+    splits["train"] = [query for file in left for query in groups[file]]
+    return splits
+
+
+def _set_aside_older_negatives(out: Path, split_of: Mapping[str, str], corpus: set[str]) -> None:
+    """Rename negatives and teacher scores of an earlier build with other queries, splits or pages.
+
+    Pages that are test pages now may be among those negatives.
+    """
+    try:
+        before = {row["id"]: row["split"] for row in pq.read_table(out / "queries" / "queries.parquet").to_pylist()}
+        known = set(pq.read_table(out / "corpus" / "corpus.parquet", columns=["id"])["id"].to_pylist())
+    except (OSError, KeyError, ValueError):
+        return  # nothing was built here before
+    if before == dict(split_of) and known == corpus:
+        return
+    for name in ("negatives", "teacher"):
+        for old in (out / name, out / f"{name}.jsonl"):
+            if old.exists():
+                aside, number = out / f"before-{old.name}", 1
+                while aside.exists():
+                    aside, number = out / f"before-{number}-{old.name}", number + 1
+                old.rename(aside)
+                logger.warning("%s belongs to an earlier build: renamed to %s; run smart-train mine again", old, aside)

@@ -1,13 +1,12 @@
-"""Pages of documents, as ``smart-train ingest`` leaves them on the disk: one Parquet file per source file.
+"""Store pages of documents, one Parquet file per source file, and read them back.
 
-Everything here is named after content: a file's id is a hash of its bytes, a page's id is its file's id and its number,
-so the same file gives the same ids on every machine and under every name.
+Names come from content: a file's id is a hash of its bytes, a page's id is its file's id and its number. The same file
+gives the same ids on every machine and under every name.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -19,12 +18,13 @@ from smart_train.core.errors import DataError
 
 Kind = Literal["pdf", "image", "text"]
 PAGES, IMAGES = "pages", "images"  # folders below ``out``
-ABOUT = b"smart_train"  # key of a Parquet file's metadata that holds what is known of the whole file
+ABOUT = b"smart_train"  # key of the Parquet metadata that holds what is known of the whole file
 ROWS = 256  # pages decoded at once when they are read back
+MAX_ASPECT = 200  # longest over shortest side of a page; image processors refuse more
 
 
 class Unreadable(Exception):
-    """A file, or one page of it, that cannot be taken; ``reason`` is one of few fixed phrases, ``detail`` any text."""
+    """A file, or one page of it, that cannot be read. reason: one of few fixed phrases; detail: any text."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -33,7 +33,7 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Outline:
-    """A bookmark or a heading.  level: 0 = outermost."""
+    """A bookmark or a heading. level: 0 = outermost."""
 
     title: str
     level: int
@@ -45,12 +45,12 @@ class Page:
 
     id: the file's id, a hyphen, the page's number in five digits
     file: path relative to the folder that was read, with ``/``
-    page, pages: number of the page from 1, and how many the file has; text is cut into pages of like size
-    label: what the document calls the page ("iv", "A-3"), where it says so
-    text: the text layer as it is, lines and all; "" = none (a scan), or what the OCR hook read
-    title: the first of ``outline``
+    page, pages: number of the page from 1, and how many the file has; text files are cut into pages of similar size
+    label: the document's own name of the page ("iv", "A-3"), or None
+    text: the text layer with its line breaks, or what the OCR hook read; "" = none (a scan)
+    title: the first title of ``outline``, or None
     outline: bookmarks that point to this page, or headings on it, in the document's order
-    image: path relative to ``out``
+    image: path relative to ``out``, or None
     hash: 128 bits in hexadecimal over the text and the bytes of the image: equal pages have equal hashes
     """
 
@@ -68,7 +68,7 @@ class Page:
 
     @property
     def file_id(self) -> str:
-        """The id of the file, which its name has no part in."""
+        """The id of the file, which does not depend on its name."""
         return self.id.rpartition("-")[0]
 
 
@@ -77,21 +77,21 @@ def page_id(file_id: str, page: int) -> str:
 
 
 def page_hash(text: str, image: bytes | None) -> str:
-    """See ``Page.hash``."""
-    found = blake2b(digest_size=16)
+    """Return ``Page.hash``: 128 bits in hexadecimal over text and image."""
+    digest = blake2b(digest_size=16)
     words = text.encode("utf-8", "surrogatepass")
-    found.update(f"{len(words)}\n".encode() + words)
-    found.update(image or b"")
-    return found.hexdigest()
+    digest.update(f"{len(words)}\n".encode() + words)
+    digest.update(image or b"")
+    return digest.hexdigest()
 
 
 def file_id(path: Path, also: str = "") -> str:
-    """80 bits in hexadecimal over a file's bytes, and over ``also``; a gigabyte takes about a second."""
-    found = blake2b(also.encode(), digest_size=10)
+    """Return 80 bits in hexadecimal over a file's bytes and ``also``; a gigabyte takes about a second."""
+    digest = blake2b(also.encode(), digest_size=10)
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
+            digest.update(block)
+    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------- on the disk
@@ -106,18 +106,18 @@ def _schema() -> Any:
 
 
 def write_pages(path: Path, pages: Sequence[Page], about: dict[str, Any]) -> None:
-    """Writes the pages of one file, whole or not at all, and ``about``, which ``read_about`` gives back."""
+    """Write the pages of one file, atomically, with ``about``, which ``read_about`` returns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    told = json.dumps(about, sort_keys=True)
-    table = pa.Table.from_pylist([asdict(page) for page in pages], _schema().with_metadata({ABOUT: told}))
+    metadata = json.dumps(about, sort_keys=True)
+    table = pa.Table.from_pylist([asdict(page) for page in pages], _schema().with_metadata({ABOUT: metadata}))
     with replacing(path) as part:
         pq.write_table(table, part, compression="zstd", row_group_size=ROWS)
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What ``write_pages`` was told of the file.  Raises DataError where this is not a file of its making."""
+    """Return ``about`` of a file that ``write_pages`` wrote. Raises DataError for any other file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -131,7 +131,7 @@ def read_about(path: Path) -> dict[str, Any]:
 
 
 def read_one(path: Path) -> Iterator[Page]:
-    """The pages of one stored file, in order; a few hundred are in memory at once."""
+    """Yield the pages of one stored file, in order; a few hundred are in memory at once."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as stored:
@@ -142,20 +142,37 @@ def read_one(path: Path) -> Iterator[Page]:
 
 
 def images_of(path: Path) -> list[str]:
-    """The images that the pages of one stored file name."""
+    """Return the image paths of the pages of one stored file."""
     import pyarrow.parquet as pq
 
     return [image for image in pq.read_table(path, columns=["image"])["image"].to_pylist() if image is not None]
 
 
-def read_pages(out: str | Path) -> Iterator[Page]:
-    """Every page below ``out``, in the order of (file, page); nothing but a few hundred of them is held.
+class StoredPages:
+    """The pages below a folder, which can be iterated any number of times; a few hundred are in memory at once."""
 
-    Raises DataError where nothing was ingested.
+    def __init__(self, out: str | Path) -> None:
+        files = sorted((Path(out) / PAGES).glob("*.parquet"))
+        if not files:
+            raise DataError(f"{Path(out) / PAGES}: no pages; run `smart-train ingest FOLDER --out {out}` first")
+        self.files = [path for _, path in sorted((read_about(path)["file"], path) for path in files)]
+
+    def __iter__(self) -> Iterator[Page]:
+        for path in self.files:
+            yield from read_one(path)
+
+    def __len__(self) -> int:
+        import pyarrow.parquet as pq
+
+        return sum(pq.read_metadata(path).num_rows for path in self.files)
+
+
+def read_pages(out: str | Path) -> StoredPages:
+    """Return every page below ``out``, in the order of (file, page).
+
+    Raises DataError where nothing was ingested to ``out``.
+
+    >>> for page in read_pages("data/mine"):  # doctest: +SKIP
+    ...     print(page.file, page.page, page.title)
     """
-    folder = Path(out) / PAGES
-    files = sorted(folder.glob("*.parquet"))
-    if not files:
-        raise DataError(f"{folder}: no pages; run `smart-train ingest FOLDER --out {os.fspath(out)}` first")
-    for _, path in sorted((read_about(path)["file"], path) for path in files):
-        yield from read_one(path)
+    return StoredPages(out)

@@ -1,4 +1,4 @@
-"""A piece of a text on its way to a page."""
+"""Read text, Markdown and HTML files as pages: headings become the outline, long texts are cut at a good place."""
 
 from __future__ import annotations
 
@@ -13,22 +13,109 @@ from typing import Literal
 
 from smart_train.ingest.pages import Outline, Unreadable
 
+BYTE_ORDER_MARKS = (  # the longer one first: UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+DECLARED = re.compile(rb"""<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
+UNDERLINE = re.compile(r"([=\-~^*#+_])\1{2,}\s*")
+MIN_FILL = 0.25  # of a page that must be used before a heading begins the next page
+HEADING_SHARE = 0.15  # of a page that is kept free for headings above a long paragraph; a longer heading is text
+
 
 @dataclass(frozen=True)
 class Block:
-    """A heading (level 0 = outermost), a paragraph, code whose spaces count, or the end of a page."""
+    """A heading (level 0 = outermost), a paragraph, code (whose spaces count), or a page break."""
 
     kind: Literal["heading", "text", "code", "break"]
     text: str = ""
     level: int = 0
 
 
-def flat(text: str) -> str:
-    """One line, single spaces."""
+def one_line(text: str) -> str:
+    """Return a text on one line, with single spaces."""
     return " ".join(text.split())
 
 
-# Markdown and HTML as headings and paragraphs, their markup taken away.
+@dataclass(frozen=True)
+class TextPage:
+    """One page of a text file; its headings are in ``outline``, and lines of ``text``."""
+
+    text: str
+    outline: tuple[Outline, ...]
+
+
+def read_text_pages(path: Path, characters: int, encoding: str | None = None) -> list[TextPage]:
+    """Return the pages of a text file, of at most ``characters`` characters each.
+
+    encoding: of files that are not UTF-8 and declare none; None = they are refused
+    Raises Unreadable, with the reason.
+    """
+    data = path.read_bytes()
+    if not data:
+        raise Unreadable("empty file")
+    suffix = path.suffix.lower()
+    is_html = suffix in (".html", ".htm", ".xhtml")
+    text = decode(data, encoding, is_html)
+    split: Callable[[str], Iterable[Block]] = (
+        html_blocks if is_html else markdown_blocks if suffix in (".md", ".markdown") else text_blocks
+    )
+    pages = list(paginate(split(text), characters))
+    if not pages:
+        raise Unreadable("blank", "there is no text in it")
+    return pages
+
+
+def decode(data: bytes, encoding: str | None = None, is_html: bool = False) -> str:
+    """Decode by byte order mark, else as UTF-8, as HTML declares, or as ``encoding``; line breaks are ``\\n``.
+
+    Raises Unreadable where none of them fits: an encoding is never guessed.
+    """
+    name = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), None)
+    if name is None and b"\0" in data:
+        raise Unreadable("not a text", "it holds zero bytes")
+    declared = DECLARED.search(data[:4096]) if is_html else None
+    tried = (
+        [name] if name else ["utf-8", *([declared[1].decode()] if declared else []), *([encoding] if encoding else [])]
+    )
+    for candidate in tried:
+        try:
+            text = data.decode(candidate)
+        except (UnicodeDecodeError, LookupError):
+            continue
+        return re.sub(r"\r\n?", "\n", text).translate({c: None for c in (*range(9), 11, *range(14, 32), 127)})
+    raise Unreadable("unknown encoding", f"not {' nor '.join(tried)}; name it by --encoding, for example cp1252")
+
+
+# ---------------------------------------------------------------------------------------------- plain text
+
+
+def text_blocks(text: str) -> Iterator[Block]:
+    """Yield the paragraphs of a plain text. An underlined line (``===``, ``---`` ...) is a heading, whose level is the
+    order in which underlines are first used; a form feed is a page break."""
+    levels: dict[str, int] = {}
+    for part in re.split(r"(\f)", text):
+        if part == "\f":
+            yield Block("break")
+            continue
+        for paragraph in re.split(r"\n[ \t]*\n+", part):
+            lines = paragraph.strip("\n").split("\n")
+            while len(lines) > 1 and UNDERLINE.fullmatch(lines[0]):
+                lines.pop(0)  # drawn above as well
+            if len(lines) > 1 and (drawn := UNDERLINE.fullmatch(lines[1])) and _is_underlined(lines):
+                yield Block("heading", one_line(lines[0]), levels.setdefault(drawn[1], len(levels)))
+                lines = lines[2:]
+            if rest := "\n".join(lines).strip("\n").rstrip():
+                yield Block("text", rest)
+
+
+def _is_underlined(lines: list[str]) -> bool:
+    """Whether the second line underlines the first: a heading has letters, and is about as long as its underline."""
+    title, line = lines[0].strip(), lines[1].strip()
+    return any(c.isalpha() for c in title) and 0.5 * len(title) <= len(line) <= 2 * len(title) + 4
 
 
 # ---------------------------------------------------------------------------------------------- Markdown
@@ -52,7 +139,7 @@ KEPT = re.compile(r"\\(?P<mark>[!-/:-@\[-`{-~])|(?P<ticks>`+)(?!`)(?P<code>.+?)(
 
 
 def markdown_blocks(text: str) -> Iterator[Block]:
-    """Headings (# or underlined) and paragraphs; fenced code stays as it is; front matter is left out."""
+    """Yield headings (# or underlined) and paragraphs of a Markdown text; fenced code is kept, front matter is not."""
     lines = FRONT.sub("", text, count=1).split("\n")
     held: list[str] = []  # lines of the paragraph that is being read
     i = 0
@@ -75,10 +162,10 @@ def markdown_blocks(text: str) -> Iterator[Block]:
                 i += 1
         elif heading := ATX.fullmatch(line):
             yield from _paragraph(held)
-            if title := flat(plain(heading[2] or "")):
+            if title := one_line(plain(heading[2] or "")):
                 yield Block("heading", title, len(heading[1]) - 1)
         elif held and (drawn := SETEXT.fullmatch(line)) and not _list_or_quote(held[-1]):
-            title = flat(plain(" ".join(held)))
+            title = one_line(plain(" ".join(held)))
             held.clear()
             yield Block("heading", title, 0 if drawn[1][0] == "=" else 1)
         elif not line.strip() or RULE.fullmatch(line):
@@ -89,7 +176,7 @@ def markdown_blocks(text: str) -> Iterator[Block]:
 
 
 def plain(text: str) -> str:
-    """Markdown without its inline marks: what a reader of the finished page would see."""
+    """Return Markdown without its inline marks, as a reader of the rendered page sees it."""
     spans: list[str] = []
 
     def aside(found: re.Match[str]) -> str:
@@ -117,46 +204,19 @@ def _list_or_quote(line: str) -> bool:
 
 HEADINGS = {f"h{level}": level - 1 for level in range(1, 7)}
 UNSEEN = {"script", "style", "template", "nav", "svg", "object", "iframe", "select", "textarea"}
-BLOCKS = {  # fmt: skip
-    "address",
-    "article",
-    "aside",
-    "blockquote",
-    "body",
-    "caption",
-    "center",
-    "dd",
-    "details",
-    "dialog",
-    "div",
-    "dl",
-    "dt",
-    "fieldset",
-    "figcaption",
-    "figure",
-    "footer",
-    "form",
-    "header",
-    "hr",
-    "li",
-    "main",
-    "ol",
-    "p",
-    "section",
-    "summary",
-    "table",
-    "tbody",
-    "tfoot",
-    "thead",
-    "tr",
-    "ul",
-}
+BLOCKS = {
+    "address", "article", "aside", "blockquote", "body", "caption", "center", "dd", "details", "dialog", "div",
+    "dl", "dt", "fieldset", "figcaption", "figure", "footer", "form", "header", "hr", "li", "main", "ol", "p",
+    "section", "summary", "table", "tbody", "tfoot", "thead", "tr", "ul",
+}  # fmt: skip
 CELLS = {"td", "th"}
 
 
 def html_blocks(text: str) -> list[Block]:
-    """Headings and paragraphs of a page; scripts, styles and navigation are left out, ``title`` is its first heading
-    where no heading says the same."""
+    """Return the headings and paragraphs of an HTML page, without scripts, styles and navigation.
+
+    ``title`` is the first heading, where no other heading says the same.
+    """
     reader = _Html()
     reader.feed(text)
     reader.close()
@@ -178,19 +238,19 @@ class _Html(HTMLParser):
         self._in_title = False
 
     def end(self) -> None:
-        """What was read since the last block is one."""
+        """Make a block of what was read since the last one."""
         text = "".join(self._words)
         self._words = []
         if self._pre and self._heading is None:
             if text.strip():
                 self.blocks.append(Block("code", text.strip("\n").rstrip()))
             return
-        lines = [flat(line) for line in text.split("\v")]  # a vertical tab stands for <br>
+        lines = [one_line(line) for line in text.split("\v")]  # a vertical tab stands for <br>
         found = "\n".join(line for line in lines if line)
         if found == "-":
             return
         if found and self._heading is not None:
-            self.blocks.append(Block("heading", flat(found), self._heading))
+            self.blocks.append(Block("heading", one_line(found), self._heading))
         elif found:
             self.blocks.append(Block("text", found))
 
@@ -234,105 +294,18 @@ class _Html(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self._in_title:
-            self.title = flat(f"{self.title} {data}")
+            self.title = one_line(f"{self.title} {data}")
         elif not self._unseen:
             self._words.append(data)
-
-
-# Text, Markdown and HTML files as pages: headings become the outline, long texts are cut where they may be.
-
-MARKS = (  # a longer mark first: UTF-32's begins with UTF-16's
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-DECLARED = re.compile(rb"""<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
-UNDERLINE = re.compile(r"([=\-~^*#+_])\1{2,}\s*")
-SMALL = 0.25  # a page holds at least this share of what it may hold before a heading begins the next one
-ABOVE = 0.15  # share of a page that is kept for headings above a long paragraph; a longer heading is none
-
-
-@dataclass(frozen=True)
-class TextPage:
-    """A piece of a text file; its headings are lines of ``text``, as they are in ``outline``."""
-
-    text: str
-    outline: tuple[Outline, ...]
-
-
-def read(path: Path, characters: int, encoding: str | None = None) -> list[TextPage]:
-    """The pages of a text file of at most so many characters each.
-
-    encoding: of files that are neither UTF-8 nor say what they are; None = they are refused.
-    Raises Unreadable, with the reason.
-    """
-    data = path.read_bytes()
-    if not data:
-        raise Unreadable("empty file")
-    suffix = path.suffix.lower()
-    is_html = suffix in (".html", ".htm", ".xhtml")
-    text = decode(data, encoding, is_html)
-    split: Callable[[str], Iterable[Block]] = (
-        html_blocks if is_html else markdown_blocks if suffix in (".md", ".markdown") else text_blocks
-    )
-    pages = list(paginate(split(text), characters))
-    if not pages:
-        raise Unreadable("blank", "there is no text in it")
-    return pages
-
-
-def decode(data: bytes, encoding: str | None = None, is_html: bool = False) -> str:
-    """Text of bytes: by their mark, as UTF-8, as HTML says it is, or as ``encoding``; line breaks are ``\\n``."""
-    name = next((name for mark, name in MARKS if data.startswith(mark)), None)
-    if name is None and b"\0" in data:
-        raise Unreadable("not a text", "it has bytes of zero")
-    declared = DECLARED.search(data[:4096]) if is_html else None
-    tried = (
-        [name] if name else ["utf-8", *([declared[1].decode()] if declared else []), *([encoding] if encoding else [])]
-    )
-    for candidate in tried:
-        try:
-            text = data.decode(candidate)
-        except (UnicodeDecodeError, LookupError):
-            continue
-        return re.sub(r"\r\n?", "\n", text).translate({c: None for c in (*range(9), 11, *range(14, 32), 127)})
-    raise Unreadable("unknown encoding", f"not {' nor '.join(tried)}; name it by --encoding, for example cp1252")
-
-
-def text_blocks(text: str) -> Iterator[Block]:
-    """Paragraphs of a plain text; a line with one of ``= - ~`` drawn under it is a heading, its level by the first
-    use of its line, and a form feed ends a page."""
-    levels: dict[str, int] = {}
-    for part in re.split(r"(\f)", text):
-        if part == "\f":
-            yield Block("break")
-            continue
-        for paragraph in re.split(r"\n[ \t]*\n+", part):
-            lines = paragraph.strip("\n").split("\n")
-            while len(lines) > 1 and UNDERLINE.fullmatch(lines[0]):
-                lines.pop(0)  # drawn above as well
-            if len(lines) > 1 and (drawn := UNDERLINE.fullmatch(lines[1])) and _under(lines):
-                yield Block("heading", flat(lines[0]), levels.setdefault(drawn[1], len(levels)))
-                lines = lines[2:]
-            if rest := "\n".join(lines).strip("\n").rstrip():
-                yield Block("text", rest)
-
-
-def _under(lines: list[str]) -> bool:
-    """A heading has letters, and a line about as long as itself under it."""
-    title, line = lines[0].strip(), lines[1].strip()
-    return any(c.isalpha() for c in title) and 0.5 * len(title) <= len(line) <= 2 * len(title) + 4
 
 
 # ---------------------------------------------------------------------------------------------- pages
 
 
 def paginate(blocks: Iterable[Block], characters: int) -> Iterator[TextPage]:
-    """Blocks as pages of at most so many characters, cut before a heading, else between paragraphs, else sentences.
+    """Yield pages of at most ``characters`` characters, cut before a heading, else between paragraphs, else sentences.
 
-    A heading begins a page unless the one before it is less than a quarter full, and goes where its text goes.
+    A heading begins a page unless the page before it is less than a quarter full, and stays with the text below it.
     """
     parts: list[Block] = []  # of the page that is being filled
     used = 0
@@ -343,7 +316,7 @@ def paginate(blocks: Iterable[Block], characters: int) -> Iterator[TextPage]:
 
     for block in _pieces(blocks, characters):
         full = used > 0 and used + len(block.text) > characters
-        ready = block.kind == "heading" and used >= SMALL * characters and parts[-1].kind != "heading"
+        ready = block.kind == "heading" and used >= MIN_FILL * characters and parts[-1].kind != "heading"
         if parts and (full or ready or block.kind == "break"):
             moved: list[Block] = []
             while full and len(parts) > 1 and parts[-1].kind == "heading":
@@ -361,8 +334,8 @@ def paginate(blocks: Iterable[Block], characters: int) -> Iterator[TextPage]:
 
 
 def _pieces(blocks: Iterable[Block], characters: int) -> Iterator[Block]:
-    """The same blocks, none so long that a heading would not fit above it."""
-    long, heading = int((1 - ABOVE) * characters), int(ABOVE * characters)
+    """Yield the same blocks, cut so that a heading fits above each."""
+    long, heading = int((1 - HEADING_SHARE) * characters), int(HEADING_SHARE * characters)
     for block in blocks:
         kind = "text" if block.kind == "heading" and len(block.text) > heading else block.kind
         if len(block.text) <= long:
@@ -372,8 +345,10 @@ def _pieces(blocks: Iterable[Block], characters: int) -> Iterator[Block]:
 
 
 def _cut(text: str, characters: int) -> Iterator[str]:
-    """A long paragraph at the last line break, else end of a sentence, else space, else anywhere within the limit; a
-    break in the first half is passed over."""
+    """Cut a long paragraph at the last line break within the limit, else sentence end, else space, else anywhere.
+
+    A break in the first half is passed over.
+    """
     while len(text) > characters:
         window = text[: characters + 1]
         ends = (

@@ -80,8 +80,7 @@ def render(folder: Path, out: Path, pixels: int, store: bool) -> None:
 
 
 def ours(folder: Path, out: Path, pixels: int, jobs: int, images: bool) -> None:
-    from smart_train.ingest.ingestion import ingest
-    from smart_train.ingest.options import IngestOptions
+    from smart_train.ingest.ingestion import IngestOptions, ingest
 
     ingest(folder, out, IngestOptions(pixels=pixels, jobs=jobs, images=images))
 

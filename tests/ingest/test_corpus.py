@@ -15,7 +15,7 @@ from smart_train.data.readers.beir import read_beir
 from smart_train.ingest.corpus import build, documents
 from smart_train.ingest.pages import Outline, Page, page_hash, page_id, read_pages, write_pages
 from smart_train.ingest.questions.own_words import own_words
-from smart_train.ingest.questions.queries import Question, Written
+from smart_train.ingest.questions.question_set import Question, QuestionSet
 
 BODY = "Copper kettles stand in the kitchen beside the window, and in winter the harbour freezes for a month or two. "
 NAMES = ("kettle", "harbour", "violin", "lantern", "mountain", "river", "garden", "copper", "engine", "paper", "market",
@@ -49,8 +49,8 @@ def hash_of(key: str) -> int:
     return hash_id(key)
 
 
-def written(out: Path) -> Written:
-    return own_words(list(read_pages(out)))
+def written(out: Path) -> QuestionSet:
+    return own_words(read_pages(out))
 
 
 def sides(out: Path) -> dict[str, set[str]]:
@@ -141,7 +141,7 @@ def test_a_second_build_replaces_the_first(tmp_path):
     out = ingested(tmp_path / "mine", SIZES)
     questions = written(out)
     build(out, questions)
-    few = Written(questions.questions[::2], dict(questions.masked))
+    few = QuestionSet(questions.questions[::2], dict(questions.masked))
     build(out, few)
     assert len(read_table(out / "queries" / "queries.parquet")) == len(few.questions)
     assert sum(len(read_table(p)) for p in (out / "qrels").glob("*.parquet")) == len(few.questions)
@@ -203,13 +203,13 @@ def test_images_are_referred_to_and_text_may_be_missing(tmp_path):
 def test_questions_without_a_page_are_an_error_and_about_an_empty_one_are_counted(tmp_path):
     out = ingested(tmp_path / "mine", SIZES)
     questions = written(out)
-    with pytest.raises(DataError, match="not one question"):
-        build(out, Written())
+    with pytest.raises(DataError, match="gave no question"):
+        build(out, QuestionSet())
     lost = Question("what about the moon", "nowhere-00001", "vlm: fact", "", "x.pdf", 1)
     with pytest.raises(DataError, match="what about the moon.*nowhere-00001"):
-        build(out, Written([lost]))
+        build(out, QuestionSet([lost]))
     gone = questions.questions[0].document
-    built = build(out, Written(questions.questions, {**questions.masked, gone: "  "}))
+    built = build(out, QuestionSet(questions.questions, {**questions.masked, gone: "  "}))
     assert built.without == {
         "pages with neither text nor image": 1, "questions about a page with nothing else on it": 1
     }  # fmt: skip

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from smart_train.core.errors import DataError
-from smart_train.ingest import image_files as stills
-from smart_train.ingest import text_files as texts
+from smart_train.ingest import image_files, text_files
 from smart_train.ingest.pages import (
     Outline,
     Page,
@@ -26,7 +25,7 @@ from smart_train.ingest.pages import (
     read_pages,
     write_pages,
 )
-from smart_train.ingest.pdf_files import Pdf, clean
+from smart_train.ingest.pdf_files import Pdf, clean_text
 from smart_train.ingest.text_files import Block, html_blocks, markdown_blocks, plain
 
 MOST = 200_000_000
@@ -72,11 +71,11 @@ def test_pages_are_read_by_file_and_page_whatever_their_files_ids_are(tmp_path: 
 
 def test_a_folder_without_pages_and_a_foreign_file_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no pages; run `smart-train ingest"):
-        next(read_pages(tmp_path))
+        read_pages(tmp_path)
     (tmp_path / "pages").mkdir()
     (tmp_path / "pages" / "x.parquet").write_text("no parquet")
     with pytest.raises(DataError, match="x.parquet: not written by"):
-        next(read_pages(tmp_path))
+        read_pages(tmp_path)
 
 
 def test_ids_are_of_the_bytes_and_hashes_of_text_and_image(tmp_path: Path) -> None:
@@ -183,7 +182,7 @@ def test_a_filled_in_form_is_drawn(tmp_path: Path) -> None:
     ]
     with Pdf(pdfs.raw_pdf(tmp_path / "form.pdf", objects), 100) as pdf:
         opened = pdf.page(1, MOST)
-        assert not stills.blank(opened.image(100_000))
+        assert not image_files.is_blank(opened.image(100_000))
         opened.close()
 
 
@@ -237,10 +236,10 @@ def test_a_page_that_would_need_much_memory_is_refused_before_it_is_drawn(tmp_pa
 
 def test_marks_of_broken_lines_controls_and_ligatures_become_text() -> None:
     assert (
-        clean("pack\x02ages and S\x02Plus\r\nend\x00\x14 \ufb01nal o\ufb03ce\x02")
+        clean_text("pack\x02ages and S\x02Plus\r\nend\x00\x14 \ufb01nal o\ufb03ce\x02")
         == "packages and S-Plus\nend final office-"
     )
-    assert clean("\x021 a\tb\rc") == "-1 a\tb\nc"
+    assert clean_text("\x021 a\tb\rc") == "-1 a\tb\nc"
 
 
 # -- pictures
@@ -250,16 +249,16 @@ def test_a_picture_is_upright_on_white_within_the_budget_and_without_metadata(tm
     source = Image.new("RGBA", (300, 200), (0, 0, 0, 0))
     ImageDraw.Draw(source).rectangle((0, 0, 149, 99), fill=(255, 0, 0, 255))
     source.save(tmp_path / "a.png")
-    image = stills.read(tmp_path / "a.png", 1, 2**20, MOST)
+    image = image_files.read_image(tmp_path / "a.png", 1, 2**20, MOST)
     assert (image.mode, image.size) == ("RGB", (300, 200))
     assert image.getpixel((10, 10)) == (255, 0, 0) and image.getpixel((299, 199)) == (255, 255, 255)
 
     turned = Image.Exif()
     turned[0x0112], turned[0x010F] = 6, "a maker that must not leak"
     source.convert("RGB").save(tmp_path / "b.jpg", exif=turned)
-    image = stills.read(tmp_path / "b.jpg", 1, 15_000, MOST)
+    image = image_files.read_image(tmp_path / "b.jpg", 1, 15_000, MOST)
     assert image.width * image.height <= 15_000 and image.width / image.height == pytest.approx(2 / 3, rel=0.03)
-    assert b"maker" in (tmp_path / "b.jpg").read_bytes() and b"maker" not in stills.encode(image)
+    assert b"maker" in (tmp_path / "b.jpg").read_bytes() and b"maker" not in image_files.encode_jpeg(image)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
@@ -270,7 +269,7 @@ def test_a_turned_picture_is_turned_once_whatever_its_size(tmp_path: Path, name:
     turned[0x0112] = 6
     source.save(tmp_path / name, exif=turned)
     for pixels in (2**20, 1_000):
-        image = stills.read(tmp_path / name, 1, pixels, MOST).convert("L")
+        image = image_files.read_image(tmp_path / name, 1, pixels, MOST).convert("L")
         assert image.height > image.width
         corners = [image.getpixel((x, y)) for y in (3, image.height - 4) for x in (3, image.width - 4)]
         assert [c > 128 for c in corners] == [True, False, True, True]
@@ -279,14 +278,14 @@ def test_a_turned_picture_is_turned_once_whatever_its_size(tmp_path: Path, name:
 def test_black_and_white_scans_become_smooth_greys(tmp_path: Path) -> None:
     source = Image.effect_noise((400, 400), 100).convert("1")
     source.save(tmp_path / "a.tif")
-    grey = stills.read(tmp_path / "a.tif", 1, 100 * 100, MOST).convert("L")
+    grey = image_files.read_image(tmp_path / "a.tif", 1, 100 * 100, MOST).convert("L")
     assert len(set(grey.tobytes())) > 20
 
 
 def test_a_large_jpeg_looks_the_same_when_it_is_decoded_small(tmp_path: Path) -> None:
     source = pdfs.picture(5, (1600, 1200))
     source.save(tmp_path / "a.jpg", quality=95)
-    ours = stills.read(tmp_path / "a.jpg", 1, 30_000, MOST)
+    ours = image_files.read_image(tmp_path / "a.jpg", 1, 30_000, MOST)
     theirs = source.resize(ours.size, Image.Resampling.LANCZOS)
     off = [abs(a - b) for a, b in zip(ours.tobytes(), theirs.tobytes(), strict=True)]
     assert ours.size == (200, 150) and sum(off) / len(off) < 4
@@ -298,7 +297,7 @@ def test_sixteen_bit_greys_keep_their_shades(tmp_path: Path) -> None:
     grey.putpixel((1, 0), 32768)
     for name in ("a.png", "a.tiff"):
         grey.save(tmp_path / name)
-        image = stills.read(tmp_path / name, 1, 2**20, MOST)
+        image = image_files.read_image(tmp_path / name, 1, 2**20, MOST)
         assert [image.getpixel((x, 0)) for x in range(2)] == [(255,) * 3, (128,) * 3], name
 
 
@@ -306,12 +305,15 @@ def test_each_picture_of_a_tiff_is_a_page_and_the_first_of_a_gif_is_its_only_one
     frames = [Image.new("RGB", (30 + i, 20), colour) for i, colour in enumerate(("red", "green", "blue"))]
     frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert stills.count(tmp_path / "a.tif", 10, MOST) == 3 and stills.count(tmp_path / "a.gif", 10, MOST) == 1
-    assert [stills.read(tmp_path / "a.tif", i, 2**20, MOST).tobytes() for i in (1, 2, 3)] == [
+    assert (
+        image_files.count_pages(tmp_path / "a.tif", 10, MOST) == 3
+        and image_files.count_pages(tmp_path / "a.gif", 10, MOST) == 1
+    )
+    assert [image_files.read_image(tmp_path / "a.tif", i, 2**20, MOST).tobytes() for i in (1, 2, 3)] == [
         f.tobytes() for f in frames
     ]
     with pytest.raises(Unreadable, match="too many pages"):
-        stills.count(tmp_path / "a.tif", 2, MOST)
+        image_files.count_pages(tmp_path / "a.tif", 2, MOST)
 
 
 def test_pictures_that_are_broken_or_too_large_say_so(tmp_path: Path) -> None:
@@ -330,7 +332,7 @@ def test_pictures_that_are_broken_or_too_large_say_so(tmp_path: Path) -> None:
         ("line.png", "page too narrow"),
     ):
         with pytest.raises(Unreadable) as caught:
-            stills.read(tmp_path / name, 1, 2**20, 1_000_000)
+            image_files.read_image(tmp_path / name, 1, 2**20, 1_000_000)
         assert caught.value.reason == reason, name
 
 
@@ -397,9 +399,11 @@ def test_html_shows_what_a_browser_shows() -> None:
 def test_plain_text_headings_are_underlined_and_form_feeds_end_pages(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("-----\nBoxed\n-----\n\nOne\ntwo\n\n12 | 3\n======\n\nTop\n===\ntext\n\fnext page\n\nSub\n---\n")
-    assert texts.read(path, 2000) == [
-        texts.TextPage("Boxed\n\nOne\ntwo\n\n12 | 3\n======\n\nTop\n\ntext", (Outline("Boxed", 0), Outline("Top", 1))),
-        texts.TextPage("next page\n\nSub", (Outline("Sub", 0),)),
+    assert text_files.read_text_pages(path, 2000) == [
+        text_files.TextPage(
+            "Boxed\n\nOne\ntwo\n\n12 | 3\n======\n\nTop\n\ntext", (Outline("Boxed", 0), Outline("Top", 1))
+        ),
+        text_files.TextPage("next page\n\nSub", (Outline("Sub", 0),)),
     ]
 
 
@@ -411,7 +415,7 @@ def test_pages_lose_no_word_exceed_no_limit_and_end_on_no_heading(characters: in
             blocks.append(Block("heading", f"Heading {number}", number % 3))
         length = (3, 40, 8, 400)[(number * 7) % 4]
         blocks.append(Block("text", " ".join(f"w{number}.{i}" for i in range(length)) + "."))
-    pages = list(texts.paginate(blocks, characters))
+    pages = list(text_files.paginate(blocks, characters))
     assert " ".join(p.text for p in pages).split() == " ".join(b.text for b in blocks).split()
     assert all(0 < len(p.text) <= characters for p in pages)
     assert [e.title for p in pages for e in p.outline] == [b.text for b in blocks if b.kind == "heading"]
@@ -424,11 +428,11 @@ def test_pages_lose_no_word_exceed_no_limit_and_end_on_no_heading(characters: in
 
 def test_a_long_paragraph_is_cut_at_a_sentence_else_a_space_else_anywhere() -> None:
     sentences = " ".join(f"Sentence number {i} ends here." for i in range(100))
-    assert all(p.text.endswith(".") for p in texts.paginate([Block("text", sentences)], 300))
+    assert all(p.text.endswith(".") for p in text_files.paginate([Block("text", sentences)], 300))
     spaced = " ".join(["word"] * 500)
-    assert {w for p in texts.paginate([Block("text", spaced)], 300) for w in p.text.split()} == {"word"}
+    assert {w for p in text_files.paginate([Block("text", spaced)], 300) for w in p.text.split()} == {"word"}
     solid = "x" * 1000
-    assert "".join(p.text for p in texts.paginate([Block("text", solid)], 300)) == solid
+    assert "".join(p.text for p in text_files.paginate([Block("text", solid)], 300)) == solid
 
 
 @pytest.mark.parametrize(
@@ -445,19 +449,19 @@ def test_a_long_paragraph_is_cut_at_a_sentence_else_a_space_else_anywhere() -> N
 def test_text_is_decoded_by_its_mark_as_utf8_as_it_says_or_as_told(
     data: bytes, html: bool, encoding: str | None
 ) -> None:
-    assert texts.decode(data, encoding, html).endswith("häuser")
+    assert text_files.decode(data, encoding, html).endswith("häuser")
 
 
 def test_text_in_an_unknown_encoding_is_refused_not_guessed() -> None:
     with pytest.raises(Unreadable, match="unknown encoding: not utf-8"):
-        texts.decode("häuser".encode("cp1252"))
+        text_files.decode("häuser".encode("cp1252"))
     with pytest.raises(Unreadable, match="unknown encoding: not utf-8 nor no-such"):
-        texts.decode(b'<meta charset="no-such">' + "häuser".encode("latin-1"), None, True)
+        text_files.decode(b'<meta charset="no-such">' + "häuser".encode("latin-1"), None, True)
     with pytest.raises(Unreadable, match="not a text"):
-        texts.decode(b"\x89PNG\0\0")
+        text_files.decode(b"\x89PNG\0\0")
 
 
 def test_a_text_of_nothing_is_blank(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("\n \n<!-- nothing -->\n")
     with pytest.raises(Unreadable, match="blank"):
-        texts.read(tmp_path / "a.md", 2000)
+        text_files.read_text_pages(tmp_path / "a.md", 2000)

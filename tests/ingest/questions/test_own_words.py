@@ -7,22 +7,10 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from smart_train.core.errors import DataError
-from smart_train.ingest.questions.own_words import OwnWords, mask, own_words
-from smart_train.ingest.questions.wording import (
-    bare,
-    clean,
-    find,
-    lines,
-    sentences,
-    squeeze,
-    unlabelled,
-    without,
-    words,
-)
+from smart_train.ingest.questions.own_words import OwnWordsOptions, mask, own_words
+from smart_train.ingest.questions.page_text import squeeze
 
 BODY = (
     "Copper kettles stand in the kitchen beside the window.\n"
@@ -70,7 +58,7 @@ def book(*pages: str | tuple[str, tuple[str, ...]], file: str = "book.pdf") -> l
 
 
 def asked(pages, **options) -> list[tuple[str, str, int]]:
-    return [(q.rule, q.text, q.page) for q in own_words(pages, OwnWords(**options)).questions]
+    return [(q.rule, q.text, q.page) for q in own_words(pages, OwnWordsOptions(**options)).questions]
 
 
 # ------------------------------------------------------------------------------------------------- the rules
@@ -235,10 +223,10 @@ def test_no_more_definitions_and_questions_than_wanted():
     pages = book(BODY + "\n".join(said) + "\n", ("2.1 Cleaning the copper kettle\n" + filler(1), titles))
     assert [rule for rule, _, _ in asked(pages)] == ["definition", "definition", "outline", "outline"]
     assert [rule for rule, _, _ in asked(pages, definitions=3)][:3] == ["definition"] * 3
-    few = own_words(pages, OwnWords(a_page=1))
+    few = own_words(pages, OwnWordsOptions(per_page=1))
     assert [q.text for q in few.questions] == [said[0], "Cleaning the copper kettle"]
     assert few.counts["outline: page has enough"] == 1
-    assert own_words(pages, OwnWords(rules=("outline",))).kept() == {"outline": 2}
+    assert own_words(pages, OwnWordsOptions(rules=("outline",))).kept() == {"outline": 2}
 
 
 # ------------------------------------------------------------------------------------------ what is no question
@@ -259,7 +247,7 @@ def test_what_says_nothing_of_its_own_is_dropped_and_counted():
         "Volcanoes of southern Iceland": "not on its page",
     }
     pages = book(*[(f"{title}\n{filler(n)}" if n < 10 else filler(n), (title,)) for n, title in enumerate(titles)])
-    written = own_words(pages, OwnWords(rules=("outline",)))
+    written = own_words(pages, OwnWordsOptions(rules=("outline",)))
     assert written.questions == []
     expected: dict[str, int] = {}
     for reason in titles.values():
@@ -312,7 +300,7 @@ def test_boilerplate_lines_are_found_by_how_many_pages_have_them():
     assert written.questions == [] and written.counts == {"caption: not unique": 5}
     same = own_words(book(*[n.replace(f"Table {k}", "Table 1") for k, n in enumerate(notes)]))
     assert same.questions == [] and same.counts == {"caption: boilerplate": 5}
-    patient = OwnWords(repeated=5)
+    patient = OwnWordsOptions(max_repeats=5)
     same = own_words(book(*[n.replace(f"Table {k}", "Table 1") for k, n in enumerate(notes)]), patient)
     assert same.counts == {"caption: not unique": 5}
 
@@ -359,89 +347,19 @@ def test_the_same_pages_give_the_same_questions_and_one_pass_is_refused():
         own_words([pages[0], pages[3], pages[1]])
 
 
-@pytest.mark.parametrize("options", [{"rules": ("outline", "poetry")}, {"rules": ()}, {"fewest": 9, "most": 3},
-                                     {"a_page": 0}, {"left": -1}])  # fmt: skip
-def test_options_that_leave_nothing_are_refused(options):
-    with pytest.raises(DataError):
-        OwnWords(**options)
-
-
-# --------------------------------------------------------------------------------------------------- wording
-
-
-def test_divided_words_ligatures_and_quotes_are_made_plain():
-    assert clean("the R man\x02uals, ex\u00ad\r\ntended by ﬁve “good” people’s  work") == (
-        'the R manuals, extended by five "good" people\'s work'
-    )
-    assert [line.text for line in lines("one man\x02\r\nual\r\n\r\n two\n")] == ["one manual", "two"]
-    assert words("as.data.frame isn't 3.5 of x2") == ["as.data.frame", "isn't", "of", "x"]
-    assert len(words("如何在冬天修理这个铜壶")) == 6
-    assert squeeze("Caf\u00e9 – Müller’s") == squeeze("CAFE\u0301 mu\u0308ller's") == "cafemullers"
-
-
 @pytest.mark.parametrize(
-    ("line", "title"),
+    ("options", "why"),
     [
-        ("2.1.3 Repairing windows", "Repairing windows"),
-        ("Chapter 12: Repairing windows", "Repairing windows"),
-        ("Appendix B. Repairing windows", "Repairing windows"),
-        ("IV. Repairing windows", "Repairing windows"),
-        ("• Repairing windows", "Repairing windows"),
-        ("3 Repairing windows . . . . . . . . 12", "Repairing windows"),
-        ("Chapterhouse repairs", "Chapterhouse repairs"),
-        ("3D printing of windows", "3D printing of windows"),
-        ("C++ for window makers", "C++ for window makers"),
-        ("A broken window", "A broken window"),
-        ("I repair windows", "I repair windows"),
+        ({"rules": ("outline", "poetry")}, "rules: choose from outline.*not poetry"),
+        ({"rules": ()}, "rules: choose from outline.*not none"),
+        ({"min_words": 9, "max_words": 3}, "min_words 9 and max_words 3 leave no question"),
+        ({"per_page": 0}, "per_page is 0; give 1 or more"),
+        ({"min_words_left": -1}, "min_words_left is -1; give 0 or more"),
     ],
 )
-def test_labels_are_taken_off_and_words_are_not(line, title):
-    assert unlabelled(line) == title
-    assert bare(f"{title} 17") == bare(line)
-
-
-def test_sentences_end_at_marks_and_not_at_abbreviations():
-    text = "See e.g. the kettle of Mr. Smith. It cost 3.50 in all! Did it? J. Doe\nsays no. Then no. 7 left."
-    assert [s.text for s in sentences(text)] == [
-        "See e.g. the kettle of Mr. Smith.",
-        "It cost 3.50 in all!",
-        "Did it?",
-        "J. Doe says no.",
-        "Then no. 7 left.",
-    ]
-    assert all(text[s.start : s.end].strip() and clean(text[s.start : s.end]) == s.text for s in sentences(text))
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.text(alphabet="ab-é \n\x02.1", max_size=40), st.text(alphabet="abé ", min_size=1, max_size=5))
-def test_finding_whole_words_agrees_with_a_regular_expression(text, wanted):
-    """On texts without divided words: a pattern of the wanted letters, with marks and spaces allowed between."""
-    plain = text.replace("\x02", "")
-    letters = squeeze(wanted)
-    found = find(plain, [wanted])
-    if not letters:
-        assert found == []
-        return
-    folded = plain.casefold().replace("é", "e")
-    pattern = "(?<![^\\W_])" + "[\\W_]*".join(map(re.escape, letters)) + "(?![^\\W_])"
-    covered = {i for a, b in found for i in range(a, b)}
-    expected = {i for start in range(len(folded)) if (m := re.compile(pattern).match(folded, start))
-                for i in range(m.start(), m.end())}  # fmt: skip
-    assert covered == expected
-
-
-def test_taking_words_out_leaves_every_other_character():
-    text = "2.1 The copper ket-\ntle\nOur  copper\tkettle, the old coppersmith said.\nAnother  line\r\n"
-    assert without(text, ["the copper kettle"], set()) == (
-        "Our  copper\tkettle, the old coppersmith said.\nAnother  line"
-    )
-    assert without(text, ["copper kettle"], set()).splitlines()[-2:] == [
-        "Our  , the old coppersmith said.",
-        "Another  line",
-    ]
-    assert without(text, ["silver"], {"gold"}) == text
-    assert without("man\x02uals of old\nx", ["manuals of"], set()) == "old\nx"
-    assert "nother" not in without(text, [], {squeeze("Another line")})
+def test_options_that_leave_nothing_are_refused(options, why):
+    with pytest.raises(DataError, match=why):
+        OwnWordsOptions(**options)
 
 
 def test_masking_is_per_file():

@@ -20,25 +20,25 @@ from PIL import Image
 from smart_train.cli.main import UsageError
 from smart_train.cli.main import ingest as command
 from smart_train.core.errors import DataError
-from smart_train.ingest import workers
-from smart_train.ingest.folders import find, shown
-from smart_train.ingest.ingestion import Report, ingest
-from smart_train.ingest.options import IngestOptions, Limits
+from smart_train.ingest import worker_pool
+from smart_train.ingest.ingest_options import IngestOptions, Limits
+from smart_train.ingest.ingestion import IngestReport, ingest
 from smart_train.ingest.pages import page_hash, read_pages
+from smart_train.ingest.source_files import display_name, list_files
 from smart_train.ingest.worker_process import Reader, _serve
 
 SMALL = IngestOptions(pixels=20_000, jobs=2)
 
 
-def run(folder: Path, out: Path, **more: object) -> Report:
+def run(folder: Path, out: Path, **more: object) -> IngestReport:
     return ingest(folder, out, replace(SMALL, **more))  # type: ignore[arg-type]
 
 
-def told(out: Path) -> dict:
+def stored_report(out: Path) -> dict:
     return json.loads((out / "report.json").read_text())
 
 
-def reasons(report: Report) -> dict[tuple[str, int | None], str]:
+def reasons(report: IngestReport) -> dict[tuple[str, int | None], str]:
     return {(skip.file, skip.page): skip.reason for skip in report.skipped}
 
 
@@ -85,7 +85,7 @@ def test_every_kind_of_document_becomes_pages_in_the_order_of_files(mixed: Path,
         if p.image:
             with Image.open(tmp_path / "out" / p.image) as image:
                 assert 18_000 < image.width * image.height <= 20_000
-    assert told(tmp_path / "out")["pages"] == {
+    assert stored_report(tmp_path / "out")["pages"] == {
         "kept": 51, "kept_pdf": 45, "kept_image": 1, "kept_text": 5,
         "scanned": 2, "ocr": 0, "blank": 0, "unread": 0, "skipped": 0,
     }  # fmt: skip
@@ -116,7 +116,7 @@ def test_a_file_that_is_there_twice_is_kept_once_and_told(tmp_path: Path) -> Non
     report = run(docs, tmp_path / "out")
     assert {p.file for p in read_pages(tmp_path / "out")} == {"b/first.pdf"}
     assert report.duplicates == [("again/", "b/"), ("c.pdf", "b/first.pdf"), ("z.pdf", "b/first.pdf")]
-    assert report.skipped == [] and told(tmp_path / "out")["files"]["duplicates"] == 3
+    assert report.skipped == [] and stored_report(tmp_path / "out")["files"]["duplicates"] == 3
 
 
 def test_an_empty_page_is_left_out_and_counted(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_each_bad_file_is_skipped_with_its_reason_and_the_run_goes_on(tmp_path: 
     report = run(tmp_path / "docs", tmp_path / "out")
     assert reasons(report) == {(file, None): reason for file, reason in expected.items()}
     assert {p.file for p in read_pages(tmp_path / "out")} == {"good.pdf"}
-    rows = told(tmp_path / "out")["skipped"]
+    rows = stored_report(tmp_path / "out")["skipped"]
     assert {row["file"]: row["reason"] for row in rows} == expected
     assert "19 skipped: " in report.summary() and "and 9 more in report.json" in report.summary()
     first = (tmp_path / "out" / "report.json").read_text()
@@ -170,7 +170,10 @@ def test_a_bad_page_takes_no_other_page_along(tmp_path: Path) -> None:
     report = run(tmp_path / "a.pdf", tmp_path / "out")
     assert [p.page for p in read_pages(tmp_path / "out")] == [1, 3]
     assert reasons(report) == {("a.pdf", 2): "page too large"}
-    assert told(tmp_path / "out")["pages"]["skipped"] == 1 and told(tmp_path / "out")["files"]["skipped"] == 0
+    assert (
+        stored_report(tmp_path / "out")["pages"]["skipped"] == 1
+        and stored_report(tmp_path / "out")["files"]["skipped"] == 0
+    )
 
 
 def test_strict_stops_at_what_cannot_be_read_and_the_next_run_goes_on(tmp_path: Path) -> None:
@@ -193,7 +196,7 @@ def test_odd_names_are_read_and_told_in_valid_unicode(tmp_path: Path) -> None:
     report = run(docs, tmp_path / "out")
     assert report.skipped == []
     assert {p.file for p in read_pages(tmp_path / "out")} == {*names, "caf\\xe9.pdf"}
-    assert shown(os.fsdecode(b"caf\xe9")) == "caf\\xe9"
+    assert display_name(os.fsdecode(b"caf\xe9")) == "caf\\xe9"
 
 
 def test_a_summary_cannot_be_used_to_write_to_a_terminal(tmp_path: Path) -> None:
@@ -210,7 +213,7 @@ def test_which_files_are_found(tmp_path: Path) -> None:
         (docs / name).write_bytes(b"%PDF-" if name.endswith(".pdf") else b"text")
     (docs / "report-1").write_bytes(b"%PDF-1.4 and so on")
     (docs / "a" / "up").symlink_to(tmp_path)
-    found = find(docs, out)
+    found = list_files(docs, out)
     assert [(name, kind) for name, _, kind in found.files] == [
         ("a/b.pdf", "pdf"),
         ("out.txt", "text"),
@@ -222,10 +225,10 @@ def test_which_files_are_found(tmp_path: Path) -> None:
 
 def test_folders_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="there is no such folder or file"):
         run(tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "docs" / "a.docx").touch()
-    with pytest.raises(DataError, match="no PDF, picture or text file; it has 1 files of other kinds"):
+    with pytest.raises(DataError, match="no PDF, image or text file; it has 1 files of other kinds"):
         run(tmp_path / "docs", tmp_path / "out")
     with pytest.raises(DataError, match="is the folder to read"):
         run(tmp_path / "docs", tmp_path / "docs")
@@ -237,12 +240,12 @@ def test_folders_that_make_no_sense_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
     path = pdfs.book(tmp_path / "a.pdf", 1)
     path.chmod(0)
-    reader, answers = Reader(SMALL.settings(str(tmp_path))), []
+    reader, answers = Reader(SMALL.worker_settings(str(tmp_path))), []
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)  # root may read anything
     try:
-        _serve(reader, {"do": "look", "path": str(path), "kind": "pdf"}, answers.append)
+        _serve(reader, {"do": "inspect", "path": str(path), "kind": "pdf"}, answers.append)
     finally:
         os.seteuid(user)
     assert answers == [{"done": True, "skip": "permission denied", "detail": ""}]
@@ -255,10 +258,10 @@ def test_a_second_run_reads_nothing_again(mixed: Path, tmp_path: Path, monkeypat
     run(mixed, tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.*") if path.name != "report.json"}
     asked: list[str] = []
-    give = workers._Worker.give
-    monkeypatch.setattr(workers._Worker, "give", lambda self, task: (asked.append(task["do"]), give(self, task)))
+    give = worker_pool._Worker.give
+    monkeypatch.setattr(worker_pool._Worker, "give", lambda self, task: (asked.append(task["do"]), give(self, task)))
     report = run(mixed, tmp_path / "out")
-    assert report.reused == 6 and set(asked) == {"look"} and report.pages == 51
+    assert report.reused == 6 and set(asked) == {"inspect"} and report.pages == 51
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.*") if p.name != "report.json"}
 
 
@@ -305,8 +308,7 @@ def test_pages_of_another_folder_and_files_of_others_are_left_alone(tmp_path: Pa
 
 PROGRAM = """
 import sys
-from smart_train.ingest.options import IngestOptions
-from smart_train.ingest.ingestion import ingest
+from smart_train.ingest.ingestion import IngestOptions, ingest
 ingest(sys.argv[1], sys.argv[2], IngestOptions(pixels=20_000, jobs=2), progress=True)
 """
 
@@ -353,7 +355,7 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_result(tmp_path: Path
     assert len(states) >= 4  # the kills hit different moments
     assert _started(docs, out).wait() == 0
     assert pdfs.tree(out) == pdfs.tree(tmp_path / "whole")
-    assert told(out)["read"] == told(tmp_path / "whole")["read"]
+    assert stored_report(out)["read"] == stored_report(tmp_path / "whole")["read"]
 
 
 def test_two_runs_into_one_folder_are_refused(tmp_path: Path) -> None:
@@ -429,11 +431,15 @@ def test_memory_beyond_the_limit_ends_one_page_not_the_run(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("hook", "why"),
-    [("no_such_module:f", "No module named"), ("pdfs:no_such", "no attribute"), ("pdfs:WORDS", "cannot be called")],
+    [
+        ("no_such_module:f", "No module named"),
+        ("pdfs:no_such", "has no no_such"),
+        ("pdfs:WORDS", "is a list, not a function"),
+    ],
 )
 def test_a_hook_that_cannot_be_loaded_ends_the_run(tmp_path: Path, hook: str, why: str) -> None:
     pdfs.book(tmp_path / "a.pdf", 1)
-    with pytest.raises(DataError, match=f"the OCR hook '{hook}' cannot be loaded: .*{why}"):
+    with pytest.raises(DataError, match=f"the OCR hook '{hook}' .*{why}"):
         run(tmp_path / "a.pdf", tmp_path / "out", ocr=hook)
 
 
@@ -488,11 +494,12 @@ def test_the_command_leaves_data_that_a_recipe_reads_split_by_file(
     sides = load(DataBlock(path=str(out)))
     files = [{side.corpus[d].file for _, d in side.pairs()} for side in sides]
     assert all(files) and sum(map(len, files)) == len(set().union(*files)) == 8
-    assert told(out)["questions"]["kept"] and told(out)["built"]["queries"]["train"] == len(sides[0].queries)
+    stored = stored_report(out)
+    assert stored["questions"]["kept"] and stored["built"]["queries"]["train"] == len(sides[0].queries)
     document = next(iter(sides[0].corpus.values()))
     assert document.content()["image"].width * document.content()["image"].height <= 20_000
 
-    assert len(command._Stored(out)) == len(list(command._Stored(out))) == 48  # so that asking can tell the time left
+    assert len(read_pages(out)) == len(list(read_pages(out))) == 48  # so that the time left can be estimated
 
     first = pdfs.tree(out)
     (docs / "broken.pdf").write_text("nothing")
@@ -502,11 +509,40 @@ def test_the_command_leaves_data_that_a_recipe_reads_split_by_file(
         _command(docs, "--out", out, "--pixels", 20_000, "--strict")
 
 
+def test_a_chat_model_of_ones_own_writes_the_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = """
+from smart_train.ingest.questions.chat_model import Answer
+
+class Mine:
+    name, batch_size = "mine", 4
+
+    def answer(self, requests):
+        judged = '{"good": [1]}'
+        written = '{"queries": [{"kind": "fact", "query": "barrels of harbour number %s"}]}'
+        return [Answer(judged if "search queries:" in r.prompt else written % r.prompt.split()[-2]) for r in requests]
+"""
+    (tmp_path / "my_chat_model.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    docs, out = tmp_path / "docs", tmp_path / "mine"
+    docs.mkdir()
+    for i in range(6):
+        (docs / f"{i}.txt").write_text(f"{pdfs.words(i, 40)} page{i}")
+    assert _command(docs, "--out", out, "--questions", "my_chat_model:Mine") == 0
+    stored = stored_report(out)["questions"]
+    assert stored["way"] == "my_chat_model:Mine" and stored["kept"] == {"vlm: fact": 6}
+    assert len(list((out / "asked").rglob("*.json"))) == 12  # a question and a judgement of each page
+
+
 def test_the_command_refuses_what_cannot_work_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     for arguments, why in (
+        (["--questions", "vlmm"], "no such source 'vlmm'; choose own-words, vlm, none"),
+        (
+            ["--questions", "no_such_module:Model"],
+            "--questions: the chat model .* cannot be imported",
+        ),
         (["--questions", "vlm"], "go together"),
         (["--vlm", "x"], "go together"),
         (["--endpoint", "http://localhost:1/v1"], "belong to"),

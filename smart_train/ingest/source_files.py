@@ -1,4 +1,4 @@
-"""Which files a folder holds: all levels of it, in an order that does not depend on the disk."""
+"""List the files below a folder, in an order that does not depend on the disk."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SUFFIXES: dict[str, Kind] = {
     **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"), "image"),  # type: ignore[dict-item]
     **dict.fromkeys((".txt", ".text", ".md", ".markdown", ".html", ".htm", ".xhtml"), "text"),  # type: ignore[dict-item]
 }
-Place = tuple[int, int]  # device and inode: what a folder is, whatever links lead to it
+FolderId = tuple[int, int]  # device and inode: the same for every link that leads to a folder
 
 
 @dataclass(frozen=True)
-class Skip:
-    """What was not taken, and why.  page: None = the whole file."""
+class Skipped:
+    """A file, or one page of it, that was not taken, and why. page: None = the whole file."""
 
     file: str
     reason: str
@@ -35,23 +35,28 @@ class Skip:
 
 
 @dataclass
-class Found:
-    """files: (name to show, path, kind), by name.  other: suffix -> files of kinds that are not read.
-    twice: (link to a folder, the folder that is read already)."""
+class SourceFiles:
+    """The files of a folder.
+
+    files: (name to display, path, kind), by name
+    skipped: files and folders that the operating system does not hand out
+    other: suffix -> number of files of kinds that are not read
+    duplicates: (link to a folder, the folder that is read anyway)
+    """
 
     files: list[tuple[str, Path, Kind]] = field(default_factory=list)
-    skipped: list[Skip] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
     other: Counter[str] = field(default_factory=Counter)
-    twice: list[tuple[str, str]] = field(default_factory=list)
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
 
 
-def shown(name: str) -> str:
-    """A file's name as valid Unicode: bytes that are none are written as ``\\xe9``."""
+def display_name(name: str) -> str:
+    """Return a file's name as valid Unicode; bytes that are none are written as ``\\xe9``."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def reason_of(error: OSError, path: Path) -> Unreadable:
-    """The reason why the operating system does not hand out a file."""
+def os_error_reason(error: OSError, path: Path) -> Unreadable:
+    """Return why the operating system does not hand out a file."""
     if isinstance(error, PermissionError):
         return Unreadable("permission denied")
     if error.errno == errno.ELOOP:
@@ -61,43 +66,44 @@ def reason_of(error: OSError, path: Path) -> Unreadable:
     return Unreadable("cannot be read", os.strerror(error.errno) if error.errno else str(error))
 
 
-def find(folder: Path, out: Path) -> Found:
-    """All files below a folder (or one file), without ``out`` and what begins with a dot.
+def list_files(folder: Path, out: Path) -> SourceFiles:
+    """Return all files below a folder (or one file), without ``out`` and without names that begin with a dot.
 
     Folders are walked by name, links to folders after everything else, and no folder twice: a link up its own path is
-    skipped as a loop, a link to what is read anyway is noted in ``twice``.  A file of unknown suffix is a PDF where it
-    begins like one.  Raises DataError where the folder is missing, or is ``out`` itself.
+    skipped as a loop, a link to a folder that is read anyway is a duplicate. A file of unknown suffix is a PDF where it
+    begins like one.
+    Raises DataError where the folder is missing, or is ``out`` itself.
     """
-    found = Found()
+    found = SourceFiles()
     if folder.is_file():
-        _file(found, folder.name, folder)
+        _add_file(found, folder.name, folder)
         return found
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
+        raise DataError(f"{folder}: there is no such folder or file")
     if folder.resolve() == out.resolve():
-        raise DataError(f"{out}: is the folder to read; choose another folder for --out")
-    above = {_place(parent) for parent in folder.resolve().parents}
-    done: dict[Place, str] = {_place(out): ""} if out.is_dir() else {}
-    plain: list[tuple[str, Path, set[Place]]] = [("", folder, above)]
-    links: list[tuple[str, Path, set[Place]]] = []
+        raise DataError(f"{out} is the folder to read; give another folder for --out")
+    above = {_folder_id(parent) for parent in folder.resolve().parents}
+    visited: dict[FolderId, str] = {_folder_id(out): ""} if out.is_dir() else {}
+    plain: list[tuple[str, Path, set[FolderId]]] = [("", folder, above)]
+    links: list[tuple[str, Path, set[FolderId]]] = []
     while plain or links:
         name, path, trail = plain.pop() if plain else links.pop(0)
         try:
-            place = _place(path)
+            place = _folder_id(path)
             if place in trail:
                 raise Unreadable("symlink loop")
-            if place in done:
-                if done[place]:
-                    found.twice.append((shown(name) + "/", done[place]))
+            if place in visited:
+                if visited[place]:
+                    found.duplicates.append((display_name(name) + "/", visited[place]))
                 continue
-            done[place] = shown(name) + "/"
+            visited[place] = display_name(name) + "/"
             entries = sorted(os.scandir(path), key=lambda e: os.fsencode(e.name))
         except OSError as error:
-            why = reason_of(error, path)
-            found.skipped.append(Skip(shown(name) + "/", why.reason, why.detail))
+            why = os_error_reason(error, path)
+            found.skipped.append(Skipped(display_name(name) + "/", why.reason, why.detail))
             continue
         except Unreadable as why:
-            found.skipped.append(Skip(shown(name) + "/", why.reason, why.detail))
+            found.skipped.append(Skipped(display_name(name) + "/", why.reason, why.detail))
             continue
         folders = []
         for entry in entries:
@@ -105,7 +111,7 @@ def find(folder: Path, out: Path) -> Found:
             if entry.name.startswith("."):
                 continue
             if not _is_folder(entry):
-                _file(found, inner, path / entry.name)
+                _add_file(found, inner, path / entry.name)
             elif entry.is_symlink():
                 links.append((inner, path / entry.name, trail | {place}))
             else:
@@ -116,33 +122,33 @@ def find(folder: Path, out: Path) -> Found:
     return found
 
 
-def _place(path: Path) -> Place:
-    there = path.stat()
-    return there.st_dev, there.st_ino
+def _folder_id(path: Path) -> FolderId:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return False  # a link to itself: told as a file is
+        return False  # a link to itself: reported as a file
 
 
-def _file(found: Found, name: str, path: Path) -> None:
+def _add_file(found: SourceFiles, name: str, path: Path) -> None:
     suffix = path.suffix.lower()
     kind = SUFFIXES.get(suffix)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait forever
             raise Unreadable("not a regular file")
         if kind is None:
             with path.open("rb") as stream:
                 kind = "pdf" if stream.read(5) == b"%PDF-" else None
     except (OSError, Unreadable) as error:
         if kind is not None or path.is_symlink():
-            why = reason_of(error, path) if isinstance(error, OSError) else error
-            found.skipped.append(Skip(shown(name), why.reason, why.detail))
+            why = os_error_reason(error, path) if isinstance(error, OSError) else error
+            found.skipped.append(Skipped(display_name(name), why.reason, why.detail))
             return
     if kind is None:
         found.other[suffix or "no suffix"] += 1
     else:
-        found.files.append((shown(name), path, kind))
+        found.files.append((display_name(name), path, kind))

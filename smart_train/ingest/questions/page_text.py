@@ -1,7 +1,7 @@
-"""What a text layer's characters say: clean words, lines and sentences with their places, and spans taken out.
+"""Split the text layer of a page into clean words, lines and sentences with their positions, and take spans out of it.
 
-The text layer of a PDF marks a word that was divided at a line's end by a control character (or keeps a soft hyphen),
-joins letters to ligatures, and puts no blank line between paragraphs.
+The text layer of a PDF marks a word that was divided at the end of a line by a control character (or keeps a soft
+hyphen), joins letters to ligatures, and puts no blank line between paragraphs.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from dataclasses import dataclass
 DIVIDED = re.compile("[\x02\u00ad\ufffe\uffff][ \t]*(?:\r?\n)?")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\u200b]")
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+_CJK_ONE = re.compile(f"[{_CJK}]")
 _WORD = re.compile(rf"[{_CJK}]{{1,2}}|[^\W\d_{_CJK}]+(?:['’\-._/:][^\W_{_CJK}]+)*")
 _LINE = re.compile(r"[^\r\n]+")
-# A label before a heading: 2.1, A.3.2, IV., Chapter 2:, Appendix B, §4, (a), •
+# a label before a heading: 2.1, A.3.2, IV., Chapter 2:, Appendix B, §4, (a), •
 LABEL = re.compile(
     r"^\s*(?:(?:chapter|appendix|section|part|unit|lesson|step|kapitel|abschnitt|anhang|teil|chapitre|annexe|partie|"
     r"cap[ií]tulo|secci[oó]n|anexo|§+)\s*(?:\d+(?:\.\d+)*|[A-Z]|[IVXLC]+)\b[.:)\s\-–—]*"
@@ -32,26 +33,27 @@ _SHORT = frozenset("e.g i.e etc cf fig figs vs dr mr mrs st al eq sec z.b approx
 
 
 def clean(text: str) -> str:
-    """One line of plain characters: ligatures apart, divided words joined, white space single, quotes straight."""
+    """Return a text on one line: ligatures split, divided words joined, white space single, quotes straight."""
     text = unicodedata.normalize("NFKC", DIVIDED.sub("", text))
     text = _CONTROL.sub(" ", text).replace("’", "'").replace("‘", "'").replace("“", '"').replace("”", '"')
     return " ".join(text.split())
 
 
 def words(text: str) -> list[str]:
-    """Words with letters in them (``as.data.frame`` is one); of Chinese, Japanese and Korean two characters are one."""
+    """Return the words that have letters (``as.data.frame`` is one; in Chinese, Japanese, Korean two characters)."""
     return _WORD.findall(text)
 
 
 def squeeze(text: str) -> str:
-    """Letters and digits alone, case folded: texts that differ in spaces, marks, accents or hyphenation are one."""
+    """Return letters and digits alone, case folded: a key under which spaces, marks, accents and hyphens are equal."""
     return "".join(c for c in unicodedata.normalize("NFKD", text).casefold() if c.isalnum())
 
 
 def leaders_at(text: str) -> int:
-    """Where the leaders behind a title begin, as in "Title . . . . . . 17"; the text's length where it has none.
+    """Return where the leaders behind a title begin ("Title . . . . . . 17"), or the length of a text without any.
 
-    Only what the line ends in is looked at, since a pattern over the whole of a dotted line takes cubic time."""
+    Only the end of the line is looked at, since a pattern over the whole of a dotted line takes cubic time.
+    """
     end = len(text.rstrip(_BLANK + _DIGITS + "."))
     found = _THREE.search(text, end)
     if found:
@@ -65,14 +67,14 @@ def has_leaders(text: str) -> bool:
 
 
 def unlabelled(text: str) -> str:
-    """A heading without the number before it, and without leaders and page number behind it."""
+    """Return a heading without the number before it, and without leaders and page number behind it."""
     title = LABEL.sub("", text, count=1)
     return title[: leaders_at(title)].strip(" \t:–—-·|")
 
 
 @dataclass(frozen=True)
 class Span:
-    """A part of a text: ``raw[start:end]``, and the same cleaned."""
+    """A part of a text. text: ``raw[start:end]``, cleaned."""
 
     start: int
     end: int
@@ -80,24 +82,24 @@ class Span:
 
 
 def lines(text: str) -> list[Span]:
-    """Lines with something on them; a word divided at a line's end stays where it begins."""
+    """Return the lines that are not blank; a word divided over two lines makes them one."""
     found = (Span(m.start(), m.end(), clean(m[0])) for m in _LINE.finditer(_joined(text)))
     return [line for line in found if line.text]
 
 
 def _joined(text: str) -> str:
-    """The same length, with the line break after a divided word hidden."""
+    """Return a text of the same length, with the line break in a divided word replaced."""
     return DIVIDED.sub(lambda m: m[0].replace("\r", "\x02").replace("\n", "\x02"), text)
 
 
 def bare(line: str) -> str:
-    """What tells whether a line is another one's title again: squeezed, without label, leaders and page number."""
+    """Return a key by which a line repeats a title: squeezed, without label, leaders and page number."""
     stripped = unlabelled(line)
     return squeeze(_NUMBER_BEHIND.sub("", stripped) or stripped)
 
 
 def sentences(text: str) -> Iterator[Span]:
-    """Sentences, that may run over lines; their ends are guessed from the marks, abbreviations aside."""
+    """Yield sentences, which may run over lines; their ends are guessed from the marks, abbreviations aside."""
     begin = 0
     for end in _SENTENCE_END.finditer(text):
         before = text[begin : end.start()].rsplit(maxsplit=1)
@@ -114,8 +116,10 @@ def sentences(text: str) -> Iterator[Span]:
 
 
 def find(text: str, wanted: Iterable[str]) -> list[tuple[int, int]]:
-    """Where any of these stands in a text, as whole words, whatever the case, the spaces, line breaks and hyphens
-    between; in order, merged where they overlap."""
+    """Return (start, end) of each place where one of ``wanted`` stands in a text as whole words, in order, merged.
+
+    Case, spaces, line breaks and hyphens make no difference.
+    """
     letters: list[str] = []
     places: list[int] = []
     for place, character in enumerate(text):
@@ -127,26 +131,23 @@ def find(text: str, wanted: Iterable[str]) -> list[tuple[int, int]]:
         for part in squeeze(character):
             letters.append(part)
             places.append(place)
-    whole = "".join(letters)
+    squeezed = "".join(letters)
     found: list[tuple[int, int]] = []
     for key in {squeeze(one) for one in wanted} - {""}:
-        at = whole.find(key)
+        at = squeezed.find(key)
         while at >= 0:
             first, last = places[at], places[at + len(key) - 1]
             if not _inside(text, first - 1, first) and not _inside(text, last, last + 1):
                 found.append((first, last + 1))
-            at = whole.find(key, at + 1)
+            at = squeezed.find(key, at + 1)
     return _merged(found)
 
 
 def _inside(text: str, left: int, right: int) -> bool:
-    """Whether two neighbouring characters belong to one word."""
+    """Whether the neighbouring characters at ``left`` and ``right`` belong to one word."""
     if left < 0 or right >= len(text) or _CJK_ONE.match(text[left]) or _CJK_ONE.match(text[right]):
         return False
     return text[left].isalnum() and text[right].isalnum()
-
-
-_CJK_ONE = re.compile(f"[{_CJK}]")
 
 
 def _merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -160,11 +161,11 @@ def _merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def without(text: str, taken: Iterable[str], titles: set[str]) -> str:
-    """A text without the words that were taken from it, and without lines that are nothing but a title again.
+    """Return a text without ``taken``, and without lines that only repeat a title.
 
-    taken: what to take out wherever it stands, as whole words
-    titles: of lines as ``bare`` gives them: such a line (in a running header, in a table of contents) goes whole
-    A line of which only a label or marks are left goes too; what is not touched keeps every character.
+    taken: words to take out wherever they stand, as whole words
+    titles: keys of ``bare``: such a line (in a running header, in a table of contents) is removed
+    A line of which only a label or marks are left is removed, too; everything else keeps every character.
     """
     spans = find(text, taken)
     for line in lines(text):
