@@ -1,82 +1,45 @@
-"""Whether the block ``objective`` can work: its values, its batch, its schedule, and that it trains what is trained.
+"""Check the block ``objective``: its terms, batch and schedule, and that they train what the recipe trains.
 
-Which settings exclude each other is told by losses/schedule.py, which the losses ask as well.
+What a term reads and trains is asked of the term itself (LossTerm in losses/base.py), never of a list of names.
 """
 
 from __future__ import annotations
 
 import os
-from difflib import get_close_matches
 
-from smart_train.checks.bounds import Problems, above, at_least, layers
-from smart_train.config.schema import SCHEDULED, ObjectiveBlock, Recipe
+from smart_train.checks.bounds import Problems, at_least, layers
+from smart_train.config.schema import Recipe
 from smart_train.config.typed_values import Problem
 from smart_train.core.environment import world
-from smart_train.losses.schedule import active, at, conflicts, learns
+from smart_train.losses.recipe_terms import RecipeTerm, RecipeTerms, read_terms
 from smart_train.models.base_config import BaseConfig
 
-LEARNING = ("pooled", "late", "hybrid", "self_distillation", "teacher")  # blocks with a weight and a temperature
-SCHEDULE = "objective.schedule."
+
+def terms_of(recipe: Recipe) -> RecipeTerms:
+    """Return the recipe's loss terms, and what is wrong with them."""
+    return read_terms(recipe.objective, where=recipe.where)
+
+
+def teacher_key(recipe: Recipe) -> str | None:
+    """Return the key of the term that needs a teacher's scores in the data; None where none does."""
+    readers = (one for one in terms_of(recipe).active if "labels.teacher" in one.term.reads)
+    return next((one.key() for one in readers if one.term.weight >= 0), None)
 
 
 def needs_teacher(recipe: Recipe) -> bool:
-    """Whether the data has to have another model's scores."""
-    return recipe.objective.teacher.weight >= 0 and active(recipe.objective, "teacher.weight")
+    """Return whether the data must have another model's scores."""
+    return teacher_key(recipe) is not None
 
 
 # By itself -----------------------------------------------------------------------------------------------------------
 
 
 def check_objective(recipe: Recipe) -> Problems:
-    objective = recipe.objective
-    for name in LEARNING:
-        term = getattr(objective, name)
-        yield from at_least(f"objective.{name}.weight", term.weight, 0)
-        fix = "write 0.02 to 0.05 (scores are cosines)"
-        yield from above(f"objective.{name}.temperature", term.temperature, 0, fix)
-    yield from above("objective.teacher.scale", objective.teacher.scale, 0, "write 1 for scores that are cosines")
-    for name in ("hardness", "diversity", "overlap"):
-        yield from at_least(f"objective.{name}", getattr(objective, name), 0)
-    if objective.false_negatives is not None and not 0 < objective.false_negatives <= 1:
-        what = f"is {objective.false_negatives:g}, must be above 0 and at most 1: a share of the positive's score"
-        yield Problem("objective.false_negatives", what, "write 0.95, or null to keep every negative")
-    if not 0 <= objective.margin < 1:
-        what = f"is {objective.margin:g}, must be from 0 to below 1: scores are cosines"
-        yield Problem("objective.margin", what, "write 0.1, or 0")
-    if objective.neighbour_pages is not None and objective.neighbour_pages < 0:
-        what = f"is {objective.neighbour_pages}, must be at least 0"
+    yield from terms_of(recipe).problems
+    pages = recipe.objective.neighbour_pages
+    if pages is not None and pages < 0:
+        what = f"is {pages}, must be at least 0"
         yield Problem("objective.neighbour_pages", what, "write 1 for the page before and after, or null")
-    if objective.loss != "sigmoid" and objective.sigmoid_bias != ObjectiveBlock.sigmoid_bias:
-        what = f"is {objective.sigmoid_bias:g}, but objective.loss is {objective.loss}, which has no bias"
-        yield Problem("objective.sigmoid_bias", what, "remove it, or write loss: sigmoid")
-    if not learns(objective):
-        what = "every weight is 0, so there is no loss"
-        yield Problem("objective", what, f"give {', '.join(LEARNING[:-1])} or {LEARNING[-1]} a weight")
-    for key, what, fix in conflicts(objective):
-        if not key.startswith(SCHEDULE):
-            yield Problem(key, what, fix)
-
-
-def check_schedule(recipe: Recipe) -> Problems:
-    """Names and points, and that there is a loss when training begins."""
-    objective = recipe.objective
-    wrong = [(key, what, fix) for key, what, fix in conflicts(objective) if key.startswith(SCHEDULE)]
-    for key, what, fix in wrong:
-        near = get_close_matches(key.removeprefix(SCHEDULE), SCHEDULED, 1, 0.5)
-        if near and near[0] not in objective.schedule and key.removeprefix(SCHEDULE) not in SCHEDULED:
-            what, fix = f"{what}, the nearest is {near[0]}", f"write {near[0]}, or {fix}"
-        yield Problem(key, what, fix)
-    if wrong:
-        return
-    if any(value >= 1 for _, value in objective.schedule.get("margin", ())):
-        yield Problem(f"{SCHEDULE}margin", "reaches 1 or more: scores are cosines", "keep its values below 1")
-    silent = [key for key, points in objective.schedule.items() if not any(value for _, value in points)]
-    for key in silent:
-        yield Problem(SCHEDULE + key, "is 0 throughout", "remove it, or let a value be above 0")
-    first = at(objective, 0.0)
-    if objective.schedule and not silent and learns(objective) and not any(getattr(first, n).weight for n in LEARNING):
-        what = "every weight of the loss is 0 when training begins, so the first steps would learn nothing"
-        yield Problem("objective.schedule", what, "let one weight start above 0")
 
 
 def check_batch(recipe: Recipe) -> Problems:
@@ -122,21 +85,20 @@ def check_skips(recipe: Recipe) -> Problems:
 
 
 def check_trained(recipe: Recipe) -> Problems:
-    """Something is trained, and every term of the loss that is asked for can reach it."""
-    late, objective, kind = recipe.late, recipe.objective, recipe.adapter.kind
+    """Something is trained, and every term of the loss can reach it."""
+    late, kind, terms = recipe.late, recipe.adapter.kind, terms_of(recipe)
     head = late.head.type != "none" or len(layers(late)) > 1
     if kind == "frozen" and not head:
         what = "is frozen, and with late.head none and a single layer nothing is left to train"
         yield Problem("adapter.kind", what, "write late.head: layernorm_linear, a list of layers, or kind: lora")
-    if kind == "frozen" and not _trains_tokens(objective):
+    if kind == "frozen" and not terms.trains("tokens"):
         what = "is frozen, but no term with a weight trains the tokens, and the pooled vector has nothing to train then"
         yield Problem("adapter.kind", what, "give objective.late a weight, or write kind: lora")
     elif kind == "frozen":
-        yield from _idle(objective)
-    elif head and learns(objective) and not _trains_tokens(objective):
-        key, value = (
-            ("late.head", late.head.type) if late.head.type != "none" else ("late.layer", "a list of layers to mix")
-        )
+        yield from (_idle(one) for one in terms.active if _is_idle(one))
+    elif head and terms.learns and not terms.trains("tokens"):
+        named = late.head.type != "none"
+        key, value = ("late.head", late.head.type) if named else ("late.layer", "a list of layers to mix")
         what = f"is {value}, but no term with a weight trains the tokens, so it would get no gradient"
         yield Problem(key, what, "give objective.late a weight, or write late.head: none and a single layer")
     if recipe.training.get("head_learning_rate") is not None and not head:
@@ -145,15 +107,16 @@ def check_trained(recipe: Recipe) -> Problems:
     yield from _alone(recipe)
 
 
-def _idle(objective: ObjectiveBlock) -> Problems:
-    """Terms that learn through the pooled vector alone, while that cannot be trained.  (A pooled term may stay: it
-    costs next to nothing, and its value in the log is that of the base.)"""
-    why = "the pooled vector, which has nothing to train while adapter.kind is frozen"
-    if active(objective, "self_distillation.weight"):
-        yield Problem("objective.self_distillation.weight", f"is on, but it teaches {why}", "write 0, or kind: lora")
-    if active(objective, "teacher.weight") and objective.teacher.score == "pooled":
-        what = f"is pooled, so the teacher's scores teach {why}"
-        yield Problem("objective.teacher.score", what, "write late or hybrid, or kind: lora")
+def _is_idle(one: RecipeTerm) -> bool:
+    """Whether a term learns through the pooled vector alone, at a cost. One that reads the pooled scores alone may
+    stay: it costs next to nothing, and its value in the log is that of the base."""
+    cheap = {"scores.pooled", "labels.grades", "labels.query_repeats", "labels.all_ranks"}
+    return one.term.trains == ("pooled",) and not set(one.term.reads) <= cheap
+
+
+def _idle(one: RecipeTerm) -> Problem:
+    what = f"is on, but {one.term.name} trains the pooled vector alone, which is frozen while adapter.kind is frozen"
+    return Problem(one.key(), what, "write 0, let the term train the tokens, or write kind: lora")
 
 
 def _alone(recipe: Recipe) -> Problems:
@@ -183,35 +146,16 @@ def check_blocks(recipe: Recipe, base: BaseConfig) -> Problems:
     if wrong:
         what = f"the model has no block {', '.join(map(str, wrong))}: it has 1 to {base.layers}"
         yield Problem("adapter.layers", what, f"write numbers from 1 to {base.layers}, or null for all")
-    late_alone = not _trains_pooled(recipe.objective)
+    late_alone = not terms_of(recipe).trains("pooled")
     if late_alone and read and not wrong and any(block > max(read) for block in trained):
         what = f"the late term alone reads layer {max(read)}, so what is trained above it gets no gradient"
         fix = f"write adapter.layers: {list(range(1, max(read) + 1))}" if max(read) else "choose a layer above 0"
         yield Problem("late.layer", what, f"{fix}, or give the pooled term a weight")
 
 
-def check_overlap(recipe: Recipe, base: BaseConfig) -> Problems:
-    """A cosine needs two vectors of one width."""
-    width = recipe.late.dim or base.hidden
-    if active(recipe.objective, "overlap") and width != base.pooled:
-        what = f"compares pooled vectors ({base.pooled} wide) with tokens ({width} wide)"
-        equal = "null" if base.pooled == base.hidden else str(base.pooled)
-        fix = f"write late.dim: {equal}, or overlap: 0" if base.pooled <= base.hidden else "write overlap: 0"
-        yield Problem("objective.overlap", what, fix)
-
-
-# Small parts ---------------------------------------------------------------------------------------------------------
-
-
-def _trains_pooled(objective: ObjectiveBlock) -> bool:
-    """Whether any term has a gradient to the pooled vectors."""
-    on = {key for key in SCHEDULED if active(objective, key)}
-    taught = "teacher.weight" in on and objective.teacher.score != "late"
-    return taught or bool(on & {"pooled.weight", "hybrid.weight", "self_distillation.weight", "overlap"})
-
-
-def _trains_tokens(objective: ObjectiveBlock) -> bool:
-    """Whether any term has a gradient to the tokens; of self-distillation they are the teacher, which gets none."""
-    on = {key for key in SCHEDULED if active(objective, key)}
-    taught = "teacher.weight" in on and objective.teacher.score != "pooled"
-    return taught or bool(on & {"late.weight", "hybrid.weight", "diversity", "overlap"})
+def check_term_widths(recipe: Recipe, base: BaseConfig) -> Problems:
+    """Every term can work with vectors of these widths."""
+    for one in terms_of(recipe).active:
+        wrong = one.term.width_problem(base.pooled, recipe.late.dim or base.hidden)
+        if wrong is not None:
+            yield Problem(one.key(), *wrong)

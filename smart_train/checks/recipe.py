@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 
 from smart_train.checks.bounds import Problems, at_least, distinct, widths
@@ -14,11 +15,10 @@ from smart_train.checks.objective import (
     check_batch,
     check_blocks,
     check_objective,
-    check_overlap,
-    check_schedule,
     check_skips,
+    check_term_widths,
     check_trained,
-    needs_teacher,
+    teacher_key,
 )
 from smart_train.checks.quantization import check_quantised
 from smart_train.checks.training import check_best, check_launch, check_trackers
@@ -187,11 +187,15 @@ def check_vision(recipe: Recipe, base: BaseConfig) -> Problems:
 
 
 def check_data(recipe: Recipe, base: BaseConfig | None) -> Problems:
+    from smart_train.data.load import TEACHER_KEY, has_test
     from smart_train.data.load import check_data as check_rows
-    from smart_train.data.load import has_test
     from smart_train.data.readers.base import find_reader
 
-    problems = check_rows(data_of(recipe), needs_teacher(recipe))
+    teacher = teacher_key(recipe)
+    problems = [
+        replace(problem, key=teacher) if teacher and problem.key == TEACHER_KEY else problem
+        for problem in check_rows(data_of(recipe), teacher is not None)
+    ]
     yield from problems
     if problems:
         return
@@ -220,7 +224,6 @@ ALONE: list[Callable[[Recipe], Problems]] = [
     check_adapter,
     check_objective,
     check_batch,
-    check_schedule,
     check_skips,
     check_trained,
     check_launch,
@@ -238,6 +241,6 @@ AGAINST_BASE: list[Callable[[Recipe, BaseConfig], Problems]] = [
     check_head,
     check_lengths,
     check_blocks,
-    check_overlap,
+    check_term_widths,
     check_vision,
 ]

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from smart_train.config.schema import Component, Recipe, Where
+from smart_train.config.schema import Component, ObjectiveBlock, Recipe, Where
 from smart_train.config.typed_values import Problem, RecipeError, build, told
 
 __all__ = ["BOOT", "CLOSE", "Problem", "RecipeError", "of_words", "plain", "read", "save", "stored"]
@@ -64,7 +64,10 @@ def _plain_value(value: Any) -> Any:
     if isinstance(value, Component):
         return value.plain()
     if dataclasses.is_dataclass(value):
-        return {field.name: _plain_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = {field.name: _plain_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        for entry in value.terms if isinstance(value, ObjectiveBlock) else ():
+            fields.pop(entry.type, None)  # a term of objective.terms takes the place of its block
+        return fields
     if isinstance(value, dict):
         return {name: _plain_value(item) for name, item in value.items()}
     return [_plain_value(item) for item in value] if isinstance(value, list) else value
@@ -193,7 +196,9 @@ def _values(loader: _Loader, node: yaml.Node, key: str, where: Where, lines: dic
     if id(node) in around:
         raise _fail(where, node.start_mark.line + 1, key, "an alias contains itself", "write the values out")
     if isinstance(node, yaml.SequenceNode):
-        return [_values(loader, item, key, where, {}, (*around, id(node))) for item in node.value]
+        inside = (*around, id(node))
+        lines.update({f"{key}.{n}": item.start_mark.line + 1 for n, item in enumerate(node.value)})
+        return [_values(loader, item, f"{key}.{n}", where, lines, inside) for n, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
         return loader.construct_object(node, deep=True)
     found: dict[str, Any] = {}

@@ -13,12 +13,11 @@ import tokenize
 import typing
 from importlib.metadata import files
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 from smart_train.config import schema as blocks
 from smart_train.config.recipe import BOOT
-from smart_train.config.schema import SCHEDULED, Component
+from smart_train.config.schema import Component
 from smart_train.config.training_arguments import MOVED
 from smart_train.config.typed_values import described, is_block
 
@@ -85,8 +84,8 @@ and after the last point the value stays. What stands at the key itself plays no
         late.weight: [[0, 0], [0.3, 1]]   # grows for the first third
         diversity: [[0.5, 0.1], [1, 0]]
 
-{scheduled}
-An override writes `'objective.schedule.late.weight=[[0,0],[1,1]]'`.
+It may name every weight (`late.weight`, `teacher.weight`, `diversity`, `NAME.weight` for a term of `objective.terms`),
+`hardness` and `margin`. An override writes `'objective.schedule.late.weight=[[0,0],[1,1]]'`.
 
 ## Shipped
 
@@ -149,7 +148,6 @@ def page() -> str:
     return PAGE.format(
         boot=BOOT,
         quotes='"' * 3,
-        scheduled=fill("It may name " + ", ".join(f"`{name}`" for name in SCHEDULED) + ".", 118),
         shipped=shown,
         blocks=HEAD + "\n".join(top) + "\n\n" + "\n".join(parts),
         moved="\n".join(f"| `{name}` | {fix} |" for name, fix in MOVED.items()),

@@ -191,20 +191,6 @@ class TeacherBlock:
     score: Literal["pooled", "late", "hybrid"] = "hybrid"  # which of the student's scores learns
 
 
-SCHEDULED = (
-    "pooled.weight",
-    "late.weight",
-    "hybrid.weight",
-    "self_distillation.weight",
-    "teacher.weight",
-    "diversity",
-    "overlap",
-    "hardness",
-    "margin",
-)
-"""What objective.schedule may name."""
-
-
 @dataclass
 class ObjectiveBlock:
     pooled: TermBlock = field(default_factory=TermBlock)  # cross entropy of the pooled scores
@@ -217,7 +203,7 @@ class ObjectiveBlock:
     gather_group: int | None = None  # gather among this many neighbouring GPUs only, for large worlds; null = all
     similarity: Literal["auto", "float32", "bfloat16"] = "auto"  # of tokens; auto: as the GPU trains
     neighbour_pages: int | None = None  # pages this near to an answer in its file are no negatives; null = they are
-    loss: Literal["softmax", "sigmoid"] = "softmax"  # sigmoid: every pair judged by itself (SigLIP)
+    loss: Literal["softmax", "sigmoid"] = "softmax"  # sigmoid: every pair is judged by itself (SigLIP)
     sigmoid_bias: float = -10.0  # sigmoid: added to score / temperature; most pairs are negatives
     symmetric: bool = False  # mean of both directions: document among documents, and query among queries
     hardness: float = 0.0  # alpha: a negative counts exp(alpha x its score) times (LLaVE); 0 = all alike
@@ -228,6 +214,7 @@ class ObjectiveBlock:
     teacher: TeacherBlock = field(default_factory=TeacherBlock)  # another model's scores, where the data has them
     diversity: float = 0.0  # weight of the mean squared cosine between tokens of one row
     overlap: float = 0.0  # weight of the mean squared cosine between a row's pooled vector and its tokens
+    terms: list[Component] = field(default_factory=list)  # more terms, your own too: see docs/objective.md
     skip_nonfinite: int = 0  # steps with a loss or gradient that is no finite number to leave out; 0 = stop at once
     schedule: dict[str, list[list[float]]] = field(default_factory=dict)  # weight -> points [share of training, value]
 

@@ -91,3 +91,9 @@ class ExtensionError(SmartTrainError, ValueError):
     def __init__(self, what: str, fix: str) -> None:
         self.what, self.fix = what, fix
         super().__init__(f"{what}; {fix}")
+
+
+class LossError(SmartTrainError, ValueError):
+    """A loss that cannot work: a term, an option or a schedule is wrong; the message has a line for each."""
+
+    status = 2

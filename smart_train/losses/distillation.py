@@ -1,4 +1,4 @@
-"""Learning from scores: the late score teaches the pooled one, and another model teaches either.
+"""Distillation terms: the late score teaches the pooled one, or another model's scores teach either.
 
 A divergence is not multiplied by the squared temperature (Hinton et al. 2015): its gradient, (p_student - p_teacher)
 / temperature, then has the size of the contrastive terms' beside which it stands; the weight may hold the factor.
@@ -6,23 +6,100 @@ A divergence is not multiplied by the squared temperature (Hinton et al. 2015): 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from smart_train.config.schema import TeacherBlock
-from smart_train.losses.contrastive import FLOOR, Pairs
+from smart_train.losses.base import BatchEmbeddings, LossTerm, Scores, Value, Wrong
+from smart_train.losses.contrastive import FLOOR
+from smart_train.losses.labels import Labels
+
+
+class SelfDistillation(LossTerm):
+    """The late score teaches the pooled one (self-knowledge distillation, BGE-M3, Chen et al. 2024, arXiv 2402.03216;
+    there the teacher is the sum of all views).
+
+    temperature: tau of both softmaxes
+    graded: as in ``Contrastive``; all known positives of the query in the batch are compared then, too
+    """
+
+    name, trains = "self_distillation", ("pooled",)
+    shared_options = ("graded",)
+
+    def __init__(self, weight: float = 1.0, temperature: float = 0.05, *, graded: bool = False) -> None:
+        super().__init__(weight, temperature)
+        self.temperature: float = temperature
+        self.graded = graded
+
+    @property
+    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("scores.pooled", "scores.late", *(["labels.grades"] if self.graded else []))
+
+    def forward(self, scores: Scores, labels: Labels, embeddings: BatchEmbeddings) -> Value:
+        positives = labels.graded_targets > 0 if self.graded else labels.own_document
+        return self_distillation(scores.pooled, scores.late, labels, positives, self.temperature)
+
+
+class Teacher(LossTerm):
+    """Another model's scores teach this one's; a pair without scores costs 0.
+
+    temperature: tau of both softmaxes (kl), or the unit of the scores (margin_mse)
+    kind: ``kl``, the divergence from the teacher's distribution, or ``margin_mse``, the squared error of its
+        differences to the positive
+    scale: the teacher's scores are multiplied by it first: brings another unit to that of cosines
+    score: which of the student's scores learns
+    """
+
+    name = "teacher"
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        temperature: float = 0.05,
+        kind: Literal["kl", "margin_mse"] = "kl",
+        scale: float = 1.0,
+        score: Literal["pooled", "late", "hybrid"] = "hybrid",
+    ) -> None:
+        super().__init__(weight, temperature)
+        self.temperature: float = temperature
+        self.kind, self.scale, self.score = kind, scale, score
+
+    @property
+    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (f"scores.{self.score}", "labels.teacher")
+
+    @property
+    def trains(self) -> tuple[str, ...]:  # type: ignore[override]
+        return {"pooled": ("pooled",), "late": ("tokens",)}.get(self.score, ("pooled", "tokens"))
+
+    def forward(self, scores: Scores, labels: Labels, embeddings: BatchEmbeddings) -> Value:
+        return from_teacher(getattr(scores, self.score), labels, self.temperature, self.kind, self.scale)
+
+    def problems(self) -> Iterator[Wrong]:
+        yield from super().problems()
+        if self.scale <= 0:
+            yield "scale", f"is {self.scale:g}, must be above 0", "write 1 for scores that are cosines"
+        if self.kind not in ("kl", "margin_mse"):
+            yield "kind", f"is {self.kind!r}", "write kl or margin_mse"
+        if self.score not in ("pooled", "late", "hybrid"):
+            yield "score", f"is {self.score!r}", "write pooled, late or hybrid"
+
+
+# The losses as functions of tensors -----------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def soft_target(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """A teacher's distribution and its negative entropy: [rows, K] logits -> p [rows, K], sum p log p [rows]."""
+    """Return a teacher's distribution and its negative entropy: [rows, K] logits -> p [rows, K], sum p log p [rows]."""
     logs = logits.log_softmax(1)
     target = logs.exp()
     return target, logs.mul_(target).sum(1)
 
 
 def divergence(student: Tensor, target: Tensor, negative_entropy: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of every row.
+    """Compute the Kullback-Leibler divergence of every row.
 
     student: [rows, K] logits, FLOOR where a place is no member of the row; the others: see ``soft_target``, FLOOR at
     the same places
@@ -31,38 +108,37 @@ def divergence(student: Tensor, target: Tensor, negative_entropy: Tensor) -> Ten
     return negative_entropy - (target * student.log_softmax(1)).sum(1)
 
 
-def self_distillation(pooled: Tensor, late: Tensor, pairs: Pairs, temperature: float) -> Tensor:
-    """The late score teaches the pooled one (self-knowledge distillation, BGE-M3, Chen et al. 2024, arXiv 2402.03216;
-    there the teacher is the sum of all views).
+def self_distillation(pooled: Tensor, late: Tensor, labels: Labels, positives: Tensor, temperature: float) -> Tensor:
+    """Compute the divergence of the pooled distribution from the late one.
 
-    pooled, late: [B, N]
+    pooled, late: [B, N]; positives: [P, N] bool, the pair's own document, or all known positives of its query
     returns a scalar, the mean over pairs of
-        KL( softmax(stop_gradient(s_late) / tau) || softmax(s_pooled / tau) )   over the pair's answers and negatives
+        KL( softmax(stop_gradient(s_late) / tau) || softmax(s_pooled / tau) )   over the pair's positives and negatives
     """
-    others = (pairs.negatives | pairs.answers).logical_not_()
-    target = soft_target(late.detach()[pairs.query].div_(temperature).masked_fill_(others, FLOOR))
-    student = (pooled[pairs.query] / temperature).masked_fill(others, FLOOR)
-    return divergence(student, *target).sum() / pairs.count
+    others = (labels.negatives | positives).logical_not_()
+    target = soft_target(late.detach()[labels.query].div_(temperature).masked_fill_(others, FLOOR))
+    student = (pooled[labels.query] / temperature).masked_fill(others, FLOOR)
+    return labels.mean(divergence(student, *target))
 
 
-def from_teacher(scores: Tensor, teacher: Tensor, pairs: Pairs, block: TeacherBlock) -> Tensor:
-    """Another model's scores as target: mean over all drawn pairs; a pair without scores costs 0.
+def from_teacher(scores: Tensor, labels: Labels, temperature: float, kind: str = "kl", scale: float = 1.0) -> Tensor:
+    """Compute the mean over all drawn pairs of the distance to another model's scores.
 
-    scores: [B, N] of the student; teacher: [B, N], not finite where the teacher gave none.  Only the documents that
-    it scored are looked at, copies and known answers among them too: its list is taken as it is.
+    scores: [B, N] of the student; labels.teacher: [B, N], not finite where the teacher gave none. Only the documents
+    that it scored count, copies and known positives among them too: its list is taken as it is.
     """
-    columns, there = listed(teacher.isfinite())
+    assert labels.teacher is not None
+    columns, there = listed(labels.teacher.isfinite())
     student = scores.gather(1, columns)
-    target = block.scale * teacher.gather(1, columns).masked_fill(~there, 0.0).to(scores.dtype)
-    if block.kind == "kl":
-        return kl_to_teacher(student, target, there, block.temperature)[pairs.query].sum() / pairs.count
-    own = (columns[pairs.query] == pairs.document.unsqueeze(1)) & there[pairs.query]
-    costs = margin_mse(student[pairs.query], target[pairs.query], own, there[pairs.query], block.temperature)
-    return costs.sum() / pairs.count
+    target = scale * labels.teacher.gather(1, columns).masked_fill(~there, 0.0).to(scores.dtype)
+    if kind == "kl":
+        return labels.mean(kl_to_teacher(student, target, there, temperature)[labels.query])
+    own = (columns[labels.query] == labels.document.unsqueeze(1)) & there[labels.query]
+    return labels.mean(margin_mse(student[labels.query], target[labels.query], own, there[labels.query], temperature))
 
 
 def kl_to_teacher(student: Tensor, teacher: Tensor, there: Tensor, temperature: float) -> Tensor:
-    """Distillation of a ranking (Hinton et al. 2015, arXiv 1503.02531; Lin et al. 2020, arXiv 2010.11386).
+    """Compute the distillation of a ranking (Hinton et al. 2015, arXiv 1503.02531; Lin et al. 2020, arXiv 2010.11386).
 
     student, teacher: [B, K] scores; there: [B, K] bool, which are scores
     returns [B]:  KL( softmax(t / tau) || softmax(s / tau) )
@@ -72,7 +148,7 @@ def kl_to_teacher(student: Tensor, teacher: Tensor, there: Tensor, temperature: 
 
 
 def margin_mse(student: Tensor, teacher: Tensor, own: Tensor, there: Tensor, temperature: float) -> Tensor:
-    """MarginMSE (Hofstaetter et al. 2020, arXiv 2010.02666), the scores measured in units of tau.
+    """Compute MarginMSE (Hofstaetter et al. 2020, arXiv 2010.02666) of scores in units of tau.
 
     student, teacher: [P, K]; there: [P, K] bool, which are scores; own: [P, K] bool, the pair's own document
     returns [P]:  mean over the other documents x of  ( ((s_own - s_x) - (t_own - t_x)) / tau )^2,
@@ -85,7 +161,7 @@ def margin_mse(student: Tensor, teacher: Tensor, own: Tensor, there: Tensor, tem
 
 
 def listed(there: Tensor) -> tuple[Tensor, Tensor]:
-    """The few True of every row, side by side: a teacher scores some tens of thousands of columns.
+    """Put the few True of every row side by side: a teacher scores some of tens of thousands of columns.
 
     there: [B, N] bool -> columns [B, K] int64 (0 where there is none) and which of them are real [B, K] bool
     """

@@ -1,7 +1,7 @@
-"""Regularisers of the reference work (SMART, arXiv 2605.24938): what the token view should be besides discriminating.
+"""Regularizers of the token view (SMART, arXiv 2605.24938): tokens differ from each other and from the pooled vector.
 
-Rows are ragged and their [T, T] cosines are needed whole: both functions go in blocks of bounded size, keep nothing
-of a block, and compute it again in the backward.  Sums are taken in float32 or wider.
+Rows are ragged and their [T, T] cosines are needed: both functions go in blocks of bounded size, keep nothing of a
+block, and compute it again in the backward. Sums are taken in float32 or wider.
 """
 
 from __future__ import annotations
@@ -14,16 +14,58 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from smart_train.core.embeddings import Embeddings, Tokens
+from smart_train.core.errors import LossError
+from smart_train.losses.base import BatchEmbeddings, LossTerm, Scores, Value
+from smart_train.losses.labels import Labels
 
 BLOCK = 1 << 22  # numbers of a block: 16 MiB of float32
 
 
+class Diversity(LossTerm):
+    """Mean squared cosine between the tokens of a row, of queries and documents; see ``diversity``."""
+
+    name, reads, trains, mean_over = "diversity", ("embeddings.tokens",), ("tokens",), ("queries", "documents")
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__(weight)
+
+    def forward(self, scores: Scores, labels: Labels, embeddings: BatchEmbeddings) -> Value:
+        return torch.stack([diversity(embeddings.queries.tokens), diversity(embeddings.own_documents.tokens)])
+
+
+class Overlap(LossTerm):
+    """Mean squared cosine between a row's pooled vector and its tokens, of queries and documents; see ``overlap``."""
+
+    name, mean_over = "overlap", ("queries", "documents")
+    reads, trains = ("embeddings.pooled", "embeddings.tokens"), ("pooled", "tokens")
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__(weight)
+
+    def forward(self, scores: Scores, labels: Labels, embeddings: BatchEmbeddings) -> Value:
+        return torch.stack([overlap(embeddings.queries), overlap(embeddings.own_documents)])
+
+    def width_problem(self, pooled: int, tokens: int) -> tuple[str, str] | None:
+        if pooled == tokens:
+            return None
+        return (
+            f"compares pooled vectors ({pooled} wide) with tokens ({tokens} wide)",
+            f"give both one width (late.dim: {pooled}), or write overlap: 0",
+        )
+
+
+# The losses as functions of tensors -----------------------------------------------------------------------------------
+
+
 def diversity(tokens: Tokens) -> Tensor:
-    """Mean squared cosine between different tokens of one row: high where the tokens all say the same.
+    """Compute the mean squared cosine between different tokens of one row: high where all tokens are alike.
 
     tokens: rows of L2-normalised vectors
     returns a scalar, the mean over rows of  1 / (T (T - 1)) * sum over i != j of (t_i . t_j)^2;  a row of one token
     costs 0
+
+    >>> diversity(Tokens(torch.eye(3), torch.tensor([3])))
+    tensor(0.)
     """
     with torch.autocast(tokens.values.device.type, enabled=False):
         costs: Tensor = _OffDiagonal.apply(tokens.values, tokens.lengths)
@@ -31,14 +73,14 @@ def diversity(tokens: Tokens) -> Tensor:
 
 
 def overlap(embeddings: Embeddings) -> Tensor:
-    """Mean squared cosine between a row's pooled vector and its tokens: high where they repeat each other.
+    """Compute the mean squared cosine between a row's pooled vector and its tokens: high where they are alike.
 
     returns a scalar, the mean over rows of  1 / T * sum over i of (p . t_i)^2
-    Raises ValueError where pooled vectors and tokens differ in width.
+    Raises LossError where pooled vectors and tokens differ in width.
     """
     width, pooled = embeddings.tokens.width, embeddings.pooled
     if pooled.shape[1] != width:
-        raise ValueError(
+        raise LossError(
             f"objective.overlap compares pooled vectors with tokens, but these are {pooled.shape[1]} and {width} wide; "
             "write overlap: 0, or late.head: none without late.dim"
         )

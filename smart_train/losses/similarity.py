@@ -1,4 +1,4 @@
-"""The three scores, and which documents of a batch may count as negatives.
+"""Similarity scores of queries and documents: pooled, late and hybrid.
 
 Every score is a mean of cosines, so that the three share one unit (SMART, arXiv 2605.24938, section 3).
 """
@@ -14,7 +14,10 @@ from smart_train.losses.maxsim import maxsim
 
 
 def pooled_scores(queries: Tensor, documents: Tensor) -> Tensor:
-    """s_pooled = p_q . p_x.   queries [B, D], documents [N, D], L2-normalised -> [B, N], float32 or wider."""
+    """Return the pooled scores s_pooled = p_q . p_x.
+
+    queries [B, D], documents [N, D], L2-normalised -> [B, N], float32 or wider
+    """
     if queries.dtype in (torch.float16, torch.bfloat16):
         queries = queries.float()
     # Autocast off: a bfloat16 score matrix has about 8 distinct values where 64 differ.
@@ -23,12 +26,15 @@ def pooled_scores(queries: Tensor, documents: Tensor) -> Tensor:
 
 
 def late_scores(queries: Tokens, documents: Tokens) -> Tensor:
-    """s_late = 1/|q| sum_i max_j t_qi . t_xj.   B and N ragged rows -> [B, N], float32 or wider."""
+    """Return the late scores s_late = 1/|q| sum_i max_j t_qi . t_xj.
+
+    B and N ragged rows -> [B, N], float32 or wider
+    """
     return maxsim(queries, documents)
 
 
 def hybrid_scores(pooled: Tensor, late: Tensor, hybrid: HybridBlock) -> Tensor:
-    """s_hybrid = lambda_pooled * s_pooled + lambda_late * s_late, each standardised first where the block says so.
+    """Return s_hybrid = lambda_pooled * s_pooled + lambda_late * s_late; the block may say to standardise each first.
 
     pooled, late: [B, N] -> [B, N].  The paper has both weights 1 and no scaling; a weight does not transfer between
     models, because some keep all their cosines in a narrow band: standardising by constants makes it comparable.
@@ -40,7 +46,7 @@ def hybrid_scores(pooled: Tensor, late: Tensor, hybrid: HybridBlock) -> Tensor:
 
 
 def scores(queries: Embeddings, documents: Embeddings, mode: str, hybrid: HybridBlock) -> Tensor:
-    """[B, N] by mode: pooled, late or hybrid.  Raises ValueError for another word."""
+    """Return [B, N] scores by mode: pooled, late or hybrid. Raises ValueError for another word."""
     if mode == "pooled":
         return pooled_scores(queries.pooled, documents.pooled)
     if mode == "late":
@@ -49,19 +55,3 @@ def scores(queries: Embeddings, documents: Embeddings, mode: str, hybrid: Hybrid
         pooled = pooled_scores(queries.pooled, documents.pooled)
         return hybrid_scores(pooled, late_scores(queries.tokens, documents.tokens), hybrid)
     raise ValueError(f"mode is pooled, late or hybrid, not {mode!r}")
-
-
-def negatives_mask(relevance: Tensor, positives: Tensor, repeats: Tensor | None = None) -> Tensor:
-    """Which documents stand in the denominator of each drawn pair (the identity mask).
-
-    relevance: [B, N] bool, every known answer; positives: [P, 2] rows of the drawn (query, document) pairs
-    repeats:   [N] bool, later copies of a document, which would count it twice; None = there are none
-    returns:   [P, N] bool: the pair's own document and every document that is no known answer to its query
-
-    Without it a second page that answers the query, or the same page under another query, would be pushed away.
-    """
-    query, document = positives.unbind(1)
-    mask = relevance[query].logical_not_()
-    if repeats is not None:
-        mask &= ~repeats
-    return mask.scatter_(1, document.unsqueeze(1), True)

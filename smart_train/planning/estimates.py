@@ -8,6 +8,7 @@ width, W ranks, g ranks that gather together.  Sizes are bytes of a number: 4 = 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,8 +17,6 @@ BUCKET = 500_000_000  # numbers: DeepSpeed's reduce_bucket_size where nothing is
 LIVE = 1_000_000_000  # numbers: its stage3_max_live_parameters
 TILES = 2 * (1 << 27)  # bytes: MaxSim's tile of similarities on a GPU, and its maxima and places on the way
 WINNERS, WINNER = 1 << 19, 30  # places that MaxSim's backward sorts at once, and bytes of each
-TERM = {"plain": (3.5, 1.3), "symmetric": (3.8, 2.5), "options": (5.8, 3.5), "sigmoid": (5.5, 2.3)}
-"""[P, N] float matrices of a term with their masks, most at once and kept (counted in losses/contrastive.py)."""
 
 
 # Weights, gradients, optimiser ---------------------------------------------------------------------------------------
@@ -198,13 +197,16 @@ def loss_embeddings(rows: Rows) -> dict[str, int]:
     }
 
 
-def logits(rows: Rows, scores: int, terms: int, kind: str = "plain") -> tuple[int, int]:
-    """(most at once, kept for the backward) bytes of matrices [P, g N]: every score (pooled, late, hybrid), and of the
-    terms one at its most while the others are kept; then all of them kept.  kind: of TERM.  Counted in
-    losses/contrastive.py, not derived: an estimate."""
-    most, kept = TERM[kind]
+def logits(rows: Rows, scores: int, terms: Sequence[tuple[float, float]]) -> tuple[int, int]:
+    """Return (most at once, kept for the backward) bytes of matrices [P, g N]: every score (pooled, late, hybrid), and
+    of the terms one at its most while the others are kept; then all of them kept.
+
+    terms: of every call of a term, what LossTerm.matrices declares. It is counted there, not derived: an estimate.
+    """
+    kept = sum(held for _, held in terms)
+    most = max((most - held for most, held in terms), default=0.0)
     one = FLOAT * rows.pairs * rows.group * rows.documents
-    return int(one * (scores + most + kept * max(0, terms - 1))), int(one * (scores + kept * terms))
+    return int(one * (scores + kept + most)), int(one * (scores + kept))
 
 
 def gather_volume(rows: Rows, columns: int = 0, once: bool = False, trained_pooled: bool = True) -> int:

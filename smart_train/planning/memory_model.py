@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from smart_train.config.schema import Recipe
-from smart_train.losses.schedule import needs
+from smart_train.losses.joint import Joint
 from smart_train.models.base_config import BaseConfig, BaseFiles
 from smart_train.planning import estimates
 from smart_train.planning import estimates as activations
@@ -49,8 +49,13 @@ class Subject:
     def changed(self, recipe: Recipe) -> Subject:
         """The same base and adapter with other sizes."""
         other: Subject = object.__new__(Subject)
-        other.__dict__.update({k: v for k, v in self.__dict__.items() if k != "lengths"}, recipe=recipe)
+        other.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("lengths", "joint")}, recipe=recipe)
         return other
+
+    @cached_property
+    def joint(self) -> Joint:
+        """The recipe's loss, which knows what it reads."""
+        return Joint.from_recipe(self.recipe.objective)
 
     @property
     def half(self) -> bool:
@@ -125,7 +130,7 @@ class Subject:
 
     def rows(self, ranks: int) -> Rows:
         objective, pairs = self.recipe.objective, self.pairs(ranks)
-        pooled, tokens = needs(objective)
+        views = self.joint.views
         group = (objective.gather_group or ranks) if objective.gather else 1
         similar = objective.similarity
         rounded = similar == "bfloat16" or (similar == "auto" and self.half and not self.on_cpu)
@@ -139,8 +144,8 @@ class Subject:
             width=self.recipe.late.dim or self.base.hidden,
             token_size=2 if rounded else 4,
             group=min(group, ranks),
-            uses_pooled=pooled,
-            uses_tokens=tokens,
+            uses_pooled="pooled" in views,
+            uses_tokens="tokens" in views,
         )
 
     # -- chunks

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from smart_train.losses.schedule import CONTRASTIVE, active
 from smart_train.planning import estimates
 from smart_train.planning.estimates import Engine, Rows, States
 from smart_train.planning.launch_files import Launch
@@ -82,27 +81,20 @@ def need(subject: Subject, launch: Launch, gpus: int) -> Need:
     )
 
 
-def _terms(subject: Subject) -> dict[str, int]:
-    """The contrastive terms that are on -> score matrices that each is computed on (Matryoshka cuts)."""
-    cuts = {"pooled": len(subject.recipe.model.matryoshka), "late": len(subject.recipe.late.matryoshka), "hybrid": 0}
-    return {name: 1 + cuts[name] for name in CONTRASTIVE if active(subject.recipe.objective, f"{name}.weight")}
-
-
 def _logits(subject: Subject, rows: Rows) -> tuple[int, int]:
-    objective, terms = subject.recipe.objective, _terms(subject)
-    scores = terms | ({"pooled": terms.get("pooled", 1), "late": terms.get("late", 1)} if "hybrid" in terms else {})
-    options = active(objective, "hardness") or active(objective, "margin") or objective.false_negatives is not None
-    kind = "options" if options else "symmetric" if objective.symmetric else "plain"
-    kind = "sigmoid" if objective.loss == "sigmoid" else kind
-    return estimates.logits(rows, max(1, sum(scores.values())), sum(terms.values()), kind)
+    cuts = len(subject.recipe.model.matryoshka), len(subject.recipe.late.matryoshka)
+    scores, terms = subject.joint.matrices(*cuts)
+    return estimates.logits(rows, max(1, scores), terms)
 
 
 def _gathers(subject: Subject, rows: Rows) -> int:
-    objective = subject.recipe.objective
+    joint = subject.joint
+    cuts = {"pooled": len(subject.recipe.model.matryoshka), "late": len(subject.recipe.late.matryoshka)}
+    exchanging = [term for term in joint.terms if "labels.all_ranks" in term.reads]
     return estimates.gather_volume(
         rows,
-        columns=sum(_terms(subject).values()) if objective.symmetric else 0,
-        once=objective.symmetric or objective.loss == "sigmoid",
+        columns=sum(1 + cuts.get(term.matryoshka or "", 0) for term in exchanging),
+        once="labels.query_repeats" in joint.reads,
         trained_pooled=subject.recipe.adapter.kind != "frozen",
     )
 

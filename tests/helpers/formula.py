@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from smart_train.config.schema import HybridBlock, ObjectiveBlock, TeacherBlock
 from smart_train.core.embeddings import Embeddings, Tokens
-from smart_train.losses.joint import Labels
+from smart_train.losses.labels import Labels
 
 
 def draw(lengths: list[int], seed: int, pooled: int = 12, width: int = 8, dtype=torch.float32) -> Embeddings:

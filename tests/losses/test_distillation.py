@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from formula import draw
+from objectives import joint_loss
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, MarginMSELoss
 
 from smart_train.config.schema import HybridBlock, ObjectiveBlock, TeacherBlock, TermBlock
 from smart_train.core.embeddings import Embeddings
 from smart_train.losses.contrastive import FLOOR
 from smart_train.losses.distillation import divergence, listed, soft_target
-from smart_train.losses.joint import Labels, joint_loss
+from smart_train.losses.labels import Labels
 
 OFF = TermBlock(0.0)
 nan = float("nan")
@@ -116,7 +117,7 @@ def test_listed_puts_the_true_places_of_a_row_side_by_side():
 def test_a_teacher_or_grades_that_are_not_there_are_asked_for():
     queries, documents = draw([1], 0), draw([1, 1], 1)
     labels = Labels(torch.tensor([[True, False]]), torch.tensor([[0, 0]]))
-    with pytest.raises(ValueError, match="teacher.weight needs a teacher's scores.*data.teacher"):
+    with pytest.raises(ValueError, match="loss term teacher needs a teacher's scores .data.teacher"):
         joint_loss(queries, documents, labels, taught("kl", 0.1), HybridBlock())
-    with pytest.raises(ValueError, match="graded needs the answers' grades"):
+    with pytest.raises(ValueError, match="loss term pooled needs the grades of the positives"):
         joint_loss(queries, documents, labels, ObjectiveBlock(graded=True), HybridBlock())

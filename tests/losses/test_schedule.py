@@ -8,13 +8,24 @@ import numpy as np
 import pytest
 import torch
 from formula import draw
+from objectives import joint_loss
 
-from smart_train.config.schema import SCHEDULED, HybridBlock, ObjectiveBlock, TeacherBlock, TermBlock
-from smart_train.losses.joint import Labels, joint_loss
-from smart_train.losses.schedule import active, at, conflicts, interpolate, learns, needs
+from smart_train.config.schema import HybridBlock, ObjectiveBlock, TeacherBlock, TermBlock
+from smart_train.losses import Joint, Labels
+from smart_train.losses.recipe_terms import read_terms
+from smart_train.losses.schedule import interpolate
 
 OFF = TermBlock(0.0)
 POOLED = ObjectiveBlock(TermBlock(1.0), OFF, OFF)
+ALL_ON = ObjectiveBlock(
+    hybrid=TermBlock(1.0),
+    self_distillation=TermBlock(1.0),
+    teacher=TeacherBlock(1.0),
+    diversity=1.0,
+    overlap=1.0,
+    hardness=1.0,
+    margin=0.1,
+)
 POINTS = [[0.1, 0.0], [0.5, 2.0], [0.6, 1.0]]
 
 
@@ -23,19 +34,27 @@ def test_values_between_points_are_numpys_interpolation(progress):
     assert interpolate(POINTS, progress) == pytest.approx(np.interp(progress, *zip(*POINTS, strict=True)))
 
 
-@pytest.mark.parametrize("key", SCHEDULED)
+KEYS = read_terms(ObjectiveBlock()).schedulable
+
+
+@pytest.mark.parametrize("key", KEYS)
 def test_every_key_can_be_scheduled_and_nothing_else_moves(key):
-    objective = ObjectiveBlock(schedule={key: [[0, 0], [1, 3]]})
-    now = at(objective, 0.5)
+    objective = replace(ALL_ON, schedule={key: [[0, 0.2], [1, 0.8]]})
+    scheduled, plain = Joint.from_recipe(objective), Joint.from_recipe(ALL_ON)
+    scheduled.at(0.5)
     name, _, leaf = key.partition(".")
-    assert (getattr(getattr(now, name), leaf) if leaf else getattr(now, name)) == 1.5
-    back = (
-        replace(getattr(now, name), **{leaf: getattr(getattr(objective, name), leaf)})
-        if leaf
-        else getattr(objective, name)
-    )
-    assert replace(now, **{name: back}) == objective
-    assert not conflicts(objective)
+    moved = [(one.name, leaf or "weight") for one in plain.terms if one.name == name] or [
+        (one.name, key) for one in plain.terms if hasattr(one, key)
+    ]
+    assert moved
+    for one, other in zip(scheduled.terms, plain.terms, strict=True):
+        expected = vars(other) | {attribute: 0.5 for of, attribute in moved if of == other.name}
+        assert vars(one) == expected
+
+
+def test_what_can_be_scheduled_are_all_weights_hardness_and_margin():
+    weights = [f"{name}.weight" for name in ("pooled", "late", "hybrid", "self_distillation", "teacher")]
+    assert [*weights, "diversity", "overlap", "hardness", "margin"] == KEYS
 
 
 def test_a_scheduled_term_is_on_while_its_weight_is_zero():
@@ -43,13 +62,13 @@ def test_a_scheduled_term_is_on_while_its_weight_is_zero():
     queries, documents = draw([2, 3], 0), draw([3, 1], 1)
     labels = Labels(torch.eye(2, dtype=torch.bool), torch.tensor([[0, 0], [1, 1]]))
     objective = replace(POOLED, schedule={"late.weight": [[0, 0], [1, 1]]})
-    start = joint_loss(queries, documents, labels, at(objective, 0.0), HybridBlock())
+    start = joint_loss(queries, documents, labels, objective, HybridBlock())
     start.total.backward()
     assert start.parts["loss/late"] > 0
     assert queries.tokens.values.grad.abs().max() == 0
     plain = joint_loss(queries, documents, labels, POOLED, HybridBlock()).total
     assert start.total.item() == plain.item()
-    later = joint_loss(queries, documents, labels, at(objective, 0.25), HybridBlock())
+    later = joint_loss(queries, documents, labels, objective, HybridBlock(), progress=0.25)
     assert later.total.item() == pytest.approx(plain.item() + 0.25 * later.parts["loss/late"].item())
 
 
@@ -57,9 +76,12 @@ def test_a_scheduled_term_is_on_while_its_weight_is_zero():
 def test_a_scheduled_strength_acts_with_its_value(key):
     queries, documents = draw([2, 3], 0), draw([3, 1], 1)
     labels = Labels(torch.eye(2, dtype=torch.bool), torch.tensor([[0, 0], [1, 1]]))
-    scheduled = at(replace(POOLED, schedule={key: [[0, 0], [1, 0.4]]}), 0.5)
+    scheduled = replace(POOLED, schedule={key: [[0, 0], [1, 0.4]]})
     fixed = replace(POOLED, **{key: 0.2})
-    totals = [joint_loss(queries, documents, labels, o, HybridBlock()).total.item() for o in (scheduled, fixed, POOLED)]
+    totals = [
+        joint_loss(queries, documents, labels, objective, HybridBlock(), progress=0.5).total.item()
+        for objective in (scheduled, fixed, POOLED)
+    ]
     assert totals[0] == pytest.approx(totals[1], abs=1e-6)
     assert totals[0] != pytest.approx(totals[2], abs=1e-3)
 
@@ -82,23 +104,25 @@ def test_a_scheduled_strength_acts_with_its_value(key):
     ],
 )
 def test_what_is_gathered_is_what_some_term_reads(objective, expected):
-    assert needs(objective) == expected
+    assert Joint.from_recipe(objective).views == {
+        v for v, read in zip(("pooled", "tokens"), expected, strict=True) if read
+    }
     queries, documents = draw([2, 3], 0, 8, 8), draw([3, 1], 1, 8, 8)
     labels = Labels(torch.eye(2, dtype=torch.bool), torch.tensor([[0, 0], [1, 1]]), teacher=torch.eye(2))
     for side, read in (("pooled", expected[0]), ("tokens", expected[1])):
         values = documents.pooled if side == "pooled" else documents.tokens.values
         held = values.detach().clone()
-        before = joint_loss(queries, documents, labels, at(objective, 1.0), HybridBlock()).total
+        before = joint_loss(queries, documents, labels, objective, HybridBlock(), progress=1.0).total
         with torch.no_grad():
             values.copy_(values.roll(1, 0))
-        after = joint_loss(queries, documents, labels, at(objective, 1.0), HybridBlock()).total
+        after = joint_loss(queries, documents, labels, objective, HybridBlock(), progress=1.0).total
         with torch.no_grad():
             values.copy_(held)
         assert (before != after) == read
 
 
 def keys(objective: ObjectiveBlock) -> list[str]:
-    return [key for key, _, _ in conflicts(objective)]
+    return [problem.key for problem in read_terms(objective).problems]
 
 
 def test_settings_that_exclude_each_other_are_named():
@@ -108,7 +132,7 @@ def test_settings_that_exclude_each_other_are_named():
     assert keys(replace(sigmoid, symmetric=True)) == ["objective.symmetric"]
     assert keys(replace(sigmoid, hardness=1.0)) == ["objective.hardness"]
     assert keys(replace(sigmoid, graded=True)) == ["objective.graded"]
-    assert keys(replace(sigmoid, schedule={"hardness": [[0, 0], [1, 5]]})) == ["objective.hardness"]
+    assert keys(replace(sigmoid, schedule={"hardness": [[0, 0], [1, 5]]})) == ["objective.schedule.hardness"]
     assert keys(ObjectiveBlock(symmetric=True, hardness=1.0, margin=0.1, false_negatives=0.9, graded=True)) == []
 
 
@@ -146,10 +170,10 @@ def test_a_setting_of_terms_that_are_all_off_is_named():
     ],
 )
 def test_a_wrong_schedule_is_named_with_its_key(key, points, told):
-    ((where, what, fix),) = conflicts(ObjectiveBlock(schedule={key: points}))
-    assert where == f"objective.schedule.{key}"
-    assert told in what
-    assert fix
+    (problem,) = read_terms(ObjectiveBlock(schedule={key: points})).problems
+    assert problem.key == f"objective.schedule.{key}"
+    assert told in problem.what
+    assert problem.fix
 
 
 def test_the_loss_refuses_every_conflict_at_once():
@@ -160,9 +184,13 @@ def test_the_loss_refuses_every_conflict_at_once():
         joint_loss(queries, documents, labels, wrong, HybridBlock())
 
 
-def test_regularisers_alone_are_no_loss():
-    assert not learns(ObjectiveBlock(OFF, OFF, OFF, diversity=1.0, overlap=1.0))
-    assert learns(ObjectiveBlock(OFF, OFF, OFF, teacher=TeacherBlock(1.0)))
-    assert learns(ObjectiveBlock(OFF, OFF, OFF, schedule={"late.weight": [[0, 0], [1, 1]]}))
-    assert active(ObjectiveBlock(diversity=0.1), "diversity")
-    assert not active(ObjectiveBlock(), "diversity")
+def test_regularizers_alone_are_no_loss():
+    assert not read_terms(ObjectiveBlock(OFF, OFF, OFF, diversity=1.0, overlap=1.0)).learns
+    assert read_terms(ObjectiveBlock(OFF, OFF, OFF, teacher=TeacherBlock(1.0))).learns
+    assert read_terms(ObjectiveBlock(OFF, OFF, OFF, schedule={"late.weight": [[0, 0], [1, 1]]})).learns
+
+
+def test_a_loss_that_begins_with_nothing_is_refused():
+    (problem,) = read_terms(ObjectiveBlock(OFF, OFF, OFF, schedule={"late.weight": [[0, 0], [1, 1]]})).problems
+    assert problem.key == "objective.schedule"
+    assert "every weight of the loss is 0 when training begins" in problem.what

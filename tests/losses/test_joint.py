@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from formula import draw, formula_loss
+from objectives import joint_loss
 
 from smart_train.config.schema import HybridBlock, ObjectiveBlock, TermBlock
 from smart_train.core.embeddings import Embeddings, Tokens
-from smart_train.losses.joint import Labels, joint_loss
-from smart_train.losses.similarity import hybrid_scores, late_scores, negatives_mask, pooled_scores, scores
+from smart_train.losses.labels import Labels, negatives_mask
+from smart_train.losses.similarity import hybrid_scores, late_scores, pooled_scores, scores
 
 # (pooled, late, hybrid) weights and temperatures of the method's named settings; "convert" is two runs of this loss.
 SETTINGS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from formula import draw
+from objectives import joint_loss
 from sentence_transformers.multi_vector_encoder.losses import MultiVectorMultipleNegativesRankingLoss
 from sentence_transformers.multi_vector_encoder.scoring import colbert_scores, mean_colbert_scores
 from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss, MultipleNegativesRankingLoss
@@ -16,8 +17,9 @@ from transformers import PreTrainedTokenizerFast
 
 from smart_train.config.schema import HybridBlock, ObjectiveBlock, TermBlock
 from smart_train.core.embeddings import Embeddings, Tokens
-from smart_train.losses.contrastive import Pairs, among_queries, contrastive, graded_targets, too_near
-from smart_train.losses.joint import Labels, Loss, joint_loss
+from smart_train.losses.contrastive import among_queries, contrastive, too_near
+from smart_train.losses.joint import Loss
+from smart_train.losses.labels import Labels, graded_targets
 
 OFF = TermBlock(0.0)
 
@@ -146,18 +148,18 @@ def test_masked_dropped_and_left_negatives_are_counted_per_pair():
     parts = loss_of(*toy(), labels, pooled_only(false_negatives=0.95)).parts
     assert parts["masked"].item() == pytest.approx((1 + 0) / 2)
     assert parts["negatives"].item() == pytest.approx((3 + 4) / 2)
-    assert parts["false_negatives/pooled"].item() == pytest.approx((1 + 3) / 2)
+    assert parts["pooled/false_negatives"].item() == pytest.approx((1 + 3) / 2)
     plain = loss_of(*toy(), labels, pooled_only()).parts
-    assert "false_negatives/pooled" not in plain
+    assert "pooled/false_negatives" not in plain
     assert plain["negatives"] == parts["negatives"]
 
 
 def test_a_later_copy_is_no_negative_but_stays_where_it_is_the_pairs_own():
     relevance = torch.tensor([[1, 0, 0, 0, 0], [0, 1, 0, 1, 0]], dtype=torch.bool)  # 3 is a copy of 1
     repeats = torch.tensor([False, False, False, True, False])
-    pairs = Pairs.of(relevance, torch.tensor([[0, 0], [1, 3]]), repeats)
+    pairs = Labels(relevance, torch.tensor([[0, 0], [1, 3]]), repeats=repeats)
     assert pairs.negatives.int().tolist() == [[0, 1, 1, 0, 1], [1, 0, 1, 0, 1]]
-    assert pairs.answers.int().tolist() == [[1, 0, 0, 0, 0], [0, 0, 0, 1, 0]]
+    assert pairs.own_document.int().tolist() == [[1, 0, 0, 0, 0], [0, 0, 0, 1, 0]]
     parts = loss_of(*toy(), Labels(relevance, torch.tensor([[0, 0], [1, 3]]), repeats=repeats), pooled_only()).parts
     assert parts["masked"].item() == 1
     assert parts["negatives"].item() == 3
@@ -182,10 +184,11 @@ def test_the_limit_of_the_positive_aware_filter_lies_below_the_positive_on_eithe
 def test_the_filter_is_decided_without_a_gradient_and_never_drops_an_answer():
     queries, documents = draw([1, 1, 1], 0), draw([1] * 5, 1)
     labels = Labels(torch.eye(3, 5, dtype=torch.bool), torch.tensor([[0, 0], [1, 1], [2, 2]]))
-    everything = loss_of(queries, documents, labels, pooled_only(false_negatives=-10.0))  # limits below every score
-    assert everything.total.item() == 0
-    assert everything.parts["false_negatives/pooled"].item() == 4
-    everything.total.backward()
+    scores = queries.pooled @ documents.pooled.T
+    total, dropped = contrastive(scores, labels, 0.05, false_negatives=-10.0)  # limits below every score
+    assert total.item() == 0
+    assert dropped.item() == 4
+    total.backward()
     assert queries.pooled.grad.abs().max() == 0
 
 
@@ -217,9 +220,9 @@ def test_with_one_known_answer_in_the_batch_graded_is_the_plain_loss():
 def test_a_document_that_every_query_of_a_rank_knows_has_a_finite_gradient_among_queries():
     queries, documents = draw([1, 1], 0), draw([1, 1, 1], 1)
     scores = queries.pooled @ documents.pooled.T
-    pairs = Pairs.of(torch.ones(2, 3, dtype=torch.bool), torch.tensor([[0, 0], [1, 0]]))
+    pairs = Labels(torch.ones(2, 3, dtype=torch.bool), torch.tensor([[0, 0], [1, 0]]))
     nobody = torch.zeros(2, 3, dtype=torch.bool)
-    costs = among_queries(scores, pairs, nobody, pooled_only(), 0.05, lambda own: own.unsqueeze(0))
+    costs = among_queries(scores, pairs, nobody, 0.05)
     assert costs.tolist() == [0, 0]
     (gradient,) = torch.autograd.grad(costs.sum(), queries.pooled)
     assert gradient.isfinite().all()
@@ -228,11 +231,11 @@ def test_a_document_that_every_query_of_a_rank_knows_has_a_finite_gradient_among
 def test_a_query_without_a_pair_has_no_term_in_the_sigmoid_loss():
     queries, documents = draw([1, 1, 1], 0), draw([1, 1, 1], 1)
     scores = queries.pooled @ documents.pooled.T
-    objective = pooled_only(loss="sigmoid", sigmoid_bias=-1.0)
-    with_it = Pairs.of(torch.eye(3, dtype=torch.bool), torch.tensor([[0, 0], [1, 1]]))
-    without = Pairs.of(torch.eye(2, 3, dtype=torch.bool), torch.tensor([[0, 0], [1, 1]]))
-    ours, _ = contrastive(scores, with_it, objective, 0.05)
-    torch.testing.assert_close(ours, contrastive(scores[:2], without, objective, 0.05)[0])
+    options = {"loss": "sigmoid", "sigmoid_bias": -1.0}
+    with_it = Labels(torch.eye(3, dtype=torch.bool), torch.tensor([[0, 0], [1, 1]]))
+    without = Labels(torch.eye(2, 3, dtype=torch.bool), torch.tensor([[0, 0], [1, 1]]))
+    ours, _ = contrastive(scores, with_it, 0.05, **options)
+    torch.testing.assert_close(ours, contrastive(scores[:2], without, 0.05, **options)[0])
 
 
 @pytest.mark.parametrize("option", [{}, {"symmetric": True}, {"loss": "sigmoid", "sigmoid_bias": -1.0}])

@@ -1,15 +1,16 @@
-"""Regularisers against padded einsum in float64: ragged rows, blocks of any size, both shapes of the inner product."""
+"""Regularizers against padded einsum in float64: ragged rows, blocks of any size, both shapes of the inner product."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from formula import draw
+from objectives import joint_loss
 
 from smart_train.config.schema import HybridBlock, ObjectiveBlock, TermBlock
 from smart_train.core.embeddings import Embeddings, Tokens
-from smart_train.losses import regularizers as regularisers
-from smart_train.losses.joint import Labels, joint_loss
+from smart_train.losses import regularizers
+from smart_train.losses.labels import Labels
 from smart_train.losses.regularizers import diversity, overlap
 
 LENGTHS = [3, 1, 12, 7, 1, 5]
@@ -29,7 +30,7 @@ def by_einsum(rows: Embeddings) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("width", [4, 16])
 def test_both_are_their_formula_in_value_and_gradient_whatever_the_block(width, block, monkeypatch):
     """Width 4 is narrower than the longest rows, 16 wider than all of them."""
-    monkeypatch.setattr(regularisers, "BLOCK", block)
+    monkeypatch.setattr(regularizers, "BLOCK", block)
     rows = draw(LENGTHS, 0, pooled=width, width=width, dtype=torch.float64)
     of = (rows.pooled, rows.tokens.values)
     for ours, theirs in zip((diversity(rows.tokens), overlap(rows)), by_einsum(rows), strict=True):

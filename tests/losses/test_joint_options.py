@@ -9,11 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 from formula import draw, option_loss
+from objectives import joint_loss
 from torch import Tensor
 
 from smart_train.config.schema import HybridBlock, ObjectiveBlock, TeacherBlock, TermBlock
 from smart_train.core.embeddings import Embeddings
-from smart_train.losses.joint import Labels, Loss, joint_loss
+from smart_train.losses.joint import Loss
+from smart_train.losses.labels import Labels
 
 TERMS = {"pooled": TermBlock(0.7, 0.2), "late": TermBlock(1.3, 0.1), "hybrid": TermBlock(0.4, 0.15)}
 OFF = {name: TermBlock(0.0) for name in TERMS}
@@ -203,10 +205,8 @@ def test_the_mean_of_two_ranks_is_the_loss_and_gradient_of_one_rank(option, gath
     mine = [queries.select([0, 1, 2, 3]), queries.select([4, 5])]
 
     def compute(rank: int, columns: Callable[[Tensor], Tensor]) -> Loss:
-        there = split(labels, rank, order, own[rank], first)
-        return joint_loss(
-            mine[rank], documents.select(order), there, objective, HybridBlock(), (4,), (2, 4), columns=columns
-        )
+        there = replace(split(labels, rank, order, own[rank], first), all_ranks=columns)
+        return joint_loss(mine[rank], documents.select(order), there, objective, HybridBlock(), (4,), (2, 4))
 
     ranks = two_ranks(compute)
     one = joint_loss(queries, documents, labels, objective, HybridBlock(), (4,), (2, 4))
