@@ -14,15 +14,14 @@ if TYPE_CHECKING:
 FIX = "write data.source: file, or the column that names the sources; or remove it"
 
 
-def check_format(recipe: Recipe) -> Problems:
+def check_reader(recipe: Recipe) -> Problems:
     """Check that ``data.format`` names a reader, before any data is looked at."""
-    from smart_train.data.readers.base import DataProblem, reader_class
+    from smart_train.data.readers.base import DataProblem, check_format
 
-    if recipe.data.format != "auto":
-        try:
-            reader_class(recipe.data.format)
-        except DataProblem as error:
-            yield error.problem
+    try:
+        check_format(recipe.data.format)
+    except DataProblem as error:
+        yield error.problem
 
 
 def check_sources(recipe: Recipe) -> Problems:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 from smart_train.checks.bounds import Problems, at_least, distinct, widths
-from smart_train.checks.data import check_format, check_source, check_sources
+from smart_train.checks.data import check_reader, check_source, check_sources
 from smart_train.checks.late import check_head, check_late, check_layers, check_widths
 from smart_train.checks.mining import check_mining, data_of
 from smart_train.checks.objective import (
@@ -228,7 +228,7 @@ ALONE: list[Callable[[Recipe], Problems]] = [
     check_trained,
     check_launch,
     check_data_block,
-    check_format,
+    check_reader,
     check_sources,
     check_mining,
     check_evaluation,

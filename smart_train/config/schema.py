@@ -137,7 +137,9 @@ class AdapterBlock:
 @dataclass
 class DataBlock:
     path: str = ""  # pydocs, a local folder or file, or a Hub dataset
-    format: str = "auto"  # auto, beir, mbeir, pages, pydocs, rows, or your own as package.module:Class (docs/data.md)
+    format: Component = field(
+        default_factory=lambda: Component("auto")
+    )  # auto, beir, mbeir, pages, pydocs, rows, or your own
     revision: str | None = None  # of a Hub dataset: branch, tag or commit; pin it, or the metrics may change
     subset: str | None = None  # Hub configuration name
     split: str = "train"  # rows or qrels of this split are trained on
@@ -159,6 +161,10 @@ class DataBlock:
     source: str | None = None  # a batch is of one source: file, or rows: the column that names it; null = mixed
     source_temperature: float = 1.0  # 1 = every pair once an epoch; above, small sources are drawn more often
     source_weights: dict[str, float] = field(default_factory=dict)  # source -> how often it is drawn; 1 where not named
+
+    def __post_init__(self) -> None:
+        """Let Python programs write the format as recipes do: ``DataBlock(format="beir")``."""
+        self.format = _component("data.format", self.format)
 
 
 @dataclass

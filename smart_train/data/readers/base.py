@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from smart_train.config.schema import DataBlock
+from smart_train.config.schema import Component, DataBlock
 from smart_train.config.typed_values import Problem
 from smart_train.core.errors import DataError, ExtensionError
 from smart_train.core.registry import Registry
@@ -32,6 +32,7 @@ READERS = Registry(
         "rows": "smart_train.data.readers.rows:RowsReader",
     },
 )
+AUTO = "auto"
 LAST = "rows"  # it reads every table, so all others are asked before it
 
 
@@ -64,9 +65,10 @@ class Reader(ABC):
     """Read one data format.  A subclass holds everything that is specific to the format.
 
     A reader is made with the recipe's data block and takes its options from it: ``path``, ``subset``, ``revision`` and
-    the columns ``query``, ``document``, ``image``, ``id``, ``scores`` and ``source``.  The constructor may look at the
-    path, and raises DataProblem where the data is not there; it reads no rows.  What the block says of dev, test,
-    limits and batches is applied by the callers, the same for every format.
+    the columns ``query``, ``document``, ``image``, ``id``, ``scores`` and ``source``.  Further options are keyword
+    arguments of the constructor, with defaults; a recipe gives them as ``format: {type: NAME, option: value}``.  The
+    constructor may look at the path, and raises DataProblem where the data is not there; it reads no rows.  What the
+    block says of dev, test, limits and batches is applied by the callers, the same for every format.
 
     ``detect``, ``splits`` and ``read`` must be defined.  All other methods have a default that is right for any
     format, and can be overridden where the format knows better.
@@ -180,7 +182,7 @@ class Reader(ABC):
 
 
 def reader_class(name: str) -> type[Reader]:
-    """Return the reader that ``data.format`` names: a short name, or ``package.module:Class``.
+    """Return the reader class of a short name, or of ``package.module:Class``.
 
     The name must come from the user's own recipe, command line or program, never from a data folder: importing it
     runs its code.  Raises DataProblem where there is no such class, or it is no complete Reader.
@@ -193,11 +195,23 @@ def reader_class(name: str) -> type[Reader]:
     if not (inspect.isclass(found) and issubclass(found, Reader)):
         raise DataProblem("data.format", f"{name} is no subclass of {base}", "derive the class from it")
     if inspect.isabstract(found):
-        lacks = ", ".join(sorted(found.__abstractmethods__))
-        raise DataProblem(
-            "data.format", f"the reader {name} does not define {lacks}", f"define it, as {base} documents"
-        )
+        what = f"the reader {name} does not define {', '.join(sorted(found.__abstractmethods__))}"
+        raise DataProblem("data.format", what, f"define it, as {base} documents")
     return found
+
+
+def check_format(chosen: Component) -> None:
+    """Raise DataProblem where ``data.format`` names no reader, or one that does not accept these options."""
+    if chosen.type == AUTO:
+        if chosen.options:
+            what = f"auto has no options, and {', '.join(chosen.options)} is given"
+            raise DataProblem("data.format", what, "name the reader in type, or write data.format: auto")
+        return
+    reader_class(chosen.type)
+    try:
+        READERS.check(chosen.type, chosen.options)
+    except ExtensionError as error:
+        raise DataProblem("data.format", error.what, error.fix) from error
 
 
 def find_reader(data: DataBlock) -> Reader:
@@ -208,9 +222,10 @@ def find_reader(data: DataBlock) -> Reader:
     table, so it asks pages, then rows.  Any other value names the reader.
     Raises DataProblem where the path leads nowhere, or there is no such reader; reads no rows.
     """
-    if data.format not in ("auto", LAST):
-        return reader_class(data.format)(data)
-    names = [*(name for name in READERS.names() if name != LAST), LAST] if data.format == "auto" else ["pages", LAST]
+    check_format(data.format)
+    if data.format.type not in (AUTO, LAST):
+        return reader_class(data.format.type)(data, **data.format.options)
+    names = [*(name for name in READERS.names() if name != LAST), LAST] if data.format.type == AUTO else ["pages", LAST]
     for name in names:
         reader = reader_class(name)
         if reader.detect(data):
