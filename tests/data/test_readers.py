@@ -246,7 +246,7 @@ def test_a_data_folder_cannot_have_code_imported(tmp_path, monkeypatch):
     for name in ("data.py", "__init__.py", "reader.py", "smart_train.py", "datasets.py", "conftest.py"):
         (folder / name).write_text(code)
     (folder / "recipe.yaml").write_text("data:\n  format: reader:Reader\n")
-    (folder / "dataset_infos.json").write_text('{"default": {"builder_name": "reader", "format": "reader:Reader"}}')
+    (folder / "README.md").write_text("---\nbuilder_name: reader\nformat: reader:Reader\n---\n")
     info = folder / "reader-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: reader\nVersion: 1.0\n")
