@@ -120,7 +120,7 @@ class LossTerm:
     ...         positive = scores.late[labels.query, labels.document]  # [P]
     ...         hardest = scores.late[labels.query].masked_fill(~labels.negatives, -torch.inf).amax(1)  # [P]
     ...         costs = (self.margin - positive + hardest).relu()
-    ...         return labels.mean(costs), {"hit": labels.mean((costs == 0).float())}
+    ...         return labels.mean(costs), {"distance": labels.mean(positive - hardest)}
     >>> HardestNegative(weight=0.5)
     HardestNegative(weight=0.5, margin=0.1)
     """

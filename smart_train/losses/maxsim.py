@@ -26,7 +26,7 @@ BLOCK = 1 << 19  # winners that backward sorts and weighs at once, about 30 byte
 
 
 def maxsim(queries: Tokens, documents: Tokens) -> Tensor:
-    """Late scores of every query with every document.
+    """Compute the late scores of every query with every document.
 
     queries: B rows of tokens, documents: N rows of tokens, one width d, any float dtypes
     returns: [B, N] float32 (float64 for float64 tokens); sums are never taken in a half-precision dtype
@@ -37,6 +37,13 @@ def maxsim(queries: Tokens, documents: Tokens) -> Tensor:
     Gradients go to both sides; of several equal maxima one takes the whole gradient (a valid subgradient).
     On CUDA half-precision tokens go to fused kernels where these are installed and fit, see kernels.py.
     Raises ValueError where the widths differ, lengths and values disagree or a row has no token.
+
+    One query of two tokens, two documents of two and one tokens:
+
+    >>> queries = Tokens(torch.eye(2), torch.tensor([2]))
+    >>> documents = Tokens(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]), torch.tensor([2, 1]))
+    >>> maxsim(queries, documents)
+    tensor([[1.0000, 0.7000]])
     """
     if queries.width != documents.width:
         raise ValueError(f"query tokens are {queries.width} wide, document tokens {documents.width}; scores need one")

@@ -17,6 +17,10 @@ def pooled_scores(queries: Tensor, documents: Tensor) -> Tensor:
     """Return the pooled scores s_pooled = p_q . p_x.
 
     queries [B, D], documents [N, D], L2-normalised -> [B, N], float32 or wider
+
+    >>> pooled_scores(torch.eye(2), torch.tensor([[0.6, 0.8]]))
+    tensor([[0.6000],
+            [0.8000]])
     """
     if queries.dtype in (torch.float16, torch.bfloat16):
         queries = queries.float()

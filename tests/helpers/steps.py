@@ -10,7 +10,7 @@ from pathlib import Path
 import tiny_data
 from torch import Tensor, nn
 
-from smart_train.config.schema import HybridBlock, ObjectiveBlock, TeacherBlock, TermBlock
+from smart_train.config.schema import Component, HybridBlock, ObjectiveBlock, TeacherBlock, TermBlock
 from smart_train.core.embeddings import Batch, Embeddings, Features
 from smart_train.data.collection import Collection, Document
 from smart_train.training.loss_step import Step
@@ -34,6 +34,7 @@ OBJECTIVES: dict[str, ObjectiveBlock] = {
     "teacher, kl": replace(JOINT, teacher=TeacherBlock(0.7, 0.05)),
     "teacher, margins": replace(JOINT, teacher=TeacherBlock(0.7, 1.0, "margin_mse", score="late")),
     "regularised": replace(JOINT, diversity=0.3, overlap=0.2),
+    "a term of one's own": replace(JOINT, terms=[Component("own_terms:HardestNegative", {"margin": 0.3})]),
     "neighbouring pages": replace(JOINT, neighbour_pages=1),
     "scheduled": replace(JOINT, schedule={"late.weight": [[0.0, 0.2], [1.0, 1.0]], "diversity": [[0.0, 0.1]]}),
 }
