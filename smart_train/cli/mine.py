@@ -6,24 +6,25 @@ import argparse
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from smart_train.cli.options import add_model, add_reading, check_reading, count, make_encoder
 from smart_train.core.errors import UsageError
 
 WORDS = {
-    "answer": "known answers",
+    "answer": "positives",
     "itself": "the query itself",
-    "duplicate": "copies of an answer or of another candidate",
-    "window": "pages next to an answer",
+    "duplicate": "copies of a positive or of another candidate",
+    "window": "pages next to a positive",
     "range": "ranks before the range",
-    "max_relative": "scores too near to the answer's, or above (max-relative)",
-    "margin": "scores too near to the answer's (margin)",
-    "skip_top": "the first that are skipped",
-    "more": "more than were asked for",
+    "max_relative": "scores too near to the positive's, or above (max-relative)",
+    "margin": "scores too near to the positive's (margin)",
+    "skip_top": "the hardest, left out by skip-top",
+    "more": "more than -k",
 }
 HELD = ("dev", "test", "dev_documents", "test_documents")  # of a recipe's data: what it holds out
 ROUNDS = """
-to mine anew with the weights as they are, while a recipe trains on it:
+to mine again during training, in a recipe:
 data:
   path: {path}
   negatives: {k}
@@ -46,18 +47,34 @@ def add(commands: argparse._SubParsersAction) -> None:
     mine.add_argument("--test", type=_share, help="the same of data.test")
     mine.add_argument("--dev-documents", type=count, help="as data.dev_documents of that recipe: no candidates either")
     mine.add_argument("--test-documents", type=count, help="the same of data.test_documents")
-    mine.add_argument("--rounds", type=count, help="also print the recipe lines that mine anew so often in training")
+    mine.add_argument("--miner", metavar="NAME", help="find negatives with package.module:function (docs/mining.md)")
+    mine.add_argument(
+        "--reranker", metavar="NAME", help="judge candidates with package.module:function, such as a cross-encoder"
+    )
+    mine.add_argument(
+        "--teacher", metavar="NAME", help="also store the scores of package.module:function for distillation"
+    )
+    mine.add_argument("--rounds", type=count, help="also print recipe lines that mine this often during training")
     add_reading(mine)
     mine.set_defaults(run=run)
 
 
 def _thresholds(mine: argparse.ArgumentParser) -> None:
-    mine.add_argument("--max-relative", type=float, default=0.95, help="score below this share of the answer's: 0.95")
+    mine.add_argument(
+        "--max-relative", type=float, default=0.95, help="a negative scores below this share of the positive's: 0.95"
+    )
     mine.add_argument("--no-max-relative", action="store_const", const=None, dest="max_relative", help="no such limit")
-    mine.add_argument("--margin", type=float, help="score below the answer's by more than this")
-    mine.add_argument("--range", type=int, nargs=2, default=(0, 100), metavar=("FIRST", "END"), help="ranks: 0 100")
-    mine.add_argument("--skip-top", type=int, default=0, help="leave out so many of the hardest that pass")
-    mine.add_argument("--window", type=int, help="leave out pages so near to an answer in its file")
+    mine.add_argument("--margin", type=float, help="a negative scores below the positive by more than this")
+    mine.add_argument(
+        "--range",
+        type=int,
+        nargs=2,
+        default=(0, 100),
+        metavar=("FIRST", "END"),
+        help="ranks that are considered: 0 100",
+    )
+    mine.add_argument("--skip-top", type=int, default=0, help="leave out this many of the hardest that pass")
+    mine.add_argument("--window", type=int, help="exclude pages at most this far from a positive in its file")
     mine.add_argument("--sampling", choices=("top", "random"), default="top", help="of those that pass: %(default)s")
     mine.add_argument("--seed", type=int, default=0, help="of --sampling random")
 
@@ -72,24 +89,36 @@ def _share(text: str) -> float | int:
 def run(options: argparse.Namespace) -> None:
     from smart_train.config.schema import DataBlock
     from smart_train.core.errors import DataError
-    from smart_train.mining.folder import PICTURE, REPORT, mine_folder, place_of
-    from smart_train.mining.selection import Options
+    from smart_train.mining.extensions import MINERS, RERANKERS, TEACHERS, load_callable
+    from smart_train.mining.folder import PICTURE, REPORT, mine_folder, mining_folder
+    from smart_train.mining.selection import MiningOptions
 
     names = ("k", "mode", "max_relative", "margin", "skip_top", "window", "sampling", "seed")
     try:
-        chosen = Options(**{name: getattr(options, name) for name in names}, range=tuple(options.range))
+        chosen = MiningOptions(**{name: getattr(options, name) for name in names}, range=tuple(options.range))
     except DataError as error:
         raise UsageError(str(error)) from error
+    extensions: dict[str, Any] = {
+        name: load_callable(registry, getattr(options, name))
+        for name, registry in (("miner", MINERS), ("reranker", RERANKERS), ("teacher", TEACHERS))
+        if getattr(options, name)
+    }
     check_reading(options)
-    folder = place_of(DataBlock(path=options.data, split=options.split), options.out)
+    folder = mining_folder(DataBlock(path=options.data, split=options.split), options.out)
     held = {name: getattr(options, name) for name in HELD if getattr(options, name) is not None}
     data = DataBlock(path=str(folder), split=options.split, **held)
     parts = [Path(name).name if Path(name).exists() else name for name in (options.model, options.adapter) if name]
-    model = " + ".join(parts)  # it is stored with the data, and other folders of this machine are nobody's business
+    parts += [f"{name} {getattr(options, name)}" for name in ("miner", "reranker") if name in extensions]
+    model = " + ".join(parts)  # stored with the data, so without the folders of this machine
     encoder = make_encoder(options)
     progress = sys.stderr.isatty()
-    mined = mine_folder(data, encoder, chosen, model=model, batch_size=options.batch_size, progress=progress)
-    print(_summary(mined.counts, mined.ratios.quantiles(), mined.seconds))
+    mined = mine_folder(
+        data, encoder, chosen, model=model, batch_size=options.batch_size, progress=progress, **extensions
+    )
+    quantiles = {} if mined.ratios is None else mined.ratios.quantiles()
+    print(_summary(mined.counts, quantiles, mined.seconds))
+    if "teacher" in extensions:
+        print(f"teacher scores: {folder / 'teacher'}")
     print(f"{folder / 'negatives'}; report: {folder / 'mining' / REPORT}; picture: {folder / 'mining' / PICTURE}")
     if options.rounds:
         print(ROUNDS.format(path=folder, k=min(chosen.k, 4), rounds=options.rounds, mode=chosen.mode))
@@ -102,18 +131,18 @@ def _summary(counts: Counter[str], quantiles: dict[str, float], seconds: float) 
         f"({seconds:.0f} s, {rate:.0f} documents a second)"
     ]
     for name, what in (
-        ("short", "queries with fewer than asked for"),
+        ("short", "queries with fewer than -k"),
         ("none", "of them without any"),
-        ("unanswered", "queries without a known answer in the corpus, not looked at"),
-        ("held_out", "documents of other splits, no candidates"),
+        ("unanswered", "queries without a positive in the corpus, not mined for"),
+        ("held_out", "documents of other splits, not candidates"),
     ):
         if counts[name]:
             lines.append(f"{counts[name]:>10}  {what}")
-    passed = {what: counts[name] for name, what in WORDS.items() if counts[name]}
-    lines += ["passed over within the range:", *(f"{count:>10}  {what}" for what, count in passed.items())]
+    not_taken = {what: counts[name] for name, what in WORDS.items() if counts[name]}
+    lines += ["not taken, within the range:", *(f"{count:>10}  {what}" for what, count in not_taken.items())]
     if quantiles:
-        told = (
-            f"{quantiles['0.5']:.2f} in the median, {quantiles['0.05']:.2f} to {quantiles['0.95']:.2f} for nine in ten"
+        lines.append(
+            f"a negative's score as a share of the positive's: median {quantiles['0.5']:.2f}; "
+            f"nine in ten between {quantiles['0.05']:.2f} and {quantiles['0.95']:.2f}"
         )
-        lines.append(f"a negative's score as a share of the answer's: {told}")
     return "\n".join(lines)

@@ -169,17 +169,19 @@ class DataBlock:
 
 @dataclass
 class MiningBlock:
-    rounds: int = 0  # times that hard negatives are mined anew during training, at equal distances; 0 = never
-    start: bool = False  # also before the first step, so that the data need none
+    rounds: int = 0  # times that hard negatives are mined again during training, at equal distances; 0 = never
+    start: bool = False  # also mine before the first step; the data then need no negatives
     k: int = 8  # most negatives a query gets; data.negatives of them are drawn for a batch
-    mode: Literal["pooled", "late", "hybrid"] = "hybrid"  # the score that ranks
-    max_relative: float | None = 0.95  # below this share of the answer's score, or it may be an answer too; null = any
-    margin: float | None = None  # below the answer's score by more than this; null = any
-    first: int = 0  # best rank that is looked at, 0 = the hardest
-    last: int = 100  # ranks before this one are looked at
-    skip_top: int = 0  # leave out so many of the hardest that pass
-    window: int | None = None  # leave out pages so near to an answer in its file; null = they are candidates
-    sampling: Literal["top", "random"] = "top"  # of those that pass
+    mode: Literal["pooled", "late", "hybrid"] = "hybrid"  # the score that ranks candidates
+    max_relative: float | None = 0.95  # a negative scores below this share of the positive's score; null = no limit
+    margin: float | None = None  # a negative scores below the positive by more than this; null = no limit
+    first: int = 0  # first rank that is considered, 0 = the best
+    last: int = 100  # ranks before this one are considered
+    skip_top: int = 0  # leave out this many of the hardest that pass the thresholds
+    window: int | None = None  # exclude pages at most this far from a positive in its file; null = exclude none
+    sampling: Literal["top", "random"] = "top"  # top: the hardest that pass; random: drawn among them
+    miner: Component | None = None  # finds the negatives instead: package.module:function (docs/mining.md)
+    reranker: Component | None = None  # judges candidates for max_relative and margin: package.module:function
 
 
 @dataclass
@@ -227,15 +229,15 @@ class ObjectiveBlock:
 
 @dataclass
 class EvaluationBlock:
-    during: bool = True  # rank the dev split at every training.eval_steps
-    patience: int | None = None  # evaluations without a new best, after which training ends; null = never
-    before: bool = True  # rank the test split with the untouched base: the table's first row
-    after: bool = True  # rank it with the trained encoder, reloaded from its folder
+    during: bool = True  # evaluate the dev split at every training.eval_steps
+    patience: int | None = None  # early stopping: evaluations without a new best until training ends; null = never
+    before: bool = True  # evaluate the test split with the untouched base: the table's first row
+    after: bool = True  # evaluate the test split with the trained encoder, reloaded from its folder
     k: list[int] = field(default_factory=lambda: [1, 5, 10])  # cut-offs of nDCG, recall and MRR
     calibrate: bool = True  # fit the hybrid's late weight and constants on the dev split; stored with the adapter
-    batch_size: int = 32  # rows encoded at once; changes speed and memory, never a score
-    bootstrap: int = 1000  # resamples for the 95 % intervals
-    seed: int = 0  # of the resampling
+    batch_size: int = 32  # rows encoded at once; changes speed and memory, not scores
+    bootstrap: int = 1000  # resamples for the 95 % confidence intervals
+    seed: int = 0  # of the bootstrap
 
 
 @dataclass

@@ -97,3 +97,9 @@ class LossError(SmartTrainError, ValueError):
     """A loss that cannot work: a term, an option or a schedule is wrong; the message has a line for each."""
 
     status = 2
+
+
+class ExtensionResultError(ExtensionError):
+    """An extension returned something that its protocol does not allow."""
+
+    status = 1

@@ -326,7 +326,7 @@ def standing(collection: Collection, query_ids: Iterable[str]) -> frozenset[str]
 EVERY = 30.0  # seconds between two lines
 
 
-class Pace:
+class ProgressLog:
     """Tells ``logger`` every ``every`` seconds; short work tells nothing.
 
     what: "documents encoded"; total: how many there are; done: how many were there before this run; mine: how many of
@@ -344,10 +344,10 @@ class Pace:
             return
         self.told = now
         left = (now - self.begun) / (self.done - self.before) * (self.total - self.done)
-        logger.info("%s: %d of %d, about %s left", self.what, self.done, self.total, lasting(left))
+        logger.info("%s: %d of %d, about %s left", self.what, self.done, self.total, format_duration(left))
 
 
-def lasting(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """40 s, 8 min, 3 h 20 min."""
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -35,7 +35,7 @@ from smart_train.evaluation.encode import (
     Encoded,
     Encoder,
     Forwards,
-    Pace,
+    ProgressLog,
     Wrap,
     asked,
     clock,
@@ -318,7 +318,7 @@ def _documents(
     """Reads a shard, or encodes and stores it, whenever one is asked for."""
     here = sum(len(part.ids) for part in parts)
     left = sum(len(part.ids) for part in parts if part.stored is None)
-    pace = Pace("documents encoded", here, here - left)
+    pace = ProgressLog("documents encoded", here, here - left)
     with forwards.bar("documents", left) as wrap:
         for part in parts:
             if part.stored is not None and store is not None:

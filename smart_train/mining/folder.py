@@ -1,8 +1,9 @@
-"""Mines a retrieval folder: its training queries get negatives, stored beside them, with a report and a picture.
+"""Mine negatives for a retrieval folder and store them in it, with a report and a picture.
 
 negatives/negatives.parquet    read by every recipe with data.negatives above 0
-mining/report.json, ratios.png what was found, what was passed over, and how near to the answers it is
-mining/unfinished.safetensors  how far a pass has come that was stopped; the next one goes on there
+teacher/teacher.parquet        scores of a teacher, read by every recipe with objective.teacher.weight above 0
+mining/report.json, ratios.png counts, and how near the negatives' scores come to their positives'
+mining/unfinished.safetensors  the state of a pass that was stopped; the next one resumes there
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from smart_train.data import store
 from smart_train.data.collection import Collection
 from smart_train.data.load import load, read_all
 from smart_train.data.readers.beir import is_beir
-from smart_train.mining.miner import EVERY, Mining, mine
-from smart_train.mining.mining_report import draw, write_report
-from smart_train.mining.selection import Options, held_out
+from smart_train.mining.miner import SAVE_EVERY, Miner, MiningResult, mine
+from smart_train.mining.mining_report import Ratios, draw, write_report
+from smart_train.mining.pair_scores import PairScorer, teacher_scores
+from smart_train.mining.selection import MiningOptions, held_out_documents
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.lora import lora_parameters
 from smart_train.models.saving import settings_of
@@ -33,95 +35,113 @@ logger = logging.getLogger(__name__)
 REPORT, PICTURE, UNFINISHED = "report.json", "ratios.png", "unfinished.safetensors"
 
 
-def place_of(data: DataBlock, out: str | Path | None = None) -> Path:
-    """The retrieval folder that negatives are added to: ``data.path`` itself, or ``out``, to which all of the data is
-    written first, unless an earlier call did that.
+def mining_folder(data: DataBlock, out: str | Path | None = None) -> Path:
+    """Return the retrieval folder that negatives are added to: ``data.path``, or ``out``, which all of the data is
+    written to first, unless an earlier call did that.
 
-    Raises DataError where the data is no local retrieval folder and ``out`` is not given.
+    Raises DataError if the data is not a local retrieval folder and ``out`` is not given.
     """
     if out is None:
         folder = Path(data.path)
         if not is_beir(folder):
             raise DataError(
-                f"{data.path} is no folder of a corpus, queries and qrels, so negatives cannot be added to it; "
-                "name a folder that all of it is written to (--out FOLDER)"
+                f"{data.path} is not a folder with a corpus, queries and qrels, so negatives cannot be added to it; "
+                "name a folder to write all of it to (--out FOLDER)"
             )
         return folder
     folder = Path(out)
     if not is_beir(folder):
         store.write_dataset(read_all(data), folder)
-        logger.info("%s: all of %s, as a corpus, queries and qrels", folder, data.path)
+        logger.info("wrote all of %s to %s, as a corpus, queries and qrels", data.path, folder)
     return folder
 
 
 def mine_folder(
     data: DataBlock,
     encoder: SmartEncoder,
-    options: Options,
+    options: MiningOptions,
     *,
     model: str = "",
+    miner: Miner | None = None,
+    reranker: PairScorer | None = None,
+    teacher: PairScorer | None = None,
     batch_size: int = 32,
     progress: bool = False,
-    every: float = EVERY,
-) -> Mining:
-    """Mines the queries of ``data.split`` in the folder ``data.path``, and writes what this module's head says.
+    save_every: float = SAVE_EVERY,
+) -> MiningResult:
+    """Mine negatives for the queries of ``data.split`` in the folder ``data.path``, and write the files listed above.
 
-    data: split, dev and test as in the recipe that will train on it: what it holds out is no candidate
-    model: what the rows are signed with, besides the score and the date
-    A query that had negatives gets the new ones; those of other splits' queries stay.
-    Raises what ``load`` and ``mine`` raise, and DataError for images where the encoder has no image side.
+    data: split, dev and test as in the recipe that will train on it, so that what it holds out is no candidate
+    model: name of the model (and of miner and reranker), stored with each query's negatives
+    miner, reranker, teacher: see mining/extensions.py; None = the built-in miner, no reranker, no teacher
+
+    A query that had negatives (or teacher scores) gets the new ones; those of other splits' queries stay.
+    Raises what ``load`` and ``mine`` raise, and DataError for images if the encoder has no image side.
     """
     folder = Path(data.path)
     train, *others = load(data)
     _check_images(train, encoder)
-    left = held_out(train, others)
+    held_out = held_out_documents(train, others)
     state = folder / "mining" / UNFINISHED
-    signed = f"{model or encoder.settings.base}, {options.mode}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    mining = mine(
+    signature = f"{model or encoder.settings.base}, {options.mode}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    result = mine(
         train,
         encoder,
         options,
-        leave_out=left,
+        miner=miner,
+        held_out=held_out,
+        reranker=reranker,
         batch_size=batch_size,
         progress=progress,
         state=state,
-        key=_key(train, left, encoder, options),
-        every=every,
-        miner=signed,
+        key=_key(train, held_out, encoder, options),
+        save_every=save_every,
+        signature=signature,
     )
-    store.write_negatives(folder, mining.found)
+    scores = None if teacher is None else teacher_scores(train, result.document_ids(), teacher)
+    store.write_negatives(folder, result.negatives)
+    if scores is not None:
+        store.write_teacher(folder, scores)
     state.unlink(missing_ok=True)
-    told = {"miner": signed, "split": data.split, "options": asdict(options), "hybrid": asdict(encoder.late.hybrid)}
+    about = {"miner": signature, "split": data.split, "options": asdict(options), "hybrid": asdict(encoder.late.hybrid)}
     report = folder / "mining" / REPORT
-    write_report(report, mining.ratios, mining.counts, **told, seconds=round(mining.seconds, 2))
-    title = f"{folder.name}: {mining.counts['mined']:,} negatives of {mining.counts['queries']:,} queries"
-    draw(folder / "mining" / PICTURE, mining.ratios, options.mode, options.max_relative, title)
-    return mining
+    ratios = result.ratios or Ratios()
+    write_report(report, ratios, result.counts, **about, seconds=round(result.seconds, 2))
+    title = f"{folder.name}: {result.counts['mined']:,} negatives of {result.counts['queries']:,} queries"
+    score = options.mode if reranker is None else "reranker"
+    draw(folder / "mining" / PICTURE, ratios, score, options.max_relative, title)
+    return result
 
 
-def miner(
-    train: Collection, others: Sequence[Collection], options: Options, batch_size: int = 32
+def round_miner(
+    train: Collection,
+    others: Sequence[Collection],
+    options: MiningOptions,
+    batch_size: int = 32,
+    miner: Miner | None = None,
+    reranker: PairScorer | None = None,
 ) -> Callable[[SmartEncoder], tuple[dict[str, list[str]], dict[str, float]]]:
     """Return the function that a run mines with (training/mining_rounds.py).
 
-    It takes an encoder and returns negatives by query id, and figures for the log.
+    It takes an encoder, and returns negatives by query id and metrics for the log.
 
-    train: the run's training side; others: what it is measured on, whose documents are no candidates
+    train: the run's training split; others: the splits it is measured on, whose documents are no candidates
     """
-    left = held_out(train, others)
+    held_out = held_out_documents(train, others)
 
-    def of(encoder: SmartEncoder) -> tuple[dict[str, list[str]], dict[str, float]]:
+    def mine_with(encoder: SmartEncoder) -> tuple[dict[str, list[str]], dict[str, float]]:
         _check_images(train, encoder)
-        found = mine(train, encoder, options, leave_out=left, batch_size=batch_size)
-        queries, median = found.counts["queries"], found.ratios.quantiles().get("0.5")
-        figures = {
-            "negatives": found.counts["mined"] / queries,
-            "without": found.counts["none"] / queries,
-            "seconds": round(found.seconds, 2),
+        result = mine(train, encoder, options, miner=miner, held_out=held_out, reranker=reranker, batch_size=batch_size)
+        queries, ratios = result.counts["queries"], result.ratios
+        median = None if ratios is None else ratios.quantiles().get("0.5")
+        metrics = {
+            "negatives": result.counts["mined"] / queries,
+            "without": result.counts["none"] / queries,
+            "seconds": round(result.seconds, 2),
         }
-        return found.negatives(), figures | ({} if median is None else {"ratio": median})
+        return result.document_ids(), metrics | ({} if median is None else {"ratio": median})
 
-    return of
+    return mine_with
 
 
 def _check_images(collection: Collection, encoder: SmartEncoder) -> None:
@@ -133,10 +153,10 @@ def _check_images(collection: Collection, encoder: SmartEncoder) -> None:
         )
 
 
-def _key(collection: Collection, left: set[str], encoder: SmartEncoder, options: Options) -> str:
-    """What a pass is of: the same data, weights, settings and options give the same key."""
+def _key(collection: Collection, held_out: set[str], encoder: SmartEncoder, options: MiningOptions) -> str:
+    """Return the key of a pass' state: the same data, weights, settings and options give the same key."""
     found = hashlib.sha256(collection.fingerprint().encode())
-    found.update(json.dumps([sorted(left), asdict(options), settings_of(encoder)], sort_keys=True).encode())
+    found.update(json.dumps([sorted(held_out), asdict(options), settings_of(encoder)], sort_keys=True).encode())
     trained = {**lora_parameters(encoder.backbone), **encoder.head.state_dict()}
     for name in sorted(trained):
         found.update(name.encode())

@@ -1,7 +1,7 @@
-"""Hard negatives for a collection: its corpus goes by once, and every query keeps the best few.
+"""Mine hard negatives for a collection: the corpus is encoded once, and every query keeps its best few candidates.
 
-Memory is a portion of documents, the queries' embeddings, 12 bytes x queries x (range and a few), and 8 bytes a
-document.  A pass that is stopped goes on where it was last written down.
+Memory is a portion of documents, the queries' embeddings, 12 bytes x queries x (range and SPARE), and 8 bytes a
+document. A pass that was stopped resumes where its state was last saved.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection as Some
+from collections.abc import Collection as Ids
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from smart_train.core.atomic_io import replacing
 from smart_train.core.embeddings import Embeddings, Tokens
-from smart_train.core.errors import DataError, EvaluationError
+from smart_train.core.errors import DataError, EvaluationError, ExtensionResultError
 from smart_train.data.collection import Collection, Document, HardNegatives
 from smart_train.data.identity import content_hash
 from smart_train.evaluation.encode import Encoder, encode, standing
@@ -28,39 +29,378 @@ from smart_train.evaluation.metrics import Ranking
 from smart_train.evaluation.scoring import check, tiles, view
 from smart_train.evaluation.topk import Best
 from smart_train.mining.mining_report import Ratios
-from smart_train.mining.selection import Never, Options, select, text_hash
+from smart_train.mining.pair_scores import PairScorer, score_pairs
+from smart_train.mining.selection import (
+    ExcludedDocuments,
+    MiningOptions,
+    distinct_candidates,
+    select_negatives,
+    text_hash,
+)
 
 logger = logging.getLogger(__name__)
 
 SPARE = 32  # candidates kept beyond the range: copies of pages are only known once both have been decoded
-EVERY = 60.0  # seconds between two notes of how far a pass has come
+SAVE_EVERY = 60.0  # seconds between two saves of a pass' state
 
 
 @dataclass
-class Mining:
-    """What a pass gave.
+class MiningTask:
+    """What a negative miner is given.
 
-    found: query id -> its negatives, hardest first, of every query that was looked at; none is an empty one
-    counts: queries (looked at), mined (negatives), short (queries with fewer than k), none (queries without any),
-        unanswered (queries without a known answer in the corpus: not looked at), documents, held_out (documents left
-        aside), and, of the candidates within the range, how many were passed over, by reason (mining/selection.py)
-    ratios: of negatives' scores to their positives'
+    collection: corpus, queries and qrels; encoder: any object with ``encode_queries`` and ``encode_documents``
+    options: how negatives are selected; a miner that ranks in another way uses those that it can
+    held_out: documents that must not become negatives, since another split is measured on them
+    reranker: judges candidates in place of the encoder's score (max_relative, margin); None = there is none
+    batch_size, progress: of encoding
+    state: file that a miner may save its state in, and resume from if ``key`` (data, model and options) is the same;
+        the caller removes it. save_every: seconds between two saves
+    signature: what ``HardNegatives.miner`` says: model, score and date
     """
 
-    options: Options
-    found: dict[str, HardNegatives] = field(default_factory=dict)
+    collection: Collection
+    encoder: Encoder
+    options: MiningOptions = field(default_factory=MiningOptions)
+    held_out: Ids[str] = ()
+    reranker: PairScorer | None = None
+    batch_size: int = 32
+    progress: bool = False
+    state: Path | None = None
+    key: str = ""
+    save_every: float = SAVE_EVERY
+    signature: str = ""
+
+    @cached_property
+    def exclusion(self) -> ExcludedDocuments:
+        return ExcludedDocuments(self.collection, self.options.window)
+
+    @cached_property
+    def positives(self) -> dict[str, set[str]]:
+        """{query id: its positives in the corpus, those of queries of the same words included}."""
+        corpus = self.collection.corpus
+        return {q: {d for d in self.exclusion.positives(q) if d in corpus} for q in self.collection.queries}
+
+    @cached_property
+    def query_ids(self) -> list[str]:
+        """The queries to mine for: those with a positive in the corpus."""
+        return [query for query, positives in self.positives.items() if positives]
+
+    @cached_property
+    def document_ids(self) -> list[str]:
+        """The documents that may become negatives, and the positives: texts by length, longest first, then images."""
+        corpus = self.collection.corpus
+        left_out = set(self.held_out) - {d for positives in self.positives.values() for d in positives}
+        texts = [d.id for d in corpus.values() if d.image is None and d.id not in left_out]
+        texts.sort(key=lambda name: -len(corpus[name].text or ""))  # the order of ``encode``, so that a rest keeps it
+        return texts + [d.id for d in corpus.values() if d.image is not None and d.id not in left_out]
+
+    @cached_property
+    def _allowed(self) -> frozenset[str]:
+        return frozenset(self.document_ids)
+
+    def is_candidate(self, document: str) -> bool:
+        """Return whether the corpus has the document and no other split holds it out."""
+        return document in self._allowed
+
+    def excluded(self, query: str) -> dict[str, str]:
+        """Return {document id: reason} for the documents that must not become negatives of a query: positives, their
+        copies, pages next to them (options.window). A query that is itself a document is not among them."""
+        return self.exclusion.of(query)
+
+
+@dataclass
+class MiningResult:
+    """What a miner found.
+
+    negatives: query id -> its negatives, hardest first, for every query that was mined; a query without any has an
+        empty one
+    counts: queries (mined for), mined (negatives), short (queries with fewer than k), none (queries without any),
+        unanswered (queries without a positive in the corpus: not mined for), documents, held_out (documents left out),
+        and how many candidates within the range were not taken, by reason (mining/selection.py)
+    ratios: negatives' scores as shares of their positive's; None where the miner gave no scores
+    """
+
+    options: MiningOptions
+    negatives: dict[str, HardNegatives] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
-    ratios: Ratios = field(default_factory=Ratios)
+    ratios: Ratios | None = None
     seconds: float = 0.0
 
-    def negatives(self) -> dict[str, list[str]]:
-        """As ``Collection.negatives`` holds them."""
-        return {query: list(mined.documents) for query, mined in self.found.items()}
+    def document_ids(self) -> dict[str, list[str]]:
+        """Return the negatives as ``Collection.negatives`` holds them: query id -> document ids."""
+        return {query: list(mined.documents) for query, mined in self.negatives.items()}
+
+
+class Miner(Protocol):
+    """Finds hard negatives: a function from a MiningTask to {query id: document ids, hardest first}.
+
+    A query's value may also be a ``HardNegatives`` (ids with scores), and the result a ``MiningResult`` (with counts).
+    """
+
+    def __call__(self, task: MiningTask, /) -> MiningResult | Mapping[str, Sequence[str] | HardNegatives]: ...
+
+
+def mine(
+    collection: Collection,
+    encoder: Encoder,
+    options: MiningOptions | None = None,
+    *,
+    miner: Miner | None = None,
+    **more: Any,
+) -> MiningResult:
+    """Mine hard negatives for every query that has a positive in the corpus.
+
+    miner: None = ``mine_by_score``; more: the other fields of MiningTask (held_out, reranker, batch_size, state ...)
+
+    Raises DataError if no query has a positive, EvaluationError for embeddings that are not finite, and
+    ExtensionResultError if the miner or the reranker returns what its protocol does not allow.
+    """
+    task = MiningTask(collection, encoder, options or MiningOptions(), **more)
+    if not task.query_ids:
+        raise DataError(
+            f"{collection.name}: none of {len(task.positives)} queries has a positive in the corpus of "
+            f"{len(collection.corpus)} documents, so there is no score to compare a negative's with; check the qrels"
+        )
+    begun = time.perf_counter()
+    result = (miner or mine_by_score)(task)
+    result = result if isinstance(result, MiningResult) else _result_of(task, result)
+    for query, mined in result.negatives.items():
+        _check_negatives(task, query, mined)
+    result.counts.update(
+        queries=len(task.query_ids),
+        unanswered=len(task.positives) - len(task.query_ids),
+        documents=len(task.document_ids),
+        held_out=len(collection.corpus) - len(task.document_ids),
+    )
+    result.seconds = time.perf_counter() - begun
+    return result
+
+
+def _result_of(task: MiningTask, returned: Any) -> MiningResult:
+    """Return what another miner returned as a MiningResult."""
+    fix = "return {query id: [document ids, hardest first]}"
+    if not isinstance(returned, Mapping):
+        raise ExtensionResultError(f"the negative miner returned a {type(returned).__name__}", fix)
+    result = MiningResult(task.options)
+    for query in task.query_ids:
+        ids = returned.get(query, ())
+        if not isinstance(ids, HardNegatives):
+            if isinstance(ids, str) or not isinstance(ids, Sequence) or not all(isinstance(one, str) for one in ids):
+                what = f"the negative miner returned {str(ids)[:60]!r} for the query {query!r}"
+                raise ExtensionResultError(what, fix)
+            ids = HardNegatives(tuple(ids), miner=task.signature)
+        result.negatives[query] = ids
+        count = len(ids.documents)
+        result.counts.update(mined=count, short=count < task.options.k, none=not count)
+        if ids.scores and ids.positive is not None:
+            result.ratios = result.ratios or Ratios()
+            result.ratios.add(ids.positive, (), ids.scores)
+    if unknown := [query for query in returned if query not in result.negatives]:
+        what = f"the negative miner returned {len(unknown)} queries not in task.query_ids, such as {unknown[0]!r}"
+        raise ExtensionResultError(what, fix)
+    return result
+
+
+def _check_negatives(task: MiningTask, query: str, mined: HardNegatives) -> None:
+    """Raise ExtensionResultError if a document must not be a negative of the query."""
+    corpus, fix = task.collection.corpus, "use ids of task.document_ids that are not in task.excluded(query id)"
+    seen: set[str] = set()
+    for document in mined.documents:
+        why = (
+            "that the corpus does not have"
+            if document not in corpus
+            else "that is a positive of it"
+            if document in task.positives[query]
+            else "that is held out for another split"
+            if not task.is_candidate(document)
+            else "twice"
+            if document in seen
+            else ""
+        )
+        if why:
+            raise ExtensionResultError(
+                f"the negative miner gave the query {query!r} the document {document!r}, {why}", fix
+            )
+        seen.add(document)
+
+
+# --- the built-in miner
+
+
+def mine_by_score(task: MiningTask) -> MiningResult:
+    """Rank the corpus for every query by the encoder's score, and select negatives by ranks and thresholds."""
+    search = _Pass(task)
+    search.run()
+    result = MiningResult(task.options, ratios=Ratios())
+    candidates = search.select_candidates(result)
+    if task.reranker is None:
+        for one in candidates:
+            _take(task, result, one, None)
+        return result
+    waiting: dict[str, _Candidates] = {}  # those that the reranker has been given and has not scored yet
+
+    def documents() -> Iterator[tuple[str, list[str]]]:
+        first = task.options.range[0]
+        for one in candidates:
+            waiting[one.query] = one
+            yield one.query, [*sorted(task.positives[one.query]), *(document for document, _ in one.ranked[first:])]
+
+    total = len(task.query_ids)
+    for query, scores in score_pairs(task.reranker, task.collection, documents(), "the reranker", total):
+        one = waiting.pop(query)
+        one.positive = max(scores[document] for document in task.positives[query])
+        _take(task, result, one, scores)
+    return result
+
+
+@dataclass
+class _Candidates:
+    """One query's candidates up to the last rank of the range.
+
+    ranked: (document id, score), best first, without copies; scores: those of the same ranks with copies
+    positive: the score of the query's best positive
+    """
+
+    query: str
+    ranked: list[tuple[str, float]]
+    scores: list[float]
+    positive: float
+
+
+def _take(task: MiningTask, result: MiningResult, one: _Candidates, rescored: Mapping[str, float] | None) -> None:
+    """Select one query's negatives, count what was not taken, and add both to the result."""
+    chosen = select_negatives(one.query, one.ranked, one.positive, task.options, rescored)
+    documents, scores = [d for d, _ in chosen.documents], [s for _, s in chosen.documents]
+    result.counts.update(chosen.dropped)
+    result.counts.update(mined=len(documents), short=len(documents) < task.options.k, none=not documents)
+    assert result.ratios is not None
+    within_range = one.scores if rescored is None else [rescored[d] for d, _ in one.ranked if d in rescored]
+    result.ratios.add(one.positive, within_range, scores)
+    result.negatives[one.query] = HardNegatives(tuple(documents), tuple(scores), one.positive, task.signature)
+
+
+class _Pass:
+    """One pass over the corpus: encode it portion by portion, and keep every query's best candidates."""
+
+    def __init__(self, task: MiningTask) -> None:
+        self.task, self.queries, self.documents = task, task.query_ids, task.document_ids
+        self.view = view(task.options.mode, task.encoder.late.hybrid)
+        self.hashes: dict[str, int] = {}  # of images, as they are decoded
+        self.rows: list[int] = []  # query rows of the pairs that are never a negative
+        self.why: list[str] = []  # and their reasons
+        self.candidates = _TopKWithoutPairs(self._pairs(), task.options.range[1] + SPARE, self.view.noise)
+
+    def _pairs(self) -> Tensor:
+        """Return [E, 2] (query row, document row) of the pairs that are never a negative; fill ``rows`` and ``why``."""
+        column = {document: at for at, document in enumerate(self.documents)}
+        themselves = standing(self.task.collection, self.queries)
+        columns: list[int] = []
+        for row, query in enumerate(self.queries):
+            excluded = self.task.excluded(query)
+            if query in themselves:
+                excluded.setdefault(query, "itself")
+            for document, why in excluded.items():
+                if document in column:
+                    self.rows.append(row)
+                    columns.append(column[document])
+                    self.why.append(why)
+        return torch.tensor([self.rows, columns], dtype=torch.int64).t()
+
+    def run(self) -> None:
+        task = self.task
+        done = self._restore()
+        if done == len(self.documents):
+            return
+        corpus = task.collection.corpus
+        rest = {
+            d: corpus[d] if corpus[d].image is None else _Watched(corpus[d], self.hashes) for d in self.documents[done:]
+        }
+        texts = {query: task.collection.queries[query] for query in self.queries}
+        # encode() leaves out queries that have no judgement; here all are to be encoded, so each gets one
+        judged = {next(iter(rest)): 1}
+        encoded = encode(
+            task.encoder,
+            _RestOfCorpus(rest, texts, dict.fromkeys(self.queries, judged)),
+            batch_size=task.batch_size,
+            progress=task.progress,
+            keep=False,
+        )
+        queries = self._without_unused_tokens(encoded.queries)
+        check(queries, self.queries, "query")
+        device, saved = getattr(task.encoder, "device", None), time.monotonic()
+        for portion in encoded.documents:
+            portion = self._without_unused_tokens(portion)
+            check(portion, self.documents[done : done + len(portion)], "document")
+            for rows, columns, pooled, late in tiles(queries, portion, device=device):
+                place = slice(done + columns.start, done + columns.stop)
+                self.candidates.add(rows, place, self.view.score(pooled, late))
+            done += len(portion)
+            due = done == len(self.documents) or time.monotonic() - saved >= task.save_every
+            if task.state is not None and due:
+                self._save(task.state, done)
+                saved = time.monotonic()
+
+    def select_candidates(self, result: MiningResult) -> Iterator[_Candidates]:
+        """Yield every query's candidates; count copies and excluded documents within the range in the result."""
+        last, corpus = self.task.options.range[1], self.task.collection.corpus
+        excluded: list[list[tuple[str, float]]] = [[] for _ in self.queries]
+        for row, why, score in zip(self.rows, self.why, self.candidates.pair_scores().tolist(), strict=True):
+            excluded[row].append((why, score))
+        ranking = self.candidates.ranked(self.queries, self.documents)
+        for row, (query, ranked) in enumerate(ranking):  # blocks of queries, in their order
+            # An excluded document counts only if its score would have placed it within the range.
+            lowest = ranked[last - 1][1] if len(ranked) >= last else float("-inf")
+            result.counts.update(why for why, score in excluded[row] if score >= lowest)
+            positive = max(score for why, score in excluded[row] if why == "answer")
+            contents = {self._content(d) for d in self.task.exclusion.positives(query) if d in corpus}
+            distinct, copies = distinct_candidates(ranked, self.task.options, self._content, contents)
+            result.counts.update({"duplicate": copies} if copies else {})
+            yield _Candidates(query, distinct, [score for _, score in ranked[:last]], positive)
+
+    def _without_unused_tokens(self, embeddings: Embeddings) -> Embeddings:
+        """Drop the tokens where only pooled scores count; one number stands for them."""
+        if self.task.options.mode != "pooled":
+            return embeddings
+        ones = torch.ones(len(embeddings), dtype=torch.int64, device=embeddings.pooled.device)
+        return Embeddings(embeddings.pooled, Tokens(embeddings.pooled[:, :1], ones))
+
+    def _save(self, state: Path, done: int) -> None:
+        from safetensors.torch import save_file
+
+        hashes = [self.hashes.get(document, 0) for document in self.documents[:done]]
+        tensors = {**self.candidates.state(), "hashes": torch.tensor(hashes, dtype=torch.int64)}
+        state.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(state) as part:
+            save_file(tensors, part, metadata={"key": self.task.key, "done": str(done)})
+
+    def _restore(self) -> int:
+        """Load the state of a stopped pass; return how many documents it has scored."""
+        state = self.task.state
+        if state is None or not state.is_file():
+            return 0
+        from safetensors import safe_open
+
+        with safe_open(state, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            if metadata.get("key") != self.task.key:
+                logger.info("%s belongs to other data, another model or other options: mining starts anew", state)
+                return 0
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        done = int(metadata["done"])
+        hashes = tensors.pop("hashes").tolist()
+        self.hashes |= {d: shown for d, shown in zip(self.documents[:done], hashes, strict=True) if shown}
+        self.candidates.restore(tensors)
+        logger.info("%s: resumed after %d of %d documents", state, done, len(self.documents))
+        return done
+
+    def _content(self, document: str) -> int:
+        """Return the document's content hash; 0 for an image that was not decoded."""
+        return self.hashes.get(document) or text_hash(self.task.collection.corpus[document])
 
 
 @dataclass
 class _Watched:
-    """A document whose content hash is noted when it is decoded, which happens once, on its way to the encoder."""
+    """A document whose content hash is kept when it is decoded, which happens once, on its way to the encoder."""
 
     document: Document
     hashes: dict[str, int]
@@ -84,175 +424,16 @@ class _Watched:
 
 
 @dataclass
-class _Rest:
-    """What ``encode`` takes: documents still to come, and queries that are all to be encoded."""
+class _RestOfCorpus:
+    """The collection that ``encode`` is given: the documents still to come, and the queries, which are all encoded."""
 
     corpus: Mapping[str, Any]
     queries: Mapping[str, str]
     qrels: Mapping[str, Mapping[str, int]]
 
 
-def mine(
-    collection: Collection,
-    encoder: Encoder,
-    options: Options | None = None,
-    *,
-    leave_out: Some[str] = (),
-    batch_size: int = 32,
-    progress: bool = False,
-    state: Path | None = None,
-    key: str = "",
-    every: float = EVERY,
-    miner: str = "",
-) -> Mining:
-    """The negatives of every query that has a known answer in the corpus.
-
-    encoder: any; its hybrid weights and constants are those of mode hybrid
-    leave_out: documents that are no candidates (``data.mining.held_out``); known answers among them stay answers
-    state: file that the pass is written down in every ``every`` seconds, and gone on from where it is there; ``key``
-        says what it is of (data, model, options): a file with another key is not used.  The caller removes it.
-    miner: what ``HardNegatives.miner`` says
-    Raises DataError where no query has a known answer, EvaluationError for embeddings that are not finite.
-    """
-    options = options or Options()
-    begun = time.perf_counter()
-    never = Never(collection, options.window)
-    answers = {q: {d for d in never.answers(q) if d in collection.corpus} for q in collection.queries}
-    queries = [q for q, found in answers.items() if found]
-    if not queries:
-        raise DataError(
-            f"{collection.name}: none of {len(answers)} queries has a known answer in the corpus of "
-            f"{len(collection.corpus)}, so there is nothing to compare a negative's score with"
-        )
-    needed = {d for found in answers.values() for d in found}
-    left = set(leave_out) - needed
-    corpus = _ordered(collection.corpus, left)
-    stream = _Stream(collection, encoder, options, queries, corpus, never)
-    stream.run(batch_size, progress, state, key, every)
-    mining = Mining(options)
-    mining.counts.update(queries=len(queries), unanswered=len(answers) - len(queries))
-    mining.counts.update(documents=len(corpus), held_out=len(collection.corpus) - len(corpus))
-    _choose(mining, stream, miner)
-    mining.seconds = time.perf_counter() - begun
-    return mining
-
-
-def _ordered(corpus: Mapping[str, Document], left: set[str]) -> list[str]:
-    """Ids in the order in which ``encode`` takes them, so that what is left of them keeps its order."""
-    texts = [d.id for d in corpus.values() if d.image is None and d.id not in left]
-    texts.sort(key=lambda name: -len(corpus[name].text or ""))
-    return texts + [d.id for d in corpus.values() if d.image is not None and d.id not in left]
-
-
-class _Stream:
-    """One pass over the corpus."""
-
-    def __init__(
-        self,
-        collection: Collection,
-        encoder: Encoder,
-        options: Options,
-        queries: list[str],
-        documents: list[str],
-        never: Never,
-    ) -> None:
-        self.collection, self.encoder, self.options = collection, encoder, options
-        self.queries, self.documents, self.never = queries, documents, never
-        self.view = view(options.mode, encoder.late.hybrid)
-        self.hashes: dict[str, int] = {}  # of images, as they are decoded
-        self.rows: list[int] = []  # query rows of the pairs that are never a negative
-        self.why: list[str] = []  # and their reasons
-        self.candidates = _Candidates(self._pairs(), options.range[1] + SPARE, self.view.noise)
-
-    def _pairs(self) -> Tensor:
-        """[E, 2] (query row, document row) of what is never a negative; noted in ``rows`` and ``why``."""
-        column = {document: at for at, document in enumerate(self.documents)}
-        themselves = standing(self.collection, self.queries)
-        columns: list[int] = []
-        for row, query in enumerate(self.queries):
-            found = self.never.of(query)
-            if query in themselves:
-                found.setdefault(query, "itself")
-            for document, why in found.items():
-                if document in column:
-                    self.rows.append(row)
-                    columns.append(column[document])
-                    self.why.append(why)
-        return torch.tensor([self.rows, columns], dtype=torch.int64).t()
-
-    def run(self, batch_size: int, progress: bool, state: Path | None, key: str, every: float) -> None:
-        done = self._restore(state, key)
-        if done == len(self.documents):
-            return
-        corpus = self.collection.corpus
-        rest = {
-            d: corpus[d] if corpus[d].image is None else _Watched(corpus[d], self.hashes) for d in self.documents[done:]
-        }
-        texts = {query: self.collection.queries[query] for query in self.queries}
-        # encode() chooses queries by their judgements; these are chosen already, so each is judged for some document
-        some = {next(iter(rest)): 1}
-        encoded = encode(
-            self.encoder,
-            _Rest(rest, texts, dict.fromkeys(self.queries, some)),
-            batch_size=batch_size,
-            progress=progress,
-            keep=False,
-        )
-        asked = self._thin(encoded.queries)
-        check(asked, self.queries, "query")
-        device, noted = getattr(self.encoder, "device", None), time.monotonic()
-        for portion in encoded.documents:
-            portion = self._thin(portion)
-            check(portion, self.documents[done : done + len(portion)], "document")
-            for rows, columns, pooled, late in tiles(asked, portion, device=device):
-                place = slice(done + columns.start, done + columns.stop)
-                self.candidates.add(rows, place, self.view.score(pooled, late))
-            done += len(portion)
-            if state is not None and (done == len(self.documents) or time.monotonic() - noted >= every):
-                self._note(state, key, done)
-                noted = time.monotonic()
-
-    def _thin(self, embeddings: Embeddings) -> Embeddings:
-        """Without tokens, where only pooled scores count: one number stands for them."""
-        if self.options.mode != "pooled":
-            return embeddings
-        ones = torch.ones(len(embeddings), dtype=torch.int64, device=embeddings.pooled.device)
-        return Embeddings(embeddings.pooled, Tokens(embeddings.pooled[:, :1], ones))
-
-    def _note(self, state: Path, key: str, done: int) -> None:
-        from safetensors.torch import save_file
-
-        hashes = [self.hashes.get(document, 0) for document in self.documents[:done]]
-        tensors = {**self.candidates.state(), "hashes": torch.tensor(hashes, dtype=torch.int64)}
-        state.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(state) as part:
-            save_file(tensors, part, metadata={"key": key, "done": str(done)})
-
-    def _restore(self, state: Path | None, key: str) -> int:
-        """How many documents have gone by already."""
-        if state is None or not state.is_file():
-            return 0
-        from safetensors import safe_open
-
-        with safe_open(state, framework="pt") as stored:
-            told = stored.metadata() or {}
-            if told.get("key") != key:
-                logger.info("%s is of other data, another model or other options: mining starts anew", state)
-                return 0
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        done = int(told["done"])
-        hashes = tensors.pop("hashes").tolist()
-        self.hashes |= {d: shown for d, shown in zip(self.documents[:done], hashes, strict=True) if shown}
-        self.candidates.restore(tensors)
-        logger.info("%s: goes on after %d of %d documents", state, done, len(self.documents))
-        return done
-
-    def content(self, document: str) -> int:
-        return self.hashes.get(document) or text_hash(self.collection.corpus[document])
-
-
-class _Candidates:
-    """The first ``top`` documents of every query but those that a named pair keeps out, and the named pairs' scores.
+class _TopKWithoutPairs:
+    """Keep the first ``top`` documents of every query without those of excluded pairs, and the scores of these pairs.
 
     pairs: [E, 2] int64, (query row, document row), in any order
     noise: scores nearer than this are equal and ordered by a hash of the ids (see ranking.py)
@@ -267,7 +448,7 @@ class _Candidates:
         self.best: dict[tuple[int, int], Best] = {}
 
     def add(self, rows: slice, columns: slice, scores: Tensor) -> None:
-        """Takes the scores [rows, columns] of one tile, and overwrites those of named pairs in it."""
+        """Add the scores [rows, columns] of one tile; those of excluded pairs in it are overwritten."""
         begin, end = torch.searchsorted(self.columns, torch.tensor([columns.start, columns.stop])).tolist()
         row = self.rows[begin:end]
         here = ((row >= rows.start) & (row < rows.stop)).nonzero().squeeze(1) + begin
@@ -280,19 +461,19 @@ class _Candidates:
         best.add(scores, columns.start)
 
     def pair_scores(self) -> Tensor:
-        """[E] float32, in the order in which the pairs were given; NaN where the document did not go by."""
+        """Return the pairs' scores [E] float32, in the order of ``pairs``; NaN for a document that was not added."""
         scores = torch.empty_like(self.found)
         scores[self.order] = self.found
         return scores
 
     def ranked(self, query_ids: Sequence[str], document_ids: Sequence[str]) -> Iterator[tuple[str, Ranking]]:
-        """(query id, its ranking, best first and without named pairs) of every query; one block at a time in lists."""
+        """Yield (query id, its ranking without excluded pairs, best first), one block of queries after another."""
         for (begin, end), best in sorted(self.best.items()):
             for query, ranking in best.rankings(query_ids[begin:end], document_ids).items():
                 yield query, [pair for pair in ranking if pair[1] != float("-inf")]
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors on the CPU by name, for ``restore``."""
+        """Return tensors on the CPU by name, for ``restore``."""
         kept = {"found": self.found}
         for (begin, end), best in self.best.items():
             if best.scores is not None and best.columns is not None:
@@ -301,9 +482,11 @@ class _Candidates:
         return kept
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Takes what ``state`` gave for the same pairs.  Raises EvaluationError for that of others."""
+        """Load what ``state`` gave for the same pairs. Raises EvaluationError for another number of pairs."""
         if state["found"].shape != self.found.shape:
-            raise EvaluationError(f"the state has {len(state['found'])} pairs, and there are {len(self.found)}")
+            raise EvaluationError(
+                f"the saved state has {len(state['found'])} excluded pairs, this pass has {len(self.found)}; delete it"
+            )
         self.found = state["found"].clone()
         for name, tensor in state.items():
             if not name.endswith(":scores"):
@@ -312,24 +495,3 @@ class _Candidates:
             best = Best(self.top, self.noise)
             best.scores, best.columns = tensor.clone(), state[f"{begin}:{end}:columns"].clone()
             self.best[begin, end] = best
-
-
-def _choose(mining: Mining, stream: _Stream, miner: str) -> None:
-    """Fills ``mining`` with what is chosen of the stream's candidates."""
-    options, last = mining.options, mining.options.range[1]
-    kept_out: list[list[tuple[str, float]]] = [[] for _ in stream.queries]
-    for row, why, score in zip(stream.rows, stream.why, stream.candidates.pair_scores().tolist(), strict=True):
-        kept_out[row].append((why, score))
-    ranking = stream.candidates.ranked(stream.queries, stream.documents)
-    for row, (query, ranked) in enumerate(ranking):  # blocks of queries, in their order
-        positive = max(score for why, score in kept_out[row] if why == "answer")
-        shown = {stream.content(d) for d in stream.never.answers(query) if d in stream.collection.corpus}
-        chosen = select(query, ranked, positive, options, stream.content, shown)
-        documents, scores = [d for d, _ in chosen.documents], [s for _, s in chosen.documents]
-        # Of what is never a negative, only what would have been within the range says something.
-        lowest = ranked[last - 1][1] if len(ranked) >= last else float("-inf")
-        mining.counts.update(why for why, score in kept_out[row] if score >= lowest)
-        mining.counts.update(chosen.dropped)
-        mining.counts.update(mined=len(documents), short=len(documents) < options.k, none=not documents)
-        mining.ratios.add(positive, [s for _, s in ranked[:last]], scores)
-        mining.found[query] = HardNegatives(tuple(documents), tuple(scores), positive, miner)

@@ -1,4 +1,4 @@
-"""What a person reads after mining: counts, the ratios of negatives' scores to their positives', and their picture."""
+"""Report a mining pass: counts, and how near the negatives' scores come to their positives'."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 
 from smart_train.evaluation.report.charts import STYLES
 
-BINS, WIDTH = 50, 0.025  # ratios from 0 to 1.25; what lies outside counts in the bin at that end
+BINS, WIDTH = 50, 0.025  # ratios from 0 to 1.25; those outside count in the first or last bin
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclass
 class Ratios:
-    """Scores as shares of the score of their query's best known answer.
+    """Scores as shares of the score of their query's best positive.
 
-    candidates: a histogram (BINS of WIDTH) of what was within the range; mined: every ratio of what was taken
-    skipped: queries whose answer scores 0 or less, of which there is no share
+    candidates: a histogram (BINS of WIDTH) of all candidates within the range; mined: the ratio of every negative
+    skipped: queries whose positive scores 0 or less, so that there is no share of it
     """
 
     candidates: list[int] = field(default_factory=lambda: [0] * BINS)
@@ -36,14 +36,14 @@ class Ratios:
         self.mined.extend(score / positive for score in mined)
 
     def histogram(self) -> list[int]:
-        """Of what was taken."""
+        """Return the histogram of the negatives' ratios."""
         counts = [0] * BINS
         for ratio in self.mined:
             counts[_bin(ratio)] += 1
         return counts
 
     def quantiles(self) -> dict[str, float]:
-        """{"0.5": median ...} of what was taken, each a ratio that is there; empty where nothing was."""
+        """Return {"0.5": median, ...} of the negatives' ratios, each one that occurs; {} where there are none."""
         ordered = sorted(self.mined)
         return {str(q): round(ordered[round(q * (len(ordered) - 1))], 4) for q in QUANTILES} if ordered else {}
 
@@ -52,8 +52,8 @@ def _bin(ratio: float) -> int:
     return min(BINS - 1, max(0, int(ratio / WIDTH)))
 
 
-def write_report(path: Path, ratios: Ratios, counts: Mapping[str, int], **told: Any) -> None:
-    """A JSON file: ``told``, the counts, and the ratios' quantiles and histograms."""
+def write_report(path: Path, ratios: Ratios, counts: Mapping[str, int], **about: Any) -> None:
+    """Write a JSON file: ``about``, the counts, and the ratios' quantiles and histograms."""
     shares = {
         "quantiles": ratios.quantiles(),
         "bin_width": WIDTH,
@@ -61,13 +61,16 @@ def write_report(path: Path, ratios: Ratios, counts: Mapping[str, int], **told: 
         "mined": ratios.histogram(),
         "queries_whose_answer_scores_0_or_less": ratios.skipped,
     }
-    content = {**told, "counts": dict(sorted(counts.items())), "ratios": shares}
+    content = {**about, "counts": dict(sorted(counts.items())), "ratios": shares}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def draw(path: Path, ratios: Ratios, mode: str, max_relative: float | None, title: str = "") -> None:
-    """A PNG of two histograms over the ratio: all candidates within the range, and what was taken of them."""
+def draw(path: Path, ratios: Ratios, score: str, max_relative: float | None, title: str = "") -> None:
+    """Draw a PNG of two histograms of the ratios: all candidates within the range, and the negatives among them.
+
+    score: pooled, late, hybrid, or reranker
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -78,7 +81,7 @@ def draw(path: Path, ratios: Ratios, mode: str, max_relative: float | None, titl
     taken = ratios.histogram()
     for counts, label, style in (
         (ratios.candidates, "candidates within the range", {"color": "#999999", "alpha": 0.45, "fill": True}),
-        (taken, "mined negatives", {"color": STYLES[mode]["color"], "linewidth": 2}),
+        (taken, "mined negatives", {"color": STYLES[score]["color"] if score in STYLES else "black", "linewidth": 2}),
     ):
         total = sum(counts)
         axes.stairs([count / max(1, total) for count in counts], edges, label=f"{label} ({total:,})", **style)
@@ -87,7 +90,7 @@ def draw(path: Path, ratios: Ratios, mode: str, max_relative: float | None, titl
     axes.axvline(1.0, color="#bbbbbb", linewidth=0.8)
     used = [number for number in range(BINS) if ratios.candidates[number] or taken[number]] or [0, BINS - 1]
     axes.set_xlim(edges[used[0]] - WIDTH, max(edges[used[-1] + 1], 1.0) + WIDTH)
-    axes.set_xlabel(f"{mode} score, as a share of the best known answer's")
+    axes.set_xlabel(f"{score} score, as a share of the best positive's")
     axes.set_ylabel("share of pairs")
     axes.set_title(title or "hard negatives", loc="left", fontsize=10.5)
     axes.spines[["top", "right"]].set_visible(False)

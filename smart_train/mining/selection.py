@@ -1,15 +1,15 @@
-"""Which documents become hard negatives of a query: what never may, and what is taken of the ranked rest.
+"""Select the hard negatives of a query: documents that are excluded, and thresholds, ranks and sampling for the rest.
 
-A document that ranks high for a query and is judged by nobody is either a hard negative or an answer that was missed.
-Score thresholds that follow the known answer's score (Moreira et al. 2024, NV-Retriever: TopK-PercPos, TopK-MarginPos)
-tell them apart better than ranks do; ranks (TopK shifted by N, sampling in a range) are here as well.
+A document that ranks high and is not judged is either a hard negative or a positive that nobody labelled. Thresholds
+relative to the positive's score (Moreira et al. 2024, NV-Retriever: TopK-PercPos, TopK-MarginPos) separate the two
+better than ranks do; ranks (shifted top k, sampling in a range) are options as well.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Literal
@@ -21,26 +21,26 @@ from smart_train.data.identity import content_hash
 
 MODES = ("pooled", "late", "hybrid")
 NEVER = ("answer", "itself", "duplicate", "window")
-"""Why a document never is a negative of a query: it is judged relevant to it (or to a query of the same words); it is
-the query itself; it shows what an answer, or an earlier candidate, shows; it is a page next to an answer's."""
+"""Why a document is excluded: it is relevant to the query (or to one of the same words); it is the query itself; it has
+the content of a positive or of an earlier candidate; it is a page next to a positive."""
 PASSED_OVER = ("range", "max_relative", "margin", "skip_top", "more")
-"""Why a candidate was not taken: its rank; its score, twice; it was among the first that are skipped; k were enough."""
+"""Why a candidate was not taken: its rank, its score (two thresholds), skip_top, or k others were taken."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """How negatives are chosen.
+class MiningOptions:
+    """How negatives are selected.
 
-    k: most negatives a query gets; one that has fewer candidates gets fewer
+    k: most negatives a query gets; a query with fewer candidates gets fewer
     mode: the score that ranks: pooled, late or hybrid
-    max_relative: below this share of the score of the best known answer; None = any
-    margin: below that score by more than this, in the score's unit; None = any
-    range: ranks that are looked at, from the first to before the last, 0 = best; answers and copies have no rank
-    skip_top: so many of the hardest that passed the thresholds are left out
-    window: pages of an answer's file this near to it are no candidates (0 = the page itself under another id; a large
-        number = the whole file); None = they are
+    max_relative: a negative scores below this share of the best positive's score; None = no such limit
+    margin: a negative scores below the best positive by more than this, in the score's unit; None = no such limit
+    range: (first, end) of the ranks that are considered, 0 = best; positives and copies have no rank
+    skip_top: leave out this many of the hardest that passed the thresholds
+    window: exclude pages of a positive's file that are at most this far from it (0 = the page itself under another id;
+        a large number = the whole file); None = exclude none
     sampling: top = the hardest; random = drawn among all that passed, by (seed, query id) alone
-    Raises DataError for a value that means nothing.
+    Raises DataError for an impossible value.
     """
 
     k: int = 8
@@ -58,11 +58,11 @@ class Options:
         wrong = {
             f"mode is {self.mode!r}; choose {', '.join(MODES)}": self.mode not in MODES,
             f"sampling is {self.sampling!r}; choose top or random": self.sampling not in ("top", "random"),
-            f"k is {self.k}; a query gets 1 negative or more": self.k < 1,
-            f"max_relative is {self.max_relative}; it is a share of the answer's score, above 0 and at most 1": (
+            f"k is {self.k}; give 1 negative a query or more": self.k < 1,
+            f"max_relative is {self.max_relative}; it is a share of the positive's score, above 0 and at most 1": (
                 self.max_relative is not None and not 0 < self.max_relative <= 1
             ),
-            f"margin is {self.margin}; a negative one lets in what scores above the answer; give 0 or more": (
+            f"margin is {self.margin}; below 0 it lets in documents that score above the positive; give 0 or more": (
                 self.margin is not None and not self.margin >= 0
             ),
             f"range is {first} {last}; give two ranks, the first 0 or more and below the last": not 0 <= first < last,
@@ -74,9 +74,11 @@ class Options:
                 raise DataError(what)
 
     def ceiling(self, positive: float) -> tuple[float, float]:
-        """What a negative scores below, by ``max_relative`` and by ``margin``.
+        """Return the two scores that a negative must stay below, by ``max_relative`` and by ``margin``.
 
-        A share of a score at or below 0 would lie above it: there the same distance is kept, downwards.
+            relative = s - (1 - max_relative) |s|,    margin = s - margin        s: the positive's score
+
+        For s > 0 the first is max_relative * s; for s <= 0, where a share of s would lie above s, the distance is kept.
         """
         share = 1.0 if self.max_relative is None else self.max_relative
         relative = float("inf") if self.max_relative is None else positive - (1 - share) * abs(positive)
@@ -85,70 +87,86 @@ class Options:
 
 @dataclass
 class Selected:
-    """documents: (id, score), hardest first; dropped: how many candidates were passed over, by reason."""
+    """documents: (id, score), hardest first; dropped: how many candidates were not taken, by reason (PASSED_OVER)."""
 
     documents: list[tuple[str, float]]
     dropped: Counter[str] = field(default_factory=Counter)
 
 
-def select(
-    query: str,
+def distinct_candidates(
     ranked: Iterable[tuple[str, float]],
-    positive: float,
-    options: Options,
+    options: MiningOptions,
     content: Callable[[str], int] = lambda document: 0,
-    answers: Collection[int] = (),
-) -> Selected:
-    """The negatives of one query.
+    positives: Collection[int] = (),
+) -> tuple[list[tuple[str, float]], int]:
+    """Return the candidates up to the last rank of the range, without copies, and how many copies were left out.
 
-    ranked: (document id, score), best first, without what ``Never`` names; no more of it is taken than the range needs
-    positive: the score of the best known answer
-    content: the content hash of a document, 0 where it is not known; answers: those of the known answers
+    ranked: (document id, score), best first; no more of it is read than the range needs
+    content: the content hash of a document, 0 where it is not known; positives: those of the positives
     """
-    first, last = options.range
-    relative, margin = options.ceiling(positive)
-    seen, dropped = set(answers) - {0}, Counter[str]()
-    passed: list[tuple[str, float]] = []
-    rank = 0
+    seen = set(positives) - {0}
+    found: list[tuple[str, float]] = []
+    copies = 0
     for document, score in ranked:
         shown = content(document)
         if shown in seen:
-            dropped["duplicate"] += 1
+            copies += 1
             continue
         if shown:
             seen.add(shown)
-        if rank < first:
-            dropped["range"] += 1
-        elif score >= relative:
+        found.append((document, score))
+        if len(found) == options.range[1]:
+            break
+    return found, copies
+
+
+def select_negatives(
+    query: str,
+    candidates: Sequence[tuple[str, float]],
+    positive: float,
+    options: MiningOptions,
+    rescored: Mapping[str, float] | None = None,
+) -> Selected:
+    """Select the negatives of one query among its ranked candidates.
+
+    candidates: (document id, score), best first, as ``distinct_candidates`` gives them
+    positive: the score of the best positive
+    rescored: document id -> a reranker's score, for every candidate within the range; ``positive`` is the reranker's,
+        too. Ranks stay those of the candidates; the thresholds compare the reranker's scores, and these are returned.
+    """
+    first, last = options.range
+    relative, margin = options.ceiling(positive)
+    passed: list[tuple[str, float]] = []
+    dropped = Counter[str](range=len(candidates[:first]))
+    for document, score in candidates[first:last]:
+        score = score if rescored is None else rescored[document]
+        if score >= relative:
             dropped["max_relative"] += 1
         elif score >= margin:
             dropped["margin"] += 1
         else:
             passed.append((document, score))
-        rank += 1
-        if rank == last:
-            break
     rest = passed[options.skip_top :]
     taken = _sample(query, rest, options)
     dropped.update(skip_top=len(passed) - len(rest), more=len(rest) - len(taken))
     return Selected(taken, +dropped)
 
 
-def _sample(query: str, passed: list[tuple[str, float]], options: Options) -> list[tuple[str, float]]:
+def _sample(query: str, passed: list[tuple[str, float]], options: MiningOptions) -> list[tuple[str, float]]:
     if options.sampling == "top" or len(passed) <= options.k:
         return passed[: options.k]
     places = Random(hash_id(f"{options.seed}\n{query}")).sample(range(len(passed)), options.k)
     return [passed[place] for place in sorted(places)]
 
 
-class Never:
-    """Which documents of a collection are never a negative of a query, as far as it can be told without decoding."""
+class ExcludedDocuments:
+    """The documents that are never a negative of a query, as far as is known without decoding images."""
 
     def __init__(self, collection: records.Collection, window: int | None = None) -> None:
         self.collection, self.window = collection, window
-        self._answers: dict[str, set[str]] = {}  # words of a query -> what is relevant to any query of these words
+        self._positives: dict[str, set[str]] = {}  # words of a query -> what is relevant to any query of these words
         for query, text in collection.queries.items():
-            self._answers.setdefault(_words(text), set()).update(collection.relevant(query))
+            self._positives.setdefault(_words(text), set()).update(collection.relevant(query))
         self._copies = self._texts()
         self._pages: dict[str, list[tuple[int, str]]] = {}
         for document in collection.corpus.values() if window is not None else ():
@@ -157,27 +175,27 @@ class Never:
         for pages in self._pages.values():
             pages.sort()
 
-    def answers(self, query: str) -> set[str]:
-        """Ids of what is known to answer the query or one of the same words, whether the corpus has it or not."""
-        return self._answers[_words(self.collection.queries[query])]
+    def positives(self, query: str) -> set[str]:
+        """Return ids of the documents relevant to the query, or to one of the same words; the corpus may lack some."""
+        return self._positives[_words(self.collection.queries[query])]
 
     def of(self, query: str) -> dict[str, str]:
-        """Document id -> reason, of documents of the corpus; without the query itself, see encoding.standing."""
+        """Return {document id: reason} for documents of the corpus; the query itself is not among them."""
         corpus = self.collection.corpus
-        answers = sorted(d for d in self.answers(query) if d in corpus)
-        found = dict.fromkeys(answers, "answer")
-        for document in answers:
+        positives = sorted(d for d in self.positives(query) if d in corpus)
+        found = dict.fromkeys(positives, "answer")
+        for document in positives:
             for copy in self._copies.get(text_hash(corpus[document]), ()):
                 found.setdefault(copy, "duplicate")
-        for document in answers:
+        for document in positives:
             for near in self._near(corpus[document]):
                 found.setdefault(near, "window")
         return found
 
     def _texts(self) -> dict[int, list[str]]:
-        """Content hash -> ids, for the texts that are an answer and stand in the corpus twice."""
+        """Return {content hash: ids} for the texts that are a positive and occur in the corpus more than once."""
         corpus = self.collection.corpus
-        judged = {d for answers in self._answers.values() for d in answers if d in corpus}
+        judged = {d for positives in self._positives.values() for d in positives if d in corpus}
         wanted = {text_hash(corpus[d]) for d in judged} - {0}
         found: dict[int, list[str]] = {}
         for document in corpus.values():
@@ -204,16 +222,16 @@ def _words(text: str) -> str:
 
 
 def text_hash(document: records.Document) -> int:
-    """The content hash of a document that is a text; 0 for every other one."""
+    """Return the content hash of a text; 0 for a document with an image."""
     return content_hash(document.text) if document.image is None and document.text is not None else 0
 
 
-def held_out(train: records.Collection, others: Sequence[records.Collection]) -> set[str]:
-    """Documents that no training query may be taught with, because another split is measured on them: judged there
-    and no answer here, with every page of a file that answers queries there and none here."""
+def held_out_documents(train: records.Collection, others: Sequence[records.Collection]) -> set[str]:
+    """Return the documents that another split is measured on, so that they are no negatives of training queries:
+    those judged there and not relevant here, and every page of a file with positives there and none here."""
     corpus = train.corpus
     own = {d for query in train.queries for d in train.relevant(query)}
-    judged = {d for side in others for row in side.qrels.values() for d in row if d in corpus} - own
+    judged = {d for other in others for row in other.qrels.values() for d in row if d in corpus} - own
     own_files = {corpus[d].file for d in own if d in corpus}
     files = {corpus[d].file for d in judged} - own_files - {None}
     return judged | {d.id for d in corpus.values() if d.file in files}

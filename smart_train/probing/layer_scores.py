@@ -17,7 +17,7 @@ from torch import Tensor
 from smart_train.core.atomic_io import replacing
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import EvaluationError
-from smart_train.evaluation.encode import Collection, Encoded, Encoder, Pace, clock, encode
+from smart_train.evaluation.encode import Collection, Encoded, Encoder, ProgressLog, clock, encode
 from smart_train.evaluation.scoring import check, tiles
 from smart_train.evaluation.topk import tie_hash
 
@@ -209,7 +209,7 @@ def layer_scores(
     sample = Sample(files, merged.corpus, encoded.queries, layers, seed)
     files.begin()
     encoded.queries = encoded.queries.select([])  # each side has its own by now: L layers of them in float32
-    pace = Pace("documents scored in all layers", len(merged.corpus), len(done))
+    pace = ProgressLog("documents scored in all layers", len(merged.corpus), len(done))
     if done:
         logger.info("%d of %d documents were scored before; going on with the others", len(done), len(merged.corpus))
     begun = 0

@@ -232,13 +232,21 @@ def _remine(trainer: SmartTrainer, sides: Sides, recipe: Recipe, output: Path) -
     options = recipe.mining
     if not options.rounds:
         return
-    from smart_train.mining.folder import miner
-    from smart_train.mining.selection import Options
+    from smart_train.mining.extensions import MINERS, RERANKERS, load_callable
+    from smart_train.mining.folder import round_miner
+    from smart_train.mining.selection import MiningOptions
     from smart_train.training.mining_rounds import Remine
 
     names = ("k", "mode", "max_relative", "margin", "skip_top", "window", "sampling")
-    chosen = Options(**{name: getattr(options, name) for name in names}, range=(options.first, options.last))
-    mine = miner(sides.train, [sides.dev, sides.test], chosen, recipe.evaluation.batch_size)
+    chosen = MiningOptions(**{name: getattr(options, name) for name in names}, range=(options.first, options.last))
+    mine = round_miner(
+        sides.train,
+        [sides.dev, sides.test],
+        chosen,
+        recipe.evaluation.batch_size,
+        miner=None if options.miner is None else load_callable(MINERS, options.miner),
+        reranker=None if options.reranker is None else load_callable(RERANKERS, options.reranker),
+    )
     folder = output / "negatives"
     earlier = (resumed_run(recipe, output) or output) / "negatives"
     if rank() == 0 and earlier.is_dir() and earlier.resolve() != folder.resolve():

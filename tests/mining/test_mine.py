@@ -28,7 +28,7 @@ from smart_train.evaluation.topk import tie_hash
 from smart_train.mining.folder import mine_folder
 from smart_train.mining.miner import mine
 from smart_train.mining.mining_report import Ratios
-from smart_train.mining.selection import Options
+from smart_train.mining.selection import MiningOptions
 from smart_train.models.encoder import SmartEncoder
 from smart_train.training.arguments import training_arguments
 from smart_train.training.trainer import SmartTrainer
@@ -96,7 +96,7 @@ def many(documents: int = 90, queries: int = 15) -> Collection:
     return Collection("many", corpus, asked, qrels)
 
 
-def brute(collection: Collection, table, options: Options, left=frozenset()) -> dict[str, list[str]]:
+def brute(collection: Collection, table, options: MiningOptions, left=frozenset()) -> dict[str, list[str]]:
     """Negatives from the whole table by plain loops: answers, their copies and neighbours, thresholds, ranks."""
     chosen = {}
     for query in collection.queries:
@@ -124,11 +124,11 @@ def brute(collection: Collection, table, options: Options, left=frozenset()) -> 
 
 STANDARDISED = HybridBlock(1.0, 2.0, "standardised", 0.5, 0.2, 0.6, 0.1)
 CASES = [
-    (Options(k=5, mode="pooled"), HybridBlock()),
-    (Options(k=5, mode="late", max_relative=0.9, window=1), HybridBlock()),
-    (Options(k=5, mode="hybrid", range=(2, 20), skip_top=1), HybridBlock(1.0, 3.0)),
-    (Options(k=7, mode="hybrid", margin=0.3, max_relative=None, window=0), STANDARDISED),
-    (Options(k=80, mode="hybrid", max_relative=None, range=(0, 1000)), HybridBlock(0.0, 1.0)),
+    (MiningOptions(k=5, mode="pooled"), HybridBlock()),
+    (MiningOptions(k=5, mode="late", max_relative=0.9, window=1), HybridBlock()),
+    (MiningOptions(k=5, mode="hybrid", range=(2, 20), skip_top=1), HybridBlock(1.0, 3.0)),
+    (MiningOptions(k=7, mode="hybrid", margin=0.3, max_relative=None, window=0), STANDARDISED),
+    (MiningOptions(k=80, mode="hybrid", max_relative=None, range=(0, 1000)), HybridBlock(0.0, 1.0)),
 ]
 
 
@@ -139,21 +139,21 @@ def test_negatives_are_those_of_the_whole_score_matrix(number, monkeypatch):
     monkeypatch.setattr("smart_train.evaluation.scoring.QUERY_TOKENS", 12)  # blocks of a few queries
     collection, encoder = many(), Lookup(hybrid)
     left = {"d7", "d50", "d51"}
-    found = mine(collection, encoder, options, leave_out=left, batch_size=3)
+    found = mine(collection, encoder, options, held_out=left, batch_size=3)
     answered = {d for query in collection.queries for d in collection.relevant(query)}
     table = loops(collection, encoder, options.mode, hybrid)
     expected = brute(collection, table, options, left - answered)
-    assert found.negatives() == expected
+    assert found.document_ids() == expected
     assert any(expected.values()) and found.counts["mined"] == sum(map(len, expected.values()))
     assert found.counts["short"] == sum(len(row) < options.k for row in expected.values())
-    for query, mined in found.found.items():
+    for query, mined in found.negatives.items():
         assert mined.positive == pytest.approx(max(table[query][d] for d in collection.relevant(query)), abs=2e-3)
         assert list(mined.scores) == pytest.approx([table[query][d] for d in mined.documents], abs=2e-3)
 
 
 def test_counts_say_what_became_of_every_document_within_the_range():
     collection, encoder = many(), Lookup()
-    options = Options(k=3, mode="pooled", window=1, range=(0, 1000), margin=0.05)
+    options = MiningOptions(k=3, mode="pooled", window=1, range=(0, 1000), margin=0.05)
     counts = mine(collection, encoder, options).counts
     reasons = ("answer", "duplicate", "window", "max_relative", "margin", "more", "mined")
     assert sum(counts[name] for name in reasons) == len(collection.queries) * len(collection.corpus)
@@ -164,8 +164,8 @@ def test_counts_say_what_became_of_every_document_within_the_range():
 def test_a_query_that_stands_in_the_corpus_is_no_negative_of_its_own():
     collection = many()
     collection.corpus["q3"] = Document("q3", collection.queries["q3"])
-    found = mine(collection, Lookup(), Options(k=1000, mode="pooled", max_relative=None, range=(0, 1000)))
-    holders = {query for query, mined in found.found.items() if "q3" in mined.documents}
+    found = mine(collection, Lookup(), MiningOptions(k=1000, mode="pooled", max_relative=None, range=(0, 1000)))
+    holders = {query for query, mined in found.negatives.items() if "q3" in mined.documents}
     assert holders == collection.queries.keys() - {"q3"} and found.counts["itself"] == 1
 
 
@@ -173,17 +173,17 @@ def test_queries_without_an_answer_are_counted_and_none_at_all_is_an_error():
     collection = many()
     collection.queries["lost"], collection.qrels["lost"] = "a question", {"gone": 1}
     collection.queries["unasked"] = "another"
-    found = mine(collection, Lookup(), Options(mode="pooled"))
-    assert found.counts["unanswered"] == 2 and not {"lost", "unasked"} & found.found.keys()
+    found = mine(collection, Lookup(), MiningOptions(mode="pooled"))
+    assert found.counts["unanswered"] == 2 and not {"lost", "unasked"} & found.negatives.keys()
     collection.qrels = {"lost": {"gone": 1}}
-    with pytest.raises(DataError, match="none of 17 queries has a known answer in the corpus of 90"):
+    with pytest.raises(DataError, match="none of 17 queries has a positive in the corpus of 90"):
         mine(collection, Lookup())
 
 
 def test_a_stopped_pass_goes_on_where_it_was_and_ends_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr("smart_train.evaluation.encode.TEXT_BATCHES", 2)
     monkeypatch.setattr("smart_train.evaluation.scoring.QUERY_TOKENS", 12)
-    options, state = Options(k=4, mode="hybrid", window=0), tmp_path / "unfinished.safetensors"
+    options, state = MiningOptions(k=4, mode="hybrid", window=0), tmp_path / "unfinished.safetensors"
     whole = mine(many(), Lookup(), options, batch_size=3)
 
     class Power(RuntimeError):
@@ -197,15 +197,18 @@ def test_a_stopped_pass_goes_on_where_it_was_and_ends_the_same(tmp_path, monkeyp
 
     first = Failing()
     with pytest.raises(Power):
-        mine(many(), first, options, batch_size=3, state=state, key="k", every=0.0)
+        mine(many(), first, options, batch_size=3, state=state, key="k", save_every=0.0)
     second = Lookup()
-    resumed = mine(many(), second, options, batch_size=3, state=state, key="k", every=0.0)
+    resumed = mine(many(), second, options, batch_size=3, state=state, key="k", save_every=0.0)
     assert first.encoded == 42 and second.encoded == 90 - 42
-    assert resumed.found == whole.found and resumed.counts == whole.counts
+    assert resumed.negatives == whole.negatives and resumed.counts == whole.counts
     third = Lookup()  # the finished pass is there as well, should writing its result have failed
-    assert mine(many(), third, options, batch_size=3, state=state, key="k").found == whole.found and not third.encoded
+    assert (
+        mine(many(), third, options, batch_size=3, state=state, key="k").negatives == whole.negatives
+        and not third.encoded
+    )
     other = Lookup()
-    assert mine(many(), other, options, batch_size=3, state=state, key="another").found == whole.found
+    assert mine(many(), other, options, batch_size=3, state=state, key="another").negatives == whole.negatives
     assert other.encoded == 90
 
 
@@ -224,7 +227,7 @@ def test_a_pass_holds_a_portion_of_the_corpus_and_no_more(monkeypatch):
     def gone(documents: int) -> None:
         alive[0] -= documents
 
-    mine(many(documents=200), Counting(), Options(range=(0, 10)), batch_size=10)
+    mine(many(documents=200), Counting(), MiningOptions(range=(0, 10)), batch_size=10)
     assert 10 <= most[0] <= 20
 
 
@@ -241,20 +244,20 @@ def pages() -> Collection:
 def test_page_images_are_mined_and_copies_of_pages_are_found_by_their_pixels(tiny_qwen3vl, mode, tmp_path):
     encoder = SmartEncoder(str(tiny_qwen3vl), device="cpu")
     collection = pages()
-    options = Options(k=20, mode=mode, max_relative=None, window=0)
+    options = MiningOptions(k=20, mode=mode, max_relative=None, window=0)
     state = tmp_path / "state.safetensors"
-    found = mine(collection, encoder, options, batch_size=2, state=state, key="k", every=0.0)
-    for query, mined in found.found.items():
+    found = mine(collection, encoder, options, batch_size=2, state=state, key="k", save_every=0.0)
+    for query, mined in found.negatives.items():
         own = "d" + query[1:]
         assert own not in mined.documents and len({"d6", "d7"} & set(mined.documents)) == 1
         assert not {"d0", "d8"} <= set(mined.documents)
         assert len(mined.documents) == 6  # of 9: without itself, and without one of each of two pairs of copies
-    assert "d8" not in found.found["q0"].documents
+    assert "d8" not in found.negatives["q0"].documents
     assert found.counts["duplicate"] == 12
     again = mine(collection, encoder, options, batch_size=2, state=state, key="k")  # hashes are remembered, too
-    assert again.found == found.found
+    assert again.negatives == found.negatives
     scores = encoder.score(list(collection.queries.values()), [d.content() for d in collection.corpus.values()], mode)
-    for row, mined in enumerate(found.found.values()):
+    for row, mined in enumerate(found.negatives.values()):
         expected_scores = [float(scores[row, int(d[1:])]) for d in mined.documents]
         assert list(mined.scores) == pytest.approx(expected_scores, abs=5e-3)
         assert list(mined.scores) == sorted(mined.scores, reverse=True)
@@ -274,13 +277,13 @@ def docstrings(tmp_path_factory) -> Collection:
 def test_on_real_data_mined_negatives_are_hard_and_no_known_answer_is_among_them(real_base, docstrings):
     encoder = SmartEncoder(str(real_base), model=ModelBlock(document_tokens=32), device="cpu")
     assert len(docstrings.queries) == len(docstrings.corpus) == 200
-    found = mine(docstrings, encoder, Options(k=4, mode="hybrid"), batch_size=64)
+    found = mine(docstrings, encoder, MiningOptions(k=4, mode="hybrid"), batch_size=64)
     documents = {name: row for row, name in enumerate(docstrings.corpus)}
     contents = [document.text for document in docstrings.corpus.values()]
     scores = encoder.score(list(docstrings.queries.values()), contents, "hybrid", batch_size=64)
     gaps, ratios = [], []
     for row, query in enumerate(docstrings.queries):
-        mined = found.found[query]
+        mined = found.negatives[query]
         assert not set(mined.documents) & docstrings.relevant(query)
         answers = {docstrings.corpus[d].text for d in docstrings.relevant(query)}
         assert not {docstrings.corpus[d].text for d in mined.documents} & answers
@@ -402,7 +405,7 @@ def test_another_model_or_option_does_not_go_on_with_a_stopped_pass(tiny_bert, t
             path = folder / "corpus.jsonl"
             path.write_text(path.read_text() + json.dumps({"_id": "new", "text": "a passage"}) + "\n")
         with pytest.raises(InterruptedError):
-            mine_folder(data, encoder, Options(k=4) if change == "options" else Options())
+            mine_folder(data, encoder, MiningOptions(k=4) if change == "options" else MiningOptions())
     assert keys[0] == keys[1] and len(set(keys)) == 5 and len(keys) == 6
 
 

@@ -9,7 +9,13 @@ from PIL import Image
 
 from smart_train.core.errors import DataError
 from smart_train.data.collection import Collection, Document
-from smart_train.mining.selection import Never, Options, held_out, select
+from smart_train.mining.selection import (
+    ExcludedDocuments,
+    MiningOptions,
+    distinct_candidates,
+    held_out_documents,
+    select_negatives,
+)
 
 DOCUMENTS = 60
 
@@ -53,16 +59,16 @@ def never(c: Collection, query: str, window: int | None) -> set[str]:
 @pytest.mark.parametrize("window", [None, 0, 1, 3, 10**9])
 def test_what_never_may_be_a_negative_is_what_loops_find(window):
     c = collection()
-    rule = Never(c, window)
+    rule = ExcludedDocuments(c, window)
     sizes = set()
     for query in c.queries:
         found = rule.of(query)
         assert found.keys() == never(c, query, window), query
-        assert {d for d, why in found.items() if why == "answer"} == rule.answers(query) & c.corpus.keys()
+        assert {d for d, why in found.items() if why == "answer"} == rule.positives(query) & c.corpus.keys()
         sizes.add(len(found))
     assert len(sizes) > 1
-    assert rule.answers("q3") == rule.answers("q11") == c.relevant("q3") | c.relevant("q11")
-    assert "gone" in rule.answers("q5") and "gone" not in rule.of("q5")
+    assert rule.positives("q3") == rule.positives("q11") == c.relevant("q3") | c.relevant("q11")
+    assert "gone" in rule.positives("q5") and "gone" not in rule.of("q5")
 
 
 def test_each_reason_is_the_first_that_holds():
@@ -74,8 +80,8 @@ def test_each_reason_is_the_first_that_holds():
         "other": Document("other", "another file", file="g", page=3),
     }
     c = Collection("one", corpus, {"q": "which"}, {"q": {"a": 1, "far": 0}})
-    assert Never(c, 1).of("q") == {"a": "answer", "copy": "duplicate", "near": "window"}
-    assert Never(c).of("q") == {"a": "answer", "copy": "duplicate"}
+    assert ExcludedDocuments(c, 1).of("q") == {"a": "answer", "copy": "duplicate", "near": "window"}
+    assert ExcludedDocuments(c).of("q") == {"a": "answer", "copy": "duplicate"}
 
 
 def reference(ranked, positive, options, contents, answers):
@@ -99,16 +105,16 @@ def reference(ranked, positive, options, contents, answers):
 
 
 SETTINGS = [
-    Options(),
-    Options(k=3),
-    Options(k=100, max_relative=None),
-    Options(k=5, max_relative=0.5),
-    Options(k=5, max_relative=None, margin=0.25),
-    Options(k=5, max_relative=0.8, margin=0.1, skip_top=2),
-    Options(k=4, max_relative=None, range=(5, 15)),
-    Options(k=4, max_relative=0.9, range=(3, 30), skip_top=4),
-    Options(k=6, max_relative=0.9, sampling="random", range=(2, 40)),
-    Options(k=50, max_relative=0.7, sampling="random", skip_top=5),
+    MiningOptions(),
+    MiningOptions(k=3),
+    MiningOptions(k=100, max_relative=None),
+    MiningOptions(k=5, max_relative=0.5),
+    MiningOptions(k=5, max_relative=None, margin=0.25),
+    MiningOptions(k=5, max_relative=0.8, margin=0.1, skip_top=2),
+    MiningOptions(k=4, max_relative=None, range=(5, 15)),
+    MiningOptions(k=4, max_relative=0.9, range=(3, 30), skip_top=4),
+    MiningOptions(k=6, max_relative=0.9, sampling="random", range=(2, 40)),
+    MiningOptions(k=50, max_relative=0.7, sampling="random", skip_top=5),
 ]
 
 
@@ -123,7 +129,8 @@ def test_the_selection_is_that_of_loops(number):
         contents = {f"d{n}": draw.choice([0, *range(1, 60)]) for n in range(50)}
         answers = {1, 2, 0}
         passed = reference(ranked, positive, options, contents, answers - {0})
-        found = select(f"q{trial}", ranked, positive, options, lambda d, c=contents: c[d], answers)
+        candidates, copies = distinct_candidates(ranked, options, lambda d, c=contents: c[d], answers)
+        found = select_negatives(f"q{trial}", candidates, positive, options)
         expected = passed[: options.k]
         if options.sampling == "random":
             assert set(found.documents) <= set(passed) and found.documents == sorted(
@@ -133,29 +140,32 @@ def test_the_selection_is_that_of_loops(number):
         else:
             assert found.documents == expected
         assert found.dropped["more"] == len(passed) - len(found.documents)
-        seen = min(options.range[1], len(ranked) - found.dropped["duplicate"])
-        assert found.dropped.total() - found.dropped["duplicate"] + len(found.documents) == seen
+        seen = min(options.range[1], len(ranked) - copies)
+        assert found.dropped.total() + len(found.documents) == seen
         lengths.add(len(found.documents))
     assert number in (1, 2, 6) or len(lengths) > 1  # queries get unequal numbers
 
 
 def test_a_draw_depends_on_the_seed_and_the_query_alone_and_reaches_the_whole_range():
     ranked = [(f"d{n}", 0.8 - n / 100) for n in range(40)]
-    options = Options(k=5, sampling="random", range=(0, 30))
-    first = {q: select(q, ranked, 1.0, options).documents for q in ("q", "r")}
-    assert select("q", ranked, 1.0, options).documents == first["q"] != first["r"]
+    options = MiningOptions(k=5, sampling="random", range=(0, 30))
+    first = {q: select_negatives(q, ranked, 1.0, options).documents for q in ("q", "r")}
+    assert select_negatives("q", ranked, 1.0, options).documents == first["q"] != first["r"]
     assert (
-        select("q", iter(ranked), 1.0, Options(k=5, sampling="random", range=(0, 30), seed=1)).documents != first["q"]
+        select_negatives("q", ranked, 1.0, MiningOptions(k=5, sampling="random", range=(0, 30), seed=1)).documents
+        != first["q"]
     )
-    drawn = {d for n in range(200) for d, _ in select(f"q{n}", ranked, 1.0, options).documents}
+    drawn = {d for n in range(200) for d, _ in select_negatives(f"q{n}", ranked, 1.0, options).documents}
     assert drawn == {f"d{n}" for n in range(30)}
 
 
 def test_the_threshold_is_below_the_answer_whatever_its_sign():
-    options = Options(k=9, max_relative=0.9)
+    options = MiningOptions(k=9, max_relative=0.9)
     for positive in (2.0, 0.5, 0.0, -0.5):
         near, at, below = positive + 1e-9, positive - 0.1 * abs(positive), positive - 0.1 * abs(positive) - 1e-6
-        found = select("q", [("above", positive + 1), ("near", near), ("at", at), ("below", below)], positive, options)
+        found = select_negatives(
+            "q", [("above", positive + 1), ("near", near), ("at", at), ("below", below)], positive, options
+        )
         assert [d for d, _ in found.documents] == ["below"], positive
 
 
@@ -167,7 +177,7 @@ def test_no_more_is_read_of_the_ranking_than_the_range_needs():
             read.append(n)
             yield f"d{n}", 0.1
 
-    select("q", ranking(), 1.0, Options(range=(0, 7)))
+    distinct_candidates(ranking(), MiningOptions(range=(0, 7)))
     assert len(read) == 7
 
 
@@ -189,7 +199,7 @@ def test_no_more_is_read_of_the_ranking_than_the_range_needs():
 )
 def test_values_that_mean_nothing_are_named(wrong, said):
     with pytest.raises(DataError, match=said):
-        Options(**wrong)
+        MiningOptions(**wrong)
 
 
 def test_what_another_split_is_measured_on_is_held_out_with_its_files():
@@ -214,5 +224,5 @@ def test_what_another_split_is_measured_on_is_held_out_with_its_files():
     test = Collection(
         "test", corpus, {"r": "r"}, {"r": {"answer": 1, "tested": 1, "judged 0": 0, "both": 1, "gone": 1}}
     )
-    assert held_out(train, [test]) == {"answer", "rest of held", "tested", "judged 0"}
-    assert held_out(train, [Collection("none", {}, {}, {})]) == set()
+    assert held_out_documents(train, [test]) == {"answer", "rest of held", "tested", "judged 0"}
+    assert held_out_documents(train, [Collection("none", {}, {}, {})]) == set()

@@ -16,7 +16,7 @@ from smart_train.config.schema import LateBlock
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import EvaluationError
 from smart_train.evaluation import encode as encoding
-from smart_train.evaluation.encode import Pace
+from smart_train.evaluation.encode import ProgressLog
 from smart_train.probing import layer_scores as module
 from smart_train.probing.layer_scores import layer_of, layer_scores
 
@@ -177,7 +177,7 @@ def test_a_pass_that_was_stopped_goes_on_and_gives_the_same_scores(tmp_path, mon
 
 
 def test_where_there_is_no_bar_lines_tell_how_far_it_is_and_how_long_it_takes(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(module, "Pace", functools.partial(Pace, every=0.0))
+    monkeypatch.setattr(module, "ProgressLog", functools.partial(ProgressLog, every=0.0))
     monkeypatch.setattr(encoding, "TEXT_BATCHES", 6)
     with caplog.at_level(logging.INFO):
         scored(tmp_path, batch_size=5)

@@ -21,9 +21,9 @@ from smart_train.config.schema import AdapterBlock, ModelBlock
 from smart_train.core.errors import TrainingStopped
 from smart_train.data.collate import Collator, Pairs
 from smart_train.data.collection import Collection
-from smart_train.mining.folder import miner
+from smart_train.mining.folder import round_miner
 from smart_train.mining.miner import mine
-from smart_train.mining.selection import Options
+from smart_train.mining.selection import MiningOptions
 from smart_train.models.encoder import SmartEncoder
 from smart_train.training.arguments import training_arguments
 from smart_train.training.mining_rounds import Fresh, Remine, Store, due
@@ -206,7 +206,7 @@ class Stop(TrainerCallback):
 
 def test_mining_uses_the_weights_of_its_step_and_touches_no_random_state(tiny_bert, tmp_path):
     """With dropout, so that one number drawn more would show; what is mined is then thrown away."""
-    options = Options(k=3, max_relative=None)
+    options = MiningOptions(k=3, max_relative=None)
     plain = build(tiny_bert, tmp_path / "plain", given(), dropout=0.2, max_steps=6)
     plain.train()
     collection = given()
@@ -214,7 +214,7 @@ def test_mining_uses_the_weights_of_its_step_and_touches_no_random_state(tiny_be
         tiny_bert, tmp_path / "mined", collection, dropout=0.2, max_steps=6, save_strategy="steps", save_steps=2
     )
     found, modes = [], []
-    real = miner(collection, [], options)
+    real = round_miner(collection, [], options)
 
     def look(encoder):
         modes.append(encoder.training)
@@ -229,14 +229,16 @@ def test_mining_uses_the_weights_of_its_step_and_touches_no_random_state(tiny_be
     checkpoint = tmp_path / "mined" / "checkpoints" / "checkpoint-4"
     fresh = build(tiny_bert, tmp_path / "fresh", given()).encoder
     load_weights(fresh, checkpoint)
-    assert mine(given(), fresh, options).negatives() == found[1]
+    assert mine(given(), fresh, options).document_ids() == found[1]
 
 
 def test_a_round_before_the_first_step_makes_do_without_any_negatives(tiny_bert, tmp_path):
     collection = texts(teacher=False)
     collection.negatives = {}
     trainer = build(tiny_bert, tmp_path, collection, max_steps=4)
-    watched(trainer, collection, miner(collection, [], Options(k=2, max_relative=None)), rounds=1, start=True)
+    watched(
+        trainer, collection, round_miner(collection, [], MiningOptions(k=2, max_relative=None)), rounds=1, start=True
+    )
     trainer.train()
     logged = [line for line in lines(trainer) if "mining/negatives" in line]
     assert [line["step"] for line in logged] == [0, 2] and all(line["mining/negatives"] == 2.0 for line in logged)
