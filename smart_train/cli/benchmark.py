@@ -21,34 +21,46 @@ from smart_train.core.errors import UsageError
 from smart_train.core.hub import told_name
 
 MODES = ("pooled", "late", "hybrid")
-TASKS = (
-    "MTEB's tasks or benchmarks: NanoBEIR, BEIR, 'ViDoRe(v3)', SciFact ...; with --mmeb: image, video, visdoc or names "
-    "of its tasks (default: all 78)"
-)
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    about = "measure pooled, late and hybrid on public benchmarks: MTEB's tasks, or MMEB-V2"
+    about = "evaluate pooled, late and hybrid on public benchmarks: tasks of MTEB, or MMEB-V2"
     benchmark = commands.add_parser("benchmark", help=about, description=about)
     add_model(benchmark, "folder of a trained adapter; its settings are used")
-    benchmark.add_argument("--tasks", nargs="+", metavar="NAME", help=TASKS)
+    benchmark.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="NAME",
+        help="tasks or benchmarks of MTEB: NanoBEIR, BEIR, 'ViDoRe(v3)', SciFact; with --mmeb: image, video, visdoc "
+        "or its tasks (default: all 78)",
+    )
     benchmark.add_argument("--output", required=True, help="folder for results; tasks that it has are not run again")
-    benchmark.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="%(default)s")
-    benchmark.add_argument("--workers", type=count, help="processes that decode images (MTEB's tasks)")
-    benchmark.add_argument("--name", help="organisation/model, as MTEB files results (default: the base or adapter)")
-    prompts = 'MTEB\'s prompt of each task for queries, in a template: "Instruct: {prompt}\\nQuery: "'
-    benchmark.add_argument("--task-prompts", metavar="TEMPLATE", help=f"{prompts} (default: the model's own)")
+    benchmark.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: all three")
+    benchmark.add_argument("--workers", type=count, help="processes that decode images, for MTEB (default: none)")
+    benchmark.add_argument(
+        "--name", help="organisation/model under which MTEB's results are filed (default: the base or adapter)"
+    )
+    benchmark.add_argument(
+        "--task-prompts",
+        metavar="TEMPLATE",
+        help="MTEB's prompt of each task before queries, in a template such as "
+        '"Instruct: {prompt}\\nQuery: " (default: the model\'s own prompts)',
+    )
     benchmark.add_argument(
         "--mmeb", metavar="FOLDER", help="MMEB-V2 as its download script leaves it (docs/reproduce.md)"
     )
-    benchmark.add_argument("--frames", type=count, default=8, help="most frames of a video: %(default)s")
     benchmark.add_argument(
-        "--as-video", action="store_true", help="frames as one video, not as images: needs torchvision"
+        "--frames", type=count, default=8, help="most frames of a video, for MMEB-V2 (default: %(default)s)"
     )
     benchmark.add_argument(
-        "--own-prompts", action="store_true", help="not MMEB-V2's instructions: the model's own prompts"
+        "--as-video", action="store_true", help="encode frames as one video, not as images; needs torchvision"
     )
-    benchmark.add_argument("--processes", type=count, default=1, help="share MMEB-V2's tasks among so many")
+    benchmark.add_argument(
+        "--own-prompts", action="store_true", help="use the model's own prompts, not MMEB-V2's instructions"
+    )
+    benchmark.add_argument(
+        "--processes", type=count, default=1, help="processes that share MMEB-V2's tasks (default: %(default)s)"
+    )
     add_reading(benchmark)
     benchmark.set_defaults(run=run)
 
@@ -66,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
         status = several(options.processes, without(options.given, "--processes"))
         if status:
             return status
-    return _mmeb(options)  # after several processes: finds their tasks done, and adds them up
+    return _mmeb(options)  # after several processes: finds their results, and adds them up
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -79,9 +91,9 @@ def _check(options: argparse.Namespace) -> None:
     if options.mmeb is None and options.processes > 1:
         raise UsageError("--processes shares MMEB-V2's tasks; MTEB's result files are written by one process")
     if options.mmeb is not None and not Path(options.mmeb).is_dir():
-        raise UsageError(f"--mmeb: {options.mmeb} is no folder; docs/reproduce.md says how to make it")
+        raise UsageError(f"--mmeb: {options.mmeb} is no folder; see docs/reproduce.md for how to download it")
     if options.task_prompts is not None and "{prompt}" not in options.task_prompts:
-        raise UsageError(f"--task-prompts: {options.task_prompts!r} has no {{prompt}} in it")
+        raise UsageError(f"--task-prompts: {options.task_prompts!r} has no {{prompt}} in it; add it")
 
 
 def _mteb(options: argparse.Namespace) -> int:
@@ -89,16 +101,16 @@ def _mteb(options: argparse.Namespace) -> int:
 
     if importlib.util.find_spec("mteb") is None:
         raise UsageError("MTEB is not installed: pip install 'smart-train[benchmarks]'")
-    from smart_train.benchmarks.mteb_runs import find_tasks, run_tasks, table
+    from smart_train.benchmarks.mteb_runs import find_tasks, run_tasks
     from smart_train.core.errors import EvaluationError
 
     try:
         tasks = find_tasks(options.tasks)
     except EvaluationError as error:
         raise UsageError(f"--tasks: {error}") from error
-    name = options.name or (_filed(options.adapter) if options.adapter else None)
+    name = options.name or (_result_name(options.adapter) if options.adapter else None)
     template = options.task_prompts.replace("\\n", "\n") if options.task_prompts else None
-    ran = run_tasks(
+    result = run_tasks(
         make_encoder(options),
         tasks,
         options.output,
@@ -109,33 +121,34 @@ def _mteb(options: argparse.Namespace) -> int:
         workers=options.workers,
         progress=sys.stderr.isatty(),
     )
-    print(table(ran)) if ran.tasks else None
-    return _told(ran.failed, len(tasks), Path(options.output) / "benchmark.json")
+    if result.tasks:
+        print(result.table())
+    return _report(result.failed, len(tasks), Path(options.output) / "benchmark.json")
 
 
-def _filed(adapter: str) -> str:
-    """organisation/model: a Hub id, or local/RUN of a run's adapter."""
+def _result_name(adapter: str) -> str:
+    """Return organisation/model under which an adapter's results are filed: its Hub id, or local/RUN."""
     return f"local/{told_name(adapter).partition('/')[0]}" if Path(adapter).exists() else adapter
 
 
 def _mmeb(options: argparse.Namespace) -> int:
-    from smart_train.benchmarks.mmeb_data import Reading
+    from smart_train.benchmarks.mmeb_data import MmebFolder
     from smart_train.benchmarks.mmeb_runs import OtherSettings, mmeb_table, run_mmeb
-    from smart_train.benchmarks.mmeb_tasks import chosen
+    from smart_train.benchmarks.mmeb_tasks import select_tasks
     from smart_train.core.errors import EvaluationError
 
     try:
-        tasks = chosen(options.tasks)
+        tasks = select_tasks(options.tasks)
     except EvaluationError as error:
         raise UsageError(f"--tasks: {error}") from error
     if world() > 1:
         own_gpu(options)
         tasks = tasks[rank() :: world()]
     try:
-        found = run_mmeb(
+        result = run_mmeb(
             make_encoder(options),
             tasks,
-            Reading(Path(options.mmeb), options.frames, options.as_video),
+            MmebFolder(Path(options.mmeb), options.frames, options.as_video),
             options.output,
             modes=options.modes,
             instructions=not options.own_prompts,
@@ -145,14 +158,15 @@ def _mmeb(options: argparse.Namespace) -> int:
     except OtherSettings as error:
         raise UsageError(f"--output: {error}") from error
     if world() > 1:
-        return 0  # who started it tells what there is and what is missing
-    print(mmeb_table(found)) if found["tasks"] else None
-    return _told(found["failed"], len(tasks), Path(options.output) / "mmeb.json")
+        return 0  # the process that started this one reports
+    if result["tasks"]:
+        print(mmeb_table(result))
+    return _report(result["failed"], len(tasks), Path(options.output) / "mmeb.json")
 
 
-def _told(failed: Mapping[str, str], of: int, path: Path) -> int:
-    """What is missing, each with its reason, and an exit status that says so."""
+def _report(failed: Mapping[str, str], of: int, path: Path) -> int:
+    """Print each failed task with its reason, and return the exit status."""
     for name, reason in failed.items():
-        print(f"{name}: no figures ({reason.splitlines()[0][:300]})", file=sys.stderr)
-    print(f"{of - len(failed)} of {of} tasks; figures: {path}")
+        print(f"{name}: no result ({reason.splitlines()[0][:300]})", file=sys.stderr)
+    print(f"{of - len(failed)} of {of} tasks; results: {path}")
     return 1 if failed else 0

@@ -8,15 +8,14 @@ import mmeb_layout
 import pytest
 from mmeb_layout import COLOURS
 
-from smart_train.benchmarks.mmeb_data import SUBSETS, Reading, frames_in
-from smart_train.benchmarks.mmeb_runs import READERS
-from smart_train.benchmarks.mmeb_tasks import PAGE, TASKS, chosen
+from smart_train.benchmarks.mmeb_data import MVBENCH_PARTS, READERS, MmebFolder, frames_in
+from smart_train.benchmarks.mmeb_tasks import PAGE, TASKS, select_tasks
 from smart_train.core.errors import DataError, EvaluationError
 
 
 def read(name, root, **options):
     task = TASKS[name]
-    return READERS[task.kind](task, Reading(root, **options))
+    return READERS[task.kind](task, MmebFolder(root, **options))
 
 
 def stems(content, what="image"):
@@ -26,14 +25,14 @@ def stems(content, what="image"):
 def test_there_are_78_tasks_each_with_a_reader_and_the_leaderboard_s_measure():
     assert Counter(task.group for task in TASKS.values()) == {"image": 36, "video": 18, "visdoc": 24}
     assert all(task.kind in READERS and task.tables and task.media for task in TASKS.values())
-    assert {task.measure for task in TASKS.values() if task.group == "visdoc"} == {"ndcg@5"}
-    assert {task.measure for task in TASKS.values() if task.group != "visdoc"} == {"hit@1"}
+    assert {task.metric for task in TASKS.values() if task.group == "visdoc"} == {"ndcg@5"}
+    assert {task.metric for task in TASKS.values() if task.group != "visdoc"} == {"hit@1"}
     assert all(task.instruction.endswith((".", "?")) for task in TASKS.values() if task.kind not in ("image", "seeker"))
     # image and multiple choice: own candidates; classes, searches and pages: all documents
-    assert Counter(task.given for task in TASKS.values()) == {True: 36 + 1 + 3 + 5, False: 4 + 5 + 24}
-    assert [task.name for task in chosen(["visdoc", "K700"])][-1] == "K700" and len(chosen(None)) == 78
+    assert Counter(task.own_candidates for task in TASKS.values()) == {True: 36 + 1 + 3 + 5, False: 4 + 5 + 24}
+    assert [task.name for task in select_tasks(["visdoc", "K700"])][-1] == "K700" and len(select_tasks(None)) == 78
     with pytest.raises(EvaluationError, match="no task 'ViDoRe_arxiv'; did you mean ViDoRe_arxivqa"):
-        chosen(["ViDoRe_arxiv"])
+        select_tasks(["ViDoRe_arxiv"])
 
 
 def test_an_image_task_has_its_row_s_candidates_of_which_the_first_is_right(tmp_path):
@@ -43,8 +42,8 @@ def test_an_image_task_has_its_row_s_candidates_of_which_the_first_is_right(tmp_
     assert first.content == {"image": store / "red.jpg", "text": "which colour?"}
     assert list(first.content) == ["image", "text"]  # the picture stands before the question
     assert first.instruction == "Represent the given image with the following question:"
-    assert (first.answers, first.given) == ({"red": 1}, ("red", "blue", "green"))
-    assert third.content == store / "cyan.jpg" and third.given == ("gray", "cyan")
+    assert (first.answers, first.candidates) == ({"red": 1}, ("red", "blue", "green"))
+    assert third.content == store / "cyan.jpg" and third.candidates == ("gray", "cyan")
     assert data.documents == {one: one for one in ("red", "blue", "green", "gray", "cyan")}  # each once
     assert data.notes == []
 
@@ -53,10 +52,12 @@ def test_candidates_may_be_pictures_alone_or_with_a_text(tmp_path):
     root = mmeb_layout.write_images(tmp_path)
     store = root / "image-tasks" / "MMEB" / "shown"
     (wish,) = read("CIRR", root).queries
-    assert wish.given == ("shown/green.jpg", "shown/red.jpg", "shown/blue.jpg") and wish.answers == {wish.given[0]: 1}
+    assert wish.candidates == ("shown/green.jpg", "shown/red.jpg", "shown/blue.jpg") and wish.answers == {
+        wish.candidates[0]: 1
+    }
     data = read("VisDial", root)
     (told,) = data.queries
-    assert told.content == "green" and told.given == ("shown/green.jpg", "shown/green.jpg:a page")
+    assert told.content == "green" and told.candidates == ("shown/green.jpg", "shown/green.jpg:a page")
     assert data.documents["shown/green.jpg"] == store / "green.jpg"
     assert data.documents["shown/green.jpg:a page"] == {"image": store / "green.jpg", "text": "a page"}
 
@@ -69,7 +70,7 @@ def test_instructions_within_the_text_are_told_and_missing_pictures_are_counted(
     assert data.queries[0].content["text"] == "Which? " and data.queries[0].instruction == ""
     assert "instructions stand in the text" in data.notes[0]
     (root / "image-tasks" / "MMEB" / "shown" / "red.jpg").unlink()
-    with pytest.raises(DataError, match=r"OK-VQA: 1 of 3 pictures are not there, such as .*red\.jpg"):
+    with pytest.raises(DataError, match=r"OK-VQA: 1 of 3 images are not there, such as .*red\.jpg"):
         read("OK-VQA", root)
     with pytest.raises(DataError, match="VOC2007: no rows; looked for .*image-tasks/VOC2007, .*image-query/VOC2007"):
         read("VOC2007", root)
@@ -90,12 +91,12 @@ def test_a_class_is_sought_among_all_and_too_few_names_are_refused(tmp_path):
     root = mmeb_layout.write_videos(tmp_path)
     data = read("Breakfast", root)
     assert list(data.documents) == COLOURS and [query.answers for query in data.queries][1] == {"green": 1}
-    assert data.queries[0].given is None and stems(data.queries[0].content)[0] == "v-red/frame_1"
+    assert data.queries[0].candidates is None and stems(data.queries[0].content)[0] == "v-red/frame_1"
     (root / "video-tasks" / "data" / "Breakfast.labels").unlink()
     with pytest.raises(DataError, match="Breakfast: 3 classes, and the task has 10; write the names of all"):
         read("Breakfast", root)
     right = read("SmthSmthV2", root).queries
-    assert right[0].given == ("green", "red") and right[1].given == ("green", "red", "blue")
+    assert right[0].candidates == ("green", "red") and right[1].candidates == ("green", "red", "blue")
     assert right[1].answers == {"blue": 1}
 
 
@@ -115,11 +116,11 @@ def test_a_moment_is_sought_among_the_clips_of_its_film(tmp_path):
     root = mmeb_layout.write_videos(tmp_path)
     data = read("QVHighlight", root, frames=10)
     (query,) = data.queries
-    assert query.given == ("film:negative_1", "film:negative_2", "film:positive_1")
+    assert query.candidates == ("film:negative_1", "film:negative_2", "film:positive_1")
     assert query.answers == {"film:positive_1": 1} and query.content["text"] == "red"
     assert len(query.content["image"]) == 10 and len(data.documents["film:positive_1"]["image"]) == 8
     text, image, video = read("MomentSeeker", root).queries
-    assert text.content == "red" and text.given == ("film_1", "film_2", "film_3") and text.answers == {"film_1": 1}
+    assert text.content == "red" and text.candidates == ("film_1", "film_2", "film_3") and text.answers == {"film_1": 1}
     assert image.content["image"].name == "query_still.jpg" and "text and image" in image.instruction
     assert stems(video.content) == ["film_whole/frame_1", "film_whole/frame_2"] and "segment" in video.instruction
     (root / "video-tasks/frames/video_mret/QVHighlight/film/positive_1").rename(tmp_path / "elsewhere")
@@ -131,10 +132,10 @@ def test_a_question_brings_its_options_as_each_task_writes_them(tmp_path):
     root = mmeb_layout.write_questions(tmp_path)
     (mme,) = read("Video-MME", root).queries
     assert mme.content["text"] == "Which?\nA. Red.\nB. Green.\nC. Blue.\nD. Black."
-    assert (mme.given, mme.answers) == (("Red", "Green", "Blue", "Black"), {"Blue": 1})
+    assert (mme.candidates, mme.answers) == (("Red", "Green", "Blue", "Black"), {"Blue": 1})
     (nextqa,) = read("NExTQA", root).queries
     assert nextqa.content["text"] == "which\nOptions:\n(A) red\n(B) green\n(C) blue\n(D) black\n(E) white"
-    assert (nextqa.given, nextqa.answers) == (tuple(COLOURS[:5]), {"green": 1})
+    assert (nextqa.candidates, nextqa.answers) == (tuple(COLOURS[:5]), {"green": 1})
     (ego,) = read("EgoSchema", root).queries
     assert ego.content["text"] == "Which?A. Red. B. Green. C. Blue. D. Black." and ego.answers == {"Red": 1}
     (activity,) = read("ActivityNetQA", root).queries
@@ -148,10 +149,10 @@ def test_a_question_brings_its_options_as_each_task_writes_them(tmp_path):
 
 
 def test_mvbench_is_all_of_its_parts(tmp_path):
-    mmeb_layout.write_mvbench(tmp_path, list(SUBSETS))
+    mmeb_layout.write_mvbench(tmp_path, list(MVBENCH_PARTS))
     data = read("MVBench", tmp_path)
-    assert len(data.queries) == len(SUBSETS) == 20
-    assert data.queries[1].given == ("(A) red", "(B) green") and data.queries[1].answers == {"(B) green": 1}
+    assert len(data.queries) == len(MVBENCH_PARTS) == 20
+    assert data.queries[1].candidates == ("(A) red", "(B) green") and data.queries[1].answers == {"(B) green": 1}
     assert stems(data.queries[1].content) == ["clip.mp4/frame_1"]
     (tmp_path / "video-tasks" / "data" / "mvbench" / "state_change.json").unlink()
     with pytest.raises(DataError, match=r"MVBench: 1 of its 20 parts are missing, such as .*state_change\.json"):
@@ -164,7 +165,7 @@ def test_pages_lie_in_the_table_or_as_files_and_queries_without_an_answer_are_to
     folder = tmp_path / "visdoc-tasks" / "data" / "arxivqa_test_subsampled_beir"
     local_tasks.write_pages(folder, 6)
     data = read("ViDoRe_arxivqa", tmp_path)
-    assert len(data.documents) == 6 and len(data.queries) == 8 and data.queries[0].given is None
+    assert len(data.documents) == 6 and len(data.queries) == 8 and data.queries[0].candidates is None
     assert {query.instruction for query in data.queries} == {PAGE}
     assert data.documents["0"].content().size[0] > 0  # decoded when it is wanted
     data = read("VisRAG_ChartQA", mmeb_layout.write_charts(tmp_path))

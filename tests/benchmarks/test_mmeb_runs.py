@@ -15,10 +15,10 @@ from mmeb_layout import COLOURS
 from PIL import Image
 
 from smart_train.benchmarks import mmeb_runs as mmeb
-from smart_train.benchmarks.mmeb_data import Data, Query, Reading
-from smart_train.benchmarks.mmeb_runs import READERS, evaluate_task, mmeb_table, run_mmeb
-from smart_train.benchmarks.mmeb_tasks import PAGE, TASKS, chosen
-from smart_train.benchmarks.mteb_models import prompted
+from smart_train.benchmarks.benchmark_encoder import prompted
+from smart_train.benchmarks.mmeb_data import READERS, MmebFolder, Query, TaskData
+from smart_train.benchmarks.mmeb_runs import evaluate_task, mmeb_table, run_mmeb
+from smart_train.benchmarks.mmeb_tasks import PAGE, TASKS, select_tasks
 from smart_train.config.schema import HybridBlock, LateBlock, ModelBlock
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import EvaluationError
@@ -72,7 +72,7 @@ class Colours:
 
 def measured(root: Path, name: str, encoder: Any = None, **options: Any) -> dict[str, Any]:
     task = TASKS[name]
-    return evaluate_task(encoder or Colours(), task, READERS[task.kind](task, Reading(root)), **options)
+    return evaluate_task(encoder or Colours(), task, READERS[task.kind](task, MmebFolder(root)), **options)
 
 
 def figures(found: dict[str, Any], name: str) -> list[float]:
@@ -90,11 +90,11 @@ def test_hits_among_own_candidates_are_those_counted_by_hand(tmp_path):
 
 def test_an_answer_that_nobody_gave_a_query_cannot_beat_its_own_candidates(tmp_path):
     # Over all documents purple scores what red does or more; the first query was given red and green alone.
-    data = Data([Query("q", "purple red", "i", {"red": 1}, ("red", "green"))], {one: one for one in COLOURS})
+    data = TaskData([Query("q", "purple red", "i", {"red": 1}, ("red", "green"))], {one: one for one in COLOURS})
     given = evaluate_task(Colours(), TASKS["OK-VQA"], data)
     assert figures(given, "hit@1") == [1.0] * 3
     among_all = evaluate_task(
-        Colours(), TASKS["Breakfast"], Data([Query("q", "purple", "i", {"red": 1})], data.documents)
+        Colours(), TASKS["Breakfast"], TaskData([Query("q", "purple", "i", {"red": 1})], data.documents)
     )
     assert figures(among_all, "hit@1") == [0.0] * 3
 
@@ -108,7 +108,7 @@ def test_ndcg_of_pages_has_linear_gain_and_counts_a_page_that_was_not_found(tmp_
     value = found["per_query"]["pooled"]["q1"]
     assert value == pytest.approx(best) or value == pytest.approx(worse)
     assert figures(found, "ndcg@5") == [round((1 + value) / 2, 6)] * 3
-    data = Data([Query("q", "red", "i", {"red": 1, "not there": 1})], {one: one for one in COLOURS})
+    data = TaskData([Query("q", "red", "i", {"red": 1, "not there": 1})], {one: one for one in COLOURS})
     found = evaluate_task(Colours(), TASKS["VisRAG_ChartQA"], data)
     assert figures(found, "ndcg@5") == [round(1 / (1 + 1 / math.log2(3)), 6)] * 3
 
@@ -148,13 +148,13 @@ def test_a_real_architecture_s_figures_follow_from_its_scores_pair_by_pair(encod
     for write in (mmeb_layout.write_images, mmeb_layout.write_videos, mmeb_layout.write_charts):
         write(tmp_path)
     task = TASKS[name]
-    data = READERS[task.kind](task, Reading(tmp_path, frames=2))
+    data = READERS[task.kind](task, MmebFolder(tmp_path, frames=2))
     found = evaluate_task(encoder, task, data, batch_size=2)
     for mode in MODES:
         for query in data.queries:
             scores = {}
             with prompted(encoder, query=query.instruction, document=""):
-                for document in query.given or data.documents:
+                for document in query.candidates or data.documents:
                     content = data.documents[document]
                     content = content.content() if hasattr(content, "content") else content
                     scores[document] = float(encoder.score([query.content], [content], mode))
@@ -173,7 +173,7 @@ def test_a_run_files_every_task_goes_on_where_it_stood_and_tells_what_failed(enc
     real = encoder.encode_queries
     monkeypatch.setattr(encoder, "encode_queries", lambda rows, **o: encoded.append(len(rows)) or real(rows, **o))
     with caplog.at_level(logging.WARNING):
-        found = run_mmeb(encoder, chosen(names), Reading(root), output)
+        found = run_mmeb(encoder, select_tasks(names), MmebFolder(root), output)
     assert set(found["tasks"]) == {"OK-VQA", "VisRAG_ChartQA"} and "no rows; looked for" in found["failed"]["K700"]
     assert any("K700 failed" in one.message for one in caplog.records)
     assert any("1 queries have no relevant page" in one.message for one in caplog.records)
@@ -187,18 +187,20 @@ def test_a_run_files_every_task_goes_on_where_it_stood_and_tells_what_failed(enc
         line.split()[:2] for line in told.splitlines()
     ]
     before = list(encoded)
-    assert run_mmeb(encoder, chosen(names), Reading(root), output) == found and encoded == before  # nothing anew
+    assert (
+        run_mmeb(encoder, select_tasks(names), MmebFolder(root), output) == found and encoded == before
+    )  # nothing anew
     with pytest.raises(EvaluationError, match=r"OK-VQA\.json was measured with other settings \(frames 8, now 4\)"):
-        run_mmeb(encoder, chosen(names), Reading(root, frames=4), output)
+        run_mmeb(encoder, select_tasks(names), MmebFolder(root, frames=4), output)
     monkeypatch.setattr(encoder.late.hybrid, "late", 0.1)
     with pytest.raises(EvaluationError, match="encoder '"):
-        run_mmeb(encoder, chosen(names), Reading(root), output)
+        run_mmeb(encoder, select_tasks(names), MmebFolder(root), output)
 
 
 def test_texts_that_were_cut_are_told(tiny_qwen3vl, tmp_path, caplog):
     short = SmartEncoder(str(tiny_qwen3vl), model=ModelBlock(query_tokens=2), device="cpu")
     with caplog.at_level(logging.WARNING):
-        run_mmeb(short, chosen(["OK-VQA"]), Reading(mmeb_layout.write_images(tmp_path)), tmp_path / "out")
+        run_mmeb(short, select_tasks(["OK-VQA"]), MmebFolder(mmeb_layout.write_images(tmp_path)), tmp_path / "out")
     assert any("OK-VQA: 2 query texts fill the encoder's limit" in one.message for one in caplog.records)
 
 
@@ -208,17 +210,15 @@ def test_what_an_encoder_cannot_take_is_refused_before_anything_is_encoded(encod
     with pytest.raises(EvaluationError, match="OK-VQA shows images, and .* has no image side"):
         measured(root, "OK-VQA", text)
     task = TASKS["MSR-VTT"]
-    data = READERS[task.kind](task, Reading(root, video=True))
-    with pytest.raises(
-        EvaluationError, match="takes no videos here .*have the frames as images, or install torchvision"
-    ):
+    data = READERS[task.kind](task, MmebFolder(root, video=True))
+    with pytest.raises(EvaluationError, match="takes no videos here .*read videos as images .*or install torchvision"):
         evaluate_task(encoder, task, data)
     one = Colours()
     one.st.modalities = ["text", "image"]
     with pytest.raises(EvaluationError, match="shows several frames at once, and .* takes one image a row"):
         measured(root, "MSR-VTT", one)
-    with pytest.raises(EvaluationError, match="has no query to measure"):
-        evaluate_task(one, task, Data())
+    with pytest.raises(EvaluationError, match="has no query to evaluate"):
+        evaluate_task(one, task, TaskData())
 
 
 def test_pages_are_decoded_a_portion_at_a_time(tmp_path, monkeypatch):
@@ -239,7 +239,7 @@ def test_pages_are_decoded_a_portion_at_a_time(tmp_path, monkeypatch):
             return self._encode(contents)
 
     sizes: list[int] = []
-    data = Data([Query("q", "red", PAGE, {"red": 1})], {one: Page(one) for one in COLOURS})
+    data = TaskData([Query("q", "red", PAGE, {"red": 1})], {one: Page(one) for one in COLOURS})
     found = evaluate_task(Watched(), TASKS["VisRAG_ChartQA"], data, batch_size=2)
     assert sizes == [2 * mmeb.IMAGE_BATCHES] * 2 + [2] and figures(found, "ndcg@5") == [1.0] * 3
 

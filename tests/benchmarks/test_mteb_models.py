@@ -25,11 +25,13 @@ from mteb.tasks import (  # noqa: E402
     VidoreArxivQARetrieval,
 )
 
+from smart_train.benchmarks.benchmark_encoder import prompted  # noqa: E402
 from smart_train.benchmarks.mteb_models import (  # noqa: E402
     MtebModel,
-    falling,
+    SharedEncoder,
+    _TaskReader,
     mteb_models,
-    prompted,  # noqa: E402
+    separate_ties,
 )
 from smart_train.config.schema import HybridBlock, LateBlock, ModelBlock  # noqa: E402
 from smart_train.core.errors import EvaluationError  # noqa: E402
@@ -74,7 +76,7 @@ def text_folder(tmp_path_factory) -> Path:
 def run(models, task, modes=MODES):
     """{mode: (result, query -> measure -> value)}, of one encoding."""
     found = {}
-    with models["pooled"].searches.sharing(modes):
+    with models["pooled"].shared.sharing(modes):
         for mode in modes:
             result = mteb.evaluate(models[mode], task, encode_kwargs={"batch_size": 8}, **QUIET)
             found[mode] = (result, task.per_query)
@@ -257,7 +259,7 @@ def test_stored_prompts_stay_and_a_task_s_prompt_is_put_in_on_request_alone(page
     def first(task_prompts):
         models = mteb_models(pages_encoder, task_prompts=task_prompts)
         seen = {}
-        keep = models["pooled"].searches.inputs.encoder.encode_queries
+        keep = models["pooled"].shared.encoder.encode_queries
 
         def encode(rows, **options):
             seen["prompt"], seen["vectors"] = pages_encoder.prompt("query"), keep(rows, **options)
@@ -277,7 +279,7 @@ def test_stored_prompts_stay_and_a_task_s_prompt_is_put_in_on_request_alone(page
         expected = pages_encoder.encode_queries(queries)
     assert torch.allclose(theirs["vectors"].pooled, expected.pooled, atol=1e-5)
     assert not torch.allclose(own["vectors"].pooled, expected.pooled, atol=1e-2)
-    with pytest.raises(EvaluationError, match=r"with \{prompt\} in it"):
+    with pytest.raises(EvaluationError, match=r"has no \{prompt\} in it"):
         mteb_models(pages_encoder, task_prompts="Instruct: ")
 
 
@@ -288,15 +290,19 @@ def test_a_prompt_before_a_plain_model_s_text_is_apart_from_it(encoder):
 
 
 def test_a_text_encoder_refuses_pages_and_reads_the_text_beside_them_with_a_warning(encoder, caplog):
-    inputs = mteb_models(encoder)["pooled"].searches.inputs
+    shared = SharedEncoder(encoder)
+
+    def contents(batch, name):
+        return _TaskReader(shared, SimpleNamespace(name=name), {}, None).contents(batch)
+
     batch = {"image": ["a", "b"], "text": ["one", "two"], "id": ["1", "2"]}
     with caplog.at_level(logging.WARNING):
-        assert inputs._contents(batch, "Both") == ["one", "two"] == inputs._contents(batch, "Both")
+        assert contents(batch, "Both") == ["one", "two"] == contents(batch, "Both")
     assert len([one for one in caplog.records if "no image side" in one.message]) == 1
     with pytest.raises(EvaluationError, match="Pages has images, and .* has no image side"):
-        inputs._contents({"image": ["a"]}, "Pages")
+        contents({"image": ["a"]}, "Pages")
     with pytest.raises(EvaluationError, match="Clips has video; an encoder reads text and images"):
-        inputs._contents({"video": ["a"]}, "Clips")
+        contents({"video": ["a"]}, "Clips")
     meta = mteb_models(encoder)["late"].mteb_model_meta
     assert (meta.modalities, meta.model_type, meta.similarity_fn_name.value) == (
         ["text"],
@@ -323,7 +329,7 @@ def test_results_of_other_weights_or_settings_are_filed_elsewhere(real_base, enc
 
 def test_equal_scores_reach_trec_eval_in_our_order_and_hardly_changed():
     ranking = [("a", 0.9), ("z", 0.5), ("b", 0.5000001), ("y", 0.5), ("c", 0.1), ("d", -2.0), ("e", -2.0)]
-    scores = falling(ranking)
+    scores = separate_ties(ranking)
     assert list(scores) == [document for document, _ in ranking]
     as_stored = [torch.tensor(value, dtype=torch.float32).item() for value in scores.values()]
     assert all(a > b for a, b in itertools.pairwise(as_stored))

@@ -25,11 +25,12 @@ from mteb.tasks import (  # noqa: E402
 
 from smart_train.benchmarks import mteb_runs as benchmark_runs  # noqa: E402
 from smart_train.benchmarks.mteb_models import (  # noqa: E402
-    Corpora,
-    key_of,
-    mteb_models,  # noqa: E402
+    CorpusCache,
+    SharedEncoder,
+    content_key,
+    mteb_models,
 )
-from smart_train.benchmarks.mteb_runs import find_tasks, run_tasks, table  # noqa: E402
+from smart_train.benchmarks.mteb_runs import find_tasks, run_tasks  # noqa: E402
 from smart_train.cli.main import main  # noqa: E402
 from smart_train.core.embeddings import Embeddings, Tokens  # noqa: E402
 from smart_train.core.errors import EvaluationError  # noqa: E402
@@ -69,7 +70,7 @@ def test_every_task_runs_in_every_mode_it_can_and_what_is_there_is_not_run_again
     asked = ["benchmark", "--model", str(tiny_bert), "--tasks", "NanoBEIR", "--output", str(output)]
     assert main(asked) == 1  # one of four has no data
     said = capsys.readouterr()
-    assert "Nowhere: no figures" in said.err and "3 of 4 tasks" in said.out
+    assert "Nowhere: no result" in said.err and "3 of 4 tasks" in said.out
     found = json.loads((output / "benchmark.json").read_text())
     assert set(found["tasks"]) == {"NanoSciFactRetrieval", "AskUbuntuDupQuestions", "STSBenchmark"}
     assert found["skipped"] == {"STSBenchmark": ["late", "hybrid"]} and list(found["failed"]) == ["Nowhere"]
@@ -102,7 +103,7 @@ def test_mmeb_is_run_from_its_folder(tiny_qwen3vl, tmp_path, capsys):
     assert "choose another output folder" in capsys.readouterr().err
     assert main([*asked, "--tasks", "image"]) == 1
     said = capsys.readouterr()
-    assert "VOC2007: no figures (DataError: VOC2007: no rows; looked for" in said.err and "3 of 36 tasks" in said.out
+    assert "VOC2007: no result (DataError: VOC2007: no rows; looked for" in said.err and "3 of 36 tasks" in said.out
 
 
 @pytest.mark.slow
@@ -115,7 +116,7 @@ def test_several_processes_share_the_tasks_and_the_last_word_is_of_all(tiny_qwen
     command = [program("smart-train"), *asked, "OK-VQA", "CIRR", "VOC2007", "VisRAG_ChartQA", "--processes", "2"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 1, done.stderr[-2000:]  # one of the four has no rows
-    assert "VOC2007: no figures" in done.stderr and done.stdout.count("3 of 4 tasks") == 1
+    assert "VOC2007: no result" in done.stderr and done.stdout.count("3 of 4 tasks") == 1
     found = json.loads((output / "mmeb.json").read_text())
     assert set(found["tasks"]) == {"OK-VQA", "CIRR", "VisRAG_ChartQA"} and list(found["failed"]) == ["VOC2007"]
     assert main([*asked[:-3], "--output", str(tmp_path / "alone"), "--tasks", "OK-VQA", "CIRR", "VisRAG_ChartQA"]) == 0
@@ -181,35 +182,33 @@ def test_pages_that_several_languages_share_are_encoded_once(tmp_path, tiny_qwen
 
 
 def test_vectors_that_a_killed_run_left_are_never_taken_for_another_encoders(tmp_path):
-    from smart_train.benchmarks.mteb_models import Searches
-
     rows = datasets.Dataset.from_dict({"id": ["a"], "text": ["one"]})
     theirs, ours = (Embeddings(torch.full((1, 1), v), Tokens(torch.ones(1, 1), torch.tensor([1]))) for v in (1.0, 2.0))
-    list(Corpora(tmp_path / "vectors").through(rows, lambda: iter([theirs])))  # whole, and never cleared
-    searches = Searches(None, None)
-    with searches.sharing(["pooled"], tmp_path / "vectors"):
-        found = list(searches.corpora.through(rows, lambda: iter([ours])))
+    list(CorpusCache(tmp_path / "vectors").read_or_make(rows, lambda: iter([theirs])))  # whole, and never cleared
+    shared = SharedEncoder(None)
+    with shared.sharing(["pooled"], tmp_path / "vectors"):
+        found = list(shared.corpora.read_or_make(rows, lambda: iter([ours])))
     assert torch.equal(found[0].pooled, ours.pooled) and not (tmp_path / "vectors").exists()
 
 
 def test_a_full_disk_costs_time_and_no_figure(tmp_path, caplog):
     rows = datasets.Dataset.from_dict({"id": ["a", "b"], "text": ["one", "two"]})
     one = Embeddings(torch.ones(2, 1), Tokens(torch.ones(3, 1), torch.tensor([1, 2])))
-    corpora = Corpora(tmp_path / "file")
+    corpora = CorpusCache(tmp_path / "file")
     (tmp_path / "file").write_text("in the way")
     for _ in range(2):
         made = []
-        found = list(corpora.through(rows, lambda made=made: iter(made.append(1) or [one])))
+        found = list(corpora.read_or_make(rows, lambda made=made: iter(made.append(1) or [one])))
         assert made == [1] and torch.equal(found[0].pooled, one.pooled)
     assert "encode it anew" in caplog.text
-    corpora = Corpora(tmp_path / "kept")
-    kept = [list(corpora.through(rows, lambda: iter([one, one])))[0] for _ in range(2)]
+    corpora = CorpusCache(tmp_path / "kept")
+    kept = [list(corpora.read_or_make(rows, lambda: iter([one, one])))[0] for _ in range(2)]
     assert torch.equal(kept[0].tokens.values, kept[1].tokens.values)
-    assert key_of(rows) != key_of(rows.select([1, 0])) != key_of(rows.select([1]))
-    begun = corpora.through(rows.select([1]), lambda: iter([one, one]))
+    assert content_key(rows) != content_key(rows.select([1, 0])) != content_key(rows.select([1]))
+    begun = corpora.read_or_make(rows.select([1]), lambda: iter([one, one]))
     next(begun)  # a search that stopped half way leaves nothing to be taken for a corpus
     begun.close()
-    assert len(list(corpora.through(rows.select([1]), lambda: iter([one, one, one])))) == 3
+    assert len(list(corpora.read_or_make(rows.select([1]), lambda: iter([one, one, one])))) == 3
 
 
 def test_a_task_that_cannot_be_read_fails_before_its_data_are_fetched(tmp_path, tiny_bert):
@@ -225,4 +224,4 @@ def test_a_table_without_figures_is_a_head_alone(tmp_path, real_base):
     from smart_train.models.encoder import SmartEncoder
 
     ran = run_tasks(SmartEncoder(str(real_base), device="cpu"), [], Path(tmp_path))
-    assert table(ran).split() == ["task", "measure"]
+    assert ran.table().split() == ["task", "metric"]
