@@ -93,6 +93,8 @@ def run_mmeb(
 class OtherSettings(EvaluationError):
     """Stored results were measured with other settings or weights."""
 
+    status = 2
+
 
 def _stored(file: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     if not file.is_file():

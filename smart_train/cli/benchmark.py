@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from smart_train.cli.options import (
+    SETTING_NAMES,
     add_model,
     add_reading,
     check_output,
     check_reading,
+    checks,
     count,
     make_encoder,
     own_gpu,
@@ -62,7 +64,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--processes", type=count, default=1, help="processes that share MMEB-V2's tasks (default: %(default)s)"
     )
     add_reading(benchmark)
-    benchmark.set_defaults(run=run)
+    benchmark.set_defaults(run=run, setting_names=SETTING_NAMES)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -75,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     if options.processes > 1 and world() == 1:
         from smart_train.distributed.local_launch import several, without
 
-        status = several(options.processes, without(options.given, "--processes"))
+        status = several(options.processes, without(options.arguments, "--processes"))
         if status:
             return status
     return _mmeb(options)  # after several processes: finds their results, and adds them up
@@ -102,12 +104,9 @@ def _mteb(options: argparse.Namespace) -> int:
     if importlib.util.find_spec("mteb") is None:
         raise UsageError("MTEB is not installed: pip install 'smart-train[benchmarks]'")
     from smart_train.benchmarks.mteb_runs import find_tasks, run_tasks
-    from smart_train.core.errors import EvaluationError
 
-    try:
+    with checks():
         tasks = find_tasks(options.tasks)
-    except EvaluationError as error:
-        raise UsageError(f"--tasks: {error}") from error
     name = options.name or (_result_name(options.adapter) if options.adapter else None)
     template = options.task_prompts.replace("\\n", "\n") if options.task_prompts else None
     result = run_tasks(
@@ -133,30 +132,24 @@ def _result_name(adapter: str) -> str:
 
 def _mmeb(options: argparse.Namespace) -> int:
     from smart_train.benchmarks.mmeb_data import MmebFolder
-    from smart_train.benchmarks.mmeb_runs import OtherSettings, mmeb_table, run_mmeb
+    from smart_train.benchmarks.mmeb_runs import mmeb_table, run_mmeb
     from smart_train.benchmarks.mmeb_tasks import select_tasks
-    from smart_train.core.errors import EvaluationError
 
-    try:
+    with checks():
         tasks = select_tasks(options.tasks)
-    except EvaluationError as error:
-        raise UsageError(f"--tasks: {error}") from error
     if world() > 1:
         own_gpu(options)
         tasks = tasks[rank() :: world()]
-    try:
-        result = run_mmeb(
-            make_encoder(options),
-            tasks,
-            MmebFolder(Path(options.mmeb), options.frames, options.as_video),
-            options.output,
-            modes=options.modes,
-            instructions=not options.own_prompts,
-            batch_size=options.batch_size,
-            progress=sys.stderr.isatty() and rank() == 0,
-        )
-    except OtherSettings as error:
-        raise UsageError(f"--output: {error}") from error
+    result = run_mmeb(
+        make_encoder(options),
+        tasks,
+        MmebFolder(Path(options.mmeb), options.frames, options.as_video),
+        options.output,
+        modes=options.modes,
+        instructions=not options.own_prompts,
+        batch_size=options.batch_size,
+        progress=sys.stderr.isatty() and rank() == 0,
+    )
     if world() > 1:
         return 0  # the process that started this one reports
     if result["tasks"]:

@@ -37,7 +37,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     push.add_argument("path", help="folder of a data set")
     push.add_argument("--repo", required=True, help="owner/name; it is made, private, if it is missing")
     push.add_argument("--public", action="store_true", help="everyone may read it")
-    push.set_defaults(run=_push)
+    push.set_defaults(run=_push, setting_names={"public": "--public"})
 
     pull = kinds.add_parser("pull", help="fetch a data set from the Hub into a folder")
     pull.add_argument("repo", help="owner/name")

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smart_train.cli.options import (
+    SETTING_NAMES,
     add_model,
     add_reading,
     check_output,
     check_pages,
     check_reading,
+    checks,
     count,
     make_encoder,
     own_gpu,
@@ -48,7 +50,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--worst", type=whole, default=10, help="queries shown in the report: %(default)s")
     evaluate.add_argument("--heatmaps", type=whole, default=3, help="of them with heatmaps of pages: %(default)s")
     add_reading(evaluate)
-    evaluate.set_defaults(run=run)
+    names = {**SETTING_NAMES, "evaluation.k": "--k", "evaluation.bm25": "--no-bm25"}
+    evaluate.set_defaults(run=run, setting_names=names)
 
 
 WORDS = "keys of a recipe's data block, such as document=text image=page subset=de (docs/data.md)"
@@ -58,18 +61,22 @@ def run(options: argparse.Namespace) -> int:
     if options.processes > 1 and world() == 1:
         from smart_train.distributed.local_launch import several, without
 
-        return several(options.processes, without(options.given, "--processes"))
-    if options.output is not None:
-        check_output(Path(options.output))
-    base = check_reading(options)
-    data, held_out = _data(options)
+        return several(options.processes, without(options.arguments, "--processes"))
+    with checks():
+        if options.output is not None:
+            check_output(Path(options.output))
+        base = check_reading(options)
+        data, held_out = _data(options)
 
-    from smart_train.distributed.process_group import launched_group
-    from smart_train.evaluation.evaluator import Plan, evaluate_data, images_of, read, write
-    from smart_train.evaluation.report.tables import text
+        from smart_train.distributed.process_group import launched_group
+        from smart_train.evaluation.baseline import read_baseline
+        from smart_train.evaluation.evaluator import Plan, evaluate_data, images_of, read, write
+        from smart_train.evaluation.report.tables import text
 
-    given = read(data, options.split, held_out)
-    check_pages((given.collection.corpus,), options, base)
+        if options.baseline is not None:
+            read_baseline(options.baseline, options.baseline_row)
+        given = read(data, options.split, held_out)
+        check_pages((given.collection.corpus,), options, base)
     pages = images_of(given.collection)
     names = ("bootstrap", "seed", "batch_size", "store", "baseline", "baseline_row", "bm25", "worst", "heatmaps")
     given_to = {name: getattr(options, name) for name in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from smart_train.cli.options import DTYPES, add_trust
+from smart_train.cli.options import ADAPTER_SETTING_NAMES, DTYPES, add_trust
 
 KINDS = ("merged", "multi-vector")
 
@@ -17,7 +17,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     export.add_argument("--out", required=True, help="folder to write; it must not be there yet")
     add_options(export)
-    export.set_defaults(run=run)
+    export.set_defaults(run=run, setting_names=ADAPTER_SETTING_NAMES)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

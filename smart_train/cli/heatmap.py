@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smart_train.cli.options import add_model, add_reading, check_reading, make_encoder
+from smart_train.cli.options import SETTING_NAMES, add_model, add_reading, check_reading, make_encoder
 from smart_train.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     how = "of the query's tokens in the page's large picture, a matrix' last row: their mean, or the best: %(default)s"
     heatmap.add_argument("--over", choices=["sum", "max"], default="sum", help=how)
     add_reading(heatmap)
-    heatmap.set_defaults(run=run)
+    heatmap.set_defaults(run=run, setting_names=SETTING_NAMES)
 
 
 def run(options: argparse.Namespace) -> None:

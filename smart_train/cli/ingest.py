@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smart_train.cli.options import count
-from smart_train.core.errors import DataError, ExtensionError, UsageError
+from smart_train.cli.options import checks, count
+from smart_train.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from smart_train.ingest.ingest_options import IngestOptions
@@ -123,7 +123,7 @@ def _check(options: argparse.Namespace) -> IngestOptions:
             raise UsageError(f"--{name}: {getattr(options, name)} is no share; give 0 or more and less than 1")
     if options.seconds <= 0:
         raise UsageError(f"--seconds: {options.seconds:g} is not above 0")
-    try:
+    with checks():
         return IngestOptions(
             pixels=options.pixels,
             jobs=options.jobs,
@@ -136,8 +136,6 @@ def _check(options: argparse.Namespace) -> IngestOptions:
             strict=options.strict,
             limits=Limits(options.max_pages, options.max_bytes, options.max_picture, options.seconds),
         )
-    except DataError as error:
-        raise UsageError(str(error)) from error
 
 
 def _chat_model(options: argparse.Namespace) -> ChatModel | None:
@@ -147,10 +145,7 @@ def _chat_model(options: argparse.Namespace) -> ChatModel | None:
     if options.questions != "vlm":
         from smart_train.ingest.questions.chat_model import load_chat_model
 
-        try:
-            return load_chat_model(options.questions)
-        except ExtensionError as error:
-            raise UsageError(f"--questions: {error}") from error
+        return load_chat_model(options.questions)
     if options.endpoint:
         from smart_train.ingest.questions.chat_endpoint import ChatEndpoint
 

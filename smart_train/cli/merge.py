@@ -6,10 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from smart_train.cli.options import add_trust, count
+from smart_train.cli.options import ADAPTER_SETTING_NAMES, add_trust, checks, count
 from smart_train.core.errors import UsageError
-
-FLAGS = {"data.path: ": "--data: ", "data.split: ": "--split: "}  # what the library says -> this command's flag
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -25,7 +23,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     merge.add_argument("--batch-size", type=count, default=32, help="rows encoded at once: %(default)s")
     add_trust(merge)
     merge.add_argument("--device", help="cpu, cuda:0 ... (default: the best there is)")
-    merge.set_defaults(run=run)
+    merge.set_defaults(run=run, setting_names={**ADAPTER_SETTING_NAMES, "data.path": "--data", "data.split": "--split"})
 
 
 def run(options: argparse.Namespace) -> None:
@@ -35,17 +33,16 @@ def run(options: argparse.Namespace) -> None:
     if len(weights) != len(options.adapters):
         raise UsageError(f"--weights: {len(options.adapters)} adapters and {len(weights)} weights; give one each")
     from smart_train.config.schema import DataBlock
-    from smart_train.core.errors import ExportError
     from smart_train.data.load import dev_and_test
     from smart_train.publishing.merger import merge
 
     out = Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ExportError(f"{out} is there already and was left as it is; name a folder that is not there yet")
-    # What can be wrong with the data is told before anything is merged.
+        raise UsageError(f"--out: {out} already exists and was not changed; name a new folder")
     data = None
     if options.data:
-        data = dev_and_test(DataBlock(path=options.data, dev=0, test=0), options.split, options.dev_split)
+        with checks():
+            data = dev_and_test(DataBlock(path=options.data, dev=0, test=0), options.split, options.dev_split)
     reading = {name: getattr(options, name) for name in ("base", "device", "trust_remote_code", "trust_extensions")}
     folder = merge(options.adapters, weights, out / "adapter", **reading)
     print(f"adapter: {folder}, verified")

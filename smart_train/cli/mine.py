@@ -8,8 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from smart_train.cli.options import add_model, add_reading, check_reading, count, make_encoder
-from smart_train.core.errors import UsageError
+from smart_train.cli.options import SETTING_NAMES, add_model, add_reading, check_reading, checks, count, make_encoder
 
 WORDS = {
     "answer": "positives",
@@ -56,7 +55,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     mine.add_argument("--rounds", type=count, help="also print recipe lines that mine this often during training")
     add_reading(mine)
-    mine.set_defaults(run=run)
+    mine.set_defaults(run=run, setting_names={**SETTING_NAMES, "out": "--out"})
 
 
 def _thresholds(mine: argparse.ArgumentParser) -> None:
@@ -88,23 +87,20 @@ def _share(text: str) -> float | int:
 
 def run(options: argparse.Namespace) -> None:
     from smart_train.config.schema import DataBlock
-    from smart_train.core.errors import DataError
     from smart_train.mining.extensions import MINERS, RERANKERS, TEACHERS, load_callable
     from smart_train.mining.folder import PICTURE, REPORT, mine_folder, mining_folder
     from smart_train.mining.selection import MiningOptions
 
     names = ("k", "mode", "max_relative", "margin", "skip_top", "window", "sampling", "seed")
-    try:
+    with checks():
         chosen = MiningOptions(**{name: getattr(options, name) for name in names}, range=tuple(options.range))
-    except DataError as error:
-        raise UsageError(str(error)) from error
-    extensions: dict[str, Any] = {
-        name: load_callable(registry, getattr(options, name))
-        for name, registry in (("miner", MINERS), ("reranker", RERANKERS), ("teacher", TEACHERS))
-        if getattr(options, name)
-    }
-    check_reading(options)
-    folder = mining_folder(DataBlock(path=options.data, split=options.split), options.out)
+        extensions: dict[str, Any] = {
+            name: load_callable(registry, getattr(options, name))
+            for name, registry in (("miner", MINERS), ("reranker", RERANKERS), ("teacher", TEACHERS))
+            if getattr(options, name)
+        }
+        check_reading(options)
+        folder = mining_folder(DataBlock(path=options.data, split=options.split), options.out)
     held = {name: getattr(options, name) for name in HELD if getattr(options, name) is not None}
     data = DataBlock(path=str(folder), split=options.split, **held)
     parts = [Path(name).name if Path(name).exists() else name for name in (options.model, options.adapter) if name]

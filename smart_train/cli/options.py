@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smart_train.core.errors import UsageError
+from smart_train.core.errors import Setting, SmartTrainError, UsageError
 
 if TYPE_CHECKING:
     from smart_train.data.collection import Document
@@ -19,26 +20,51 @@ if TYPE_CHECKING:
 # Keys of the model block that an adapter brings along, each the name of a flag of ``evaluate`` too.
 STORED = ("revision", "query_tokens", "document_tokens", "query_prompt", "document_prompt", "max_pixels")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-FLAGS = {  # what the library tells those who write recipes or Python -> the flag of ``evaluate``
-    "write model.trust_remote_code: true": "give --trust-remote-code",
-    "from_pretrained(..., trust_remote_code=True)": "give --trust-remote-code",
-    "from_pretrained(..., trust_extensions=[NAME])": "--trust-extension NAME",
-    "from_pretrained(..., base=FOLDER)": "--model FOLDER",
-    "model.revision in a recipe": "--revision",
+SETTING_NAMES = {  # setting of a recipe -> the flag of commands that take --model
+    "model.base": "--model",
     "model.revision": "--revision",
     "model.dtype": "--dtype",
-    "model.base": "--model",
+    "model.trust_remote_code": "--trust-remote-code",
     "late.layer": "--layer",
-    "data.split: ": "--split: ",
-    "data.path: ": "DATA: ",
+    "data.path": "DATA",
+    "data.split": "--split",
+    "trust_extensions": "--trust-extension",
+}
+ADAPTER_SETTING_NAMES = {  # the same for commands that take adapters
+    "model.base": "--base",
+    "model.dtype": "--dtype",
+    "model.trust_remote_code": "--trust-remote-code",
+    "trust_extensions": "--trust-extension",
 }
 
 
-OF_ADAPTERS = {  # the same, for commands that take adapters: what they say of a recipe's keys is meant so
-    "from_pretrained(..., trust_remote_code=True)": "give --trust-remote-code",
-    "from_pretrained(..., trust_extensions=[NAME])": "--trust-extension NAME",
-    "from_pretrained(..., base=FOLDER)": "--base FOLDER",
-}
+def setting_namer(flags: Mapping[str, str]) -> Callable[[Setting], str]:
+    """Return how a command names the settings of an error: by its own flags, or else as the error does.
+
+    >>> name = setting_namer({"model.dtype": "--dtype", "evaluation.bm25": "--no-bm25"})
+    >>> name(Setting("model.dtype", "float32")), name(Setting("evaluation.bm25", False)), name(Setting("late.dim"))
+    ('give --dtype float32', 'give --no-bm25', 'late.dim')
+    """
+
+    def name(setting: Setting) -> str:
+        flag = flags.get(setting.key)
+        if flag is None:
+            return str(setting)
+        if setting.value is None:
+            return flag
+        return f"give {flag}" if isinstance(setting.value, bool) else f"give {flag} {setting.value}"
+
+    return name
+
+
+@contextmanager
+def checks() -> Iterator[None]:
+    """The checks of a command: an error inside means that the request is wrong, and nothing slow has run."""
+    try:
+        yield
+    except SmartTrainError as error:
+        error.status = 2
+        raise
 
 
 def count(text: str) -> int:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smart_train.cli.options import (
+    SETTING_NAMES,
     add_model,
     add_reading,
     check_output,
     check_pages,
     check_reading,
+    checks,
     count,
     make_encoder,
     whole,
@@ -52,7 +54,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     probe.add_argument("--bootstrap", type=count, default=1000, help="resamples of an interval: %(default)s")
     probe.add_argument("--seed", type=whole, default=0, help="of resampling and the diagnostics' sample: %(default)s")
     add_reading(probe, chosen=False)
-    probe.set_defaults(run=run)
+    probe.set_defaults(run=run, setting_names={**SETTING_NAMES, "evaluation.k": "--k"})
 
 
 def _amount(text: str) -> float | int:
@@ -82,13 +84,14 @@ def run(options: argparse.Namespace) -> None:
     from smart_train.probing.probe_run import run as probe
 
     output = Path(options.output)
-    check_output(output)
-    if options.apply and options.adapter and not Path(options.adapter).is_dir():
-        raise UsageError(f"--apply changes an adapter's folder, and {options.adapter} is none; download it first")
-    base = check_reading(options)
-    block, recipe = _data(options)
-    data = dev_and_test(block, options.split, options.dev_split, recipe)
-    check_pages((data.dev.corpus, data.test.corpus), options, base)
+    with checks():
+        check_output(output)
+        if options.apply and options.adapter and not Path(options.adapter).is_dir():
+            raise UsageError(f"--apply: {options.adapter} is not a local folder; download the adapter first")
+        base = check_reading(options)
+        block, recipe = _data(options)
+        data = dev_and_test(block, options.split, options.dev_split, recipe)
+        check_pages((data.dev.corpus, data.test.corpus), options, base)
     print(f"dev and test: {data.origin}", flush=True)
     encoder = make_encoder(options)
     probed = probe(

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from smart_train.cli.export import KINDS, add_options
-from smart_train.cli.options import count
+from smart_train.cli.options import ADAPTER_SETTING_NAMES, count
 from smart_train.core.errors import UsageError
 
 
@@ -31,7 +31,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     publish.add_argument("--retries", type=int, help="of requests that may pass later (default: 4)")
     publish.add_argument("--export", choices=KINDS, help="publish whole weights, or a MultiVectorEncoder, made of it")
     add_options(publish.add_argument_group("with --export"))
-    publish.set_defaults(run=run)
+    publish.set_defaults(run=run, setting_names=ADAPTER_SETTING_NAMES)
 
 
 def run(options: argparse.Namespace) -> None:

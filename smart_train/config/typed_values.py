@@ -16,6 +16,7 @@ from math import isfinite
 from typing import Any, Literal, Union
 
 from smart_train.config.schema import Component, Recipe, Where
+from smart_train.core.errors import Message, Setting, SmartTrainError
 
 COMPONENT = "{type: NAME, option: value}"
 NAMES = {
@@ -56,26 +57,34 @@ WRONG = object()
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake. key: dotted key, "" for the file; place: where, if the key cannot tell; here: the recipe may be
-    right elsewhere: it is this machine that lacks something."""
+    """One mistake in a recipe.
+
+    key: dotted key, "" for the file itself; what: what is wrong; fix: what to do
+    place: file and line, where the key cannot tell them
+    here: this machine lacks something; the recipe may work on another one
+    """
 
     key: str
-    what: str
-    fix: str
+    what: Message
+    fix: Message
     place: str | None = None
     here: bool = False
 
-    def told(self, where: Where) -> str:
-        start = f"{self.place or where.place(self.key)}: "
-        return start + (f"{self.key}: " if self.key else "") + f"{self.what}; {self.fix}"
+    def message(self, where: Where) -> Message:
+        """Return the problem with its place. A key in a file stays as the file has it; a front end may name others."""
+        key: Message = self.key if where.line(self.key) else Setting(self.key)
+        return (f"{self.place or where.place(self.key)}: ", (key, ": ") if self.key else "", self.what, "; ", self.fix)
 
 
-class RecipeError(ValueError):
-    """What is wrong with a recipe, one line a problem: file, line, key, what is wrong, what to do."""
+class RecipeError(SmartTrainError, ValueError):
+    """A recipe cannot be used. One line a problem, in the order of the file: file, line, key, what is wrong, fix."""
+
+    status = 2
 
     def __init__(self, problems: list[Problem], where: Where) -> None:
-        self.problems = sorted(problems, key=lambda problem: where.line(problem.key) or 0)  # as the file has them
-        super().__init__("\n".join(problem.told(where) for problem in self.problems))
+        self.problems = sorted(problems, key=lambda problem: where.line(problem.key) or 0)
+        lines = [problem.message(where) for problem in self.problems]
+        super().__init__(*[part for line in lines for part in ("\n", line)][1:])
 
 
 def build(values: dict[str, Any], training: dict[str, Any], moved: dict[str, str], where: Where) -> Recipe:

@@ -1,105 +1,207 @@
-"""Errors that this package foresees. All are subclasses of SmartTrainError."""
+"""Errors that this package raises on purpose; all are subclasses of SmartTrainError.
+
+A command prints such an error as one sentence and exits with the error's ``status``. Any other exception is a bug and
+keeps its traceback.
+"""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Union
+
+__all__ = [
+    "AdapterError",
+    "BaseNotFound",
+    "CheckpointError",
+    "DataError",
+    "EvaluationError",
+    "ExtensionError",
+    "ExtensionResultError",
+    "HeatmapError",
+    "LaunchError",
+    "LossError",
+    "Message",
+    "NothingToResume",
+    "Preempted",
+    "PublishError",
+    "RankError",
+    "Setting",
+    "SettingError",
+    "SmartTrainError",
+    "TrainingStopped",
+    "Unreachable",
+    "UsageError",
+    "written",
+]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting that a message names, so that each front end can name it in its own way.
+
+    key: its dotted key in a recipe
+    value: what to set it to; None where the message only names the setting
+    python: how the Python function that raises the error spells it; None where it takes the recipe's blocks
+
+    >>> str(Setting("model.dtype")), str(Setting("model.trust_remote_code", True))
+    ('model.dtype', 'write model.trust_remote_code: true')
+    >>> str(Setting("model.base", "FOLDER", python="pass base=FOLDER"))
+    'pass base=FOLDER'
+    """
+
+    key: str
+    value: str | int | float | bool | None = None
+    python: str | None = None
+
+    def __str__(self) -> str:
+        if self.python is not None:
+            return self.python
+        if self.value is None:
+            return self.key
+        return f"write {self.key}: {self.value if isinstance(self.value, str) else json.dumps(self.value)}"
+
+
+Message = Union[str, Setting, tuple["Message", ...]]  # noqa: UP007 - evaluated at import, and recursive
+
+
+def written(message: Message, name: Callable[[Setting], str] = str) -> str:
+    """Return a message as text. name: how the front end names a setting; default: as a recipe does."""
+    if isinstance(message, tuple):
+        return "".join(written(part, name) for part in message)
+    return name(message) if isinstance(message, Setting) else message
 
 
 class SmartTrainError(Exception):
     """Base class of every error that this package raises on purpose.
 
-    status: the exit status of a command that ends with it (2 = the request is wrong, 1 = the work failed)
+    status: exit status of a command that ends with it. 2: the request is wrong and nothing slow has run. 1: the work
+        failed. A command sets it to 2 on errors of its checks.
+    on_every_rank: every rank raises the same error, so that one of them is enough to report it
+
+    >>> error = SmartTrainError("the scores are not finite; ", Setting("model.dtype", "float32"))
+    >>> str(error)
+    'the scores are not finite; write model.dtype: float32'
+    >>> error.text(lambda setting: f"give --dtype {setting.value}")
+    'the scores are not finite; give --dtype float32'
     """
 
     status = 1
+    on_every_rank = False
+
+    def __init__(self, *message: Message) -> None:
+        super().__init__(*message)
+        self.message: Message = message
+
+    def text(self, name: Callable[[Setting], str] = str) -> str:
+        """Return the message. name: how the front end names a setting; default: as a recipe does."""
+        return written(self.message, name)
+
+    def __str__(self) -> str:
+        return self.text()
 
 
-class BaseNotFound(SmartTrainError, ValueError):
-    """A base that is not there or cannot be used. what: the reason; fix: what to do."""
+class _WhatAndFix(SmartTrainError, ValueError):
+    """what: what is wrong; fix: what to do."""
 
-    def __init__(self, what: str, fix: str) -> None:
+    status = 2
+
+    def __init__(self, what: Message, fix: Message) -> None:
+        super().__init__(what, fix)
         self.what, self.fix = what, fix
-        super().__init__(f"{what}; {fix}")
-
-
-class AdapterError(SmartTrainError, ValueError):
-    """An adapter that does not fit its base or its file, with what was expected and what was found."""
-
-
-class RankError(SmartTrainError, RuntimeError):
-    """Another rank failed, with anything but an EvaluationError; the message has the rank and its error."""
-
-
-class Preempted(SmartTrainError):
-    """A signal ended the training, after a checkpoint; the message says how to go on."""
-
-
-class DataError(SmartTrainError, ValueError):
-    """Something is wrong with the data; the message names the file, line or id, and what to do."""
-
-
-class Unreachable(DataError):
-    """A dataset that cannot be described or fetched; says what `datasets` said."""
-
-
-class CheckpointError(SmartTrainError, RuntimeError):
-    """A checkpoint that could not be written or cannot be gone on from; what holds still, and what to do."""
-
-
-class TrainingStopped(SmartTrainError, RuntimeError):
-    """Training would go on wrongly; the message says what was seen and what to do."""
-
-
-class NothingToResume(SmartTrainError, RuntimeError):
-    """A run that was to be gone on with is not there."""
-
-
-class EvaluationError(SmartTrainError, ValueError):
-    """Something that can't be measured; the message names the query, document or line, and what to do."""
-
-
-class PublishError(SmartTrainError, ValueError):
-    """What can't be published, or wasn't, and what to do; everything on this machine is as it was."""
-
-
-class ExportError(SmartTrainError, ValueError):
-    """What can't be exported, or did not equal the adapter, and what can be done; nothing was left behind."""
-
-
-class PatchGridError(SmartTrainError, ValueError):
-    """The places of a model's image tokens are not known."""
-
-
-class HeatmapError(SmartTrainError, ValueError):
-    """What was asked for has no heatmap; the message says why."""
-
-
-class LaunchError(SmartTrainError, ValueError):
-    """A launch file that cannot be read; says which, why, and what to do."""
+        self.message = (what, "; ", fix)
 
 
 class UsageError(SmartTrainError, ValueError):
-    """What was asked for does not work; the message says what does."""
+    """An argument of a command is wrong, or arguments do not go together."""
+
+    status = 2
 
 
-class ExtensionError(SmartTrainError, ValueError):
-    """An extension does not exist, cannot be imported, refuses its options, or is named by a download.
+class SettingError(SmartTrainError, ValueError):
+    """A value of a setting does not work.
 
-    what: what is wrong; fix: what to do
+    setting: its dotted key in a recipe; what: what is wrong; fix: what to do
     """
 
     status = 2
 
-    def __init__(self, what: str, fix: str) -> None:
-        self.what, self.fix = what, fix
-        super().__init__(f"{what}; {fix}")
+    def __init__(self, setting: str, what: Message, fix: Message) -> None:
+        super().__init__(setting, what, fix)
+        self.setting, self.what, self.fix = setting, what, fix
+        self.message = (Setting(setting), ": ", what, "; ", fix)
 
 
-class LossError(SmartTrainError, ValueError):
-    """A loss that cannot work: a term, an option or a schedule is wrong; the message has a line for each."""
+class BaseNotFound(_WhatAndFix):
+    """The base model does not exist, cannot be downloaded, or cannot be used."""
 
-    status = 2
+
+class ExtensionError(_WhatAndFix):
+    """An extension does not exist, cannot be imported, refuses its options, or is named by a download."""
 
 
 class ExtensionResultError(ExtensionError):
     """An extension returned something that its protocol does not allow."""
 
     status = 1
+
+
+class LossError(SmartTrainError, ValueError):
+    """A term, an option or a schedule of the loss does not work; the message has a line for each."""
+
+    status = 2
+
+
+class AdapterError(SmartTrainError, ValueError):
+    """An adapter's files are damaged, or do not fit its base."""
+
+
+class DataError(SmartTrainError, ValueError):
+    """The data are wrong; the message names the file, and the line, row or id."""
+
+
+class Unreachable(DataError):
+    """A dataset on the Hub cannot be described or downloaded."""
+
+
+class CheckpointError(SmartTrainError, RuntimeError):
+    """A checkpoint cannot be written, or training cannot resume from it."""
+
+
+class NothingToResume(SmartTrainError, RuntimeError):
+    """The recipe resumes a run that does not exist."""
+
+    status = 2
+
+
+class TrainingStopped(SmartTrainError, RuntimeError):
+    """Training cannot continue with correct results."""
+
+
+class Preempted(SmartTrainError):
+    """A signal ended the training after a checkpoint was saved; the same command resumes it."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
+class RankError(SmartTrainError, RuntimeError):
+    """Another rank failed; the message has its number and its error."""
+
+
+class EvaluationError(SmartTrainError, ValueError):
+    """Something cannot be measured; the message names the query, document or line."""
+
+
+class PublishError(SmartTrainError, ValueError):
+    """An adapter cannot be exported, merged or published. The local files are unchanged."""
+
+
+class HeatmapError(SmartTrainError, ValueError):
+    """No heatmap can be drawn for this query and document."""
+
+
+class LaunchError(SmartTrainError, ValueError):
+    """A launch file of accelerate cannot be read."""
+
+    status = 2

@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-from smart_train.core.errors import BaseNotFound
+from smart_train.core.errors import BaseNotFound, Message, Setting
 
 PACKAGE = "package:"
 LOCAL = "local:"  # in a published adapter: the base was a folder of its publisher's, of which only the name is told
@@ -31,7 +31,7 @@ def resolve_base(base: str) -> str:
         return str(Path(base).expanduser())
     if base.startswith(LOCAL):
         what = f"{base}: the base was a folder on the machine that this adapter was trained on"
-        raise BaseNotFound(what, "if you have it, name it: from_pretrained(..., base=FOLDER)")
+        raise BaseNotFound(what, ("if you have it, ", Setting("model.base", "FOLDER", python="pass base=FOLDER")))
     if not base.startswith(PACKAGE):
         return base
     name, _, folder = base.removeprefix(PACKAGE).partition("/")
@@ -80,9 +80,13 @@ UNREACHABLE = {
     "LocalEntryNotFoundError",
     "RevisionResolutionError",
 }
-READING: dict[str, tuple[str, str]] = {  # kind -> what is wrong, what to do
+_REVISION = Setting("model.revision", python="model.revision in a recipe")
+READING: dict[str, tuple[Message, Message]] = {  # kind -> what is wrong, what to do
     "gated": ("access to this repository is given on request", f"ask for it on its page on the Hub, then {LOGIN}"),
-    "revision": ("the repository has no such revision", "correct the revision (model.revision in a recipe)"),
+    "revision": (
+        "the repository has no such revision",
+        ("correct the revision (", _REVISION, ")"),
+    ),
     "missing": ("there is no such model on the Hub, or it is private", f"correct the id, or {LOGIN}"),
     "name": ("this is neither a folder that is there nor the form of a Hub id", "correct it"),
     "token": ("the Hub does not accept your token", f"make a new one and {LOGIN} (or correct HF_TOKEN)"),
@@ -184,10 +188,10 @@ def explained(base: str, revision: str | None = None) -> Iterator[None]:
         what, fix = found
         at = "" if revision is None else f" at revision {revision}"
         # The client's chained tracebacks are 60 lines that say the same thing.
-        raise BaseNotFound(f"{base}{at}: {what}", fix) from None
+        raise BaseNotFound((f"{base}{at}: ", what), fix) from None
 
 
-def reason(error: BaseException) -> tuple[str, str] | None:
+def reason(error: BaseException) -> tuple[Message, Message] | None:
     """What is wrong and what to do, for an error of a download; None where the Hub has nothing to do with it."""
     found = kind(error)
     if found == "failed":

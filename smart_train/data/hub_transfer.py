@@ -19,7 +19,7 @@ from typing import Any
 
 from smart_train.config.schema import DataBlock
 from smart_train.core import hub
-from smart_train.core.errors import DataError
+from smart_train.core.errors import DataError, Setting
 from smart_train.data import store
 from smart_train.data.collection import RetrievalDataset
 from smart_train.data.load import read_all
@@ -201,7 +201,8 @@ def _card(folder: Path) -> str:
 def _fits(repo: str, info: Any, private: bool) -> None:
     """Raises DataError where the repository is no place for this data."""
     if private and not info.private:
-        raise DataError(f"{repo} is there and everyone can read it; say so with --public, or choose another name")
+        public = Setting("public", True, python="pass private=False")
+        raise DataError(f"{repo} exists and everyone can read it; if you want that, ", public, ", or name another")
     there = [file.rfilename for file in info.siblings or []]
     other = [name for name in there if name.partition("/")[0] not in (*PARTS, "README.md", ".gitattributes")]
     if other:

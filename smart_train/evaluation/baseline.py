@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smart_train.core.errors import EvaluationError
+from smart_train.core.errors import EvaluationError, Setting
 from smart_train.evaluation.encode import Collection
 from smart_train.evaluation.metrics import paired
 from smart_train.evaluation.retrieval import Evaluation
@@ -67,9 +67,7 @@ def read_baseline(folder: str | Path, row: str | None = None) -> Baseline:
     """
     path = Path(folder) / FILE
     if not path.is_file():
-        raise EvaluationError(
-            f"{folder}: there is no {FILE}; name the --output folder of an evaluation, or a run's folder"
-        )
+        raise EvaluationError(f"{folder}: there is no {FILE}; name the folder of an evaluation or of a run")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         rows: dict[str, Any] = found["rows"]
@@ -96,7 +94,8 @@ def check_baseline(
     """
     have = baseline.per_query["pooled"]
     if not any(f"ndcg@{cut}" in have for cut in k):
-        raise EvaluationError(f"{baseline.name} has {', '.join(have) or 'no nDCG'}; give one of its cut-offs to --k")
+        there = ", ".join(have) or "no nDCG"
+        raise EvaluationError(f"{baseline.name} has {there}; add one of its cut-offs to ", Setting("evaluation.k"))
     theirs = next(iter(baseline.per_query["pooled"].values()), {})
     odd = sorted(theirs.keys() ^ evaluated.keys())
     if odd:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from smart_train.core.errors import EvaluationError
+from smart_train.core.errors import EvaluationError, Setting
 from smart_train.evaluation.metrics import Interval, Ranking, interval, measure
 from smart_train.evaluation.topk import Best
 
@@ -101,7 +101,8 @@ class _Index:
         try:
             import bm25s
         except ImportError as error:
-            raise EvaluationError("the BM25 row needs bm25s: pip install bm25s, or give --no-bm25") from error
+            leave_out = Setting("evaluation.bm25", False, python="pass bm25=False")
+            raise EvaluationError("the BM25 row needs bm25s: pip install bm25s, or ", leave_out) from error
         self._bm25s = bm25s
         tokens = self.split(texts)
         self.words = sum(map(len, tokens))

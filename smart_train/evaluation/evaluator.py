@@ -20,7 +20,7 @@ from smart_train.core.errors import DataError
 from smart_train.core.modality import kind
 from smart_train.data.collection import DEV_SPLITS, TEST_SPLITS, Collection, Document
 from smart_train.data.load import load, read_split
-from smart_train.data.readers.base import QueryMetadata, find_reader
+from smart_train.data.readers.base import DataProblem, QueryMetadata, find_reader
 from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation import baseline as comparing
 from smart_train.evaluation.bm25 import Lexical, lexical
@@ -158,7 +158,8 @@ def read(data: DataBlock, split: str, held_out: bool = False) -> Read:
     reader = find_reader(data)
     if held_out or not reader.has_splits:
         if split not in SIDES:
-            raise DataError(f"--split: a recipe's data has the splits {', '.join(SIDES)}, not {split!r}")
+            what = f"a recipe's data has no split {split!r}; it has {', '.join(SIDES)}"
+            raise DataProblem("data.split", what, "name one of these")
         collection = load(reader)[SIDES.index(split)]
         if not collection.queries:
             raise DataError(f"{data.path}: the recipe holds out no query for {split} (data.{split})")

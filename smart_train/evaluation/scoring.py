@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smart_train.config.schema import HybridBlock
 from smart_train.core.embeddings import Embeddings, Tokens
-from smart_train.core.errors import EvaluationError
+from smart_train.core.errors import EvaluationError, Setting
 from smart_train.losses.similarity import hybrid_scores, late_scores, pooled_scores
 
 MODES = ("pooled", "late", "hybrid")
@@ -142,8 +142,10 @@ def check(embeddings: Embeddings, ids: Sequence[str], what: str) -> None:
         rows = bad.nonzero().flatten().tolist()
         raise EvaluationError(
             f"the embedding of {what} {ids[rows[0]]!r} is not finite (NaN or infinity), and {len(rows) - 1} more of "
-            f"the {len(ids)} at hand: a diverged run, or an overflow in float16; load the base with model.dtype "
-            "float32 or bfloat16"
+            f"the {len(ids)} at hand: a diverged run, or an overflow in float16; load the base in "
+            "float32 or bfloat16 (",
+            Setting("model.dtype"),
+            ")",
         )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from smart_train.core.embeddings import Features
-from smart_train.core.errors import HeatmapError, PatchGridError
+from smart_train.core.errors import HeatmapError
 from smart_train.models.microbatches import GRID, image_token
 from smart_train.models.preprocessing import Role, open_content
 
@@ -112,7 +112,7 @@ def compute_similarity_map(encoder: SmartEncoder, query: str, document: Any) -> 
     """Encode a query and a document and return their similarity map.
 
     document: text, PIL image, pathlib.Path of an image, or {"text": ..., "image": ...}
-    Raises HeatmapError if the query is not a text, PatchGridError if the model does not say where a page's tokens lie.
+    Raises HeatmapError if the query is not a text, or if the model does not say where a page's tokens lie.
     """
     if not isinstance(query, str):
         raise HeatmapError(f"the query is a {type(query).__name__}; pass a text, since its words are shown")
@@ -176,7 +176,7 @@ def patch_grid(features: Features, config: Any, processor: Any, count: int) -> P
     ``spatial_merge_size`` of them become one token, row by row. Models that stretch every page to one square state it
     by their sizes. For all others (pages cut into tiles, resamplers) the grid is not guessed.
 
-    Raises PatchGridError if the grid cannot be derived, or does not have ``count`` places.
+    Raises HeatmapError if the grid cannot be derived, or does not have ``count`` places.
     """
     vision = getattr(config, "vision_config", None)
     found = features.get(GRID)
@@ -188,10 +188,10 @@ def patch_grid(features: Features, config: Any, processor: Any, count: int) -> P
 
 def _merged(grids: list[list[int]], merge: int, count: int) -> PatchGrid:
     if len(grids) != 1 or grids[0][0] != 1:
-        raise PatchGridError(f"a heatmap needs one page, and {GRID} has {grids} (frames, rows, columns of each image)")
+        raise HeatmapError(f"a heatmap needs one page, and {GRID} has {grids} (frames, rows, columns of each image)")
     grid = PatchGrid(grids[0][1] // merge, grids[0][2] // merge)
     if grid.rows * grid.columns != count:
-        raise PatchGridError(
+        raise HeatmapError(
             f"{GRID} {grids[0]} in squares of {merge} gives {grid.rows} x {grid.columns} places, but the page has "
             f"{count} image tokens; a map would show them in wrong places"
         )
@@ -218,7 +218,7 @@ def _square(features: Features, config: Any, vision: Any, images: Any, count: in
     elif side * side != count or count not in ((size // patch) ** 2, getattr(config, "mm_tokens_per_image", None)):
         why = f"{count} image tokens are not its {size // patch} x {size // patch} patches"
     if why:
-        raise PatchGridError(
+        raise HeatmapError(
             f"{type(config).__name__} does not say where its image tokens lie on the page ({why}); a heatmap over a "
             f"page needs {GRID} and spatial_merge_size (as Qwen-VL has) or one square of patches (as PaliGemma has)"
         )

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from smart_train.config.schema import DataBlock
-from smart_train.core.errors import DataError
+from smart_train.core.errors import DataError, Setting
 from smart_train.data import store
 from smart_train.data.collection import Collection
 from smart_train.data.load import load, read_all
@@ -46,7 +46,8 @@ def mining_folder(data: DataBlock, out: str | Path | None = None) -> Path:
         if not is_beir(folder):
             raise DataError(
                 f"{data.path} is not a folder with a corpus, queries and qrels, so negatives cannot be added to it; "
-                "name a folder to write all of it to (--out FOLDER)"
+                "to write all of it to a new folder, ",
+                Setting("out", "FOLDER", python="pass out=FOLDER"),
             )
         return folder
     folder = Path(out)

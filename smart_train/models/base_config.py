@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smart_train.core.errors import BaseNotFound
+from smart_train.core.errors import BaseNotFound, Message, Setting
 from smart_train.core.hub import hub_id, reason, resolve_base
 
 OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "roberta-prelayernorm")
@@ -98,18 +98,19 @@ def _config(fetch: BaseFiles, base: str, trust_remote_code: bool) -> Any:
         )
     except (OSError, ValueError, KeyError) as error:
         what, fix = _reason(error)
-        raise BaseNotFound(f"{base}: {what}", fix) from error
+        raise BaseNotFound((f"{base}: ", what), fix) from error
 
 
-def _reason(error: BaseException) -> tuple[str, str]:
+def _reason(error: BaseException) -> tuple[Message, Message]:
     """What is wrong and what to do: with the Hub, else with the configuration."""
     found = reason(error)
     if found is not None:
         return found
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
-        return "its repository brings model code of its own", "read it, then write model.trust_remote_code: true"
-    return f"its configuration cannot be read: {text}", "correct model.base, or update transformers"
+        what = "its repository brings model code of its own"
+        return what, ("read it, then ", Setting("model.trust_remote_code", True))
+    return f"its configuration cannot be read: {text}", ("correct ", Setting("model.base"), ", or update transformers")
 
 
 def _pooled(fetch: BaseFiles, hidden: int) -> int:

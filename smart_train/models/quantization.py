@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from smart_train.core.errors import AdapterError, BaseNotFound
+from smart_train.core.errors import AdapterError, BaseNotFound, Setting
 
 FOUR_BITS = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 BITS = 4 + 0.127  # a weight: NF4 in blocks of 64, whose scales are quantised to 8 bits themselves
@@ -20,10 +20,9 @@ def four_bits(base: str, dtype: torch.dtype) -> Any:
     """transformers' BitsAndBytesConfig.  dtype: of the products.  Raises BaseNotFound where bitsandbytes is missing."""
     if find_spec("bitsandbytes") is None:
         what = f"{base}: to hold it in 4 bits the package bitsandbytes is needed, which is not installed"
-        fix = (
-            "pip install bitsandbytes, or set model.quantisation: none (an adapter trained on 4 bits has other vectors"
-        )
-        raise BaseNotFound(what, f'{fix} then: from_pretrained(..., quantisation="none"))')
+        whole = Setting("model.quantisation", "none", python='pass quantisation="none"')
+        fix = ("pip install bitsandbytes, or ", whole, " (an adapter trained on 4 bits has other vectors then)")
+        raise BaseNotFound(what, fix)
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(**FOUR_BITS, bnb_4bit_compute_dtype=dtype)

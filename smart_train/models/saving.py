@@ -17,7 +17,7 @@ from torch import Tensor
 from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock
 from smart_train.core import hub
 from smart_train.core.embeddings import Embeddings
-from smart_train.core.errors import AdapterError, ExtensionError
+from smart_train.core.errors import AdapterError, ExtensionError, Setting
 from smart_train.core.hub import LOCAL, PACKAGE
 from smart_train.models.checksums import seals
 from smart_train.models.encoder import SmartEncoder
@@ -42,7 +42,7 @@ from smart_train.models.token_filters import TOKEN_FILTERS
 logger = logging.getLogger(__name__)
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-TRUST = "from_pretrained(..., trust_extensions=[NAME])"
+TRUST = Setting("trust_extensions", "NAME", python="pass trust_extensions=[NAME]")
 
 
 def load(
@@ -116,8 +116,9 @@ def _check_asked(folder: Path, stored: dict[str, Any], layer: int | None, trust_
         raise AdapterError(f"{folder}: its head was trained on layer {trained} and can't read layer {layer}")
     if stored["model"].trust_remote_code and not trust_remote_code:
         raise AdapterError(
-            f"{folder}: its base {stored['base']} runs code that lies in its repository; read it, then "
-            "from_pretrained(..., trust_remote_code=True); nothing was loaded"
+            f"{folder}: its base {stored['base']} runs code that lies in its repository; read it, then ",
+            Setting("model.trust_remote_code", True, python="pass trust_remote_code=True"),
+            "; nothing was loaded",
         )
 
 
@@ -248,7 +249,9 @@ def check_extensions(late: LateBlock, trusted: Sequence[str], path: Path) -> Non
         if one.type not in registry.builtin and one.type not in trusted:
             raise AdapterError(
                 f"{path}: {key} is {one.type!r}, which is no {registry.kind} of this package; if you trust the code it "
-                f"names, say so: {TRUST}; otherwise upgrade; nothing was loaded"
+                "names, ",
+                TRUST,
+                "; otherwise upgrade; nothing was loaded",
             )
         try:
             registry.check(one.type, one.options)

@@ -13,7 +13,7 @@ from smart_train.config.recipe import plain
 from smart_train.config.schema import AdapterBlock, HybridBlock, LateBlock, ModelBlock
 from smart_train.config.typed_values import Problem, fit
 from smart_train.core.atomic_io import replacing
-from smart_train.core.errors import AdapterError
+from smart_train.core.errors import AdapterError, written
 from smart_train.models.safe_loading import SETTINGS, fingerprint
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _block(kind: type, stored: Any, name: str, path: Path) -> Any:
         if key in stored and not is_dataclass(hint):
             fit(stored[key], hint, f"{name}.{key}", problems)
     if problems:  # a head or a way of scaling that this version lacks must not become one that it has
-        told = "; ".join(f"{one.key} {one.what}" for one in problems)
+        told = "; ".join(f"{one.key} {written(one.what)}" for one in problems)
         raise AdapterError(f"{path}: {told}; upgrade, or correct it; nothing was loaded")
     return kind(**stored)
 

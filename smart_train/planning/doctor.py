@@ -10,7 +10,7 @@ from typing import Any
 from smart_train.checks.recipe import check
 from smart_train.config.schema import Component, Recipe
 from smart_train.config.typed_values import RecipeError
-from smart_train.core.errors import DataError
+from smart_train.core.errors import DataError, written
 from smart_train.data.load import image_column
 from smart_train.models.base_config import read_base
 from smart_train.planning.launch_files import Launch
@@ -161,7 +161,7 @@ def examine(
     be counted (no base, a head that is none); AdapterError as the encoder does.
     """
     wrong = _wrong(recipe)
-    problems = [] if wrong is None else [problem.told(recipe.where) for problem in wrong.problems]
+    problems = [] if wrong is None else [written(problem.message(recipe.where)) for problem in wrong.problems]
     on_cpu = bool(recipe.training.get("use_cpu"))
     try:
         base = read_base(recipe.model.base, recipe.model.revision, recipe.model.trust_remote_code)

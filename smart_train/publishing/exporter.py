@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from smart_train.config.schema import AdapterBlock
 from smart_train.core.embeddings import Embeddings
-from smart_train.core.errors import AdapterError, ExportError
+from smart_train.core.errors import AdapterError, PublishError
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.heads import FirstDimensions, LayerNormLinearHead, LinearHead
 from smart_train.models.hidden_states import find_blocks, find_final_norm, text_config
@@ -242,17 +242,17 @@ def export(
     whole_texts: multi-vector, chat models: texts over model.query_tokens or document_tokens may be read whole there
     sides: contents to compare with; None = texts and drawn pages of our own
     trust_extensions: as ``SmartEncoder.from_pretrained``
-    Raises ExportError, and leaves nothing, where a setting can't be expressed or where the vectors differ.
+    Raises PublishError, and leaves nothing, where a setting can't be expressed or where the vectors differ.
     """
     if kind not in KINDS:
-        raise ExportError(f"there is no export {kind!r}; exports are {' and '.join(KINDS)}")
+        raise PublishError(f"there is no export {kind!r}; exports are {' and '.join(KINDS)}")
     out = Path(out)
     try:
         with whole_folder(out) as part:
             options = {"base": base, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
             encoder = load(str(source), trust_extensions=trust_extensions, **options)
             if encoder.adapter is None and kind == "merged":
-                raise ExportError(f"{source} is no adapter: it has whole weights already, and nothing is to be merged")
+                raise PublishError(f"{source} is no adapter: it has whole weights already, and nothing is to be merged")
             if whole_texts and kind == "multi-vector" and "message" in encoder.st.modalities:
                 encoder.settings.query_tokens = encoder.settings.document_tokens = None  # as they are read there
             sides = sides or sides_of(encoder)
@@ -262,7 +262,7 @@ def export(
             else:
                 report = _multi_vector(encoder, part, sides, ours)
     except AdapterError as error:
-        raise ExportError(str(error).replace(str(part_of(out)), str(out))) from error
+        raise PublishError(str(error).replace(str(part_of(out)), str(out))) from error
     largest = {view: report.get(f"largest_{view}_difference") for view in ("pooled", "token")}
     told = ", ".join(f"{view} vectors within {most:.0e}" for view, most in largest.items() if most is not None)
     logger.info("exported %s as %s: %s equals the adapter on %d rows (%s)", source, kind, out, report["rows"], told)
@@ -275,11 +275,11 @@ def part_of(out: Path) -> Path:
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to write to that becomes ``out`` when all went well, and is gone otherwise.  Raises ExportError."""
+    """A folder to write to that becomes ``out`` when all went well, and is gone otherwise.  Raises PublishError."""
     if out.name in ("", ".."):
-        raise ExportError(f"{out} is no name for a new folder; name a folder that is not there yet")
+        raise PublishError(f"{out} is no name for a new folder; name a folder that is not there yet")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ExportError(f"{out} is there already and was left as it is; name a folder that is not there yet")
+        raise PublishError(f"{out} is there already and was left as it is; name a folder that is not there yet")
     part = part_of(out)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

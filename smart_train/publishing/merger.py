@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smart_train.config.schema import HybridBlock
 from smart_train.core import hub
-from smart_train.core.errors import AdapterError, ExportError
+from smart_train.core.errors import AdapterError, PublishError
 from smart_train.data.collection import Collection
 from smart_train.evaluation.calibration import calibrate
 from smart_train.evaluation.report.metrics_json import differences, write_metrics
@@ -120,12 +120,12 @@ def merge(
     targets, prompts, layer and kind of head; ranks may differ, and the merged rank is their sum
     weights: one each; where there are heads they must sum to 1, since a head is averaged and not added
     The hybrid's weights and constants are dropped unless all have the same: they belong to one model's scores.
-    Raises ExportError, and leaves nothing, where the adapters don't belong together, saying in what.
+    Raises PublishError, and leaves nothing, where the adapters don't belong together, saying in what.
     """
     if len(sources) < 2 or len(sources) != len(weights):
-        raise ExportError(f"{len(sources)} adapters with {len(weights)} weights: name two or more, a weight for each")
+        raise PublishError(f"{len(sources)} adapters with {len(weights)} weights: name two or more, a weight for each")
     if not all(math.isfinite(weight) for weight in weights):
-        raise ExportError(f"the weights are {', '.join(map(str, weights))}: give finite numbers; nothing was merged")
+        raise PublishError(f"the weights are {', '.join(map(str, weights))}: give finite numbers; nothing was merged")
     try:
         parts = [read_adapter(source, trust_remote_code) for source in sources]
         check_alike(parts)
@@ -149,7 +149,7 @@ def merge(
             queries, documents = (contents for _, contents in sides_of(encoder))
             verify(encoder, part, queries, documents, base=base)
     except AdapterError as error:
-        raise ExportError(str(error)) from error
+        raise PublishError(str(error)) from error
     return Path(out)
 
 

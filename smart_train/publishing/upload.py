@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from smart_train.core import hub
-from smart_train.core.errors import PublishError
+from smart_train.core.errors import PublishError, written
 from smart_train.models.checksums import NAMES, SUFFIXES, TEMPLATES
 from smart_train.models.safe_loading import SETTINGS
 from smart_train.publishing.secrets import Files
@@ -138,7 +138,7 @@ def trouble(error: BaseException) -> str | None:
     if kind == "gated":
         return "access to this repository is given on request; ask for it on its page, or name one of your own"
     if status == 401 and kind != "missing":
-        return "the Hub does not accept your token for this (401); " + hub.READING["token"][1]
+        return "the Hub does not accept your token for this (401); " + written(hub.READING["token"][1])
     if status == 403:
         what = f"your token may not write there (403{said})"
         return f"{what}; use one with write access, or a name of your own: {hub.LOGIN}"

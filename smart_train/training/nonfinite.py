@@ -43,7 +43,7 @@ SHOWN = 4  # pairs and parts of the loss that a story names
 class NotFinite(TrainingStopped):
     """A loss or a gradient is no finite number; raised on every rank, with the same message."""
 
-    of_all = True
+    on_every_rank = True
 
 
 class Skipped(Exception):

@@ -149,7 +149,7 @@ def test_new_never_overwrites(tmp_path, capsys):
     path.write_text("precious")
     assert main(["new", str(tmp_path / "mine")]) == 2
     assert path.read_text() == "precious"
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists and was not changed" in capsys.readouterr().err
 
 
 def test_new_names_the_recipes_there_are(tmp_path, monkeypatch, capsys):
@@ -286,7 +286,7 @@ def test_code_of_the_bases_repository_runs_only_when_the_flag_that_is_told_is_gi
 
 def test_revision_and_dtype_reach_the_check_and_the_encoder(tmp_path, tiny_bert, beir_folder, monkeypatch, capsys):
     from smart_train.core import hub
-    from smart_train.core.errors import BaseNotFound, EvaluationError
+    from smart_train.core.errors import BaseNotFound, EvaluationError, Setting
     from smart_train.models import base_config
 
     read_base, asked, encoders = base_config.read_base, [], []
@@ -297,7 +297,7 @@ def test_revision_and_dtype_reach_the_check_and_the_encoder(tmp_path, tiny_bert,
 
     def stop(encoder, collection, **options):
         encoders.append(encoder)
-        raise EvaluationError("load the base with model.dtype float32")
+        raise EvaluationError("the embedding of q1 is not finite; ", Setting("model.dtype", "float32"))
 
     monkeypatch.setattr(base_config, "read_base", reading)
     monkeypatch.setattr("smart_train.evaluation.evaluator.encode_shards", stop)
@@ -306,7 +306,7 @@ def test_revision_and_dtype_reach_the_check_and_the_encoder(tmp_path, tiny_bert,
     assert asked == [(str(tiny_bert), "v2", False)]
     (encoder,) = encoders
     assert encoder.settings.revision == "v2" and next(encoder.backbone.parameters()).dtype == torch.bfloat16
-    assert capsys.readouterr().err.endswith("load the base with --dtype float32\n")
+    assert capsys.readouterr().err.endswith("the embedding of q1 is not finite; give --dtype float32\n")
 
     encoder.settings.revision = None
     encoder.save_pretrained(tmp_path / "adapter")
@@ -330,8 +330,8 @@ def test_revision_and_dtype_reach_the_check_and_the_encoder(tmp_path, tiny_bert,
         (["--layer", "4"], 2, "--layer: {bert} has no layer 4: it has 0 (embeddings) to 3"),
         (["--model", "package:no_such_package/x"], 2, "the package no_such_package is not installed"),
         (["--model", "./nowhere/at_all"], 2, "there is no folder ./nowhere/at_all"),
-        (["--split", "dev"], 1, "--split: {beir} has no split 'dev'; there is test, train; name one of these"),
-        (["--baseline", "nowhere"], 1, "nowhere: there is no evaluation.json; name the --output folder"),
+        (["--split", "dev"], 2, "--split: {beir} has no split 'dev'; there is test, train; name one of these"),
+        (["--baseline", "nowhere"], 2, "nowhere: there is no evaluation.json; name the folder of an evaluation"),
         (["--output", __file__], 2, f"--output: {__file__} is a file; name a folder"),
         (["--output", f"{__file__}/deep/er"], 2, f"--output: {__file__} is a file; name a folder"),
         (["--document-tokens", "100000"], 2, "100000 tokens are more; give at most "),
@@ -346,5 +346,5 @@ def test_what_cannot_be_evaluated_is_told(tmp_path, tiny_bert, beir_folder, caps
 
 
 def test_data_that_is_not_there_is_told(tmp_path, tiny_bert, capsys):
-    assert main(["evaluate", str(tmp_path / "no"), "--model", str(tiny_bert), "--output", str(tmp_path)]) == 1
-    assert str(tmp_path / "no") in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "no"), "--model", str(tiny_bert), "--output", str(tmp_path)]) == 2
+    assert f"DATA: there is no file or folder '{tmp_path / 'no'}'" in capsys.readouterr().err

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import tiny_data
 
-from smart_train.cli.main import UsageError, data
-from smart_train.core.errors import DataError
+from smart_train.cli import data
+from smart_train.core.errors import DataError, UsageError
 from smart_train.data.readers.beir import read_beir
 
 

@@ -255,9 +255,9 @@ def test_a_probe_that_was_stopped_goes_on(folder, tiny_bert, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("arguments", "status", "told"),
     [
-        (["--split", "tset"], 1, "has no split 'tset'; there is dev, test"),
-        (["--split", "dev", "--dev-split", "dev"], 1, "can't be chosen on and reported on"),
-        (["--adapter", "me/adapter", "--apply"], 2, "--apply changes an adapter's folder, and me/adapter is none"),
+        (["--split", "tset"], 2, "has no split 'tset'; there is dev, test"),
+        (["--split", "dev", "--dev-split", "dev"], 2, "can't be chosen on and reported on"),
+        (["--adapter", "me/adapter", "--apply"], 2, "--apply: me/adapter is not a local folder"),
         (["--output", __file__], 2, f"--output: {__file__} is a file; name a folder"),
         (["--model", "./nowhere"], 2, "there is no folder ./nowhere"),
     ],

@@ -10,7 +10,7 @@ from smart_train.checks.bounds import component
 from smart_train.config.recipe import plain
 from smart_train.config.schema import Component, Where
 from smart_train.config.typed_values import Problem, _block
-from smart_train.core.errors import ExtensionError
+from smart_train.core.errors import ExtensionError, written
 from smart_train.core.registry import Registry
 
 
@@ -32,7 +32,7 @@ PARTS = Registry("part", "smart_train.test_parts", {"part": f"{__name__}:Part"})
 def block(values: dict) -> tuple[Block, list[str]]:
     problems: list[Problem] = []
     made = _block(Block, values, "late.", problems, {})
-    return made, [problem.told(Where("FILE")) for problem in problems]
+    return made, [written(problem.message(Where("FILE"))) for problem in problems]
 
 
 def test_a_component_is_written_three_ways_and_read_back_as_written():

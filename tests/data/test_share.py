@@ -82,7 +82,10 @@ pull("me/mine", {str(tmp_path / "back")!r})
 @pytest.mark.parametrize(
     ("prepare", "told"),
     [
-        (lambda hub: hub.put("me/mine", {"README.md": b""}, "dataset"), "everyone can read it; say so with --public"),
+        (
+            lambda hub: hub.put("me/mine", {"README.md": b""}, "dataset"),
+            "everyone can read it; .*, pass private=False",
+        ),
         (
             lambda hub: hub.put("me/mine", {"data/train.parquet": b"PAR1"}, "dataset", private=True),
             r"holds other data \(data/train\.parquet",

@@ -13,7 +13,7 @@ import pages
 import pytest
 from pages import ELSEWHERE, NAMES, ROOT, recipe_of
 
-from smart_train.cli.main import _parser
+from smart_train.cli.main import build_parser
 from smart_train.config.recipe import read
 from smart_train.config.typed_values import RecipeError
 
@@ -25,7 +25,7 @@ def test_every_command_is_one_that_exists(command, tmp_path):
     """Its program, flags, recipe and keys; what a recipe's data and base would say is left to the walk."""
     name, *rest = command.words
     if name == "smart-train":
-        options, unknown = _parser().parse_known_args(rest)
+        options, unknown = build_parser().parse_known_args(rest)
         assert not unknown, f"unknown: {unknown}"
         assert callable(options.run)
     elif name == "make":

@@ -13,7 +13,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from smart_train.benchmarks.mmeb_tasks import VISDOC
 from smart_train.checks.recipe import check
-from smart_train.cli.main import _parser
+from smart_train.cli.main import build_parser
 from smart_train.config.recipe import Recipe, read
 from smart_train.models.encoder import SmartEncoder
 
@@ -92,7 +92,7 @@ def test_the_recipes_are_the_reference_s_settings(made, page_rows):
 
 def test_what_a_run_leaves_is_what_is_measured():
     runs = {word.removeprefix("output=") for one in RECIPES for word in one.words if word.startswith("output=")}
-    options = [_parser().parse_args(list(one.words[1:])) for one in MEASURED]
+    options = [build_parser().parse_args(list(one.words[1:])) for one in MEASURED]
     assert {one.adapter.removesuffix("/adapter") for one in options if one.adapter} == runs
     assert all(one.mmeb == "data/MMEB-V2" or one.tasks for one in options)
     assert len({one.output for one in options if one.tasks == ["visdoc"]}) == 8

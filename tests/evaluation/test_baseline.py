@@ -60,13 +60,13 @@ def test_what_cannot_be_compared_is_told(folder, some, two, tmp_path):
         check_baseline(read_baseline(folder), queries, hashes(changed), [5])
     with pytest.raises(EvaluationError, match="no row 'best'; it has base, trained"):
         read_baseline(folder, "best")
-    with pytest.raises(EvaluationError, match=r"there is no evaluation.json; name the --output folder"):
+    with pytest.raises(EvaluationError, match=r"no evaluation.json; name the folder of an evaluation or of a run"):
         read_baseline(tmp_path)
     (tmp_path / "evaluation.json").write_text('{"rows": {"base": {}}}')
     with pytest.raises(EvaluationError, match="no evaluation can be read"):
         read_baseline(tmp_path)
     seven = Baseline("x", "base", {mode: {"ndcg@7": queries} for mode in ("pooled", "late", "hybrid")})
-    with pytest.raises(EvaluationError, match=r"x \(base\) has ndcg@7; give one of its cut-offs to --k"):
+    with pytest.raises(EvaluationError, match=r"x \(base\) has ndcg@7; add one of its cut-offs to evaluation.k"):
         check_baseline(seven, queries, hashes(some), [1, 5])
 
 

@@ -1,6 +1,6 @@
 """What model/test_hub.py runs in a child process: adapters saved, published, moved on and loaded again.
 
-    python tests/hub_story.py BASE_FOLDER OUT
+    python tests/helpers/hub_story.py BASE_FOLDER OUT
 The Hub of its environment holds me/base (the same files as BASE_FOLDER) and the repositories that test_hub.py put
 there.  OUT/vectors.npz gets the pooled and token vectors of every step, OUT/told.json commits and messages.
 """

@@ -1,7 +1,7 @@
 """What publishing/test_downloads.py runs in a child process: adapters published, their cards' programs run as they
 stand, and downloads that fail, break off, and find no room.
 
-    python tests/publish_story.py BASE_FOLDER OUT DATA
+    python tests/helpers/publish_story.py BASE_FOLDER OUT DATA
 As hub_story.py, whose means it uses; the Hub of its environment holds me/base.  DATA is a folder to evaluate on.
 """
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from smart_train.config.schema import LateBlock, ModelBlock
-from smart_train.core.errors import PatchGridError
+from smart_train.core.errors import HeatmapError
 from smart_train.interpretability.similarity_map import PatchGrid, compute_similarity_map, patch_grid
 from smart_train.models.encoder import SmartEncoder
 
@@ -147,12 +147,12 @@ def test_a_page_stretched_to_one_square_has_that_square_of_patches(at, side):
 )
 def test_a_grid_that_cannot_be_derived_is_refused(size, tokens, settings, why):
     config = PaliGemmaConfig(vision_config=SIGLIP)
-    with pytest.raises(PatchGridError, match=why):
+    with pytest.raises(HeatmapError, match=why):
         square_grid(config, size, tokens, **settings)
 
 
 def test_pages_cut_into_tiles_are_refused():
-    with pytest.raises(PatchGridError, match="Idefics3Config does not say .*not one picture"):
+    with pytest.raises(HeatmapError, match="Idefics3Config does not say .*not one picture"):
         patch_grid({"pixel_values": torch.zeros(1, 5, 3, 364, 364)}, Idefics3Config(), None, 5 * 64)
 
 
@@ -161,5 +161,5 @@ def test_pages_cut_into_tiles_are_refused():
     [([[1, 4, 4]], 5, "2 x 2 places"), ([[2, 4, 4]], 8, "one page"), ([[1, 4, 4]] * 2, 8, "one page")],
 )
 def test_a_grid_that_does_not_fit_its_tokens_is_refused(grids, count, why, vision):
-    with pytest.raises(PatchGridError, match=why):
+    with pytest.raises(HeatmapError, match=why):
         patch_grid({"image_grid_thw": torch.tensor(grids)}, vision.backbone.config, None, count)

@@ -16,7 +16,7 @@ import tiny_data
 import torch
 from PIL import Image
 
-from smart_train.cli.main import mine as command
+from smart_train.cli import mine as command
 from smart_train.config.schema import AdapterBlock, DataBlock, HybridBlock, LateBlock, ModelBlock, ObjectiveBlock
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import DataError
@@ -375,11 +375,10 @@ def test_a_trained_adapter_mines_by_its_own_scores(run, tiny_bert, tmp_path):
 
 
 def test_what_cannot_be_mined_is_refused_with_a_reason(run, tiny_bert, page_rows, beir_folder, tmp_path):
-    from smart_train.cli.main import UsageError
 
-    with pytest.raises(UsageError, match="range is 9 3"):
+    with pytest.raises(DataError, match="range is 9 3"):
         run(beir_folder, "--model", tiny_bert, "--range", 9, 3)
-    with pytest.raises(DataError, match="negatives cannot be added to it; .*--out FOLDER"):
+    with pytest.raises(DataError, match="negatives cannot be added to it; .*pass out=FOLDER"):
         run(page_rows, "--model", tiny_bert)
     with pytest.raises(DataError, match="are images, such as .* has no image side"):
         run(page_rows, "--model", tiny_bert, "--out", tmp_path / "out")

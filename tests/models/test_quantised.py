@@ -26,7 +26,7 @@ SMALL = ModelBlock(quantisation="4bit")
 
 def test_without_the_package_it_is_told_what_to_install(real_base, monkeypatch):
     monkeypatch.setattr(quantised, "find_spec", lambda name: None)
-    with pytest.raises(BaseNotFound, match="pip install bitsandbytes, or set model.quantisation: none"):
+    with pytest.raises(BaseNotFound, match="pip install bitsandbytes, or pass quantisation=.none"):
         SmartEncoder(str(real_base), model=SMALL, device="cpu")
 
 

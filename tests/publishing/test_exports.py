@@ -15,7 +15,7 @@ from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 
 from smart_train.cli.main import main
 from smart_train.config.schema import AdapterBlock, HybridBlock, LateBlock, ModelBlock
-from smart_train.core.errors import ExportError
+from smart_train.core.errors import PublishError
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.lora import AdapterError
 from smart_train.models.processors import images_without_torchvision
@@ -158,7 +158,7 @@ def test_a_training_free_base_can_be_exported(real_base, tmp_path):
     ours = SmartEncoder(str(real_base), device="cpu").encode_documents(tiny.TEXTS).tokens.rows()
     for one, other in zip(ours, tokens_of(folder, tiny.TEXTS, "document"), strict=True):
         torch.testing.assert_close(other, one, atol=1e-5, rtol=0)
-    with pytest.raises(ExportError, match="nothing is to be merged"):
+    with pytest.raises(PublishError, match="nothing is to be merged"):
         export(real_base, "merged", tmp_path / "merged")
 
 
@@ -193,7 +193,7 @@ REFUSED = {
 def test_what_has_no_module_there_is_refused_and_leaves_nothing(what, tiny_models, tmp_path):
     kind, late, model, told = REFUSED[what]
     adapter = saved(tiny_models(kind), tmp_path, late=LateBlock(**late), **model)
-    with pytest.raises(ExportError, match=told):
+    with pytest.raises(PublishError, match=told):
         export(adapter, "multi-vector", tmp_path / "multi")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
@@ -215,7 +215,7 @@ def test_a_pooled_token_of_the_text_itself_is_refused(tiny_models, tmp_path):
     folder = tiny.qwen3(base)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": None}))
-    with pytest.raises(ExportError, match="belongs to the text"):
+    with pytest.raises(PublishError, match="belongs to the text"):
         export(saved(folder, tmp_path), "multi-vector", tmp_path / "multi")
 
 
@@ -226,14 +226,14 @@ def test_a_folder_that_is_there_is_left_as_it_is(tiny_bert, tmp_path):
     adapter = saved(tiny_bert, tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(ExportError, match="is there already"):
+    with pytest.raises(PublishError, match="is there already"):
         export(adapter, "merged", tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize("out", [".", ".."])
 def test_a_folder_without_a_name_of_its_own_is_refused(out, tiny_bert):
-    with pytest.raises(ExportError, match="name a folder that is not there yet"):
+    with pytest.raises(PublishError, match="name a folder that is not there yet"):
         export(tiny_bert, "multi-vector", out)
 
 
@@ -245,7 +245,7 @@ def test_an_export_that_differs_is_an_error_and_is_gone(tiny_bert, tmp_path, mon
     right = Linear.get_delta_weight
     monkeypatch.setattr(Linear, "get_delta_weight", lambda self, name: 1.01 * right(self, name))
     for kind in ("merged", "multi-vector"):
-        with pytest.raises(ExportError, match="differ by") as error:
+        with pytest.raises(PublishError, match="differ by") as error:
             export(adapter, kind, tmp_path / "out")
         assert str(tmp_path / "out") in str(error.value) and ".part" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

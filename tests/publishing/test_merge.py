@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from smart_train.cli.main import main
 from smart_train.config.schema import AdapterBlock, HybridBlock, LateBlock, ModelBlock
-from smart_train.core.errors import ExportError
+from smart_train.core.errors import PublishError
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.safe_loading import SETTINGS, VERIFIED
 from smart_train.publishing.merger import merge
@@ -143,7 +143,7 @@ def test_a_base_that_has_moved_is_named_and_told_as_it_was(tiny_bert, tmp_path):
 
 
 def test_weights_that_are_no_numbers_are_refused(parts, tmp_path):
-    with pytest.raises(ExportError, match="the weights are nan, 1.0: give finite numbers"):
+    with pytest.raises(PublishError, match="the weights are nan, 1.0: give finite numbers"):
         merge(parts, [float("nan"), 1.0], tmp_path / "merged")
 
 
@@ -151,7 +151,7 @@ def test_weights_that_are_no_numbers_are_refused(parts, tmp_path):
 def test_what_does_not_belong_together_is_refused_and_leaves_nothing(what, parts, tiny_bert, tmp_path):
     make, weights, told = REFUSED[what]
     other = make(tiny_bert, tmp_path)
-    with pytest.raises(ExportError, match=told):
+    with pytest.raises(PublishError, match=told):
         merge([parts[0], other], weights, tmp_path / "merged")
     assert not [path for path in tmp_path.iterdir() if "merged" in path.name]
 
@@ -160,7 +160,7 @@ def test_the_command_speaks_of_its_flags_and_leaves_no_folder_where_it_failed(pa
     out = tmp_path / "merged"
     words = ["merge", *map(str, parts), "--out", str(out)]
     assert main([*words, "--weights", "1", "2"]) == 1 and not out.exists()
-    assert main([*words, "--data", str(tmp_path / "nowhere")]) == 1 and not out.exists()
+    assert main([*words, "--data", str(tmp_path / "nowhere")]) == 2 and not out.exists()
     told = capsys.readouterr().err
     assert "the weights sum to 3" in told and "--data: there is no file or folder" in told
     published = shutil.copytree(parts[0], tmp_path / "published")
@@ -168,7 +168,7 @@ def test_the_command_speaks_of_its_flags_and_leaves_no_folder_where_it_failed(pa
         path = published / name
         path.write_text(json.dumps({**json.loads(path.read_text()), key: "local:theirs"}))
     assert main(["export", str(published), "--as", "merged", "--out", str(out)]) == 2
-    assert "if you have it, name it: --base FOLDER" in capsys.readouterr().err
+    assert "if you have it, give --base FOLDER" in capsys.readouterr().err
 
 
 def test_the_command_scores_what_it_merged_beside_its_parts(parts, beir_folder, tmp_path, capsys):
@@ -181,4 +181,4 @@ def test_the_command_scores_what_it_merged_beside_its_parts(parts, beir_folder, 
     assert 0 < metrics["merged"]["hybrid"]["ndcg@10"]["value"] <= 1
     merged = SmartEncoder.from_pretrained(tmp_path / "out" / "adapter", device="cpu")
     assert merged.late.hybrid.scaling == "standardised" and merged.late.hybrid.late_std != 1.0
-    assert main(words) == 1 and "is there already" in capsys.readouterr().err
+    assert main(words) == 2 and "already exists and was not changed" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from smart_train.config.schema import Component, DataBlock
 from smart_train.config.typed_values import Problem
-from smart_train.core.errors import DataError, ExtensionError
+from smart_train.core.errors import DataError, ExtensionError, Message, SettingError
 from smart_train.core.registry import Registry
 from smart_train.data.collection import Collection, HardNegatives, RetrievalDataset
 
@@ -36,15 +36,15 @@ AUTO = "auto"
 LAST = "rows"  # it reads every table, so all others are asked before it
 
 
-class DataProblem(DataError):
-    """A DataError that knows its recipe key and what to do.
+class DataProblem(SettingError, DataError):
+    """A setting of the data block does not work.
 
     here: the recipe may be right on another machine; this one lacks something, such as the network
     """
 
-    def __init__(self, key: str, what: str, fix: str, here: bool = False) -> None:
+    def __init__(self, key: str, what: Message, fix: Message, here: bool = False) -> None:
+        super().__init__(key, what, fix)
         self.problem = Problem(key, what, fix, here=here)
-        super().__init__(f"{key}: {what}; {fix}")
 
 
 @dataclass

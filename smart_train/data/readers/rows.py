@@ -12,7 +12,7 @@ from typing import Any
 
 from smart_train.config.schema import DataBlock
 from smart_train.config.typed_values import Problem
-from smart_train.core.errors import DataError
+from smart_train.core.errors import DataError, Setting
 from smart_train.data.collection import DEV_SPLITS, TEST_SPLITS, Collection, Document, content_id, first_few
 from smart_train.data.readers import hub_datasets as hub
 from smart_train.data.readers.base import DataProblem, Reader, is_hub_name, local_path
@@ -232,7 +232,8 @@ def read_rows(table: Table, data: DataBlock, name: str, limit: int | None = None
     """
     columns, problems = choose_columns(table.columns, data)
     if columns is None:
-        raise DataError("; ".join(f"{p.key}: {p.what}; {p.fix}" for p in problems))
+        lines = [(Setting(p.key), ": ", p.what, "; ", p.fix) for p in problems]
+        raise DataError(*[part for line in lines for part in ("; ", line)][1:])
     builder = _Builder(table, columns)
     empty: dict[str, list[str]] = {"query": [], "document": []}
     known, late = set(table.columns), dict[str, str]()

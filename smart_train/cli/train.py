@@ -1,0 +1,26 @@
+"""``smart-train train``: run a recipe."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    about = "run a recipe (also: accelerate launch RECIPE)"
+    train = commands.add_parser("train", help=about, description=about)
+    train.add_argument("file", metavar="RECIPE", help="the recipe, a YAML file")
+    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override a key: training.max_steps=2")
+    train.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    from smart_train.checks.recipe import check
+    from smart_train.config.recipe import read
+
+    path = Path(options.file)
+    recipe = read(path, options.overrides)
+    check(recipe)
+    from smart_train.training.run import run as train
+
+    train(recipe, path)
