@@ -1,4 +1,4 @@
-"""The shapes everyone shares: ragged tokens, embeddings and batches.
+"""Data structures that every folder shares: ragged token vectors, embeddings and training batches.
 
 Letters in every shape comment of this project: B queries, N documents, Q query tokens, T document tokens,
 D pooled width, d token width, W ranks.
@@ -14,16 +14,21 @@ import torch
 from torch import Tensor
 
 Features = dict[str, Any]
-"""What a backbone takes for some rows: ``input_ids``, ``attention_mask``, ``pixel_values`` ..., as
-``SmartEncoder.preprocess`` makes it.  Padding exists in here and nowhere else."""
+"""Model inputs of some rows: ``input_ids``, ``attention_mask``, ``pixel_values`` ..., as ``SmartEncoder.preprocess``
+makes them. Padding exists in here and nowhere else."""
 
 
 @dataclass
 class Tokens:
-    """A ragged bag of token vectors, rows one after another: padding never reaches a score.
+    """Ragged token vectors, rows one after another, without padding.
 
     values:  [sum of lengths, d], L2-normalised
     lengths: [rows], int64; every row has at least one token
+    Raises ValueError where the tensors have other numbers of dimensions.
+
+    >>> tokens = Tokens(torch.eye(3), torch.tensor([2, 1]))  # a row of two tokens and a row of one
+    >>> len(tokens), tokens.width, [row.shape[0] for row in tokens.rows()]
+    (2, 3, [2, 1])
     """
 
     values: Tensor
@@ -37,8 +42,8 @@ class Tokens:
             )
 
     def check(self) -> Tokens:
-        """Returns self; raises ValueError where lengths and values disagree or a row is empty (this synchronises
-        a GPU, so it is called at the borders, not in a step)."""
+        """Return self; raise ValueError where lengths and values disagree or a row is empty. It synchronises a GPU,
+        so call it where vectors enter, not in a step."""
         total, rows = int(self.lengths.sum()), self.values.shape[0]
         if total != rows:
             raise ValueError(f"the lengths add up to {total}, but there are {rows} token vectors")
@@ -54,11 +59,11 @@ class Tokens:
         return self.values.shape[1]
 
     def rows(self) -> Iterator[Tensor]:
-        """One [length, d] view a row."""
+        """Iterate over the rows, [length, d] views."""
         return iter(self.values.split(self.lengths.tolist()))
 
     def select(self, rows: Sequence[int] | Tensor) -> Tokens:
-        """The given rows, in the given order (a copy)."""
+        """Return the given rows, in the given order (a copy)."""
         index = torch.as_tensor(rows, dtype=torch.int64, device=self.lengths.device)
         lengths = self.lengths[index]
         starts = (self.lengths.cumsum(0) - self.lengths)[index]
@@ -68,13 +73,13 @@ class Tokens:
         return Tokens(self.values[where.to(self.values.device)], lengths)
 
     def to(self, *args: Any, **kwargs: Any) -> Tokens:
-        """As ``Tensor.to`` for the values; the lengths keep int64 and follow to the device."""
+        """Convert the values as ``Tensor.to``; the lengths keep int64 and follow to the device."""
         values = self.values.to(*args, **kwargs)
         return Tokens(values, self.lengths.to(values.device))
 
     def cut(self, width: int) -> Tokens:
-        """The first ``width`` dimensions, normalised again (Matryoshka, Kusupati et al. 2022).  Raises ValueError for
-        more than there are."""
+        """Keep the first ``width`` dimensions, normalised again (Matryoshka, Kusupati et al. 2022, arXiv 2205.13147).
+        Raises ValueError for more than there are."""
         _check_cut(width, self.width, "tokens")
         return Tokens(_normalised(self.values[:, :width]), self.lengths)
 
@@ -86,7 +91,7 @@ class Tokens:
 
 @dataclass
 class Embeddings:
-    """What one forward gives for some rows.
+    """Both views of some rows, from one forward pass.
 
     pooled: [rows, D], L2-normalised
     tokens: ragged, one row each
@@ -106,14 +111,14 @@ class Embeddings:
         return Embeddings(self.pooled.to(*args, **kwargs), self.tokens.to(*args, **kwargs))
 
     def cut(self, pooled: int | None = None, tokens: int | None = None) -> Embeddings:
-        """The first dimensions of either side, normalised again; None leaves a side whole.  Raises ValueError for more
-        than there are."""
+        """Keep the first dimensions of either view, normalised again; None leaves a view as it is. Raises ValueError
+        for more than there are."""
         _check_cut(pooled, self.pooled.shape[1], "pooled vectors")
         cut = self.pooled if pooled is None else _normalised(self.pooled[:, :pooled])
         return Embeddings(cut, self.tokens if tokens is None else self.tokens.cut(tokens))
 
     def split(self, rows: int) -> tuple[Embeddings, Embeddings]:
-        """The first ``rows`` rows and the others (views)."""
+        """Return the first ``rows`` rows and the others (views)."""
         lengths = self.tokens.lengths
         at = int(lengths[:rows].sum())
         values = self.tokens.values
@@ -140,13 +145,13 @@ def _check_cut(width: int | None, there: int, what: str) -> None:
 
 
 KEYS = ("id", "content", "file", "page")
-"""Columns of a document's keys, int64: hash of its id, hash of what it shows (0 = not known), hash of the file it is
-a part of (0 = none), its page in there (-1 = none).  The same on every rank."""
+"""Columns of a document's keys, int64: hash of its id, hash of its content (0 = not known), hash of the file it is a
+part of (0 = none), its page in that file (-1 = none). They are the same on every rank."""
 
 
 @dataclass
-class Known:
-    """The known answers of some queries, drawn or not, in the batch or not; ragged, one row a query.
+class KnownPositives:
+    """The known positives of some queries: all of the qrels, in the batch or not; ragged, one row a query.
 
     keys: [sum of lengths, 4] int64, see KEYS; grades: [sum of lengths] float32, above 0; lengths: [B] int64
     """
@@ -155,23 +160,23 @@ class Known:
     grades: Tensor
     lengths: Tensor
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Known:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> KnownPositives:
         parts = (self.keys, self.grades, self.lengths)
-        return Known(*(part.to(device, non_blocking=non_blocking) for part in parts))
+        return KnownPositives(*(part.to(device, non_blocking=non_blocking) for part in parts))
 
 
 @dataclass
 class Batch:
-    """One step's rows on one rank.
+    """One training step's rows on one rank.
 
     queries, documents: lists of Features; the rows of the chunks, one chunk after another, are the B queries and
-        the N documents.  A chunk is one backbone forward; rows of like length share one, so that little padding is
-        computed.  Documents are unique by id.
+        the N documents. A chunk is one forward pass; rows of like length share one, so that little padding is
+        computed. Documents are unique by id.
     query_ids: [B], int64 hashes of the ids, the same on every rank
     document_keys: [N, 4] int64, see KEYS
-    known: every known answer of the queries (all qrels, not the drawn pairs only); which documents of this batch, or
-        of the other ranks' batches, answer which query follows from it (losses/false_negatives.py)
-    positives: [P, 2] int64; the drawn (query row, document row) pairs that the loss has a term for
+    known: all known positives of the queries (from the qrels, not the drawn pairs only); false negatives of this
+        batch and of the other ranks' batches are found with them (losses/false_negatives.py)
+    positives: [P, 2] int64; the drawn (query row, document row) pairs that the loss is a mean over
     teacher: [B, N] float32, another model's scores of these pairs, NaN where it gave none; None = no teacher
     notes: counts of what the batch was made of, for logs (see data/collate.py)
     rows: (query id, document id) of the drawn pairs, as the data names them, for messages
@@ -181,7 +186,7 @@ class Batch:
     documents: list[Features]
     query_ids: Tensor
     document_keys: Tensor
-    known: Known
+    known: KnownPositives
     positives: Tensor
     teacher: Tensor | None = None
     notes: dict[str, Any] = field(default_factory=dict)

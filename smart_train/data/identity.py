@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smart_train.core.embeddings import Known
+from smart_train.core.embeddings import KnownPositives
 from smart_train.core.modality import kind
 from smart_train.data.collection import Collection, hash_id
 
@@ -49,7 +49,7 @@ class Identity:
         rows = [self._key(document, content) for document, content in zip(documents, contents, strict=True)]
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
 
-    def known(self, queries: Iterable[str]) -> Known:
+    def known(self, queries: Iterable[str]) -> KnownPositives:
         """Every relevant document of each query, in the order of the qrels, in the corpus or not."""
         rows: list[Key] = []
         grades: list[int] = []
@@ -59,7 +59,7 @@ class Identity:
             rows += [self._key(document) for document in relevant]
             grades += relevant.values()
             lengths.append(len(relevant))
-        return Known(
+        return KnownPositives(
             torch.tensor(rows, dtype=torch.int64).reshape(-1, 4),
             torch.tensor(grades, dtype=torch.float32),
             torch.tensor(lengths, dtype=torch.int64),

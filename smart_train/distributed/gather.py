@@ -1,4 +1,4 @@
-"""Documents of every rank as negatives of every rank's queries: a differentiable gather, and what makes it exact.
+"""Gather documents from all ranks as negatives, differentiably and exactly.
 
 Queries stay where they are; rank r scores its own B queries against the N documents of all ranks, [B, N].  With P_r
 drawn pairs on rank r, P on all, and W ranks, the global loss is the mean over all pairs:
@@ -6,8 +6,8 @@ drawn pairs on rank r, P on all, and W ranks, the global loss is the mean over a
     L = 1/P sum_r sum_(pairs of r) l  =  1/W sum_r (W P_r / P) mean_(pairs of r) l
 
 so a rank takes its own mean times ``shares`` = W P_r / P, and the mean over ranks, of losses and of the gradients that
-DDP or ZeRO averages, is L and its gradient.  That holds only if a document's gradient is the sum of what all ranks
-send back, which the backward here does: nothing is off by a factor of W, with whatever number of pairs, documents and
+DDP or ZeRO averages, is L and its gradient. That holds only if a document's gradient is the sum of what all ranks send
+back, and the backward here takes that sum. So nothing is off by a factor of W, whatever number of pairs, documents and
 tokens a rank has.
 """
 
@@ -25,25 +25,25 @@ from torch.autograd.function import once_differentiable
 
 from smart_train.core.embeddings import Embeddings, Tokens
 
-SLICE = 1 << 28  # bytes that one collective brings at most; a buffer of that size stands beside the rows
+SLICE = 1 << 28  # bytes that one collective receives at most; a buffer of that size is held beside the rows
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class Gather:
-    """What crosses between ranks in one step; the only holder of a process group in this room.
+    """Exchange of embeddings and keys between ranks in one training step.
 
-    group_size: so many consecutive ranks gather together; None = all ranks.  Ranks 0 .. group_size-1 are the first
-        group: choose the GPUs of one machine where the world is large.  Raises ValueError where it does not divide the
+    group_size: so many consecutive ranks gather together; None = all ranks. Ranks 0 .. group_size-1 are the first
+        group: choose the GPUs of one machine where the world is large. Raises ValueError where it does not divide the
         number of ranks.
-    enabled: False = every rank keeps to itself (``shares`` still weighs the ranks' means).
+    enabled: False = every rank has its own documents alone (``shares`` still weights the ranks' means).
 
-    Without a process group, with one rank, or alone in its group, everything is handed back as it came.  Make it after
-    the process group, on every rank at the same point: the groups are made here, once.  Every rank must call the same
-    methods in the same order, and go backward through what it gathered.
+    Without a process group, with one rank, or alone in its group, everything is returned unchanged. Create it after
+    the process group, on every rank at the same point: it creates the groups. Every rank must call the same methods in
+    the same order, and go backward through what it gathered.
 
-    size, rank: how many ranks gather together, and the own place among them
-    bytes: received by gathers and their backward since the last ``taken()``: (size - 1) blocks each, a block being the
-        largest rank's rows, for the backward in the dtype of its sums (see ``documents``)
+    size, rank: how many ranks gather together, and this rank's place among them
+    bytes: received by gathers and their backward since the last ``take_bytes()``: (size - 1) blocks each, a block
+        being the largest rank's rows, for the backward in the dtype of its sums (see ``documents``)
     """
 
     def __init__(self, group_size: int | None = None, enabled: bool = True) -> None:
@@ -63,12 +63,12 @@ class Gather:
                 self._group = group if first <= place < first + self.size else self._group
 
     def documents(self, own: Embeddings, pooled: bool = True, tokens: bool = True) -> tuple[Embeddings, slice]:
-        """The documents of all ranks of the group, in rank order, and which of these rows are this rank's.
+        """Return the documents of all ranks of the group, in rank order, and which of these rows are this rank's.
 
-        own: n rows; any number on any rank.  Returns N rows in the same dtypes.  A side not asked for is not sent:
-        pooled comes as [N, 0], tokens as one token of width 0 a row.
-        Differentiable, one node for both sides.  A row's gradient is the sum over ranks; half dtypes are summed in
-        float32.  A side whose own rows need no gradient sends none back.
+        own: n rows; any number on any rank. Returns N rows in the same dtypes. A view that is not requested is not
+        sent: pooled is [N, 0] then, tokens are one token of width 0 a row.
+        Differentiable, one node for both views. A row's gradient is the sum over ranks; half dtypes are summed in
+        float32. A view whose own rows need no gradient sends none back.
         Raises ValueError, on every rank, where ranks differ in width, dtype or need of a gradient.
         """
         self._check()
@@ -78,17 +78,17 @@ class Gather:
         rows, counts = self._agree(own.pooled if pooled else None, values if tokens else None, len(own))
         wanted = [(own.pooled, rows)] if pooled else []
         wanted += [(values, counts)] if tokens else []
-        found = list(_Exchange.apply(self, [c for _, c in wanted], *(side for side, _ in wanted))) if wanted else []
-        every = found.pop(0) if pooled else own.pooled.new_zeros(sum(rows), 0)
+        sent = list(_Exchange.apply(self, [c for _, c in wanted], *(view for view, _ in wanted))) if wanted else []
+        every = sent.pop(0) if pooled else own.pooled.new_zeros(sum(rows), 0)
         if tokens:
-            bag = Tokens(found.pop(0), self._collect(lengths.unsqueeze(1), rows).squeeze(1))
+            ragged = Tokens(sent.pop(0), self._collect(lengths.unsqueeze(1), rows).squeeze(1))
         else:
-            bag = Tokens(values.new_zeros(sum(rows), 0), lengths.new_ones(sum(rows)))
+            ragged = Tokens(values.new_zeros(sum(rows), 0), lengths.new_ones(sum(rows)))
         start = sum(rows[: self.rank])
-        return Embeddings(every, bag), slice(start, start + len(own))
+        return Embeddings(every, ragged), slice(start, start + len(own))
 
     def keys(self, keys: Tensor) -> Tensor:
-        """Document keys [n, 4] int64 -> [N, 4], in the order of ``documents``."""
+        """Gather document keys [n, 4] int64 -> [N, 4], in the order of ``documents``."""
         self._check()
         if self.size == 1:
             return keys
@@ -96,16 +96,18 @@ class Gather:
         return self._collect(keys, counts)
 
     def columns(self, values: Tensor) -> Tensor:
-        """[M] -> [size, M], differentiable: one value for each of M gathered documents from every rank, for sums over
-        all ranks' queries.  M is the same on every rank of the group."""
+        """Gather one value for each of M gathered documents from every rank, for sums over all ranks' queries.
+
+        [M] -> [size, M], differentiable; M is the same on every rank of the group
+        """
         self._check()
         if self.size == 1:
             return values.unsqueeze(0)
-        (found,) = _Exchange.apply(self, [[1] * self.size], values.unsqueeze(0))
-        return found
+        (every,) = _Exchange.apply(self, [[1] * self.size], values.unsqueeze(0))
+        return every
 
     def repeats(self, ids: Tensor) -> Tensor:
-        """[n] int64 -> [n] bool: True where an earlier rank of the group has the id, too."""
+        """Return which ids an earlier rank of the group also has: [n] int64 -> [n] bool."""
         self._check()
         if self.size == 1:
             return torch.zeros_like(ids, dtype=torch.bool)
@@ -114,9 +116,11 @@ class Gather:
         return torch.isin(ids, every[: sum(counts[: self.rank])])
 
     def shares(self, *counts: int) -> list[float]:
-        """count * W / (sum of the counts over all W ranks of the world, not of the group), one for each count: times a
-        rank's own mean over so many rows, the mean over ranks is the mean over all rows.  0.0 where no rank has any.
-        A few numbers, not counted in ``bytes``."""
+        """Return count * W / (sum of the counts over all W ranks of the world, not of the group), for each count.
+
+        A rank's own mean over so many rows times this share has the mean over all rows as its mean over ranks. 0.0
+        where no rank has any. A few numbers, not counted in ``bytes``.
+        """
         self._check()
         if self.world == 1:
             return [1.0] * len(counts)
@@ -124,30 +128,30 @@ class Gather:
         dist.all_reduce(totals)
         return [c * self.world / total if total else 0.0 for c, total in zip(counts, totals.tolist(), strict=True)]
 
-    def taken(self) -> int:
-        """``bytes``, which starts again at 0."""
-        taken, self.bytes = self.bytes, 0
-        return taken
+    def take_bytes(self) -> int:
+        """Return ``bytes`` and reset it to 0."""
+        received, self.bytes = self.bytes, 0
+        return received
 
     def _check(self) -> None:
         world, _ = _world()
         if world != self.world:
             raise ValueError(
-                f"this Gather was made for {self.world} rank(s), and now there are {world}; make it after the process "
-                "group, and anew for another one"
+                f"this Gather was created for {self.world} rank(s), and now there are {world}; create it after the "
+                "process group, and a new one for another process group"
             )
 
     def _agree(self, pooled: Tensor | None, values: Tensor | None, n: int) -> tuple[list[int], list[int]]:
-        """Rows and tokens of every rank.  Unequal widths or dtypes would abort the process inside the backend, and a
+        """Rows and tokens of every rank. Unequal widths or dtypes would abort the process inside the backend, and a
         backward on some ranks only would wait for ever, so both are compared first."""
         mine = [n, 0 if values is None else len(values), *_description(pooled), *_description(values)]
-        device = next((side.device for side in (pooled, values) if side is not None), _device())
+        device = next((view.device for view in (pooled, values) if view is not None), _device())
         table = self._header(mine, device).tolist()
         for rank, line in enumerate(table):
             if line[2:] != table[0][2:]:
                 raise ValueError(
-                    f"documents can't be gathered: rank {rank} of its group has {_said(line)}, rank 0 has "
-                    f"{_said(table[0])}; every rank must run the same model and recipe"
+                    f"documents can't be gathered: rank {rank} of its group has {_in_words(line)}, rank 0 has "
+                    f"{_in_words(table[0])}; every rank must run the same model and recipe"
                 )
         return [line[0] for line in table], [line[1] for line in table]
 
@@ -156,9 +160,9 @@ class Gather:
         return self._collect(torch.tensor([numbers], dtype=torch.int64, device=device), [1] * self.size)
 
     def _collect(self, own: Tensor, counts: Sequence[int]) -> Tensor:
-        """Rows of every rank -> [sum of counts, ...].  Backends want equal shapes: rows of padding travel, and are cut
-        off here."""
-        own, found = own.detach().contiguous(), None
+        """Rows of every rank -> [sum of counts, ...]. Backends want equal shapes: rows of padding are sent, and cut off
+        here."""
+        own, result = own.detach().contiguous(), None
         for begin, rows in self._slices(own, counts):
             block = own[begin : begin + rows]
             block = block if len(block) == rows else F.pad(block, (0, 0, 0, rows - len(block)))
@@ -166,10 +170,10 @@ class Gather:
             _all_gather(every, block, self._group)
             if min(counts) == max(counts) == rows:  # all there is, without padding
                 return every
-            found = own.new_empty(sum(counts), own.shape[1]) if found is None else found
+            result = own.new_empty(sum(counts), own.shape[1]) if result is None else result
             for there, here in _places(counts, begin, rows):
-                found[there] = every[here]
-        return own if found is None else found
+                result[there] = every[here]
+        return own if result is None else result
 
     def _send_back(self, gradient: Tensor, counts: Sequence[int]) -> Tensor:
         """Gradients of all ranks' rows [sum of counts, d] -> of the own rows [n, d], summed over ranks.
@@ -188,8 +192,8 @@ class Gather:
         return own
 
     def _slices(self, like: Tensor, counts: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """(first row, number of rows) of what crosses at once, on every rank alike: all ranks' tokens are gigabytes,
-        and a second copy of them, padded or in float32, would be what the memory runs out at."""
+        """(first row, number of rows) of each collective, on every rank alike: all ranks' tokens are gigabytes, and a
+        second copy of them, padded or in float32, would be what runs out of memory."""
         most, row = max(counts), like.shape[1] * like.element_size()
         step = max(1, SLICE // max(1, self.size * row))
         for begin in range(0, most, step):
@@ -199,7 +203,7 @@ class Gather:
 
 
 def _places(counts: Sequence[int], begin: int, rows: int) -> Iterator[tuple[slice, slice]]:
-    """Where the rows ``begin`` to ``begin + rows`` of every rank stand: among all ranks' rows, and in the slice."""
+    """Places of the rows ``begin`` to ``begin + rows`` of every rank: among all ranks' rows, and in the slice."""
     for rank, (count, end) in enumerate(zip(counts, accumulate(counts), strict=True)):
         number = max(0, min(count - begin, rows))
         start = end - count + min(begin, count)
@@ -207,34 +211,34 @@ def _places(counts: Sequence[int], begin: int, rows: int) -> Iterator[tuple[slic
 
 
 class _Exchange(torch.autograd.Function):
-    """Sides [n, d] of this rank -> [N, d] of all; backward: the sum of all ranks' gradients of the own rows.
+    """Views [n, d] of this rank -> [N, d] of all; backward: the sum of all ranks' gradients of the own rows.
 
-    One node for several sides, so that every rank's backward comes to its collectives in the same order."""
+    One node for several views, so that every rank's backward comes to its collectives in the same order."""
 
     @staticmethod
-    def forward(ctx: Any, gather: Gather, counts: list[list[int]], *sides: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(ctx: Any, gather: Gather, counts: list[list[int]], *views: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         ctx.gather, ctx.counts = gather, counts
-        found = tuple(gather._collect(side, count) for side, count in zip(sides, counts, strict=True))
+        every = tuple(gather._collect(view, count) for view, count in zip(views, counts, strict=True))
         needed = ctx.needs_input_grad[2:]
-        ctx.mark_non_differentiable(*(side for side, need in zip(found, needed, strict=True) if not need))
-        return found
+        ctx.mark_non_differentiable(*(view for view, need in zip(every, needed, strict=True) if not need))
+        return every
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        # An unused side's gradient comes as zeros and is sent, too: ranks must not disagree on what they wait for.
+        # An unused view's gradient is zeros and is sent, too: ranks must not disagree on what they wait for.
         needed = zip(gradients, ctx.counts, ctx.needs_input_grad[2:], strict=True)
         return None, None, *(ctx.gather._send_back(g, counts) if need else None for g, counts, need in needed)
 
 
 def _world() -> tuple[int, int]:
-    """Ranks of this run and the own place; (1, 0) without a process group."""
-    there = dist.is_available() and dist.is_initialized()
-    return (dist.get_world_size(), dist.get_rank()) if there else (1, 0)
+    """(world size, rank); (1, 0) without a process group."""
+    initialized = dist.is_available() and dist.is_initialized()
+    return (dist.get_world_size(), dist.get_rank()) if initialized else (1, 0)
 
 
 def _device() -> torch.device:
-    """Where the backend takes tensors from."""
+    """The device that the backend takes tensors from."""
     if dist.get_backend() in ("gloo", "mpi") or not torch.accelerator.is_available():
         return torch.device("cpu")
     return torch.device(str(torch.accelerator.current_accelerator()), torch.accelerator.current_device_index())
@@ -249,21 +253,21 @@ def _reduce_scatter(into: Tensor, blocks: Tensor, group: Any) -> None:
     getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)(into, blocks, group=group)
 
 
-def _description(side: Tensor | None) -> tuple[int, int, int]:
-    """Width, dtype and need of a gradient; a side not asked for is (-1, -1, 0)."""
-    if side is None:
+def _description(view: Tensor | None) -> tuple[int, int, int]:
+    """Width, dtype and need of a gradient; a view that is not requested is (-1, -1, 0)."""
+    if view is None:
         return -1, -1, 0
-    if side.dtype not in DTYPES:
-        raise ValueError(f"embeddings are gathered as {', '.join(map(str, DTYPES))}; got {side.dtype}")
-    return side.shape[1], DTYPES.index(side.dtype), int(side.requires_grad and torch.is_grad_enabled())
+    if view.dtype not in DTYPES:
+        raise ValueError(f"embeddings are gathered as {', '.join(map(str, DTYPES))}; got {view.dtype}")
+    return view.shape[1], DTYPES.index(view.dtype), int(view.requires_grad and torch.is_grad_enabled())
 
 
-def _said(line: list[int]) -> str:
-    sides = (("pooled vectors", line[2:5]), ("tokens", line[5:8]))
+def _in_words(line: list[int]) -> str:
+    views = (("pooled vectors", line[2:5]), ("tokens", line[5:8]))
     return " and ".join(
         f"{name} of width {width} in {str(DTYPES[dtype]).removeprefix('torch.')}"
         f"{' with' if gradient else ' without'} gradient"
         if dtype >= 0
         else f"no {name}"
-        for name, (width, dtype, gradient) in sides
+        for name, (width, dtype, gradient) in views
     )

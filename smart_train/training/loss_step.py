@@ -15,7 +15,7 @@ from torch import Tensor
 from smart_train.config.schema import HybridBlock, ObjectiveBlock
 from smart_train.core.embeddings import Batch, Embeddings
 from smart_train.distributed.gather import Gather
-from smart_train.losses.false_negatives import grades, relevance, repeats, shared
+from smart_train.losses.false_negatives import grade_matrix, relevance_mask, repeated_documents, share_grades
 from smart_train.losses.joint import Joint, Loss
 from smart_train.losses.labels import Labels
 
@@ -73,11 +73,11 @@ class Step:
             len(batch.positives), len(batch.query_ids), len(batch.document_keys)
         )
         return Labels(
-            relevance=relevance(batch.known, keys, self.objective.neighbour_pages),
+            relevance=relevance_mask(batch.known, keys, self.objective.neighbour_pages),
             positives=batch.positives + offset,
-            grades=shared(grades(batch.known, keys), keys) if "labels.grades" in reads else None,
+            grades=share_grades(grade_matrix(batch.known, keys), keys) if "labels.grades" in reads else None,
             teacher=_widened(batch.teacher, mine, count),
-            repeats=repeats(keys),
+            repeats=repeated_documents(keys),
             query_repeats=self.gather.repeats(batch.query_ids) if "labels.query_repeats" in reads else None,
             own=mine,
             shares=(pairs, queries, documents),

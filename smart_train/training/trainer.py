@@ -500,7 +500,7 @@ class SmartTrainer(CheckpointedTrainer):
         except Skipped:
             loss = torch.full((), torch.nan, device=self.args.device)  # Trainer leaves it out of its mean
         if self.step.gather.world > 1:
-            self.means.add({"gather/MiB": self.step.gather.taken() / 2**20})
+            self.means.add({"gather/MiB": self.step.gather.take_bytes() / 2**20})
         return loss
 
     def _cached_step(

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from saved_tensors import peak_bytes
 
 from smart_train.config.schema import AdapterBlock, HybridBlock, LateBlock, ModelBlock, ObjectiveBlock, TermBlock
-from smart_train.core.embeddings import Batch, Embeddings, Known, Tokens
+from smart_train.core.embeddings import Batch, Embeddings, KnownPositives, Tokens
 from smart_train.distributed import gather
 from smart_train.training.loss_step import Step
 
@@ -120,7 +120,7 @@ def labels(pairs: int, documents: int, rank: int) -> Batch:
     """Every query has the answer of its number, and all documents differ."""
     own = torch.arange(documents) + 1_000_000 * rank
     keys = torch.stack([own + 1, own + 1, torch.zeros_like(own), -torch.ones_like(own)], 1)
-    known = Known(keys[:pairs], torch.ones(pairs), torch.ones(pairs, dtype=torch.int64))
+    known = KnownPositives(keys[:pairs], torch.ones(pairs), torch.ones(pairs, dtype=torch.int64))
     positives = torch.arange(pairs).unsqueeze(1).expand(pairs, 2).contiguous()
     return Batch([], [], own[:pairs], keys, known, positives)
 
@@ -169,10 +169,10 @@ def measure(cases: list[Case]) -> list[dict[str, Any]]:
 def _volume(case: Case, run: Callable[[], Step]) -> dict[str, int]:
     """counted: as the log's gather/MiB; wire: of the sockets, with what ``shares`` and the barrier send."""
     dist.barrier()
-    run().gather.taken()
+    run().gather.take_bytes()
     dist.barrier()
     before = received()
-    counted = run().gather.taken()
+    counted = run().gather.take_bytes()
     dist.barrier()
     wire = received() - before
     return {"counted": counted, "wire": wire, "forward": _forward_wire(case)}
@@ -225,13 +225,13 @@ def steps(base: str, sizes: list[int], lengths: tuple[int, int], repeats: int) -
             step.loss(wrapped([dict(chunk) for chunk in chunks]), batch).total.backward()
 
         found[pairs] = _seconds(run, repeats)
-    step.gather.taken()
+    step.gather.take_bytes()
     dist.barrier()
     before = received()
     run()
     dist.barrier()
     crossed = received() - before
-    return {"seconds": found, "trained": trained, "wire": crossed, "gathered": step.gather.taken()}
+    return {"seconds": found, "trained": trained, "wire": crossed, "gathered": step.gather.take_bytes()}
 
 
 def features(rows: int, length: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from smart_train.core.embeddings import KEYS
 from smart_train.data.collate import Collator
 from smart_train.data.collection import Collection, Document, hash_id
 from smart_train.data.identity import Identity, content_hash
-from smart_train.losses.false_negatives import relevance, repeats
+from smart_train.losses.false_negatives import relevance_mask, repeated_documents
 
 
 def gradient(width: int = 12, height: int = 8, shift: int = 0) -> Image.Image:
@@ -132,12 +132,12 @@ def test_a_copy_of_an_answer_is_no_negative_in_the_batch_that_holds_both(tmp_pat
     made.queries["s"], made.qrels["s"] = "who", {"d": 1}
     batch = pickle.loads(pickle.dumps(Collator(made, keep)))([("q", "a"), ("r", "b"), ("s", "d")])
     order = [("a", "b", "d")[[hash_id(x) for x in "abd"].index(i)] for i in batch.document_ids.tolist()]
-    found = relevance(batch.known, batch.document_keys)
+    found = relevance_mask(batch.known, batch.document_keys)
     masked = [{order[j] for j in row.nonzero().flatten().tolist()} for row in found]
     assert masked == [{"a", "b"}, {"a", "b"}, {"d"}]
-    near = relevance(batch.known, batch.document_keys, neighbour_pages=1)
+    near = relevance_mask(batch.known, batch.document_keys, neighbour_pages=1)
     assert {order[j] for j in near[0].nonzero().flatten().tolist()} == {"a", "b", "d"}
-    assert int(repeats(batch.document_keys).sum()) == 1
+    assert int(repeated_documents(batch.document_keys).sum()) == 1
 
 
 def keep(contents: list, role: str) -> dict:

@@ -28,7 +28,7 @@ def crossed(half: bool) -> int:
     gather.repeats(torch.arange(PAIRS))
     columns = [gather.columns(found.pooled.sum(1)) for _ in range(2)]
     (found.tokens.values.float().sum() + sum(c.sum() for c in columns)).backward()
-    return gather.taken()
+    return gather.take_bytes()
 
 
 def model() -> nn.Module:

@@ -31,9 +31,9 @@ from shards import (
 )
 from torch import Tensor
 
-from smart_train.core.embeddings import Embeddings, Known, Tokens
+from smart_train.core.embeddings import Embeddings, KnownPositives, Tokens
 from smart_train.distributed.gather import Gather
-from smart_train.losses.false_negatives import relevance, repeats
+from smart_train.losses.false_negatives import relevance_mask, repeated_documents
 
 # (id, content) of documents by rank: four contents in all; rank 1's third page is rank 0's first by another id.
 COPIES = ([(10, 1), (11, 2), (12, 3)], [(12, 3), (13, 4), (99, 1)], [(13, 4), (10, 1)])
@@ -48,8 +48,8 @@ def copies_on_ranks() -> tuple[Tensor, list[Tensor]]:
     documents, own = gather.documents(encoder(*pages([content for _, content in held], seed=7)))
     keys = gather.keys(torch.tensor([[i, content, 0, -1] for i, content in held]))
     answers = torch.tensor([[i, 0, 0, -1] for _, i in asked])  # nothing but the id is known of them
-    known = Known(answers, torch.ones(len(asked)), torch.ones(len(asked), dtype=torch.int64))
-    hidden = relevance(known, keys) | repeats(keys)
+    known = KnownPositives(answers, torch.ones(len(asked)), torch.ones(len(asked), dtype=torch.int64))
+    hidden = relevance_mask(known, keys) | repeated_documents(keys)
     pairs = [(row, own.start + [i for i, _ in held].index(answer)) for row, (_, answer) in enumerate(asked)]
     for row, column in pairs:
         hidden[row, column] = False
@@ -64,20 +64,20 @@ def transported(dtype: torch.dtype) -> dict[str, Any]:
     with torch.no_grad():
         own = encoder(*shard(rank, dtype).documents)
     found: dict[str, Any] = {"own": own, "no_grad": gather.documents(own)}
-    found["forward bytes"] = gather.taken()
+    found["forward bytes"] = gather.take_bytes()
     found["late only"] = gather.documents(own, pooled=False)[0]
-    found["late only bytes"] = gather.taken()
+    found["late only bytes"] = gather.take_bytes()
     found["pooled only"] = gather.documents(own, tokens=False)[0]
-    found["pooled only bytes"] = gather.taken()
+    found["pooled only bytes"] = gather.take_bytes()
     found["keys"] = gather.keys(torch.arange(4 * len(own)).view(-1, 4) + 100 * rank)
-    found["keys bytes"] = gather.taken()
+    found["keys bytes"] = gather.take_bytes()
     # Frozen pooled vectors and a trained head: one side has no gradient to send.
     own.tokens.values.requires_grad_(True)
     half, _ = gather.documents(own)
     found["needs"] = (half.pooled.requires_grad, half.tokens.values.requires_grad)
-    gather.taken()
+    gather.take_bytes()
     (half.tokens.values * (256.0 if rank == 0 else 1.0)).sum().backward()
-    found["backward bytes"], found["summed"] = gather.taken(), own.tokens.values.grad
+    found["backward bytes"], found["summed"] = gather.take_bytes(), own.tokens.values.grad
     nobody = Embeddings(own.pooled[:0], Tokens(own.tokens.values[:0], own.tokens.lengths[:0]))
     last = rank == dist.get_world_size() - 1
     found[NOBODY], found["place"] = gather.documents(nobody if last else own)
@@ -282,7 +282,7 @@ def test_one_process_gets_its_own_back():
         assert gather.repeats(keys[:, 0]).tolist() == [False, False]
         assert torch.equal(gather.columns(values), values[None])
         assert gather.shares(3, 0) == [1.0, 1.0]
-        assert gather.taken() == 0
+        assert gather.take_bytes() == 0
     with pytest.raises(ValueError, match="gather_group is 2, which does not divide the 1 ranks"):
         Gather(2)
 
@@ -293,5 +293,5 @@ def test_a_gather_made_before_the_process_group_is_refused(monkeypatch):
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     for use in (gather.shares, lambda: gather.keys(torch.ones(1, 4, dtype=torch.int64))):
-        with pytest.raises(ValueError, match="made for 1 rank"):
+        with pytest.raises(ValueError, match="created for 1 rank"):
             use()

@@ -13,7 +13,7 @@ from steps import JOINT, OBJECTIVES, lines, taken, weights
 from torch import Tensor
 
 from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock, ObjectiveBlock
-from smart_train.core.embeddings import Batch, Known
+from smart_train.core.embeddings import Batch, KnownPositives
 from smart_train.core.errors import TrainingStopped
 from smart_train.data.collate import Collator, Pairs
 from smart_train.data.collection import Collection, Document
@@ -108,7 +108,7 @@ def joined(encoder: SmartEncoder, images: bool = False) -> Batch:
         [chunk for part in parts for chunk in part.documents],
         torch.cat([part.query_ids for part in parts]),
         torch.cat([part.document_keys for part in parts]),
-        Known(*(torch.cat([getattr(one, name) for one in known]) for name in ("keys", "grades", "lengths"))),
+        KnownPositives(*(torch.cat([getattr(one, name) for one in known]) for name in ("keys", "grades", "lengths"))),
         torch.cat([parts[0].positives, parts[1].positives + torch.tensor([rows, columns])]),
         teacher,
     )

@@ -48,7 +48,7 @@ def late_matrix(queries: Embeddings, documents: Embeddings) -> Tensor:
 def formula_loss(
     queries: Embeddings, documents: Embeddings, relevance: Tensor, positives: Tensor, objective: ObjectiveBlock
 ) -> Tensor:
-    """sum of w CE(s / tau), mean over the drawn pairs; known answers are not among a pair's negatives."""
+    """sum of w CE(s / tau), mean over the drawn pairs; known positives are not among a pair's negatives."""
     pooled, late = queries.pooled @ documents.pooled.T, late_matrix(queries, documents)
     total = pooled.new_zeros(())
     terms = (objective.pooled, objective.late, objective.hybrid)

@@ -1,4 +1,4 @@
-"""Who is who, against loops over every query, known answer and document."""
+"""False negatives and copies, against loops over every query, known positive and document."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from smart_train.core.embeddings import Known
-from smart_train.losses.false_negatives import grades, relevance, repeats, shared
+from smart_train.core.embeddings import KnownPositives
+from smart_train.losses.false_negatives import grade_matrix, relevance_mask, repeated_documents, share_grades
 
 Key = tuple[int, int, int, int]
 BIG = 2**63 - 1
@@ -25,9 +25,9 @@ windows = st.sampled_from([None, 0, 1, 3, 2**41])
 many = settings(max_examples=300, deadline=None)
 
 
-def tensors(rows: list[list[tuple[Key, float]]], columns: list[Key]) -> tuple[Known, Tensor]:
+def tensors(rows: list[list[tuple[Key, float]]], columns: list[Key]) -> tuple[KnownPositives, Tensor]:
     flat = [answer for row in rows for answer in row]
-    known = Known(
+    known = KnownPositives(
         torch.tensor([key for key, _ in flat], dtype=torch.int64).view(-1, 4),
         torch.tensor([grade for _, grade in flat], dtype=torch.float32),
         torch.tensor([len(row) for row in rows], dtype=torch.int64),
@@ -36,7 +36,7 @@ def tensors(rows: list[list[tuple[Key, float]]], columns: list[Key]) -> tuple[Kn
 
 
 def loop(row: list[tuple[Key, float]], columns: list[Key], window: int | None) -> list[bool]:
-    """A document is no negative where it is a known answer, shows the same, or is a page near one."""
+    """A document is no negative where it is a known positive, shows the same, or is a page near one."""
     there = [key for key, _ in row] + [c for c in columns if any(c[0] == key[0] for key, _ in row)]
 
     def like(document: Key, answer: Key) -> bool:
@@ -53,7 +53,7 @@ def loop(row: list[tuple[Key, float]], columns: list[Key], window: int | None) -
 @many
 @given(answers, documents, windows)
 def test_relevance_is_what_a_loop_over_all_answers_finds(rows, columns, window):
-    found = relevance(*tensors(rows, columns), window)
+    found = relevance_mask(*tensors(rows, columns), window)
     assert found.dtype == torch.bool and found.shape == (len(rows), len(columns))
     assert found.tolist() == [loop(row, columns, window) for row in rows]
 
@@ -61,7 +61,7 @@ def test_relevance_is_what_a_loop_over_all_answers_finds(rows, columns, window):
 @many
 @given(answers, documents)
 def test_grades_are_by_id_and_the_larger_of_two(rows, columns):
-    found = grades(*tensors(rows, columns))
+    found = grade_matrix(*tensors(rows, columns))
     assert found.dtype == torch.float32 and found.shape == (len(rows), len(columns))
     expected = [
         [max([g for key, g in row if key[0] == document[0]], default=0.0) for document in columns] for row in rows
@@ -73,19 +73,19 @@ def test_grades_are_by_id_and_the_larger_of_two(rows, columns):
 @given(answers, documents)
 def test_copies_share_the_largest_of_their_grades(rows, columns):
     known, keys = tensors(rows, columns)
-    before = grades(known, keys)
+    before = grade_matrix(known, keys)
     expected = [
         [max(row[m] for m, b in enumerate(columns) if m == n or b[1] == a[1] != 0) for n, a in enumerate(columns)]
         for row in before.tolist()
     ]
-    assert shared(before, keys).tolist() == expected
+    assert share_grades(before, keys).tolist() == expected
 
 
 @many
 @given(documents)
 def test_repeats_are_documents_that_an_earlier_one_equals_in_id_or_content(columns):
     expected = [any(b[0] == a[0] or b[1] == a[1] != 0 for a in columns[:i]) for i, b in enumerate(columns)]
-    assert repeats(tensors([], columns)[1]).tolist() == expected
+    assert repeated_documents(tensors([], columns)[1]).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -108,16 +108,16 @@ def test_repeats_are_documents_that_an_earlier_one_equals_in_id_or_content(colum
 )
 def test_one_answer_and_one_document(answer, document, window, expected):
     known, columns = tensors([[(answer, 1.0)]], [document])
-    assert relevance(known, columns, window).tolist() == [[expected]]
+    assert relevance_mask(known, columns, window).tolist() == [[expected]]
 
 
 def test_an_answer_in_the_batch_lends_its_content_to_its_copies():
     # The qrels know document 1 by its id; its picture is hashed only where it is loaded, and rank 2 has a copy of it.
     known, columns = tensors([[((1, 0, 0, -1), 1.0)], [((3, 0, 0, -1), 1.0)]], [(1, 5, 0, -1), (2, 5, 0, -1)])
-    assert relevance(known, columns).tolist() == [[True, True], [False, False]]
+    assert relevance_mask(known, columns).tolist() == [[True, True], [False, False]]
     # Only a copy is in the batch: the answer's content has to be among what is known.
     known, columns = tensors([[((1, 5, 0, -1), 1.0)]], [(2, 5, 0, -1), (3, 6, 0, -1)])
-    assert relevance(known, columns).tolist() == [[True, False]]
+    assert relevance_mask(known, columns).tolist() == [[True, False]]
 
 
 def test_a_large_batch_is_compared_without_every_answer_against_every_document():
@@ -129,7 +129,7 @@ def test_a_large_batch_is_compared_without_every_answer_against_every_document()
         high = torch.tensor([20_000, 20_000, 3, 5_000])
         return (torch.rand(rows, 4, generator=generator) * high).long()
 
-    known = Known(
+    known = KnownPositives(
         draw(queries * answers_each), torch.ones(queries * answers_each), torch.full((queries,), answers_each)
     )
     columns = draw(count)
@@ -144,8 +144,8 @@ def test_a_large_batch_is_compared_without_every_answer_against_every_document()
             return made
 
     with Sizes():
-        found = relevance(known, columns, neighbour_pages=50)
-        copies = repeats(columns)
+        found = relevance_mask(known, columns, neighbour_pages=50)
+        copies = repeated_documents(columns)
     assert largest <= 4 * queries * (count + 1)  # one float32 or int32 a pair of query and document
     rows = [0, 1, 511, 1023]
     for row in rows:
@@ -161,8 +161,8 @@ def test_a_large_batch_is_compared_without_every_answer_against_every_document()
 def test_keys_and_answers_of_wrong_shapes_are_refused():
     known, columns = tensors([[((1, 0, 0, -1), 1.0)]], [(1, 0, 0, -1)])
     with pytest.raises(ValueError, match=r"\[rows, 4\] int64"):
-        relevance(known, columns[:, :3])
+        relevance_mask(known, columns[:, :3])
     with pytest.raises(ValueError, match=r"\[rows, 4\] int64"):
-        repeats(columns.int())
+        repeated_documents(columns.int())
     with pytest.raises(ValueError, match="add up to 2, but there are 1 keys"):
-        grades(Known(known.keys, known.grades, known.lengths + 1), columns)
+        grade_matrix(KnownPositives(known.keys, known.grades, known.lengths + 1), columns)

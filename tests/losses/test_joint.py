@@ -32,7 +32,7 @@ def objective(weights, temperatures) -> ObjectiveBlock:
 
 
 def formula(queries, documents, relevance, positives, weights, temperatures, lambdas=(1.0, 1.0)) -> dict[str, float]:
-    """The three terms of the joint loss in plain Python floats; known answers are not among a pair's negatives."""
+    """The three terms of the joint loss in plain Python floats; known positives are not among a pair's negatives."""
     pooled = [[dot(q, x) for x in documents.pooled.tolist()] for q in queries.pooled.tolist()]
     late = [
         [math.fsum(max(dot(a, b) for b in x.tolist()) for a in q.tolist()) / len(q) for x in documents.tokens.rows()]
@@ -65,7 +65,7 @@ BATCHES = {
     "in-batch negatives": ([3, 1, 5], [4, 9, 1], [(0, 0), (1, 1), (2, 2)], []),
     "hard negatives of unequal number": ([3, 1, 5], [4, 9, 1, 6, 2, 3], [(0, 0), (1, 1), (2, 2)], []),
     "several positives of one query, drawn together": ([3, 1], [4, 9, 1, 6], [(0, 0), (0, 2), (1, 1)], []),
-    "known answers that were not drawn": ([3, 1, 5], [4, 9, 1, 6], [(0, 0), (1, 1), (2, 2)], [(0, 3), (1, 2)]),
+    "known positives that were not drawn": ([3, 1, 5], [4, 9, 1, 6], [(0, 0), (1, 1), (2, 2)], [(0, 3), (1, 2)]),
     "two queries of one page": ([3, 2, 5], [4, 9], [(0, 0), (1, 0), (2, 1)], []),
     "rows in another order than queries": ([3, 1, 5], [4, 9, 1], [(0, 2), (2, 0), (1, 1)], []),
 }
@@ -99,7 +99,7 @@ def test_every_named_setting_is_a_point_of_the_loss(setting, name):
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_the_gradient_is_that_of_the_written_out_loss(setting):
     """Every tensor of both sides, against autograd of a float64 einsum over padded tokens."""
-    queries, documents, relevance, positives = batch("known answers that were not drawn", torch.float64)
+    queries, documents, relevance, positives = batch("known positives that were not drawn", torch.float64)
     weights, temperatures = SETTINGS[setting]
     leaves = [queries.pooled, documents.pooled, queries.tokens.values, documents.tokens.values]
     loss = joint_loss(queries, documents, Labels(relevance, positives), objective(weights, temperatures), HybridBlock())
@@ -172,7 +172,7 @@ def test_standardised_scores_are_shifted_and_scaled_before_they_are_weighted():
 
 
 def test_accuracy_and_margin_are_counted_against_the_negatives_alone():
-    """Query 0 beats its negatives by 0.1, query 1 loses by 0.2; query 0's second known answer does not count."""
+    """Query 0 beats its negatives by 0.1, query 1 loses by 0.2; query 0's second known positive does not count."""
     pooled_documents = torch.eye(4)
     pooled_queries = torch.tensor([[0.6, 0.9, 0.5, 0.0], [0.7, 0.1, 0.5, 0.0]])
     tokens = Tokens(torch.eye(4), torch.ones(4, dtype=torch.int64))

@@ -29,7 +29,7 @@ from smart_train import losses
 from smart_train.config.recipe import plain, read, save
 from smart_train.config.schema import Component, HybridBlock, ObjectiveBlock, TeacherBlock, TermBlock
 from smart_train.core import registry
-from smart_train.core.embeddings import Batch, Embeddings, Known
+from smart_train.core.embeddings import Batch, Embeddings, KnownPositives
 from smart_train.core.errors import LossError
 from smart_train.losses import Joint, Labels
 from smart_train.losses.base import LOSSES
@@ -249,7 +249,7 @@ def step_on(rows: tuple[list[int], list[int]]) -> tuple[torch.Tensor, list[torch
         [],
         torch.tensor(mine) + 1,
         keys[own],
-        Known(
+        KnownPositives(
             keys[[x for _, x in known]],
             torch.ones(len(known)),
             torch.tensor([sum(q == query for q, _ in known) for query in mine]),

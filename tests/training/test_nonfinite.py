@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from smart_train.config.schema import AdapterBlock
-from smart_train.core.embeddings import Batch, Embeddings, Known, Tokens
+from smart_train.core.embeddings import Batch, Embeddings, KnownPositives, Tokens
 from smart_train.core.errors import Preempted, TrainingStopped
 from smart_train.distributed import failures as watch
 from smart_train.distributed import signals
@@ -91,7 +91,7 @@ def test_the_pairs_whose_embeddings_are_not_finite_are_named_first(where):
     else:
         tokens[5, 1] = torch.inf  # of the third document, row 4
     both = Embeddings(pooled, Tokens(tokens, torch.tensor([1, 1, 1, 2, 2])))
-    known = Known(torch.zeros(2, 4, dtype=torch.int64), torch.ones(2), torch.ones(2, dtype=torch.int64))
+    known = KnownPositives(torch.zeros(2, 4, dtype=torch.int64), torch.ones(2), torch.ones(2, dtype=torch.int64))
     pairs = torch.tensor([[0, 0], [1, 1], [0, 2]])
     rows = [("q0", "a"), ("q1", "b"), ("q0", "c")]
     batch = Batch([], [], torch.arange(2), torch.zeros(3, 4, dtype=torch.int64), known, pairs, rows=rows)

@@ -7,7 +7,7 @@ import torch
 from formula import draw
 
 from smart_train.config.schema import HybridBlock, ObjectiveBlock
-from smart_train.core.embeddings import Batch, Embeddings, Known
+from smart_train.core.embeddings import Batch, Embeddings, KnownPositives
 from smart_train.training.loss_step import Step, token_dtype
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -30,7 +30,7 @@ def test_tokens_are_compared_in_what_the_gpu_trains_in_unless_the_recipe_says(si
 def test_only_the_late_scores_are_rounded_and_gradients_come_back_in_float32():
     both = draw([3, 2, 4, 5, 1], seed=0)
     keys = torch.tensor([[i, i, 0, -1] for i in (11, 12, 13)])
-    known = Known(keys[:2].clone(), torch.ones(2), torch.tensor([1, 1]))
+    known = KnownPositives(keys[:2].clone(), torch.ones(2), torch.tensor([1, 1]))
     batch = Batch([], [], torch.tensor([1, 2]), keys, known, torch.tensor([[0, 0], [1, 1]]))
     found = {}
     for dtype in (None, torch.bfloat16):
