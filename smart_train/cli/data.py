@@ -29,7 +29,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     check.add_argument("--similar", type=float, default=0.8, help="queries this similar are the same: %(default)s")
     check.add_argument("--jobs", type=int, help="threads that decode images (default: one a core)")
     check.add_argument("--no-images", action="store_true", help="decode none: broken ones and copies stay unknown")
-    for name in ("query", "document", "image", "id", "subset", "revision"):
+    for name in ("format", "query", "document", "image", "id", "subset", "revision"):
         check.add_argument(f"--{name}", help=f"as data.{name} in a recipe")
     check.set_defaults(run=_check)
 
@@ -64,7 +64,8 @@ def _check(options: argparse.Namespace) -> int:
     if options.fix and _filled(Path(options.fix)):
         raise UsageError(f"--fix: {options.fix} is there and not empty; name a new folder")
     given = {name: getattr(options, name) for name in ("document", "image", "id", "subset", "revision")}
-    data = DataBlock(path=options.path, query=options.query or DataBlock.query, **given)
+    named = {name: value for name in ("format", "query") if (value := getattr(options, name)) is not None}
+    data = DataBlock(path=options.path, **named, **given)
     report = check(
         read_all(data), not options.no_images, options.jobs, options.similar, options.ignore, _shown("decoding")
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from inspect import isclass, isfunction
 from typing import Any, Literal
 
 
@@ -33,8 +34,9 @@ class Where:
 class Component:
     """A part that a recipe chooses by name: a loss term, a head, a token filter, a reader, a callback ...
 
-    A recipe writes a short name, ``package.module:Class``, or ``{type: NAME, option: value}``. ``Registry.create`` in
-    ``smart_train.core.registry`` makes the object.
+    A recipe writes a short name, ``package.module:Class``, or ``{type: NAME, option: value}``. A Python program may
+    write the class or function itself in place of its name. ``Registry.create`` in ``smart_train.core.registry`` makes
+    the object.
 
     >>> Component.parse({"type": "linear", "bias": True})
     Component(type='linear', options={'bias': True})
@@ -47,12 +49,21 @@ class Component:
 
     @classmethod
     def parse(cls, value: Any) -> Component | None:
-        """Return the component that a plain value writes; None where it writes none."""
-        if isinstance(value, str) and value:
-            return cls(value)
-        if isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"]:
-            return cls(value["type"], {name: option for name, option in value.items() if name != "type"})
-        return None
+        """Return the component that a plain value, a class or a function writes; None if it writes none.
+
+        >>> from collections import Counter
+        >>> Component.parse(Counter)
+        Component(type='collections:Counter', options={})
+        """
+        if isinstance(value, dict):
+            name, options = value.get("type"), {name: option for name, option in value.items() if name != "type"}
+        else:
+            name, options = value, {}
+        if isclass(name) or isfunction(name):
+            name = f"{name.__module__}:{name.__qualname__}"
+            if "<" in name:
+                raise ValueError(f"{name} cannot be found again by its name; define it at the top level of a module")
+        return cls(name, options) if isinstance(name, str) and name else None
 
     def plain(self) -> str | dict[str, Any]:
         """Return the component as a recipe writes it; ``parse`` reads it back."""
@@ -217,7 +228,7 @@ class ObjectiveBlock:
     hardness: float = 0.0  # alpha: a negative counts exp(alpha x its score) times (LLaVE); 0 = all alike
     false_negatives: float | None = None  # leave out negatives above this share of the positive's score; 0.95 is usual
     margin: float = 0.0  # taken from the positive's score, in cosines (additive margin)
-    graded: bool = False  # known positives in the batch share the target by their grade, instead of being left out
+    graded: bool = False  # known answers in the batch share the target by their grade, instead of being left out
     self_distillation: TermBlock = field(default_factory=lambda: TermBlock(weight=0.0))  # the late score teaches pooled
     teacher: TeacherBlock = field(default_factory=TeacherBlock)  # another model's scores, where the data has them
     diversity: float = 0.0  # weight of the mean squared cosine between tokens of one row

@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,23 +18,12 @@ import pages
 import pdfs
 import pytest
 import tiny_data
-from launches import CACHED, FEW, FOUR, PAGES, environment, words
+from launches import CACHED, FEW, FOUR, PAGES, environment, shell, words
 from pages import ELSEWHERE, MINILM, ROOT, Command, recipe_of, stand_in
 
 pytestmark = pytest.mark.slow
 
-FINE = {0, 3}  # 3 = done, with findings or files that were skipped
 SMALL = {"data.test_documents": 30, "data.dev_documents": 30, "model.document_tokens": 32}
-
-
-def shell(words: list[str], folder: Path, **variables: str) -> str | None:
-    """None where the command ended as it should, else what it said."""
-    done = subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True, timeout=900, check=False)
-    return (
-        None
-        if done.returncode in FINE
-        else f"exit status {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-2500:]}"
-    )
 
 
 @pytest.fixture(scope="module")

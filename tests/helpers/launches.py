@@ -89,3 +89,16 @@ def check_run(output: Path, printed: str, terms: set[str]) -> SmartEncoder:
     assert str(output / "metrics.json") in printed and str(output / "adapter") in printed
     assert json.loads((output / "adapter" / "verified.json").read_text())["rows"] > 0
     return SmartEncoder.from_pretrained(output / "adapter", device="cpu")
+
+
+FINE = {0, 3}  # 3 = done, with findings or files that were skipped
+
+
+def shell(words: list[str], folder: Path, **variables: str) -> str | None:
+    """None where the command ended as it should, else what it said."""
+    done = subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True, timeout=900, check=False)
+    return (
+        None
+        if done.returncode in FINE
+        else f"exit status {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-2500:]}"
+    )
