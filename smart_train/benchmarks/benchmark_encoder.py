@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from smart_train.models.settings import modules_of, settings_of
+from smart_train.models.saving import modules_of, settings_of
 
 if TYPE_CHECKING:
     from smart_train.models.encoder import SmartEncoder

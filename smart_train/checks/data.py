@@ -1,12 +1,16 @@
-"""What a recipe says of which pairs share a batch: by itself, and against the data."""
+"""Check the block ``data``: by itself, and against the data."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from smart_train.checks.bounds import Problems, at_least
+from smart_train.checks.mining import data_of
+from smart_train.checks.objective import teacher_key
 from smart_train.config.schema import Recipe
 from smart_train.config.typed_values import Problem
+from smart_train.models.base_config import BaseConfig
 
 if TYPE_CHECKING:
     from smart_train.data.readers.base import Reader
@@ -47,3 +51,63 @@ def check_source(reader: Reader) -> Problems:
     if data.source not in (None, "file") and not reader.has_source_column:
         what = f"is {data.source}, but {data.path} is no table with a document in each row, which could name it"
         yield Problem("data.source", what, "write file, or null")
+
+
+def check_data_block(recipe: Recipe) -> Problems:
+    data = recipe.data
+    if not data.path:
+        yield Problem("data.path", "is not given", "name pydocs, a local folder or file, or a Hub dataset")
+    yield from at_least("data.negatives", data.negatives, 0)
+    for name in ("limit", "dev_documents", "test_documents", "length_groups"):
+        yield from at_least(f"data.{name}", getattr(data, name), 1)
+    shares = {"dev": data.dev, "test": data.test}
+    for name, share in shares.items():
+        yield from at_least(f"data.{name}", share, 0)
+        if isinstance(share, float) and share >= 1:
+            what = f"is {share:g}: a share must be below 1"
+            yield Problem(f"data.{name}", what, f"write a share such as 0.05, or {int(share)} for that many queries")
+    if all(isinstance(share, float) for share in shares.values()) and sum(shares.values()) >= 1 > max(shares.values()):
+        what = f"with data.test this holds out {sum(shares.values()):g} of the data, so nothing is left to train on"
+        yield Problem("data.dev", what, "lower data.dev or data.test")
+    strategy = recipe.training.get("eval_strategy", "no")
+    if data.dev == 0 and recipe.evaluation.during and strategy != "no":
+        what = f"is 0, but evaluation.during ranks the dev split (training.eval_strategy is {strategy})"
+        yield Problem("data.dev", what, "hold some out, or write evaluation.during: false")
+    hybrid = recipe.late.hybrid
+    unfitted = hybrid.scaling == "standardised" and hybrid.pooled_std == hybrid.late_std == 1
+    if unfitted and data.dev == 0:
+        what = "is 0, but late.hybrid.scaling standardised is fitted on the dev split"
+        yield Problem("data.dev", what, "hold some out, or write the four constants")
+    elif unfitted and not recipe.evaluation.calibrate:
+        what = "is standardised, but evaluation.calibrate is false and the constants are not given"
+        yield Problem("late.hybrid.scaling", what, "write evaluation.calibrate: true, or the four constants")
+
+
+def check_data(recipe: Recipe, base: BaseConfig | None) -> Problems:
+    from smart_train.data.load import TEACHER_KEY, has_test
+    from smart_train.data.load import check_data as check_rows
+    from smart_train.data.readers.base import find_reader
+
+    teacher = teacher_key(recipe)
+    problems = [
+        replace(problem, key=teacher) if teacher and problem.key == TEACHER_KEY else problem
+        for problem in check_rows(data_of(recipe), teacher is not None)
+    ]
+    yield from problems
+    if problems:
+        return
+    reader = find_reader(recipe.data)
+    yield from check_source(reader)
+    ranked = recipe.evaluation.before or recipe.evaluation.after
+    if recipe.data.test == 0 and ranked and not has_test(reader):
+        what = "is 0 and the data has no test split, but evaluation.before and evaluation.after rank one"
+        yield Problem("data.test", what, "hold some out, or write both of them false")
+    if base is not None and not base.vision and recipe.data.image is None:
+        found = reader.image_column()
+        if found:
+            what = (
+                f"is not given, so the images of the column {found} are read, but {recipe.model.base} has no image side"
+            )
+            yield Problem(
+                "data.image", what, 'choose a vision-language base, or write data.image: "" for the text alone'
+            )

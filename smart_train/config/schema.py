@@ -70,12 +70,17 @@ class Component:
         return {"type": self.type, **self.options} if self.options else self.type
 
 
+PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+"""sentence-transformers' modes of its Pooling module."""
+
+
 @dataclass
 class ModelBlock:
     base: str = ""  # Hub id, local folder, or package:NAME/FOLDER (a model that an installed Python package carries)
     revision: str | None = None  # Hub branch, tag or commit; pin it, or the adapter may meet other weights later
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # how the base is held in memory
     quantisation: Literal["none", "4bit"] = "none"  # 4bit: the frozen base in a quarter of the memory (QLoRA), slower
+    pooling: PoolingMode | None = None  # replaces the base's Pooling module; null = the base's own, which the log names
     attention: str | None = None  # sdpa, flash_attention_2, eager ...; null = what transformers chooses
     dropout: float | None = None  # of the base while it trains; null = the base's own; 0 is faster on a CPU by a third
     trust_remote_code: bool = False  # run model code that lies in the base's repository

@@ -36,7 +36,7 @@ from smart_train.evaluation.score_histograms import Observer
 from smart_train.evaluation.vector_store import Store, encode_shards
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.lora import lora_parameters
-from smart_train.models.settings import modules_of, settings_of
+from smart_train.models.saving import modules_of, settings_of
 
 VERSIONS = ("smart-train", "torch", "transformers", "sentence-transformers", "peft")
 

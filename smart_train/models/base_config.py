@@ -1,4 +1,4 @@
-"""What a base's configuration files tell before any weight is loaded: layers, widths, limits."""
+"""Read the sizes of a base from its configuration files, before any weight is loaded: layers, widths, limits."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "rob
 class BaseConfig:
     """Sizes of a base.
 
-    layers: transformer blocks of the language model; hidden: width of its states; pooled: width D of the pooled
-    vector; positions: longest input in tokens, None where there is no fixed limit; vision: has an image side
+    layers: transformer blocks of the language model
+    hidden: width H of its states
+    pooled: width D of the pooled vector
+    positions: longest input in tokens, None where there is no fixed limit
+    vision: has an image side
+    pooling: modes of its Pooling module; none where it has modules and no Pooling among them
+    projected: a Dense module stands behind the pooling
     """
 
     layers: int
@@ -26,11 +31,16 @@ class BaseConfig:
     pooled: int
     positions: int | None
     vision: bool
+    pooling: tuple[str, ...] = ("mean",)
+    projected: bool = False
 
 
-def read_base(base: str, revision: str | None = None, trust_remote_code: bool = False) -> BaseConfig:
-    """The sizes of ``base`` (as ``resolve_base`` takes it) from its configuration files alone.
+def read_base(
+    base: str, revision: str | None = None, trust_remote_code: bool = False, pooling: str | None = None
+) -> BaseConfig:
+    """Read the sizes of ``base`` (as ``resolve_base`` takes it) from its configuration files alone.
 
+    pooling: the mode that replaces the base's own
     Raises BaseNotFound, saying what to do: nothing there, no network, a gated repository, code that must be trusted,
     a kind of model that has no transformer blocks.
     """
@@ -45,7 +55,8 @@ def read_base(base: str, revision: str | None = None, trust_remote_code: bool = 
     if isinstance(positions, int) and text.model_type in OFFSET:
         positions -= (text.pad_token_id or 0) + 1  # these count positions from behind the padding token's id
     vision = getattr(config, "vision_config", None) is not None
-    return BaseConfig(layers, hidden, _pooled(fetch, hidden), positions if isinstance(positions, int) else None, vision)
+    own, width, projected = _pooled(fetch, hidden, pooling)
+    return BaseConfig(layers, hidden, width, positions if isinstance(positions, int) else None, vision, own, projected)
 
 
 class BaseFiles:
@@ -113,19 +124,25 @@ def _reason(error: BaseException) -> tuple[Message, Message]:
     return f"its configuration cannot be read: {text}", ("correct ", Setting("model.base"), ", or update transformers")
 
 
-def _pooled(fetch: BaseFiles, hidden: int) -> int:
-    """Width of the pooled vector: of the last module that sets one, else the hidden size."""
-    width = hidden
-    for module in fetch.modules():
+def _pooled(fetch: BaseFiles, hidden: int, pooling: str | None) -> tuple[tuple[str, ...], int, bool]:
+    """(own modes of the Pooling module, width of the pooled vector, whether a Dense module stands behind it).
+
+    The width is that of the last module that sets one, else the hidden size.
+    """
+    modules = fetch.modules()
+    modes: tuple[str, ...] = () if modules else ("mean",)  # without modules.json sentence-transformers takes the mean
+    width, projected = hidden, False
+    for module in modules:
         kind = module["type"].rpartition(".")[2]
         if kind not in ("Pooling", "Dense"):
             continue
         config = fetch.json(f"{module['path']}/config.json") or {}
         if kind == "Dense":
-            width = config.get("out_features", width)
+            width, projected = config.get("out_features", width), bool(modes)
         else:
             named = config.get("pooling_mode", "mean")
             old = [name for name, on in config.items() if name.startswith("pooling_mode_") and on]
-            modes = len(old) if old else len(named) if isinstance(named, list) else 1
-            width = modes * config.get("embedding_dimension", config.get("word_embedding_dimension", width))
-    return width
+            modes = tuple(old) or (tuple(named) if isinstance(named, list) else (named,))
+            count = len(modes) if pooling is None else 1
+            width = count * config.get("embedding_dimension", config.get("word_embedding_dimension", width))
+    return modes, width, projected

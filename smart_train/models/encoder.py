@@ -1,6 +1,6 @@
-"""SmartEncoder: any sentence-transformers model, read twice from one forward: one pooled vector and a bag of tokens.
+"""SmartEncoder: any sentence-transformers model, read twice from one forward: one pooled vector and token vectors.
 
-An encoder is composed of a SentenceTransformer and a LateHead; saving and loading lives in models/saving.py.
+An encoder is composed of a SentenceTransformer, a TokenFilter and a LateHead.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,29 +22,34 @@ from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock
 from smart_train.core import hub
 from smart_train.core.embeddings import Embeddings, Features, Tokens
 from smart_train.core.modality import length
-from smart_train.losses import similarity as scoring
+from smart_train.losses import similarity
+from smart_train.models import saving
+from smart_train.models.base_config import BaseFiles
 from smart_train.models.base_loading import load_base
 from smart_train.models.heads import LateHead
 from smart_train.models.hidden_states import find_blocks, find_final_norm, resolve_layers, set_dropout, text_config
 from smart_train.models.lora import add_lora
+from smart_train.models.pooling import pooling_of, set_pooling
 from smart_train.models.preprocessing import Contents, Role, features_of, prompt_of, same_kind, set_pixel_budget
 from smart_train.models.token_filters import TokenFilter
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
 
 class SmartEncoder(nn.Module):
-    """One forward -> Embeddings(pooled, tokens).
+    """Encode queries and documents into pooled vectors and token vectors, from one forward of a backbone.
 
-    base: Hub id, local folder or package:NAME/FOLDER; model, late, adapter: the recipe's blocks (None = defaults; no
-    adapter = the plain base).  ``SmartEncoder("any sentence-transformers model")`` scores late and hybrid at once,
-    without training.
+    base: Hub id, local folder or package:NAME/FOLDER
+    model, late, adapter: the recipe's blocks; None = defaults, and no adapter = the plain base.
+        ``SmartEncoder("any sentence-transformers model")`` gives late and hybrid scores at once, without training
+    device: where the model is put; None = the best there is
     ``place`` and ``commit`` say where the base was loaded from: a folder and None, or a Hub id and its commit.
-    Raises BaseNotFound, saying what to do, where it can't be had, and ValueError where the base gives no token states,
-    lacks a layer, or its final norm can't be found.
+    Raises BaseNotFound where the base cannot be loaded, ExtensionError where a head or token filter cannot, and
+    ValueError where the base gives no token states, lacks a layer, or its final norm can't be found.
+
+        encoder = SmartEncoder("sentence-transformers/all-MiniLM-L6-v2", late=LateBlock(layer=4))
+        documents = encoder.encode_documents(["a passage", "another passage"])
+        encoder.score(["a question"], documents, mode="late")   # [1, 2]
     """
 
     def __init__(
@@ -71,7 +76,10 @@ class SmartEncoder(nn.Module):
         set_pixel_budget(self.transformer.processor, self.settings)
         if self.settings.dropout is not None:
             set_dropout(self.backbone, self.settings.dropout)
-        self.pooling = next((str(m.pooling_mode) for m in self.st if hasattr(m, "pooling_mode")), None)
+        if self.settings.pooling is not None:
+            set_pooling(self.st, self.settings.pooling)
+        self.pooling = pooling_of(self.st)
+        logger.info("%s: %s pooling (%s)", base, self.pooling or "no", self._pooling_source())
         self.layers = [-1] if self.late.layer in (-1, [-1]) else self._resolve_layers()
         self.final_norm = self.norm_for(self.layers)
         self.keep = TokenFilter(self.tokenizer, self.backbone.config, self.pooling, self.late.token_filters)
@@ -81,7 +89,7 @@ class SmartEncoder(nn.Module):
             self._adapt(adapter)
         self.eval()  # as from_pretrained everywhere; encode() returns to this mode, a trainer switches dropout on
 
-    # -- what it is made of
+    # -- its parts
 
     @property
     def transformer(self) -> Any:
@@ -113,25 +121,34 @@ class SmartEncoder(nn.Module):
 
     @property
     def hidden_size(self) -> int:
+        """H: width of the hidden states."""
         return int(text_config(self.backbone.config).hidden_size)
 
     @property
     def pooled_width(self) -> int:
+        """D: width of the pooled vectors."""
         return int(self.st.get_embedding_dimension() or self.hidden_size)
 
     @property
     def token_width(self) -> int:
+        """d: width of the token vectors."""
         return self.late.dim or self.hidden_size
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """What transformers.Trainer calls for ``training.activation_checkpointing``."""
         self.backbone.activation_checkpointing_enable(**options)
 
+    def _pooling_source(self) -> str:
+        if self.settings.pooling is not None:
+            return "model.pooling"
+        named = BaseFiles(self.place, self.commit).modules()
+        return "the base's own" if named else "sentence-transformers' default: the base has no modules.json"
+
     def _resolve_layers(self) -> list[int]:
         return resolve_layers(self.late.layer, len(find_blocks(self.backbone)[1]))
 
     def norm_for(self, layers: list[int]) -> list[nn.Module]:
-        """What these layers go through, none or one; in a list: it is the backbone's, not a second registration."""
+        """The norm that these layers go through, none or one; in a list, so that it is not registered twice."""
         if self.late.norm == "none" or all(layer == -1 for layer in layers):
             return []
         norm, base = find_final_norm(self.backbone, self._probe), self.settings.base
@@ -147,6 +164,7 @@ class SmartEncoder(nn.Module):
 
     def _adapt(self, adapter: AdapterBlock) -> None:
         if adapter.kind == "lora":
+            self.st.requires_grad_(False)  # modules behind the backbone too, such as Dense
             add_lora(self.backbone, adapter, self.place, self.commit)
             return
         self.st.requires_grad_(adapter.kind == "full")
@@ -157,21 +175,22 @@ class SmartEncoder(nn.Module):
     # -- preprocessing, in data workers
 
     def prompt(self, role: Role) -> str | None:
-        """The recipe's prompt for this role, else the base's own, chosen as sentence-transformers does."""
+        """Return the recipe's prompt for this role, else the base's own, chosen as sentence-transformers does."""
         return prompt_of(self.st, self.settings, role)
 
     def preprocess(self, contents: Contents, role: Role, limit: int | None = None) -> Features:
-        """Rows (text, PIL image, pathlib.Path of an image, or {"text": ..., "image": ...}) -> Features, on the CPU.
+        """Tokenize rows and prepare their images, on the CPU.
 
+        contents: text, PIL image, pathlib.Path of an image, or {"text": ..., "image": ...}
         limit: longest text in tokens, if it is below model.query_tokens or model.document_tokens; None = those, else
-        the base's own.
+            the base's own
         """
         return features_of(self.st, self.settings, contents, role, self.prompt(role), limit)
 
     # -- the one forward
 
     def forward(self, chunks: Features | Sequence[Features]) -> Embeddings:
-        """Features of some rows, or a list of such chunks -> their Embeddings, rows in order, on the model's device."""
+        """Encode the features of some rows, or a list of such chunks; rows stay in order, on the model's device."""
         if isinstance(chunks, dict):
             return self._forward(chunks)
         return Embeddings.cat(self._forward(chunk) for chunk in chunks)
@@ -233,48 +252,99 @@ class SmartEncoder(nn.Module):
     # -- encoding many rows
 
     def encode_queries(self, contents: Contents, **options: Any) -> Any:
-        """As ``encode``, with the query prompt and length."""
+        """Encode queries, with the query prompt and length; see ``encode``."""
         return self.encode(contents, "query", **options)
 
     def encode_documents(self, contents: Contents, **options: Any) -> Any:
-        """As ``encode``, with the document prompt and length."""
+        """Encode documents, with the document prompt and length; see ``encode``."""
         return self.encode(contents, "document", **options)
 
     def encode(
-        self, contents: Contents, role: Role, output: Literal["torch", "numpy"] = "torch", **options: Any
+        self,
+        contents: Contents,
+        role: Role,
+        output: Literal["torch", "numpy"] = "torch",
+        *,
+        batch_size: int = 32,
+        progress: Progress | bool | None = None,
+        dtype: torch.dtype | None = None,
+        pooled_dim: int | None = None,
+        token_dim: int | None = None,
     ) -> Any:
-        """Embeddings of many rows, in their order, on the CPU.
+        """Encode many rows, in their order; the vectors come on the CPU.
 
-        output: "torch" gives Embeddings, "numpy" a pair (pooled [rows, D], list of one [tokens, d] array a row).
-        options: batch_size (changes speed and memory, never a vector); progress: True for a bar, or a wrapper of the
-        iterable of batches; dtype: how tokens are kept (float16 halves them, pooled vectors stay float32);
-        pooled_dim, token_dim: Matryoshka cuts, normalised again.
+        output: "torch" gives Embeddings, "numpy" a pair (pooled [rows, D], list of one [tokens, d] array a row)
+        batch_size: changes speed and memory, never a vector
+        progress: True for a bar, or a wrapper of the iterable of batches
+        dtype: how tokens are kept (float16 halves them; pooled vectors stay float32)
+        pooled_dim, token_dim: Matryoshka cuts, normalised again
         """
-        found = encode(self, contents, role, **options)
+        embeddings = self._encode(contents, role, batch_size, progress, dtype, pooled_dim, token_dim)
         if output == "numpy":
-            return found.pooled.numpy(), [np.asarray(row) for row in found.tokens.rows()]
-        return found
+            return embeddings.pooled.numpy(), [np.asarray(row) for row in embeddings.tokens.rows()]
+        return embeddings
+
+    @torch.no_grad()
+    def _encode(
+        self,
+        contents: Contents,
+        role: Role,
+        batch_size: int,
+        progress: Progress | bool | None,
+        dtype: torch.dtype | None,
+        pooled_dim: int | None,
+        token_dim: int | None,
+    ) -> Embeddings:
+        if isinstance(contents, (str, dict)):
+            raise TypeError(f"contents is a list of rows, and this is a single {type(contents).__name__}; write [row]")
+        order = sorted(range(len(contents)), key=lambda i: -length(contents[i]))  # the longest first: memory shows now
+        starts: Iterable[int] = range(0, len(order), batch_size)
+        if progress:
+            starts = progress(starts) if callable(progress) else _bar(starts, f"{role} batches")
+        training = self.training
+        self.eval()
+        # Mixed precision training puts autocast around forward, in the object; a reloaded encoder has none, and its
+        # vectors are the ones that count: so none here either.
+        wrapped = self.__dict__.pop("forward", None)
+        parts: list[tuple[list[int], Embeddings]] = []
+        try:
+            for start in starts:
+                for rows in same_kind(order[start : start + batch_size], contents):
+                    features = self.preprocess([contents[i] for i in rows], role)
+                    on_device = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in features.items()}
+                    batch = self(on_device).cut(pooled_dim, token_dim).to("cpu")
+                    parts.append((rows, batch if dtype is None else Embeddings(batch.pooled, batch.tokens.to(dtype))))
+        finally:
+            self.train(training)
+            if wrapped is not None:
+                self.__dict__["forward"] = wrapped
+        if not parts:
+            nothing = Tokens(torch.zeros(0, token_dim or self.token_width), torch.zeros(0, dtype=torch.int64))
+            return Embeddings(torch.zeros(0, pooled_dim or self.pooled_width), nothing)
+        placed = torch.tensor([row for rows, _ in parts for row in rows])
+        return Embeddings.cat(e for _, e in parts).select(placed.argsort())
 
     def score(self, queries: Any, documents: Any, mode: str = "hybrid", **options: Any) -> Tensor:
-        """[B, N] pooled, late or hybrid scores of contents or Embeddings; options go to ``encode``."""
+        """Return [B, N] pooled, late or hybrid scores of contents or Embeddings; options go to ``encode``."""
         q = queries if isinstance(queries, Embeddings) else self.encode_queries(queries, **options)
         x = documents if isinstance(documents, Embeddings) else self.encode_documents(documents, **options)
-        return scoring.scores(q, x, mode, self.late.hybrid)
+        return similarity.scores(q, x, mode, self.late.hybrid)
 
     # -- folders
 
     def save_pretrained(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> Path:
-        """Writes the folder described in docs/architecture.md; see models/saving.py."""
-        from smart_train.models.saving import save
+        """Save the encoder as a folder that ``from_pretrained`` loads; docs/architecture.md describes its files.
 
-        return save(self, Path(folder), state)
+        state: gathered full tensors by parameter name, where the encoder in memory is sharded
+        """
+        return saving.save(self, Path(folder), state)
 
     def save_settings(self, folder: str | Path) -> None:
-        """Rewrites smart_train.json's ``late`` block alone: the hybrid's weights and constants after a calibration.
-        If anything else of it changed, verified.json is taken away: the vectors are others."""
-        from smart_train.models.checksums import write_late
+        """Rewrite the ``late`` block of smart_train.json alone: the hybrid's weights and constants after a calibration.
 
-        write_late(Path(folder), plain(self.late))
+        If anything else of it changed, verified.json is removed: the vectors are others.
+        """
+        saving.write_late_settings(Path(folder), plain(self.late))
 
     @classmethod
     def from_pretrained(
@@ -283,60 +353,60 @@ class SmartEncoder(nn.Module):
         *,
         revision: str | None = None,
         device: str | torch.device | None = None,
-        **options: Any,
+        base: str | None = None,
+        layer: int | None = None,
+        trainable: bool = False,
+        dtype: saving.Dtype | None = None,
+        attention: str | None = None,
+        quantisation: Literal["none", "4bit"] | None = None,
+        trust_remote_code: bool = False,
+        trust_extensions: Sequence[str] = (),
+        checkpoint: bool = False,
     ) -> SmartEncoder:
-        """The encoder of a folder (or Hub repository) that ``save_pretrained`` wrote; a plain sentence-transformers
-        model gives a training-free encoder.  See models/saving.py for what is checked."""
-        from smart_train.models.saving import load
+        """Load the encoder of a folder (or Hub repository) that ``save_pretrained`` wrote.
 
-        return load(str(folder), revision=revision, device=device, **options)
+        A plain sentence-transformers model gives a training-free encoder.
 
+        revision: of a Hub repository
+        base: where the base is now, if it has moved; its identity is checked all the same
+        layer: reads another layer than the stored one, where no head was trained on that
+        trainable: LoRA can be trained on
+        dtype: as model.dtype
+        attention, trust_remote_code: as in the model block, but never the stored ones: the one is the machine's choice,
+            the other the caller's alone
+        quantisation: as model.quantisation; None = as it was trained, which is the only one with the same vectors
+        trust_extensions: heads and token filters of other packages that the folder may have imported, as it names them:
+            ["my_package.module:MyHead"]
+        checkpoint: the folder is of the run that reads it, with optimizer states in whatever form an engine wrote them
+        Raises AdapterError, and loads nothing, where the base is another one (architecture, width, revision or
+        weights), where a key is missing, left over or of another size, where every LoRA B is zero, where the folder
+        holds code, a pickle or what points elsewhere (``check_folder``) or names a head or token filter that is not
+        trusted, and where ``base`` is given and there is no adapter to put on it.
+        """
+        source = str(folder)
+        saved = saving.open_saved(
+            source,
+            revision,
+            layer=layer,
+            trust_remote_code=trust_remote_code,
+            trust_extensions=trust_extensions,
+            checkpoint=checkpoint,
+            moved=base,
+        )
+        machine: dict[str, Any] = {"attention": attention, "trust_remote_code": trust_remote_code}
+        if saved is None:
+            late = LateBlock() if layer is None else LateBlock(layer=layer)
+            model = ModelBlock(revision=revision, dtype=dtype or "auto", quantisation=quantisation or "none", **machine)
+            return cls(source, model=model, late=late, device=device)
+        place = saved.base(base)
+        encoder = cls(
+            place, model=saved.model_block(place, dtype, quantisation, **machine), late=saved.late, device=device
+        )
+        saving.restore(encoder, saved, trainable)
+        return encoder
 
-# Many rows -> Embeddings: in batches of like length and one kind, with progress, in the order they were given.
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
-
-
-@torch.no_grad()
-def encode(
-    encoder: SmartEncoder,
-    contents: Contents,
-    role: Role,
-    batch_size: int = 32,
-    progress: Progress | bool | None = None,
-    dtype: torch.dtype | None = None,
-    pooled_dim: int | None = None,
-    token_dim: int | None = None,
-) -> Embeddings:
-    """See ``SmartEncoder.encode``."""
-    if isinstance(contents, (str, dict)):
-        raise TypeError(f"contents is a list of rows, and this is a single {type(contents).__name__}; write [row]")
-    order = sorted(range(len(contents)), key=lambda i: -length(contents[i]))  # the longest first: memory shows now
-    starts: Iterable[int] = range(0, len(order), batch_size)
-    if progress:
-        starts = progress(starts) if callable(progress) else _bar(starts, f"{role} batches")
-    training = encoder.training
-    encoder.eval()
-    # Mixed precision training puts autocast around forward, in the object; a reloaded encoder has none, and its vectors
-    # are the ones that count: so none here either.
-    wrapped = encoder.__dict__.pop("forward", None)
-    parts: list[tuple[list[int], Embeddings]] = []
-    try:
-        for start in starts:
-            for rows in same_kind(order[start : start + batch_size], contents):
-                features = encoder.preprocess([contents[i] for i in rows], role)
-                on_device = {k: v.to(encoder.device) if isinstance(v, Tensor) else v for k, v in features.items()}
-                found = encoder(on_device).cut(pooled_dim, token_dim).to("cpu")
-                parts.append((rows, found if dtype is None else Embeddings(found.pooled, found.tokens.to(dtype))))
-    finally:
-        encoder.train(training)
-        if wrapped is not None:
-            encoder.__dict__["forward"] = wrapped
-    if not parts:
-        nothing = Tokens(torch.zeros(0, token_dim or encoder.token_width), torch.zeros(0, dtype=torch.int64))
-        return Embeddings(torch.zeros(0, pooled_dim or encoder.pooled_width), nothing)
-    placed = torch.tensor([row for rows, _ in parts for row in rows])
-    return Embeddings.cat(e for _, e in parts).select(placed.argsort())
 
 
 def _bar(batches: Iterable[int], what: str) -> Iterable[int]:

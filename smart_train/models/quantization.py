@@ -28,7 +28,7 @@ def four_bits(base: str, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(**FOUR_BITS, bnb_4bit_compute_dtype=dtype)
 
 
-def tell_plain(folder: Path, model: Any) -> None:
+def write_quantization_config(folder: Path, model: Any) -> None:
     """Has plain sentence-transformers hold the base of a saved adapter in 4 bits as well: without it, it would take the
     whole base and give other vectors, and say nothing."""
     path = folder / "sentence_bert_config.json"

@@ -111,6 +111,7 @@ def _dense(files: BaseFiles) -> tuple[nn.ModuleList, list[str]]:
 def _adapt(blueprint: Blueprint, adapter: AdapterBlock) -> None:
     """As SmartEncoder does it."""
     if adapter.kind == "lora":
+        blueprint.dense.requires_grad_(False)
         add_lora(blueprint.backbone, adapter, "blueprint", None)
         return
     for part in (blueprint.backbone, blueprint.dense):

@@ -160,11 +160,11 @@ def examine(
     Mistakes are told, and what can be counted all the same is counted.  Raises RecipeError where a mistake lets nothing
     be counted (no base, a head that is none); AdapterError as the encoder does.
     """
-    wrong = _wrong(recipe)
+    wrong, model = _wrong(recipe), recipe.model
     problems = [] if wrong is None else [written(problem.message(recipe.where)) for problem in wrong.problems]
     on_cpu = bool(recipe.training.get("use_cpu"))
     try:
-        base = read_base(recipe.model.base, recipe.model.revision, recipe.model.trust_remote_code)
+        base = read_base(model.base, model.revision, model.trust_remote_code, model.pooling)
         subject = Subject(recipe, base, base.vision and _images(recipe), on_cpu)
         subject.rows(1)
     except Exception as error:

@@ -25,11 +25,10 @@ from smart_train.core.errors import AdapterError
 from smart_train.core.hub import PACKAGE, told_name
 from smart_train.data.load import DevAndTest
 from smart_train.evaluation.calibration import GRID
-from smart_train.models.checksums import broken, write_late
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.safe_loading import SETTINGS, VERIFIED, digests
-from smart_train.models.saving import Sides, compare, load, save, seal, verify
-from smart_train.models.settings import base_identity, modules_of
+from smart_train.models.saving import base_identity, modules_of, save, write_late_settings
+from smart_train.models.verification import Inputs, changed_files, compare, reload, verify, write_verified
 from smart_train.probing import probe_report as report
 from smart_train.probing.every_layer import every_layer, fixed, read_layer
 from smart_train.probing.layer_probe import Layer, Probe, probe
@@ -184,19 +183,15 @@ def to_adapter(
     if verified is not None:
         _check_seal(folder)
     _read(encoder, late)
-    sides: Sides = [("query", queries), ("document", documents)]
+    sides: Inputs = [("query", queries), ("document", documents)]
     ours = [encoder.encode(contents, role) for role, contents in sides]
     block = json.loads(kept[SETTINGS])["late"] | {"layer": late.layer, "hybrid": asdict(late.hybrid)}
     try:
-        write_late(folder, block)
-        own = encoder.settings
-        fresh = load(
-            str(folder), device=encoder.device, base=base, dtype=own.dtype, attention=own.attention,
-            trust_remote_code=own.trust_remote_code, trust_extensions=encoder.late.extensions,
-        )  # fmt: skip
+        write_late_settings(folder, block)
+        fresh = reload(encoder, folder, base)
         report = compare(folder, sides, ours, fresh)
         if verified is not None:
-            seal(folder, {**verified, **report})
+            write_verified(folder, {**verified, **report})
     except BaseException:
         for name, content in kept.items():
             with replacing(folder / name) as part:
@@ -208,7 +203,7 @@ def to_adapter(
 
 def _check_seal(folder: Path) -> None:
     try:
-        changed = broken(folder)
+        changed = changed_files(folder)
     except ValueError as error:
         raise AdapterError(f"{error}; verify it again, then apply") from None
     if changed:

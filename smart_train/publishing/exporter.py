@@ -33,9 +33,16 @@ from smart_train.models.hidden_states import find_blocks, find_final_norm, text_
 from smart_train.models.lora import block_list, merge_lora
 from smart_train.models.preprocessing import Role
 from smart_train.models.processors import images_without_torchvision
-from smart_train.models.reference_inputs import sides_of
 from smart_train.models.safe_loading import without_code
-from smart_train.models.saving import Sides, check_plain, compare, load, note, save, seal, write_settings
+from smart_train.models.saving import save, write_settings
+from smart_train.models.verification import (
+    Inputs,
+    add_difference,
+    check_pooling_modules,
+    compare,
+    reference_inputs,
+    write_verified,
+)
 
 TOKENS = "token_embeddings"
 POOLED = "<|pooled|>"
@@ -229,7 +236,7 @@ def export(
     dtype: Any = None,
     device: str | None = None,
     whole_texts: bool = False,
-    sides: Sides | None = None,
+    sides: Inputs | None = None,
     trust_remote_code: bool = False,
     trust_extensions: Sequence[str] = (),
 ) -> Path:
@@ -249,13 +256,18 @@ def export(
     out = Path(out)
     try:
         with whole_folder(out) as part:
-            options = {"base": base, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-            encoder = load(str(source), trust_extensions=trust_extensions, **options)
+            options: dict[str, Any] = {
+                "base": base,
+                "dtype": dtype,
+                "device": device,
+                "trust_remote_code": trust_remote_code,
+            }
+            encoder = SmartEncoder.from_pretrained(source, trust_extensions=trust_extensions, **options)
             if encoder.adapter is None and kind == "merged":
                 raise PublishError(f"{source} is no adapter: it has whole weights already, and nothing is to be merged")
             if whole_texts and kind == "multi-vector" and "message" in encoder.st.modalities:
                 encoder.settings.query_tokens = encoder.settings.document_tokens = None  # as they are read there
-            sides = sides or sides_of(encoder)
+            sides = sides or reference_inputs(encoder)
             ours = [encoder.encode(contents, role) for role, contents in sides]
             if kind == "merged":
                 report = _merged(encoder, part, sides, ours, device)
@@ -312,27 +324,27 @@ def _facts(kind: str, adapter: AdapterBlock | None, lost: float) -> dict[str, An
 
 
 def _merged(
-    encoder: SmartEncoder, folder: Path, sides: Sides, ours: list[Embeddings], device: str | None
+    encoder: SmartEncoder, folder: Path, sides: Inputs, ours: list[Embeddings], device: str | None
 ) -> dict[str, Any]:
     adapter, own, names = encoder.adapter, encoder.settings, encoder.late.extensions
     lost = _note_rounding(encoder)
     encoder.adapter = AdapterBlock(kind="full")
     save(encoder, folder)
     write_settings(encoder, folder, export=_facts("merged", adapter, lost))
-    check_plain(encoder, folder)
+    check_pooling_modules(encoder, folder)
     del encoder
     gc.collect()
-    fresh = load(
-        str(folder),
+    fresh = SmartEncoder.from_pretrained(
+        folder,
         dtype=own.dtype,
         device=device,
         trust_remote_code=own.trust_remote_code,
         trust_extensions=names,
     )
-    return seal(folder, compare(folder, sides, ours, fresh, SUMMED, ROUNDED))
+    return write_verified(folder, compare(folder, sides, ours, fresh, SUMMED, ROUNDED))
 
 
-def _multi_vector(encoder: SmartEncoder, folder: Path, sides: Sides, ours: list[Embeddings]) -> dict[str, Any]:
+def _multi_vector(encoder: SmartEncoder, folder: Path, sides: Inputs, ours: list[Embeddings]) -> dict[str, Any]:
     from sentence_transformers import MultiVectorEncoder
 
     check_expressible(encoder)
@@ -351,10 +363,10 @@ def _multi_vector(encoder: SmartEncoder, folder: Path, sides: Sides, ours: list[
     gc.collect()
     with images_without_torchvision():
         fresh = MultiVectorEncoder(str(folder), device=device, trust_remote_code=trust)
-    return seal(folder, compare_tokens(folder, sides, ours, fresh))
+    return write_verified(folder, compare_tokens(folder, sides, ours, fresh))
 
 
-def compare_tokens(folder: Path, sides: Sides, ours: list[Embeddings], fresh: Any) -> dict[str, Any]:
+def compare_tokens(folder: Path, sides: Inputs, ours: list[Embeddings], fresh: Any) -> dict[str, Any]:
     """``ours``, one for each of ``sides``, against a MultiVectorEncoder's vectors of the same contents.
 
     A row of which no token counts has its pooled vector as the only one here, and none there: these are counted, under
@@ -375,5 +387,5 @@ def compare_tokens(folder: Path, sides: Sides, ours: list[Embeddings], fresh: An
                     f"{folder}: MultiVectorEncoder gives {tuple(theirs.shape)} for a {role} ({str(content)[:40]!r}), "
                     f"expected {tuple(own.shape)}; it is not exported"
                 )
-            note(report, folder, role, "token", own, theirs)
+            add_difference(report, folder, role, "token", own, theirs)
     return report

@@ -33,10 +33,9 @@ from smart_train.models.lora import (
     remove_lora,
     weighted_lora,
 )
-from smart_train.models.reference_inputs import sides_of
 from smart_train.models.safe_loading import HEAD, SETTINGS, VERIFIED, check_folder, read_tensors
-from smart_train.models.saving import load, save, verify, write_settings
-from smart_train.models.settings import read_settings
+from smart_train.models.saving import read_settings, save, write_settings
+from smart_train.models.verification import reference_inputs, verify
 from smart_train.publishing.exporter import whole_folder
 
 logger = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ def rescore(
     rows: dict[str, Evaluation] = {}
     usual = HybridBlock()
     for name, source in {**parts, MERGED: str(folder)}.items():
-        encoder = load(source, **options)
+        encoder = SmartEncoder.from_pretrained(source, **options)
         if not rows:
             usual = HybridBlock(encoder.late.hybrid.pooled, scaling=encoder.late.hybrid.scaling)  # as its parts score
         if name == MERGED:
@@ -82,6 +81,7 @@ def rescore(
 NAMED = ("base", "revision", "commit", "fingerprint")
 IDENTITY = ("architecture", "hidden_size", "commit", "fingerprint")
 READING = (
+    "pooling",
     "query_prompt",
     "document_prompt",
     "query_tokens",
@@ -131,8 +131,8 @@ def merge(
         check_alike(parts)
         check_heads(parts, weights)
         with whole_folder(Path(out)) as part:
-            encoder = load(
-                str(sources[0]),
+            encoder = SmartEncoder.from_pretrained(
+                sources[0],
                 base=base,
                 device=device,
                 trust_remote_code=trust_remote_code,
@@ -146,7 +146,7 @@ def merge(
                 for one, weight in zip(parts, weights, strict=True)
             ]
             write_settings(encoder, part, export={"kind": "merge", "adapters": told}, **known)
-            queries, documents = (contents for _, contents in sides_of(encoder))
+            queries, documents = (contents for _, contents in reference_inputs(encoder))
             verify(encoder, part, queries, documents, base=base)
     except AdapterError as error:
         raise PublishError(str(error)) from error

@@ -13,8 +13,8 @@ import yaml
 from smart_train.core.errors import BaseNotFound, PublishError
 from smart_train.core.hub import LOCAL, resolve_base
 from smart_train.data.collection import Collection, Document, hash_id
-from smart_train.models.checksums import parts
 from smart_train.models.safe_loading import SETTINGS, VERIFIED
+from smart_train.models.verification import encoder_files
 from smart_train.publishing.card import MODES, Told, read_log
 from smart_train.publishing.secrets import Files, header
 from smart_train.publishing.upload_files import FACTS, read_json
@@ -200,7 +200,7 @@ def _trained(folder: Path) -> int:
     """How many numbers were trained; 0 = not known, for whole weights that an adapter was added to."""
     if read_json(folder / SETTINGS).get("export"):
         return 0
-    return sum(_numbers(path) for path in parts(folder)[0] if path.suffix == ".safetensors")
+    return sum(_numbers(path) for path in encoder_files(folder)[0] if path.suffix == ".safetensors")
 
 
 def _lines(log: Path) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from smart_train.core import hub
 from smart_train.core.errors import PublishError, written
-from smart_train.models.checksums import NAMES, SUFFIXES, TEMPLATES
 from smart_train.models.safe_loading import SETTINGS
+from smart_train.models.verification import NAMES, SUFFIXES, TEMPLATES
 from smart_train.publishing.secrets import Files
 
 logger = logging.getLogger(__name__)

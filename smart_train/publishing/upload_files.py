@@ -12,8 +12,8 @@ from typing import Any
 
 from smart_train.core.errors import PublishError
 from smart_train.core.hub import LOCAL, PACKAGE
-from smart_train.models.checksums import broken, parts
 from smart_train.models.safe_loading import SETTINGS, VERIFIED
+from smart_train.models.verification import changed_files, encoder_files
 from smart_train.publishing.secrets import Files
 
 logger = logging.getLogger(__name__)
@@ -39,10 +39,10 @@ def check_verified(folder: Path) -> None:
     if not (folder / VERIFIED).is_file():
         raise PublishError(f"{folder} was never verified ({VERIFIED} is missing): it may not load as trained; {AGAIN}")
     try:
-        links = [path for found in parts(folder) for path in found if path.is_symlink()]
+        links = [path for found in encoder_files(folder) for path in found if path.is_symlink()]
         if links:
             raise PublishError(f"{links[0]} is a link; publish a copy of what it points to (cp -rL)")
-        other = broken(folder)
+        other = changed_files(folder)
     except PublishError:
         raise
     except ValueError as error:
@@ -56,7 +56,7 @@ def collect(folder: Path, run: Path | None) -> Files:
     """Path in the repository -> file here, or content where that is not the same as here: all but the card."""
     settings = read_json(folder / SETTINGS)
     base = public_name(settings)
-    wanted, left_out = parts(folder)
+    wanted, left_out = encoder_files(folder)
     files: Files = {path.relative_to(folder).as_posix(): path for path in wanted}
     if base != settings["base"]:
         files[SETTINGS] = _dump({**settings, "base": base, "model": {**settings["model"], "base": base}})

@@ -34,7 +34,7 @@ from smart_train.models.encoder import SmartEncoder
 from smart_train.models.heads import parameter_name
 from smart_train.models.lora import NAME, WEIGHTS, AdapterError
 from smart_train.models.safe_loading import HEAD, SETTINGS
-from smart_train.models.saving import base_identity, check_base, check_processing, load
+from smart_train.models.saving import base_identity, check_base, check_processing
 from smart_train.training.engine import collected, resharded
 
 FACTS = "checkpoint.json"
@@ -349,7 +349,9 @@ def stored_tensors(encoder: SmartEncoder, folder: Path) -> tuple[dict[str, Tenso
     elif kind == "full":
         trust = encoder.settings.trust_remote_code
         names = encoder.late.extensions
-        fresh = load(str(folder), device="cpu", trust_remote_code=trust, trust_extensions=names, checkpoint=True)
+        fresh = SmartEncoder.from_pretrained(
+            folder, device="cpu", trust_remote_code=trust, trust_extensions=names, checkpoint=True
+        )
         found |= {name: p.detach() for name, p in fresh.named_parameters() if not name.startswith("head.")}
         buffers |= dict(fresh.named_buffers())
     _check_names(encoder, found, folder, full=kind == "full")

@@ -41,7 +41,7 @@ from smart_train.evaluation.report.metrics_json import differences, write_metric
 from smart_train.evaluation.report.tables import table
 from smart_train.evaluation.retrieval import Evaluation, evaluate
 from smart_train.models.encoder import SmartEncoder
-from smart_train.models.saving import verify
+from smart_train.models.verification import verify
 from smart_train.publishing.publisher import check_access, publish
 from smart_train.training.run_dir import make_room, resumed_run, tell_other_data
 from smart_train.training.run_metadata import record, tell

@@ -22,7 +22,7 @@ from smart_train.evaluation import encode as encoding
 from smart_train.evaluation.report.charts import STYLES
 from smart_train.evaluation.retrieval import evaluate
 from smart_train.models.encoder import SmartEncoder
-from smart_train.models.saving import verify
+from smart_train.models.verification import verify
 
 
 @pytest.fixture(scope="module")

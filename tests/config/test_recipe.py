@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 from tiny_data import write_lines, write_scored
 
-from smart_train.checks import recipe as recipe_check
+from smart_train.checks import model as model_checks
 from smart_train.checks.recipe import check
 from smart_train.config.recipe import BOOT, CLOSE, RecipeError, plain, read, save
 from smart_train.config.reference import comments, page, rows, shipped
@@ -137,7 +137,7 @@ def test_bytes_that_are_not_text_are_told(tmp_path):
 
 
 def test_attention_that_needs_a_missing_package_is_told(told, monkeypatch):
-    monkeypatch.setattr(recipe_check, "find_spec", lambda name: None)
+    monkeypatch.setattr(model_checks, "find_spec", lambda name: None)
     (line,) = told(GOOD.replace("{bert}\n", "{bert}\n  attention: flash_attention_2\n"))
     assert line.startswith("FILE, line 3: model.attention: flash_attention_2 needs the package flash_attn")
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from ranks import run_ranks
 from safetensors.torch import load_file
 
-from smart_train.models.saving import verify
+from smart_train.models.verification import verify
 
 
 def trained(base: str, out: str, engine: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from smart_train.data.batch_sampler import kin
 from smart_train.data.collate import Collator, Pairs
 from smart_train.data.collection import Collection, Document
 from smart_train.models.encoder import SmartEncoder
-from smart_train.models.saving import verify
+from smart_train.models.verification import verify
 from smart_train.training.arguments import training_arguments
 from smart_train.training.engine import ready, whole
 from smart_train.training.trainer import SmartTrainer

@@ -24,7 +24,8 @@ from sentence_transformers import SentenceTransformer
 
 from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock
 from smart_train.models.encoder import SmartEncoder
-from smart_train.models.saving import base_identity, check_base, verify
+from smart_train.models.saving import base_identity, check_base
+from smart_train.models.verification import verify
 from smart_train.publishing.publisher import publish
 
 FOLDER, OUT = Path(sys.argv[1]), Path(sys.argv[2])

@@ -29,7 +29,7 @@ from smart_train.cli.main import main
 from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock
 from smart_train.core.hub import located
 from smart_train.models.encoder import SmartEncoder
-from smart_train.models.saving import verify
+from smart_train.models.verification import verify
 from smart_train.publishing.publisher import publish
 
 DATA = Path(sys.argv[3])

@@ -15,7 +15,7 @@ import tiny
 from smart_train.config.recipe import save
 from smart_train.config.schema import AdapterBlock, DataBlock, LateBlock, ModelBlock, Recipe
 from smart_train.models.encoder import SmartEncoder
-from smart_train.models.saving import verify
+from smart_train.models.verification import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = {

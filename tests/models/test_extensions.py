@@ -20,7 +20,7 @@ from smart_train.config.typed_values import RecipeError
 from smart_train.core.errors import AdapterError, ExtensionError
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.safe_loading import HEAD, SETTINGS
-from smart_train.models.saving import verify
+from smart_train.models.verification import verify
 
 MINE = {"type": "own_parts:TwoLayerHead", "inner": 6}
 SECOND = {"type": "own_parts:every_second", "first": 1}

@@ -23,7 +23,8 @@ from smart_train.config.schema import AdapterBlock, HybridBlock, LateBlock
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.lora import AdapterError
 from smart_train.models.processors import images_without_torchvision
-from smart_train.models.saving import HEAD, SETTINGS, verify
+from smart_train.models.safe_loading import HEAD, SETTINGS
+from smart_train.models.verification import verify
 
 WEIGHTS = "adapter_model.safetensors"
 HYBRID = HybridBlock(0.5, 2.0, "standardised", 0.4, 0.1, 0.6, 0.2)

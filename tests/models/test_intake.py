@@ -162,7 +162,7 @@ UNKNOWN = {
     "a way of quantising": (lambda f: edit_block(f, "model", quantisation="3bit"), "model.quantisation .*3bit"),
     "a kind of adapter": (lambda f: edit_block(f, "adapter", kind="prefix"), "adapter.kind .*prefix"),
     "a layer": (lambda f: edit_block(f, "late", layer="top"), "late.layer"),
-    "no processing": (lambda f: edit(f / SETTINGS, processing=None), "processing is no block"),
+    "no processing": (lambda f: edit(f / SETTINGS, processing=None), "processing is not a block"),
     "a list as peft's file": (lambda f: (f / CONFIG).write_text("[]"), "peft_type is None, expected 'LORA'"),
     "targets that are no expression": (
         lambda f: edit(f / CONFIG, target_modules="("),

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 
-from smart_train.checks.quantization import check_quantised
+from smart_train.checks.model import check_quantised
 from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock, Recipe
 from smart_train.core.errors import BaseNotFound
 from smart_train.models import quantization as quantised
 from smart_train.models.encoder import SmartEncoder
-from smart_train.models.saving import load, verify
+from smart_train.models.verification import verify
 from smart_train.planning.blueprint import Blueprint
 from smart_train.publishing.exporter import export
 
@@ -31,7 +31,7 @@ def test_without_the_package_it_is_told_what_to_install(real_base, monkeypatch):
 
 
 def test_a_recipe_that_trains_every_weight_of_it_is_refused(monkeypatch):
-    monkeypatch.setattr("smart_train.checks.quantization.find_spec", lambda name: None)
+    monkeypatch.setattr("smart_train.checks.model.find_spec", lambda name: None)
     recipe = Recipe(model=SMALL, adapter=AdapterBlock(kind="full"))
     found = [problem.what for problem in check_quantised(recipe)]
     assert "adapter.kind full trains every weight" in found[0] and "bitsandbytes" in found[1]
@@ -82,7 +82,7 @@ def test_it_trains_and_is_the_same_when_it_is_loaded_again(trained):
 @pytest.mark.slow
 def test_it_takes_less_memory_and_other_vectors_than_the_whole_base(trained, real_base):
     encoder, folder = trained
-    whole = load(str(folder), device="cpu", quantisation="none")
+    whole = SmartEncoder.from_pretrained(folder, device="cpu", quantisation="none")
 
     def size(one):
         return sum(p.numel() * p.element_size() for p in one.backbone.parameters())

@@ -15,11 +15,11 @@ from sentence_transformers import SentenceTransformer
 
 from smart_train.config.schema import AdapterBlock, LateBlock
 from smart_train.core.errors import AdapterError
-from smart_train.models import saving as reading
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.lora import WEIGHTS, load_lora, load_lora_weights
 from smart_train.models.safe_loading import HEAD, SETTINGS
-from smart_train.models.saving import load_head, verify
+from smart_train.models.saving import load_head
+from smart_train.models.verification import verify
 
 FULL = "model.safetensors"
 
@@ -86,9 +86,9 @@ WRONG = {
 def test_a_broken_file_is_told_before_the_base_is_loaded(what, file, folder, monkeypatch):
     spoil, told = BROKEN[what]
     spoil(folder / file)
-    monkeypatch.setattr(reading, "SmartEncoder", None)  # loading the base would be another error
+    monkeypatch.setattr("smart_train.models.encoder.load_base", None)  # loading the base would be another error
     with pytest.raises(AdapterError, match=told) as error:
-        reading.load(str(folder), device="cpu")
+        SmartEncoder.from_pretrained(folder, device="cpu")
     assert file in str(error.value) and "nothing was loaded" in str(error.value)
 
 
@@ -109,7 +109,7 @@ def test_an_encoder_is_as_it_was_after_a_refused_load(what, folder, tiny_bert):
 def test_a_tensor_that_is_there_twice_is_refused_and_not_chosen(folder):
     rewrite(folder / WEIGHTS, lambda t: {**t, min(t).removeprefix("base_model.model."): t[min(t)] + 1})
     with pytest.raises(AdapterError, match="1 of [0-9]+ tensors are there twice"):
-        reading.load(str(folder), device="cpu")
+        SmartEncoder.from_pretrained(folder, device="cpu")
 
 
 @pytest.mark.parametrize("what", WRONG)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from smart_train.config.schema import AdapterBlock, LateBlock
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.lora import AdapterError
-from smart_train.models.saving import HEAD, SETTINGS
+from smart_train.models.safe_loading import HEAD, SETTINGS
 
 WEIGHTS = "adapter_model.safetensors"
 

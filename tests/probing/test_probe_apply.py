@@ -14,7 +14,7 @@ from smart_train.config.schema import AdapterBlock, HybridBlock, LateBlock
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.lora import AdapterError
 from smart_train.models.safe_loading import digests
-from smart_train.models.saving import verify
+from smart_train.models.verification import verify
 from smart_train.probing.probe_run import as_folder, to_adapter
 from smart_train.publishing.publisher import PublishError, check_verified
 

@@ -13,9 +13,9 @@ from published import made
 
 from smart_train.config.recipe import read, save
 from smart_train.core.errors import PublishError
-from smart_train.models.checksums import write_late
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.safe_loading import HEAD, SETTINGS
+from smart_train.models.saving import write_late_settings
 from smart_train.publishing.publisher import publish
 from smart_train.publishing.secrets import check_private
 from smart_train.publishing.upload_files import check_verified, collect, find, public_name
@@ -93,7 +93,7 @@ def test_a_calibration_keeps_the_verification_and_everything_but_the_hybrid(run_
 def test_other_settings_of_the_tokens_take_the_verification_back(run_copy):
     folder = run_copy / "adapter"
     late = json.loads((folder / SETTINGS).read_text())["late"]
-    write_late(folder, {**late, "layer": 2})
+    write_late_settings(folder, {**late, "layer": 2})
     assert not (folder / "verified.json").exists()
 
 
@@ -102,7 +102,7 @@ def test_a_calibration_does_not_bless_settings_that_were_edited(run_copy):
     settings = json.loads((folder / SETTINGS).read_text())
     settings["model"]["document_prompt"] = "another"
     (folder / SETTINGS).write_text(json.dumps(settings))
-    write_late(folder, settings["late"])
+    write_late_settings(folder, settings["late"])
     with pytest.raises(PublishError, match="never verified"):
         check_verified(folder)
 

@@ -20,7 +20,7 @@ from smart_train.core.errors import TrainingStopped
 from smart_train.data.collection import Collection
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.lora import AdapterError
-from smart_train.models.saving import verify
+from smart_train.models.verification import verify
 from smart_train.training.arguments import SmartTrainingArguments, training_arguments
 from smart_train.training.checks import check_engine, check_trainable
 

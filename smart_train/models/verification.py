@@ -1,0 +1,241 @@
+"""Verify a saved encoder: reload its folder, compare the vectors, and note the checksum of every file that makes them.
+
+verified.json holds what ``verify`` found and the SHA-256 of every file that can change a vector.  Nothing is published
+that is not verified, or that changed since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from smart_train.core.embeddings import Embeddings
+from smart_train.core.errors import AdapterError
+from smart_train.models.encoder import SmartEncoder
+from smart_train.models.pooling import pooling_name
+from smart_train.models.preprocessing import Role
+from smart_train.models.safe_loading import VERIFIED, digests
+
+logger = logging.getLogger(__name__)
+
+Inputs = list[tuple[Role, list[Any]]]
+"""Contents to compare two encoders with, by role."""
+
+# Largest length of the difference of two vectors of length 1, so that a limit means the same for any width.
+EXACT = 1e-5  # in float32
+HALF = 2e-2  # where the base has the 8 to 11 bits of a half precision
+CAST = 5e-2  # of a float32 base that an engine computes in half precision, beside the reloaded one in float32
+
+
+def verify(
+    encoder: SmartEncoder,
+    folder: Path,
+    queries: list[Any],
+    documents: list[Any],
+    main: bool = True,
+    base: str | None = None,
+    half: bool = False,
+) -> dict[str, Any]:
+    """Reload ``folder`` in a fresh object, compare both views with the encoder in memory, and write verified.json.
+
+    queries, documents: some real contents
+    main: False on ranks that only take part in the forward of an encoder whose weights are sharded; they get {}
+    base: where the base is now, if it has moved
+    half: the encoder in memory computes in half precision, whatever its base (an engine has cast it)
+    returns: what ``compare`` and ``write_verified`` return
+    The fresh object may import what the encoder in memory already runs: its own head and token filters.
+    Raises AdapterError where a vector differs by more than 1e-5 (2e-2 for a half-precision base, 5e-2 with ``half``),
+    where a row has another number of tokens, and where every LoRA B is still zero.
+    """
+    inputs: Inputs = [("query", queries), ("document", documents)]
+    ours = [encoder.encode(contents, role) for role, contents in inputs]
+    if not main:
+        return {}
+    check_pooling_modules(encoder, folder)
+    fresh = reload(encoder, folder, base)
+    report = compare(folder, inputs, ours, fresh, exact=CAST if half else EXACT)
+    logger.info("reloaded %s: the same vectors (%s)", folder, report)
+    return write_verified(folder, report)
+
+
+def reload(encoder: SmartEncoder, folder: Path, base: str | None = None) -> SmartEncoder:
+    """Load ``folder`` as ``encoder`` was loaded: device, dtype, attention, and code of others that it runs already."""
+    own = encoder.settings
+    return SmartEncoder.from_pretrained(
+        folder,
+        device=encoder.device,
+        base=base,
+        dtype=own.dtype,
+        attention=own.attention,
+        trust_remote_code=own.trust_remote_code,
+        trust_extensions=encoder.late.extensions,
+    )
+
+
+def compare(
+    folder: Path, inputs: Inputs, ours: list[Embeddings], fresh: SmartEncoder, exact: float = EXACT, half: float = HALF
+) -> dict[str, Any]:
+    """Compare ``ours``, one for each of ``inputs``, with what a freshly loaded encoder makes of the same contents.
+
+    exact, half: differences that are accepted of a base in float32, and in half precision
+    returns: {"rows", "tolerance", "largest_pooled_difference", "largest_token_difference"}
+    Raises AdapterError where they differ by more.
+    """
+    halved = fresh.backbone.dtype in (torch.float16, torch.bfloat16)
+    rows = sum(len(contents) for _, contents in inputs)
+    report: dict[str, Any] = {"rows": rows, "tolerance": half if halved else exact}
+    for (role, contents), mine in zip(inputs, ours, strict=True):
+        theirs = fresh.encode(contents, role)
+        if mine.tokens.lengths.tolist() != theirs.tokens.lengths.tolist():
+            raise AdapterError(f"{folder}: reloaded, a {role} has another number of tokens; the folder is not usable")
+        for view, a, b in (("pooled", mine.pooled, theirs.pooled), ("token", mine.tokens.values, theirs.tokens.values)):
+            add_difference(report, folder, role, view, a, b)
+    return report
+
+
+def add_difference(report: dict[str, Any], folder: Path, role: Role, view: str, ours: Tensor, theirs: Tensor) -> None:
+    """Add the largest difference of ``view`` to the report; raise AdapterError where it exceeds the tolerance."""
+    key = f"largest_{view}_difference"
+    report[key] = max(report.get(key, 0.0), float((ours - theirs).norm(dim=-1).max()))
+    if not report[key] <= report["tolerance"]:
+        raise AdapterError(
+            f"{folder}: reloaded, a {role}'s {view} vectors differ by {report[key]:.2e} (at most "
+            f"{report['tolerance']:.0e} is accepted); what was saved is not what was trained"
+        )
+
+
+def check_pooling_modules(encoder: SmartEncoder, folder: Path) -> None:
+    """Raise AdapterError where plain SentenceTransformer(folder) would pool in another way.
+
+    Without modules.json it makes up a mean pooling and says nothing.  It cannot read the folder of a frozen backbone.
+    """
+    if encoder.adapter is None or encoder.adapter.kind == "frozen":
+        return
+    path = folder / "modules.json"
+    modules = json.loads(path.read_text(encoding="utf8")) if path.is_file() else []
+    found = [module["type"].rpartition(".")[2] for module in modules]
+    wanted = [type(module).__name__ for module in encoder.st]
+    pooled = [m["path"] for m in modules if m["type"].endswith(".Pooling")]
+    config = folder / pooled[0] / "config.json" if pooled else None
+    stored = json.loads(config.read_text(encoding="utf8")) if config and config.is_file() else {}
+    mode = pooling_name(stored["pooling_mode"]) if "pooling_mode" in stored else None
+    if found != wanted or (encoder.pooling is not None and mode != encoder.pooling):
+        raise AdapterError(
+            f"{path}: expected the modules {wanted} with {encoder.pooling} pooling, found {found} with {mode}; plain "
+            "sentence-transformers would give other pooled vectors; save the folder again"
+        )
+
+
+# Checksums -----------------------------------------------------------------------------------------------------------
+
+SUFFIXES = (".safetensors", ".json", ".jinja", ".model")  # the last is SentencePiece's
+NAMES = ("vocab.txt", "merges.txt")
+METRICS = "metrics.json"  # lies beside the encoder where a published one was downloaded: it changes nothing
+TEMPLATES = "additional_chat_templates"  # where transformers keeps those beside the usual one
+
+
+def write_verified(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """Write verified.json: the report, and the SHA-256 of every file that can change a vector; return it."""
+    report["weights"] = digests(folder)
+    report["files"] = checksums(folder, report["weights"])
+    (folder / VERIFIED).write_text(json.dumps(report, indent=2) + "\n", encoding="utf8")
+    return report
+
+
+def encoder_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return (files that make the encoder, other files and links), by their kind and the folders of its modules.
+
+    Raises ValueError where modules.json is not a list of modules.
+    """
+    modules = folder / "modules.json"
+    try:
+        listed = json.loads(modules.read_text(encoding="utf8")) if modules.is_file() else []
+        names = [str(module["path"]) for module in listed if module["path"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{modules} is not a list of modules ({error}); it was half written, or edited") from None
+    places = [folder, *(folder / name for name in (*names, TEMPLATES))]
+    wanted: list[Path] = []
+    others: list[Path] = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()):
+        fits = path.parent in places and (path.suffix in SUFFIXES or path.name in NAMES) and path != folder / METRICS
+        (wanted if fits else others).append(path)
+    return wanted, others
+
+
+def checksums(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return path in ``folder`` -> SHA-256 of every file that makes the encoder (about a second per gigabyte).
+
+    known: checksums that were taken just now
+    """
+    found = dict(known or {})
+    names = [path.relative_to(folder).as_posix() for path in encoder_files(folder)[0] if path.name != VERIFIED]
+    for name in names:
+        if name not in found:
+            with (folder / name).open("rb") as stream:
+                found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {name: found[name] for name in names}
+
+
+def changed_files(folder: Path) -> dict[str, str]:
+    """Return path in ``folder`` -> "changed", "missing" or "new" since verified.json was written.
+
+    Raises ValueError where verified.json is of a version that hashed the weights alone, or is not JSON.
+    """
+    path = folder / VERIFIED
+    try:
+        then = json.loads(path.read_text(encoding="utf8")).get("files")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not JSON that was written here ({error})") from None
+    if not isinstance(then, dict):
+        raise ValueError(f"{path} is of an older version, which looked at weights alone")
+    now = checksums(folder)
+    found = {name: "changed" if name in now else "missing" for name in then if then[name] != now.get(name)}
+    return found | {name: "new" for name in now if name not in then}
+
+
+# Inputs to compare with, where no data set is at hand ----------------------------------------------------------------
+
+QUERIES = [
+    "what is on the chart",
+    "An invoice with its total amount due!",
+    "Wie hoch war der Umsatz im Jahr 2024?",
+    "engine",
+]
+DOCUMENTS = [
+    "A yearly revenue chart by region; the company's winter report names a harbour, a bridge and a copper engine.",
+    "Table 3. Total amount due: 1,234.50 (net), 20 % VAT.",
+    "page",
+    "L'été, les jours sont plus longs - et les nuits plus courtes.",
+]
+LONG = 1024  # tokens: a text over the limit shows whether both cut it alike; over a longer limit that takes too long
+
+
+def reference_inputs(encoder: SmartEncoder) -> Inputs:
+    """Return queries and documents of every kind that the encoder takes: texts, and drawn pages for who can see."""
+    documents: list[Any] = list(DOCUMENTS)
+    limit = encoder.st.max_seq_length
+    if limit is not None and limit <= LONG and "message" not in encoder.st.modalities:
+        documents.append(" ".join(DOCUMENTS * (limit // 40 + 1)))
+    if "image" in encoder.st.modalities:
+        documents += [_page(320, 224, 3), {"text": "a chart of revenue", "image": _page(256, 352, 7)}]
+    return [("query", list(QUERIES)), ("document", documents)]
+
+
+def _page(width: int, height: int, bars: int) -> Image.Image:
+    """White, with bars of different heights and colours and a frame."""
+    page = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(page)
+    draw.rectangle((4, 4, width - 5, height - 5), outline="black")
+    for bar in range(bars):
+        left = 12 + bar * (width - 24) // bars
+        top = height - 12 - (bar * 37 % (height - 40)) - 12
+        draw.rectangle((left, top, left + (width - 48) // bars, height - 12), fill=(40 * bar % 256, 90, 200 - 20 * bar))
+    return page
