@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from smart_train.core.errors import EvaluationError, Setting
-from smart_train.evaluation.encode import Collection
 from smart_train.evaluation.metrics import paired
+from smart_train.evaluation.protocols import Collection
 from smart_train.evaluation.retrieval import Evaluation
 from smart_train.evaluation.scoring import MODES
 

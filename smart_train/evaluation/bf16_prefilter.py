@@ -21,7 +21,7 @@ from torch import Tensor
 
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.evaluation.scoring import View
-from smart_train.evaluation.topk import Best
+from smart_train.evaluation.topk import TopK
 from smart_train.losses.maxsim import maxsim, maxsim_sizes, maxsim_where
 
 HALF = 1.01 * 2.0**-8  # what rounding to bfloat16 changes at most, of the size of what came out
@@ -39,11 +39,11 @@ def worthwhile(device: torch.device) -> bool:
 class Narrowing:
     """Late scores of tiles, one after another, for rankings by ``views`` of which ``best`` holds the first so far.
 
-    best: {(first, end) of a block of queries: {view: Best}}, which the caller adds each tile's scores to before it
+    best: {(first, end) of a block of queries: {view: TopK}}, which the caller adds each tile's scores to before it
     takes the next one.  Every view has to have a slope.
     """
 
-    def __init__(self, views: Mapping[str, View], best: Mapping[tuple[int, int], Mapping[str, Best]]) -> None:
+    def __init__(self, views: Mapping[str, View], best: Mapping[tuple[int, int], Mapping[str, TopK]]) -> None:
         self.views = {name: one for name, one in views.items() if one.slope}  # the others don't ask for late scores
         self.best = best
         self.seen = dict.fromkeys(best, 0)  # documents that have gone by
@@ -71,7 +71,7 @@ class Narrowing:
         return maxsim_where(wanted, asked.tokens, part.tokens, rounded - error)
 
     @staticmethod
-    def _wanted(view: View, best: Best, scores: Tensor, error: Tensor) -> Tensor:
+    def _wanted(view: View, best: TopK, scores: Tensor, error: Tensor) -> Tensor:
         """[B, N]: the pairs whose score may reach that of the last place, less what counts as equal."""
         off = (view.slope or 0.0) * error + view.noise  # and what float32 loses in weighing and adding
         there = scores - off if best.scores is None else torch.cat([best.scores, scores - off], 1)

@@ -17,7 +17,7 @@ import torch
 
 from smart_train.core.errors import EvaluationError, Setting
 from smart_train.evaluation.metrics import Interval, Ranking, interval, measure
-from smart_train.evaluation.topk import Best
+from smart_train.evaluation.topk import TopK
 
 K1, B = 1.5, 0.75
 NOISE = 1e-5  # BM25 scores are sums of float32 of about 10
@@ -62,7 +62,7 @@ def lexical(
     qrels: Mapping[str, Mapping[str, int]],
     *,
     k: Sequence[int],
-    themselves: Collection[str] = (),
+    identical_ids: Collection[str] = (),
     bootstrap: int = 1000,
     seed: int = 0,
     top: int = 100,
@@ -70,7 +70,7 @@ def lexical(
     """Ranks every document that has a text, and measures as ``evaluate`` does.
 
     texts: of every document of the corpus, None or "" where it has none; queries: id -> text, those that are measured
-    themselves: queries whose ranking leaves out the document of the same id
+    identical_ids: queries whose ranking leaves out the document of the same id
     """
     ids = [id for id, text in texts.items() if text and text.strip()]
     if not ids:
@@ -81,7 +81,7 @@ def lexical(
         return Lexical("no document has a word of two letters or more", without=len(texts))
     indexed = time.perf_counter()
     rankings = {
-        query: _ranked(query, index.scores(words), ids, max(top, *k), themselves)
+        query: _ranked(query, index.scores(words), ids, max(top, *k), identical_ids)
         for (query, words) in zip(queries, index.split(list(queries.values())), strict=True)
     }
     scored = time.perf_counter()
@@ -122,9 +122,9 @@ class _Index:
         return torch.from_numpy(self.model.get_scores(known))
 
 
-def _ranked(query: str, scores: torch.Tensor, ids: Sequence[str], top: int, themselves: Collection[str]) -> Ranking:
+def _ranked(query: str, scores: torch.Tensor, ids: Sequence[str], top: int, identical_ids: Collection[str]) -> Ranking:
     there = scores.nonzero().flatten()
-    best = Best(top, NOISE, themselves)
+    best = TopK(top, NOISE, identical_ids)
     if len(there):
         best.add(scores[there].unsqueeze(0), 0)
     return best.rankings([query], [ids[place] for place in there.tolist()]).get(query, [])

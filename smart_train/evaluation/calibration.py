@@ -11,11 +11,12 @@ import torch
 from smart_train.config.schema import HybridBlock
 from smart_train.core.errors import EvaluationError
 from smart_train.distributed.process_group import ProcessGroup
-from smart_train.evaluation.encode import Collection, Encoded, Encoder, encode
+from smart_train.evaluation.encode import Encoded, encode
 from smart_train.evaluation.metrics import interval, measure
+from smart_train.evaluation.protocols import Collection, Encoder
 from smart_train.evaluation.ranking import rank_views
 from smart_train.evaluation.scoring import Tile, check, checked, tiles, view
-from smart_train.evaluation.topk import Share
+from smart_train.evaluation.sharding import Share
 
 KEPT = 1 << 25  # query-document pairs whose two scores are kept (256 MiB) rather than computed a second time
 GRID = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # late weights tried, next to the pooled weight as it is
@@ -78,7 +79,7 @@ def calibrate_encoded(
             top=cut,
             device=device,
             scored=scored,
-            themselves=encoded.themselves,
+            identical_ids=encoded.identical_ids,
             share=share,
         )
     judged = {query: qrels[query] for query in encoded.query_ids}

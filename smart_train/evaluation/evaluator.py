@@ -24,7 +24,7 @@ from smart_train.data.readers.base import DataProblem, QueryMetadata, find_reade
 from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation import baseline as comparing
 from smart_train.evaluation.bm25 import Lexical, lexical
-from smart_train.evaluation.encode import standing
+from smart_train.evaluation.encode import encode_shards, queries_in_corpus
 from smart_train.evaluation.metrics import Group, groups, home
 from smart_train.evaluation.report.failure_cases import Heatmap, worst
 from smart_train.evaluation.report.html import report
@@ -33,7 +33,7 @@ from smart_train.evaluation.report.outcome import Outcome
 from smart_train.evaluation.report.tables import text, write_metrics_csv, write_query_csv
 from smart_train.evaluation.retrieval import evaluate_encoded
 from smart_train.evaluation.score_histograms import Observer
-from smart_train.evaluation.vector_store import Store, encode_shards
+from smart_train.evaluation.vector_store import VectorStore
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.lora import lora_parameters
 from smart_train.models.saving import modules_of, settings_of
@@ -199,7 +199,7 @@ def evaluate_data(
     if plan.baseline is not None:
         other = comparing.read_baseline(plan.baseline, plan.baseline_row)
         comparing.check_baseline(other, _measured(collection), tables, plan.k)
-    store = None if plan.store is None else Store(plan.store, facts_of(encoder), {"versions": used()})
+    store = None if plan.store is None else VectorStore(plan.store, facts_of(encoder), {"versions": used()})
     encoded = encode_shards(
         encoder, collection, batch_size=plan.batch_size, progress=progress, group=group, store=store
     )
@@ -245,7 +245,7 @@ def _words(given: Read, plan: Plan, queries: Mapping[str, str]) -> Lexical:
         queries,
         given.collection.qrels,
         k=plan.k,
-        themselves=standing(given.collection, queries),
+        identical_ids=queries_in_corpus(given.collection, queries),
         bootstrap=plan.bootstrap,
         seed=plan.seed,
     )

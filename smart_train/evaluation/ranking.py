@@ -32,7 +32,8 @@ from smart_train.evaluation.scoring import (
     tiles,
     view,
 )
-from smart_train.evaluation.topk import Best, Share
+from smart_train.evaluation.sharding import Share
+from smart_train.evaluation.topk import TopK
 
 SPARSE = 0.25  # share of a portion's pairs that are candidates, below which each query is scored by itself
 
@@ -65,7 +66,7 @@ def rank_all(
     block: int = BLOCK,
     device: torch.device | str | None = None,
     progress: Callable[[int], object] | None = None,
-    themselves: Collection[str] = (),
+    identical_ids: Collection[str] = (),
 ) -> dict[str, dict[str, Ranking]]:
     """The rankings of all three modes from one pass: {"pooled": {query id: [(document id, score)]}, "late", "hybrid"}.
 
@@ -74,7 +75,7 @@ def rank_all(
     block: float32 values of a document block; it changes memory and speed, never a ranking
     device: where the scores are computed; None = where the embeddings are
     progress: called with the number of query-document pairs after each tile
-    themselves: ids of queries whose ranking leaves out the document of the same id
+    identical_ids: ids of queries whose ranking leaves out the document of the same id
 
     Scores nearer than NOISE are a tie, ordered by blake2b of (query id, document id).
     Raises EvaluationError for ids that are not one a row or not unique, and, by id, for values that are not finite.
@@ -90,7 +91,7 @@ def rank_all(
         block=block,
         device=device,
         progress=progress,
-        themselves=themselves,
+        identical_ids=identical_ids,
     )
 
 
@@ -106,7 +107,7 @@ def rank_views(
     device: torch.device | str | None = None,
     progress: Callable[[int], object] | None = None,
     scored: Iterable[Tile] | None = None,
-    themselves: Collection[str] = (),
+    identical_ids: Collection[str] = (),
     share: Share | None = None,
 ) -> dict[str, dict[str, Ranking]]:
     """As ``rank_all`` for any views: each tile's pooled and late scores are computed once and serve them all.
@@ -123,7 +124,7 @@ def rank_views(
         raise EvaluationError(f"top is the number of documents kept per query, 1 or more, got {top}")
     # By block of queries; a rank without documents has the blocks too, since ranks meet once for each.
     best = {
-        (rows.start, rows.stop): {name: Best(top, each.noise, themselves) for name, each in views.items()}
+        (rows.start, rows.stop): {name: TopK(top, each.noise, identical_ids) for name, each in views.items()}
         for rows in query_blocks(queries)
     }
     on = torch.device(device) if device is not None else queries.pooled.device
@@ -138,7 +139,7 @@ def rank_views(
             progress(pooled.numel())
     rankings: dict[str, dict[str, Ranking]] = {name: {} for name in views}
     for begin, end in list(best):
-        of_rows = share.joined(best.pop((begin, end)))
+        of_rows = share.merged(best.pop((begin, end)))
         for name, one in of_rows.items():
             rankings[name].update(one.rankings(query_ids[begin:end], share.corpus))
     return rankings
@@ -178,7 +179,7 @@ def rank_candidates(
     ranked: dict[str, dict[str, Ranking]] = {name: {} for name in views}
     for query, places, of_pooled, of_late in zip(query_ids, *parts, strict=True):
         for name, one in views.items():
-            best = Best(len(places), one.noise)
+            best = TopK(len(places), one.noise)
             best.scores, best.columns = one.score(of_pooled, of_late).unsqueeze(0), places.unsqueeze(0)
             ranked[name].update(best.rankings([query], document_ids))
     return ranked

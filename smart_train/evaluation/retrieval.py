@@ -10,12 +10,14 @@ import torch
 from smart_train.config.schema import HybridBlock
 from smart_train.core.embeddings import Embeddings
 from smart_train.distributed.process_group import ProcessGroup
-from smart_train.evaluation.encode import Collection, Encoded, Encoder, clock, encode
+from smart_train.evaluation.encode import Encoded, encode
 from smart_train.evaluation.metrics import Interval, Ranking, interval, measure
+from smart_train.evaluation.progress import timed
+from smart_train.evaluation.protocols import Collection, Encoder
 from smart_train.evaluation.ranking import rank_views
 from smart_train.evaluation.score_histograms import Observer
 from smart_train.evaluation.scoring import MODES, Tile, checked, tiles, view
-from smart_train.evaluation.topk import Share
+from smart_train.evaluation.sharding import Share
 
 
 @dataclass
@@ -33,7 +35,7 @@ class Evaluation:
     hybrid: HybridBlock  # the weights and constants of the hybrid score
     bootstrap: int = 1000
     seed: int = 0
-    themselves: int = 0  # queries that stand in the corpus and are left out of their own ranking
+    themselves: int = 0  # queries that are also documents, and are left out of their own ranking
     stored: int = 0  # documents whose vectors a store had from before: no part of seconds["documents"]
 
 
@@ -109,7 +111,7 @@ def evaluate_encoded(
         hybrid=hybrid,
         bootstrap=bootstrap,
         seed=seed,
-        themselves=len(encoded.themselves),
+        themselves=len(encoded.identical_ids),
         stored=encoded.stored,
     )
 
@@ -132,7 +134,7 @@ def _ranked(
     if observer is not None and observer.count:
         every = tiles(encoded.queries, checked(documents, encoded.document_ids), device=device)
         scored = observer.watch(every, encoded)
-    with clock(passed, "scores"):
+    with timed(passed, "scores"):
         rankings = rank_views(
             encoded.queries,
             documents,
@@ -142,7 +144,7 @@ def _ranked(
             top=max(top, observer.top if observer is not None else 1),
             device=device,
             scored=scored,
-            themselves=encoded.themselves,
+            identical_ids=encoded.identical_ids,
             share=share,
         )
     seconds = dict(encoded.seconds)

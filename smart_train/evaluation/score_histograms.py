@@ -16,7 +16,7 @@ from smart_train.config.schema import HybridBlock
 from smart_train.evaluation.encode import Encoded
 from smart_train.evaluation.metrics import Ranking
 from smart_train.evaluation.scoring import MODES, Tile, view
-from smart_train.evaluation.topk import Share
+from smart_train.evaluation.sharding import Share
 
 BINS = 400
 OVER = 1.001  # a cosine may exceed 1 by a rounding

@@ -24,10 +24,11 @@ from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import DataError, EvaluationError, ExtensionResultError
 from smart_train.data.collection import Collection, Document, HardNegatives
 from smart_train.data.identity import content_hash
-from smart_train.evaluation.encode import Encoder, encode, standing
+from smart_train.evaluation.encode import encode, queries_in_corpus
 from smart_train.evaluation.metrics import Ranking
+from smart_train.evaluation.protocols import Encoder
 from smart_train.evaluation.scoring import check, tiles, view
-from smart_train.evaluation.topk import Best
+from smart_train.evaluation.topk import TopK
 from smart_train.mining.mining_report import Ratios
 from smart_train.mining.pair_scores import PairScorer, score_pairs
 from smart_train.mining.selection import (
@@ -293,11 +294,11 @@ class _Pass:
     def _pairs(self) -> Tensor:
         """Return [E, 2] (query row, document row) of the pairs that are never a negative; fill ``rows`` and ``why``."""
         column = {document: at for at, document in enumerate(self.documents)}
-        themselves = standing(self.task.collection, self.queries)
+        identical_ids = queries_in_corpus(self.task.collection, self.queries)
         columns: list[int] = []
         for row, query in enumerate(self.queries):
             excluded = self.task.excluded(query)
-            if query in themselves:
+            if query in identical_ids:
                 excluded.setdefault(query, "itself")
             for document, why in excluded.items():
                 if document in column:
@@ -445,7 +446,7 @@ class _TopKWithoutPairs:
         self.rows, self.columns = pairs[self.order].unbind(1)
         self.columns = self.columns.contiguous()
         self.found = torch.full((len(pairs),), float("nan"))
-        self.best: dict[tuple[int, int], Best] = {}
+        self.best: dict[tuple[int, int], TopK] = {}
 
     def add(self, rows: slice, columns: slice, scores: Tensor) -> None:
         """Add the scores [rows, columns] of one tile; those of excluded pairs in it are overwritten."""
@@ -455,7 +456,7 @@ class _TopKWithoutPairs:
         at = (self.rows[here] - rows.start).to(scores.device), (self.columns[here] - columns.start).to(scores.device)
         self.found[here] = scores[at].to(self.found)
         scores[at] = float("-inf")
-        best = self.best.setdefault((rows.start, rows.stop), Best(self.top, self.noise))
+        best = self.best.setdefault((rows.start, rows.stop), TopK(self.top, self.noise))
         if best.scores is not None and best.columns is not None and best.scores.device != scores.device:
             best.scores, best.columns = best.scores.to(scores.device), best.columns.to(scores.device)
         best.add(scores, columns.start)
@@ -492,6 +493,6 @@ class _TopKWithoutPairs:
             if not name.endswith(":scores"):
                 continue
             begin, end = (int(part) for part in name.split(":")[:2])
-            best = Best(self.top, self.noise)
+            best = TopK(self.top, self.noise)
             best.scores, best.columns = tensor.clone(), state[f"{begin}:{end}:columns"].clone()
             self.best[begin, end] = best

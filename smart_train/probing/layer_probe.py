@@ -21,7 +21,7 @@ from smart_train.core.errors import EvaluationError
 from smart_train.evaluation.calibration import ENOUGH, GRID, score_sums, standardised
 from smart_train.evaluation.metrics import Interval, Ranking, interval, measure, paired
 from smart_train.evaluation.scoring import View, view
-from smart_train.evaluation.topk import Best
+from smart_train.evaluation.topk import TopK
 from smart_train.probing.layer_scores import LayerScores, Side
 
 NEAREST = 10  # k of N_k: the documents of a first page of results
@@ -228,7 +228,7 @@ def _readings(
 
 def _rank(side: Side, at: int, views: Sequence[View], cut: int) -> list[dict[str, Ranking]]:
     """The rankings of each view: the same scores, order and ties as ``rank_views`` gives."""
-    best = [Best(max(cut, NEAREST), one.noise, side.themselves) for one in views]
+    best = [TopK(max(cut, NEAREST), one.noise, side.identical_ids) for one in views]
     for _, documents, pooled, late in side.blocks(at):
         for one, kept in zip(views, best, strict=True):
             kept.add(one.score(pooled, late), documents.start)

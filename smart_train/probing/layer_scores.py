@@ -17,7 +17,9 @@ from torch import Tensor
 from smart_train.core.atomic_io import replacing
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import EvaluationError
-from smart_train.evaluation.encode import Collection, Encoded, Encoder, ProgressLog, clock, encode
+from smart_train.evaluation.encode import Encoded, encode
+from smart_train.evaluation.progress import ProgressLog, timed
+from smart_train.evaluation.protocols import Collection, Encoder
 from smart_train.evaluation.scoring import check, tiles
 from smart_train.evaluation.topk import tie_hash
 
@@ -96,7 +98,7 @@ class Side:
         self.query_ids = [encoded.query_ids[row] for row in rows]
         self.document_ids = list(collection.corpus)
         self.column = {document: at for at, document in enumerate(self.document_ids)}
-        self.themselves = frozenset(query for query in self.query_ids if query in encoded.themselves)
+        self.identical_ids = frozenset(query for query in self.query_ids if query in encoded.identical_ids)
         self.scores = files.array(f"{name}.scores", (1 + layers, len(self.document_ids), len(rows)))
         self.done = files.array(f"{name}.done", (len(self.document_ids),), "u1")
         queries = encoded.queries.select(rows)
@@ -217,7 +219,7 @@ def layer_scores(
         ids = encoded.document_ids[begun : begun + len(portion)]
         begun += len(portion)
         check(portion, ids, "document")
-        with clock(encoded.seconds, "scores"):
+        with timed(encoded.seconds, "scores"):
             sample.take(portion, ids)
             for side in sides.values():
                 side.take(portion, ids, getattr(encoder, "device", None))

@@ -115,7 +115,7 @@ def test_blocks_of_queries_and_documents_that_leave_themselves_out_are_narrowed_
     queries, documents = corpus(60, 20, 3)
     ids = [f"q{n}" for n in range(5)], [*[f"q{n}" for n in range(5)], *[f"d{n}" for n in range(75)]]
     views = {mode: view(mode, SCALED) for mode in MODES}
-    options = {"top": 4, "themselves": {"q0", "q3"}, "block": 600}
+    options = {"top": 4, "identical_ids": {"q0", "q3"}, "block": 600}
     found = rank_views(queries, documents, *ids, views, **options)
     assert always
     whole = list(tiles(queries, documents))

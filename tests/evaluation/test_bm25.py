@@ -76,5 +76,5 @@ def test_documents_without_text_are_counted_and_where_none_has_any_the_row_is_ab
 
 def test_a_query_that_stands_in_the_corpus_does_not_find_itself():
     texts = {"q": "harbour of ships", "a": "harbour"}
-    found = lexical(texts, {"q": "harbour of ships"}, {"q": {"a": 1}}, k=[1], themselves={"q"}, bootstrap=5)
+    found = lexical(texts, {"q": "harbour of ships"}, {"q": {"a": 1}}, k=[1], identical_ids={"q"}, bootstrap=5)
     assert [id for id, _ in found.rankings["q"]] == ["a"]

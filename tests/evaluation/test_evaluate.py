@@ -265,8 +265,8 @@ import torch
 from smart_train.data.collection import Collection, Document
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.evaluation.retrieval import evaluate_encoded
-from smart_train.evaluation.vector_store import encode_shards
-from smart_train.evaluation.vector_store import Store
+from smart_train.evaluation.encode import encode_shards
+from smart_train.evaluation.vector_store import VectorStore
 from smart_train.config.schema import LateBlock
 
 class Wide:
@@ -284,7 +284,7 @@ count, folder = int(sys.argv[1]), sys.argv[2]
 corpus = {str(n): Document(str(n), str(n)) for n in range(count)}
 some = Collection("wide", corpus, {f"q{n}": str(n) for n in range(4)}, {f"q{n}": {str(n): 1} for n in range(4)})
 for turn in range(2):
-    encoded = encode_shards(Wide(), some, batch_size=32, store=Store(folder, {"wide": 1}))
+    encoded = encode_shards(Wide(), some, batch_size=32, store=VectorStore(folder, {"wide": 1}))
     found = evaluate_encoded(encoded, some.qrels, Wide.late.hybrid, k=[10], bootstrap=5)
     assert encoded.stored == (count if turn else 0) and found.metrics["late"]["ndcg@10"]["value"] == 1.0
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))

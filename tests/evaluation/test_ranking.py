@@ -17,7 +17,7 @@ from smart_train.core.errors import EvaluationError
 from smart_train.evaluation import scoring
 from smart_train.evaluation.ranking import rank, rank_all
 from smart_train.evaluation.scoring import MODES, check
-from smart_train.evaluation.topk import Best, tie_hash
+from smart_train.evaluation.topk import TopK, tie_hash
 
 HYBRID = HybridBlock(pooled=0.5, late=2.0)
 SCALED = HybridBlock(
@@ -263,8 +263,8 @@ def test_a_chain_of_near_scores_is_cut_at_the_same_place_whoever_shares_its_bloc
     ties = torch.full((40,), 0.25)  # keeps all 40 of its own row, and so of every row of its block
     names = ids("d", 40)
 
-    def best(rows: torch.Tensor) -> Best:
-        one = Best(5, noise)
+    def best(rows: torch.Tensor) -> TopK:
+        one = TopK(5, noise)
         one.add(rows, 0)
         return one
 
@@ -277,5 +277,5 @@ def test_a_chain_of_near_scores_is_cut_at_the_same_place_whoever_shares_its_bloc
         shares = [range(at, min(at + 7, 40)) for at in range(0, 40, 7)]
         ranks = [torch.cat([torch.tensor(share) for share in shares[rank::world]]) for rank in range(world)]
         kept = [best(with_ties[:, own]).kept(own) for own in ranks]
-        joined = Best(5, noise).joined([*kept, None])
+        joined = TopK(5, noise).merged([*kept, None])
         assert joined.rankings(["q", "r"], names)["q"] == alone

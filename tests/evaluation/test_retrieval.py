@@ -291,7 +291,7 @@ def test_a_query_that_stands_in_the_corpus_is_left_out_of_its_own_ranking_and_no
     some = with_queries_in_the_corpus()
     with caplog.at_level(logging.INFO):
         found = evaluate(Stub(), some, k=[1, 3], bootstrap=10)
-    assert "2 queries stand in the corpus themselves and are left out of their own ranking" in caplog.text
+    assert "2 queries are also documents of the corpus and are left out of their own ranking" in caplog.text
     assert found.themselves == 2 and found.documents == 11
     for query, left_out in (("q0", {"q0"}), ("q1", {"q1"}), ("q2", set()), ("q3", set())):
         pooled = {d: scores_by_hand(some, query, d)[0] for d in some.corpus if d not in left_out}
@@ -308,14 +308,14 @@ def ndcg_at(cut: int, judged: dict[str, int], order: list[str]) -> float:
 def test_as_many_documents_are_ranked_for_a_query_that_is_left_out_as_for_the_others():
     some = with_queries_in_the_corpus()
     encoded = encode(Stub(), some)
-    assert encoded.themselves == {"q0", "q1"}
+    assert encoded.identical_ids == {"q0", "q1"}
     for top in (1, 3, 10, 11):
         rows = (encoded.queries, encoded.documents, encoded.query_ids, encoded.document_ids)
         whole = rank_all(*rows, top=20)
-        found = rank_all(*rows, top=top, block=64, themselves=encoded.themselves)
+        found = rank_all(*rows, top=top, block=64, identical_ids=encoded.identical_ids)
         for mode, rankings in found.items():
             for query, ranking in rankings.items():
-                expected = [d for d, _ in whole[mode][query] if d != query or query not in encoded.themselves][:top]
+                expected = [d for d, _ in whole[mode][query] if d != query or query not in encoded.identical_ids][:top]
                 assert [document for document, _ in ranking] == expected
 
 
@@ -326,14 +326,14 @@ def test_calibration_leaves_a_query_out_of_its_own_ranking_too():
     for figure in figures:
         same = evaluate_encoded(encoded, some.qrels, replace(block, late=figure["late"]), k=[1], bootstrap=10)
         assert figure["value"] == pytest.approx(same.metrics["hybrid"]["ndcg@1"]["value"])
-    counted = calibrate_encoded(replace(encoded, themselves=frozenset()), some.qrels, HybridBlock(), cut=1)[1]
+    counted = calibrate_encoded(replace(encoded, identical_ids=frozenset()), some.qrels, HybridBlock(), cut=1)[1]
     assert all(figure["value"] > other["value"] for figure, other in zip(figures, counted, strict=True))
 
 
 def test_a_collection_without_any_answer_is_an_error():
     some = collection()
     some.qrels = {"q0": {"gone": 1}}
-    with pytest.raises(EvaluationError, match="none of the 4 queries has a relevant document in the corpus of 7"):
+    with pytest.raises(EvaluationError, match="none of the 4 queries has a relevant document in the corpus of 7 doc"):
         evaluate(Stub(), some)
 
 

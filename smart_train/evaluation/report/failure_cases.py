@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from smart_train.evaluation.protocols import Document
 from smart_train.evaluation.report.outcome import Outcome
-from smart_train.evaluation.topk import Document, tie_hash
+from smart_train.evaluation.topk import tie_hash
 
 logger = logging.getLogger(__name__)
 

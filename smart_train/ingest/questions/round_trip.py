@@ -11,7 +11,7 @@ from smart_train.data.collection import Collection, Document
 from smart_train.ingest.questions.question_set import Question, QuestionSet
 
 if TYPE_CHECKING:
-    from smart_train.evaluation.encode import Encoder
+    from smart_train.evaluation.protocols import Encoder
 
 Ranker = Callable[[Sequence[str]], Sequence[Sequence[str]]]
 """Query texts -> for each query the ids of pages, best first."""

@@ -13,18 +13,18 @@ from word_encoder import WordEncoder, words_collection
 from smart_train.core.errors import EvaluationError
 from smart_train.data.collection import Collection, Document
 from smart_train.distributed.process_group import ProcessGroup
-from smart_train.evaluation import vector_store as shards
-from smart_train.evaluation.encode import encode
+from smart_train.evaluation import sharding
+from smart_train.evaluation.encode import encode, encode_shards
 from smart_train.evaluation.retrieval import evaluate, evaluate_encoded
 from smart_train.evaluation.score_histograms import Observer
-from smart_train.evaluation.vector_store import Store, encode_shards
+from smart_train.evaluation.vector_store import VectorStore
 
 FACTS = {"base": "words"}
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(shards, "TEXT_ROWS", 8)
+    monkeypatch.setattr(sharding, "TEXT_ROWS", 8)
 
 
 def ordered(rankings: Any) -> dict[str, dict[str, list[str]]]:
@@ -49,8 +49,8 @@ def test_figures_and_rankings_are_exactly_those_in_memory_stored_or_not(tmp_path
     assert replace(evaluate(encoder, some, k=[1, 10], batch_size=4, bootstrap=20), seconds={}) == expected[0]
     assert measured(WordEncoder(), some) == expected
     fresh, again = WordEncoder(), WordEncoder()
-    assert measured(fresh, some, Store(tmp_path / "s", FACTS)) == expected
-    assert measured(again, some, Store(tmp_path / "s", FACTS)) == expected
+    assert measured(fresh, some, VectorStore(tmp_path / "s", FACTS)) == expected
+    assert measured(again, some, VectorStore(tmp_path / "s", FACTS)) == expected
     assert len(fresh.seen) == 61 and again.seen == []
 
 
@@ -65,17 +65,17 @@ def test_a_pass_killed_in_the_middle_goes_on_and_encodes_nothing_twice(tmp_path,
 
     killed = WordEncoder(before=die)
     with pytest.raises(KeyboardInterrupt):
-        measured(killed, some, Store(tmp_path / "s", FACTS))
+        measured(killed, some, VectorStore(tmp_path / "s", FACTS))
     assert len(killed.seen) == 24
     rest = WordEncoder()
-    assert measured(rest, some, Store(tmp_path / "s", FACTS)) == expected
+    assert measured(rest, some, VectorStore(tmp_path / "s", FACTS)) == expected
     assert sorted(killed.seen + rest.seen) == sorted(str(document.text) for document in some.corpus.values())
     assert "24 of 61 documents are stored, 37 are left to encode" in caplog.text
 
 
 def test_a_corpus_that_grew_or_lost_documents_is_encoded_only_where_it_is_new(tmp_path):
     some = words_collection(40)
-    measured(WordEncoder(), some, Store(tmp_path / "s", FACTS))
+    measured(WordEncoder(), some, VectorStore(tmp_path / "s", FACTS))
     changed = words_collection(40)
     gone = next(id for id in changed.corpus if not any(id in row for row in changed.qrels.values()))
     del changed.corpus[gone]
@@ -83,10 +83,10 @@ def test_a_corpus_that_grew_or_lost_documents_is_encoded_only_where_it_is_new(tm
     changed.corpus["d5"] = Document("d5", "h1 h2 h3 h4")
     encoder = WordEncoder()
     expected = measured(WordEncoder(), changed)
-    found = measured(encoder, changed, Store(tmp_path / "s", FACTS))
+    found = measured(encoder, changed, VectorStore(tmp_path / "s", FACTS))
     assert sorted(encoder.seen) == ["a1 b2 c3", "h1 h2 h3 h4"]
     assert found == expected
-    encoded = encode_shards(WordEncoder(), changed, batch_size=4, store=Store(tmp_path / "s", FACTS))
+    encoded = encode_shards(WordEncoder(), changed, batch_size=4, store=VectorStore(tmp_path / "s", FACTS))
     assert encoded.stored == 40
 
 
@@ -126,23 +126,23 @@ def test_ranks_encode_the_batches_that_one_process_encodes_and_find_the_same(tmp
     alone = WordEncoder()
     expected = measured(alone, some)
     encoders = [WordEncoder() for _ in range(world)]
-    found = on_ranks(world, lambda rank: measured(encoders[rank.rank], some, Store(tmp_path / "s", FACTS), rank))
+    found = on_ranks(world, lambda rank: measured(encoders[rank.rank], some, VectorStore(tmp_path / "s", FACTS), rank))
     assert all(each == expected for each in found), found
     assert sorted(batch for each in encoders for batch in each.batches) == sorted(alone.batches)
     # what several wrote, one reads, and the other way round
     again = WordEncoder()
-    assert measured(again, some, Store(tmp_path / "s", FACTS)) == expected and again.seen == []
+    assert measured(again, some, VectorStore(tmp_path / "s", FACTS)) == expected and again.seen == []
     more = [WordEncoder() for _ in range(world)]
-    found = on_ranks(world, lambda rank: measured(more[rank.rank], some, Store(tmp_path / "s", FACTS), rank))
+    found = on_ranks(world, lambda rank: measured(more[rank.rank], some, VectorStore(tmp_path / "s", FACTS), rank))
     assert all(each == expected for each in found) and not any(each.seen for each in more)
 
 
 def test_a_store_of_another_encoder_is_refused_on_every_rank_before_anything_is_encoded(tmp_path):
     some = words_collection(20)
-    measured(WordEncoder(), some, Store(tmp_path / "s", FACTS))
+    measured(WordEncoder(), some, VectorStore(tmp_path / "s", FACTS))
     encoders = [WordEncoder(), WordEncoder()]
     other = {"base": "letters"}
-    found = on_ranks(2, lambda rank: measured(encoders[rank.rank], some, Store(tmp_path / "s", other), rank))
+    found = on_ranks(2, lambda rank: measured(encoders[rank.rank], some, VectorStore(tmp_path / "s", other), rank))
     assert all(isinstance(error, EvaluationError) and "base was 'words', is 'letters'" in str(error) for error in found)
     assert not any(encoder.seen for encoder in encoders)
 

@@ -30,7 +30,7 @@ from smart_train.evaluation import encode as forwards
 from smart_train.evaluation import scoring
 from smart_train.evaluation.calibration import calibrate
 from smart_train.evaluation.retrieval import Evaluation, evaluate
-from smart_train.evaluation.topk import dealt, portions
+from smart_train.evaluation.sharding import portions, rows_of_rank
 
 TIMEOUT = 20.0  # seconds until a meeting that somebody does not come to is a failure
 
@@ -464,8 +464,8 @@ def test_shares_are_whole_and_alike_in_number_and_length(world, documents, toget
 
 def test_rows_are_dealt_in_turn():
     ranks = [Thread(rank, 3, False, Place(3)) for rank in range(3)]
-    assert [dealt("abcdefg", one) for one in ranks] == [["a", "d", "g"], ["b", "e"], ["c", "f"]]
-    assert dealt("abcdefg", ranks[0], 2) == ["c", "f"]
+    assert [rows_of_rank("abcdefg", one) for one in ranks] == [["a", "d", "g"], ["b", "e"], ["c", "f"]]
+    assert rows_of_rank("abcdefg", ranks[0], 2) == ["c", "f"]
 
 
 def test_an_exchange_that_breaks_leaves_the_error_that_began_it_on_top():
