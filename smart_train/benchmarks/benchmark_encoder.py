@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from smart_train.models.encoder import SmartEncoder
 
 
+# Keys of the settings that 0.1 did not have. They count where they are set, so that results of 0.1 are found again.
+ADDED = {"late": ("keep",)}
+
+
 def encoder_hash(encoder: SmartEncoder) -> str:
     """Return 16 hexadecimal digits over all that changes a score, under which benchmark results are filed.
 
@@ -25,6 +29,9 @@ def encoder_hash(encoder: SmartEncoder) -> str:
     """
     settings = {key: value for key, value in settings_of(encoder).items() if key not in ("versions", "revision")}
     settings["modules"] = modules_of(encoder)
+    for block, keys in ADDED.items():
+        unset = [key for key in keys if not settings[block].get(key)]
+        settings[block] = {key: value for key, value in settings[block].items() if key not in unset}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     full = encoder.adapter is not None and encoder.adapter.kind == "full"
     for key, weight in sorted(encoder.state_dict().items()):

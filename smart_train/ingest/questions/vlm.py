@@ -81,7 +81,6 @@ class VlmOptions:
     attempts: requests until an answer is the JSON that was asked for
     check: whether the model, shown the page again, judges its own questions
     patience: pages in a row without an answer before the run stops
-    prices: per million prompt tokens and answer tokens, in any currency; only for the progress line
     """
 
     kinds: tuple[str, ...] = tuple(KINDS)
@@ -94,7 +93,6 @@ class VlmOptions:
     attempts: int = 3
     check: bool = True
     patience: int = 8
-    prices: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.kinds if kind not in KINDS]
@@ -111,7 +109,7 @@ class VlmOptions:
 
 @dataclass
 class Progress:
-    """Pages done, and what they cost. ``str`` is one line for a terminal.
+    """Pages done, and the tokens that they took. ``str`` is one line for a terminal.
 
     total: pages of the corpus, where known; requests: sent to the model; cached: answered from the folder
     prompt_tokens, answer_tokens: of this run
@@ -124,12 +122,7 @@ class Progress:
     cached: int = 0
     prompt_tokens: int = 0
     answer_tokens: int = 0
-    prices: tuple[float, float] = (0.0, 0.0)
     started: float = field(default_factory=time.monotonic)
-
-    @property
-    def cost(self) -> float:
-        return (self.prompt_tokens * self.prices[0] + self.answer_tokens * self.prices[1]) / 1e6
 
     def __str__(self) -> str:
         seconds = max(time.monotonic() - self.started, 1e-9)
@@ -137,8 +130,7 @@ class Progress:
         if self.total and self.pages:
             line += f", {(self.total - self.pages) * seconds / self.pages:.0f} s left"
         line += f"; {self.questions} questions; {self.requests} requests, {self.cached} from the cache; "
-        line += f"{self.prompt_tokens:,} + {self.answer_tokens:,} tokens"
-        return line + (f", {self.cost:.2f}" if any(self.prices) else "")
+        return line + f"{self.prompt_tokens:,} + {self.answer_tokens:,} tokens"
 
 
 def vlm(
@@ -160,7 +152,7 @@ def vlm(
     """
     options = options or VlmOptions()
     total = len(pages) if isinstance(pages, Sized) else None
-    run = _Run(model, folder, options, Progress(total, prices=options.prices))
+    run = _Run(model, folder, options, Progress(total))
     logged = time.monotonic()
     candidates: list[Question] = []
     rest = iter(pages)
