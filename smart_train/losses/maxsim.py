@@ -1,10 +1,10 @@
-"""MaxSim on ragged tokens: late interaction scores without a [B, N, Q, T] tensor.
+"""MaxSim on ragged tokens: late-interaction scores without a [B, N, Q, T] tensor.
 
     s(q, x) = 1/|q| * sum_i max_j  q_i . x_j          (ColBERT, Khattab & Zaharia 2020, with a mean for the sum)
 
-Forward keeps the winners' places and nothing else of the similarities, one or two bytes each where documents are short
-enough: memory is O(B*Q*N), never O(B*N*Q*T).  Backward touches the winning tokens alone: two weighted gathers
-(``embedding_bag``), together about a twentieth of the forward's cost.  In shapes M is sum Q.
+The forward pass keeps only the place of every maximum, one or two bytes each where documents are short enough: memory
+is O(B*Q*N), never O(B*N*Q*T). The backward pass reads only the tokens that were a maximum: two weighted gathers
+(``embedding_bag``), together about a twentieth of the forward's cost. In shapes M is sum Q.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch.autograd.function import once_differentiable
 
 from smart_train.core.embeddings import Tokens
 from smart_train.losses import maxsim_fused as kernels
-from smart_train.losses.maxsim_torch import FEWEST_ROWS, TILE, Rows, search, sum_dtype
+from smart_train.losses.maxsim_torch import FEWEST_ROWS, TILE, Rows, sum_dtype, tiled_maxsim
 
-WHERE = 256  # documents whose maxima are held at once, where only some pairs are scored
-BLOCK = 1 << 19  # winners that backward sorts and weighs at once, about 30 bytes each
+WHERE = 256  # documents whose maxima are held at once by maxsim_where
+BLOCK = 1 << 19  # maxima that the backward sorts and weights at once, about 30 bytes each
 
 
 def maxsim(queries: Tokens, documents: Tokens) -> Tensor:
@@ -31,11 +31,11 @@ def maxsim(queries: Tokens, documents: Tokens) -> Tensor:
     queries: B rows of tokens, documents: N rows of tokens, one width d, any float dtypes
     returns: [B, N] float32 (float64 for float64 tokens); sums are never taken in a half-precision dtype
 
-    A score depends on its own query and document alone: neither padding nor the batch's other rows reach it, so a NaN
-    or an infinity among the tokens spoils the scores of its own row and no other.  bfloat16 tokens are multiplied in
-    bfloat16 (float16 ones in float32 on a CPU), so that their similarities carry its rounding; sums do not.
-    Gradients go to both sides; of several equal maxima one takes the whole gradient (a valid subgradient).
-    On CUDA half-precision tokens go to fused kernels where these are installed and fit, see kernels.py.
+    A score depends on its own query and document alone, not on padding or on other rows: a NaN or an infinity among
+    the tokens affects the scores of its own row and no other. bfloat16 tokens are multiplied in bfloat16 (float16 ones
+    in float32 on a CPU), so similarities have its rounding; sums do not. Both sides get gradients; of several equal
+    maxima one gets the whole gradient (a valid subgradient). On CUDA, half-precision tokens go to fused kernels where
+    these are installed and fit, see maxsim_fused.py.
     Raises ValueError where the widths differ, lengths and values disagree or a row has no token.
 
     One query of two tokens, two documents of two and one tokens:
@@ -49,7 +49,7 @@ def maxsim(queries: Tokens, documents: Tokens) -> Tensor:
         raise ValueError(f"query tokens are {queries.width} wide, document tokens {documents.width}; scores need one")
     dtype = torch.promote_types(queries.values.dtype, documents.values.dtype)  # one side may be kept in float16
     q, x = queries.values.to(dtype), documents.values.to(dtype)
-    if len(queries) == 0 or len(documents) == 0:  # nothing to score, and yet a part of the graph
+    if len(queries) == 0 or len(documents) == 0:  # nothing to score, but a part of the graph
         return q.new_zeros(len(queries), len(documents), dtype=sum_dtype(dtype)) + 0 * (q.sum() + x.sum())
     query_rows, rows = _rows(queries, documents)
     # Under autocast a float32 product would be taken in bfloat16: scores 1e-3 apart would collapse into one.
@@ -61,48 +61,49 @@ def maxsim(queries: Tokens, documents: Tokens) -> Tensor:
             scores: Tensor = _MaxSim.apply(q, x, query_rows, rows)
             return scores
         with torch.no_grad():
-            return search(q.contiguous(), x.contiguous(), query_rows, rows, keep=False)[0]
+            return tiled_maxsim(q.contiguous(), x.contiguous(), query_rows, rows, keep=False)[0]
 
 
 def maxsim_where(wanted: Tensor, queries: Tokens, documents: Tokens, otherwise: Tensor) -> Tensor:
-    """Late scores of some pairs, as ``maxsim`` gives them, without gradients; of the others what ``otherwise`` holds.
+    """Compute the late scores of some pairs, as ``maxsim`` does, without gradients; copy the others from ``otherwise``.
 
     wanted: [B, N] bool; otherwise: [B, N] -> [B, N], a new tensor
-    Documents go one by one, each against the queries that want it: faster where those are up to about two thirds.
+    Documents are scored one by one, each against its wanted queries: faster where at most about two thirds are wanted.
     """
     query_rows, rows = _rows(queries, documents)
     dtype = torch.promote_types(queries.values.dtype, documents.values.dtype)
     q, tokens = queries.values.to(dtype), documents.values.to(dtype).split(rows.sizes)
-    found = otherwise.to(sum_dtype(dtype)).t().clone()
-    several = wanted.any(0).nonzero().flatten()
-    for some in several.split(WHERE) if len(several) else ():
-        asked = wanted.t()[some]
-        maxima = found.new_zeros(len(some), len(q))  # of queries that don't want a document they stay 0, and unused
-        for at, (number, who) in enumerate(zip(some.tolist(), asked.index_select(1, query_rows.owner), strict=True)):
-            which = who.nonzero().flatten()
+    scores = otherwise.to(sum_dtype(dtype)).t().clone()
+    columns = wanted.any(0).nonzero().flatten()
+    for some in columns.split(WHERE) if len(columns) else ():
+        pairs = wanted.t()[some]
+        maxima = scores.new_zeros(len(some), len(q))  # of pairs that are not wanted they stay 0, and unused
+        of_tokens = pairs.index_select(1, query_rows.owner)
+        for at, (number, tokens_wanted) in enumerate(zip(some.tolist(), of_tokens, strict=True)):
+            which = tokens_wanted.nonzero().flatten()
             step = max(FEWEST_ROWS, TILE["cpu"] // q.dtype.itemsize // rows.sizes[number])
-            best = [(tokens[number] @ few.t()).amax(0) for few in q.index_select(0, which).split(step)]
-            maxima[at].index_copy_(0, which, torch.cat(best).to(maxima.dtype))
-        found[some] = torch.where(asked, query_rows.mean(maxima), found[some])
-    return found.t().contiguous()
+            parts = [(tokens[number] @ part.t()).amax(0) for part in q.index_select(0, which).split(step)]
+            maxima[at].index_copy_(0, which, torch.cat(parts).to(maxima.dtype))
+        scores[some] = torch.where(pairs, query_rows.mean(maxima), scores[some])
+    return scores.t().contiguous()
 
 
 def maxsim_sizes(queries: Tokens, documents: Tokens) -> tuple[Tensor, Tensor]:
-    """Late scores as ``maxsim`` gives them, without gradients, and the means of the maxima's absolute values, which
-    bound what rounding the maxima has changed.  Tokens of one dtype -> [B, N], [B, N]"""
+    """Compute late scores as ``maxsim`` does, without gradients, and the means of the maxima's absolute values, which
+    bound the error of rounded maxima. Tokens of one dtype -> [B, N], [B, N]"""
     query_rows, rows = _rows(queries, documents)
     q, x = (side.values.to(_tile_dtype(side.values)).contiguous() for side in (queries, documents))
     sizes = torch.empty(len(documents), len(queries), dtype=sum_dtype(q.dtype), device=q.device)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        return search(q, x, query_rows, rows, keep=False, sizes=sizes)[0], sizes.t()
+        return tiled_maxsim(q, x, query_rows, rows, keep=False, sizes=sizes)[0], sizes.t()
 
 
 def _rows(queries: Tokens, documents: Tokens) -> tuple[Rows, Rows]:
-    """Both sides' lengths, checked; the one place where a GPU is waited for."""
+    """Lengths of queries and documents, checked; the one place that synchronises a GPU."""
     lengths = [tokens.lengths.to(queries.values.device) for tokens in (queries, documents)]
     sizes = torch.cat(lengths).tolist()
-    found = Rows(lengths[0], sizes[: len(queries)]), Rows(lengths[1], sizes[len(queries) :])
-    for rows, tokens, what in zip(found, (queries, documents), ("query", "document"), strict=True):
+    both = Rows(lengths[0], sizes[: len(queries)]), Rows(lengths[1], sizes[len(queries) :])
+    for rows, tokens, what in zip(both, (queries, documents), ("query", "document"), strict=True):
         if min(rows.sizes) < 1:
             empty = rows.sizes.index(min(rows.sizes))
             raise ValueError(f"{what} {empty} has no token; every row needs at least one")
@@ -110,11 +111,11 @@ def _rows(queries: Tokens, documents: Tokens) -> tuple[Rows, Rows]:
             raise ValueError(
                 f"the {what} lengths add up to {sum(rows.sizes)}, but there are {len(tokens.values)} token vectors"
             )
-    return found
+    return both
 
 
 def _tile_dtype(tokens: Tensor) -> torch.dtype:
-    """float32 for the half precisions that a CPU has no instructions for (ten times as fast), else what they are."""
+    """float32 for half precisions that this CPU has no instructions for (ten times as fast), else their own dtype."""
     if tokens.device.type != "cpu" or tokens.dtype not in (torch.float16, torch.bfloat16):
         return tokens.dtype
     fast = tokens.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -125,7 +126,7 @@ class _MaxSim(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries: Tensor, documents: Tensor, query_rows: Rows, rows: Rows) -> Tensor:  # type: ignore[override]
         queries, documents = queries.contiguous(), documents.contiguous()
-        scores, places = search(queries, documents, query_rows, rows, keep=True)
+        scores, places = tiled_maxsim(queries, documents, query_rows, rows, keep=True)
         ctx.save_for_backward(queries, documents, places, query_rows.owner, query_rows.lengths, rows.starts)
         ctx.sizes = rows.sizes
         return scores
@@ -148,7 +149,7 @@ def _index_dtype(rows: int) -> torch.dtype:
 
 
 def _for_queries(documents: Tensor, places: Tensor, weights: Tensor, owner: Tensor, starts: Tensor) -> Tensor:
-    """Each query token receives its winners, weighted: a bag of N document tokens.  -> [M, d]
+    """Gradient of the query tokens: each gets the document tokens that were its maxima, weighted. -> [M, d]
 
     places [N, M] within the documents, weights [B, N], owner [M] the query of a token, starts [N]
     """
@@ -168,8 +169,10 @@ def _for_queries(documents: Tensor, places: Tensor, weights: Tensor, owner: Tens
 def _for_documents(
     queries: Tensor, places: Tensor, weights: Tensor, owner: Tensor, starts: Tensor, sizes: list[int]
 ) -> Tensor:
-    """The same the other way round: sorted by place, every document token is a bag of the query tokens it won.  A place
-    lies in its own document, so documents go in blocks and nothing is sorted across them.  -> [sum T, d]"""
+    """Gradient of the document tokens, [sum T, d]: sorted by place, each gets the query tokens whose maximum it was.
+
+    A place is in its own document, so documents are sorted in blocks, not all together.
+    """
     count, total = places.shape
     ends = [0, *accumulate(sizes)]
     step = max(1, BLOCK // total)

@@ -1,10 +1,10 @@
 """MaxSim by the fused CUDA kernels of ``late-interaction-kernels`` (optional extra ``kernels``), where they fit.
 
 The kernel takes packed tokens and offsets, scores all B x N pairs, returns sums over query tokens in float32 (the mean
-is taken here) and sends gradients to both sides.  What it does not do, read in its source (0.4.5), and what therefore
-stays with the torch tiles: float32 tokens, which it would round to float16; addresses of 32 bits and more; widths whose
-smallest block is larger than a multiprocessor's shared memory; gradients that are the same in every run (it adds them
-atomically).  Each reason is logged once.
+is taken here) and gives both sides gradients. By its source (0.4.5) it cannot do the following, which the torch tiles
+do instead: float32 tokens, which it would round to float16; offsets of 32 bits and more; widths whose smallest block is
+larger than a multiprocessor's shared memory; gradients that are the same in every run (it adds them atomically). Each
+reason is logged once.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from smart_train.losses.maxsim_torch import Rows
 
 logger = logging.getLogger(__name__)
 LIBRARY = "late_interaction_kernels"
-ADDRESSES = 1 << 31  # the kernel computes offsets in 32 bits
+OFFSETS = 1 << 31  # the kernel computes offsets in 32 bits
 SCRATCH = 8 << 10  # bytes of shared memory that the compiler keeps for itself
-_said: set[str] = set()
+_logged: set[str] = set()
 
 
 def usable(queries: Tensor, documents: Tensor, query_rows: Rows, rows: Rows) -> bool:
-    """Whether ``score`` takes these tokens.  Off CUDA it never does, and nothing is said; on CUDA the reason why not is
-    logged, each once a process."""
+    """Return whether ``score`` can take these tokens. On CUDA each reason why not is logged, once a process; elsewhere
+    it never can, and nothing is logged."""
     shared = shared_memory(queries.device)
     if shared is None:
         return False
     reason = _reason(queries, documents, query_rows, rows, shared)
-    if reason is not None and reason not in _said:
-        _said.add(reason)
-        logger.warning("MaxSim by torch tiles and not by fused kernels: %s", reason)
+    if reason is not None and reason not in _logged:
+        _logged.add(reason)
+        logger.warning("MaxSim runs as torch tiles, not as fused kernels: %s", reason)
     return reason is None
 
 
 def score(queries: Tensor, documents: Tensor, query_rows: Rows, rows: Rows) -> Tensor:
-    """queries [sum Q, d], documents [sum T, d], one half-precision dtype -> [B, N] float32, differentiable.
+    """Compute late scores: queries [sum Q, d], documents [sum T, d], one half-precision dtype -> [B, N] float32.
 
-    Similarities are float32 (the products of half-precision numbers are exact in it); a NaN among the tokens may be
-    left out of a maximum here.
+    Differentiable. Similarities are float32 (products of half-precision numbers are exact in it); a NaN among the
+    tokens may be left out of a maximum here.
     """
     if not torch.is_grad_enabled():
         queries, documents = queries.detach(), documents.detach()  # or it would keep the places for a backward
@@ -67,8 +67,7 @@ def _library() -> Any:
 
 @functools.cache
 def shared_memory(device: torch.device) -> int | None:
-    """Bytes of shared memory that a block may have on a GPU the kernels are made for (Nvidia, Ampere or newer); None
-    for any other device."""
+    """Return the bytes of shared memory that a block may have on a supported GPU (Nvidia, Ampere or newer), or None."""
     if device.type != "cuda" or torch.version.hip is not None:
         return None
     properties = torch.cuda.get_device_properties(device)
@@ -78,7 +77,7 @@ def shared_memory(device: torch.device) -> int | None:
 
 
 def _reason(queries: Tensor, documents: Tensor, query_rows: Rows, rows: Rows, shared: int) -> str | None:
-    """Why the kernels can't take this call; None where they can."""
+    """Why the kernels cannot take this call; None where they can."""
     if _library() is None:
         return "late-interaction-kernels is not installed (pip install 'smart-train[kernels]')"
     if queries.dtype not in (torch.float16, torch.bfloat16):
@@ -87,11 +86,11 @@ def _reason(queries: Tensor, documents: Tensor, query_rows: Rows, rows: Rows, sh
     if queries.shape[1] > widest:
         return f"tokens are {queries.shape[1]} wide, and this GPU's shared memory takes {widest}"
     places = len(query_rows.sizes) * len(rows.sizes) * max(query_rows.sizes)
-    if max(places, queries.numel(), documents.numel()) >= ADDRESSES:
-        return "a batch of this size is beyond their 32-bit addresses"
+    if max(places, queries.numel(), documents.numel()) >= OFFSETS:
+        return "a batch of this size needs more than their 32-bit offsets"
     gradient = torch.is_grad_enabled() and (queries.requires_grad or documents.requires_grad)
     if gradient and torch.are_deterministic_algorithms_enabled():
-        return "deterministic algorithms are asked for, and their gradients are added in any order"
+        return "deterministic algorithms are on, and their gradients are added in any order"
     return None
 
 

@@ -50,7 +50,7 @@ def library(monkeypatch) -> Library:
     module = Library()
     monkeypatch.setattr(kernels, "_library", lambda: module)
     monkeypatch.setattr(kernels, "shared_memory", lambda device: HOPPER)
-    monkeypatch.setattr(kernels, "_said", set())
+    monkeypatch.setattr(kernels, "_logged", set())
     return module
 
 
@@ -89,7 +89,7 @@ def refused(caplog, queries: Tokens, documents: Tokens) -> str:
     return said
 
 
-def test_float32_tokens_stay_exact_in_torch_tiles_and_this_is_said_once(library, caplog):
+def test_float32_tokens_stay_exact_in_torch_tiles_and_this_is_logged_once(library, caplog):
     said = refused(caplog, draw([2, 3], 8, 0), draw([4, 1], 8, 1))
     assert "round float32 tokens to float16" in said and not library.calls
 
@@ -118,8 +118,8 @@ def test_the_widest_tokens_follow_from_the_smallest_block_twice_buffered(shared,
     assert needed(widest) <= shared < needed(2 * widest)
 
 
-def test_batches_beyond_32_bit_addresses_stay_with_the_tiles(library, monkeypatch, caplog):
-    monkeypatch.setattr(kernels, "ADDRESSES", 3 * 2 * 2)  # B * N * longest query of the call below
+def test_batches_beyond_32_bit_offsets_stay_with_the_tiles(library, monkeypatch, caplog):
+    monkeypatch.setattr(kernels, "OFFSETS", 3 * 2 * 2)  # B * N * longest query of the call below
     said = refused(caplog, draw([3, 1], 1, 0, torch.bfloat16), draw([4, 1], 1, 1, torch.bfloat16))
     assert "32-bit" in said and not library.calls
 
@@ -133,7 +133,7 @@ def test_deterministic_algorithms_keep_gradients_from_the_kernel(library, monkey
     assert len(library.calls) == 1
 
 
-def test_on_a_cpu_the_kernels_are_never_tried_and_nothing_is_said(caplog):
+def test_on_a_cpu_the_kernels_are_never_tried_and_nothing_is_logged(caplog):
     assert kernels.shared_memory(torch.device("cpu")) is None
     with caplog.at_level(logging.DEBUG, kernels.__name__):
         maxsim(draw([2], 8, 0, torch.bfloat16), draw([3], 8, 1, torch.bfloat16))
@@ -186,7 +186,7 @@ torch.testing.assert_close(maxsim(queries, documents).double(), plain(*wide), at
 weights = torch.rand(3, 4)
 for mine, reference in zip(gradients(maxsim, queries, documents, weights), gradients(plain, *wide, weights)):
     torch.testing.assert_close(mine.double(), reference, atol=1e-3, rtol=1e-3)
-assert not kernels._said, kernels._said
+assert not kernels._logged, kernels._logged
 print("kernels ran")
 """
 

@@ -51,7 +51,7 @@ def test_any_shape_and_any_tiling_gives_the_formula(
         patch.setitem(tiles.TILE, "cpu", tile)
         patch.setitem(tiles.QUERY_ROWS, "cpu", query_rows)
         patch.setattr(tiles, "FEWEST_ROWS", fewest)
-        patch.setattr(tiles, "LINES", lines)
+        patch.setattr(tiles, "CACHE_LINE", lines)
         patch.setattr(room, "BLOCK", block)
         if padded:
             patch.setattr(tiles, "_slabs", tiles._padded_slabs)
@@ -78,7 +78,7 @@ def test_what_fills_up_a_bfloat16_tile_never_reaches_a_score(query_lengths, docu
     sides[1].values *= sign.unsqueeze(1).bfloat16()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tiles.TILE, "cpu", tile)
-        patch.setattr(tiles, "GRAIN", grain)
+        patch.setattr(tiles, "BF16_STEP", grain)
         found = maxsim(*sides)
     exact = plain(*(Tokens(side.values.double(), side.lengths) for side in sides))
     torch.testing.assert_close(found.double(), exact, atol=1e-6, rtol=2.0**-7)

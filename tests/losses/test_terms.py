@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from importlib.metadata import EntryPoint
@@ -364,3 +365,23 @@ def test_a_module_that_fails_is_named_with_its_error(tmp_path, monkeypatch):
     (problem,) = read_terms(ObjectiveBlock(terms=[Component("broken_terms:Term")])).problems
     assert problem.key == "objective.terms.0"
     assert "broken_terms:Term cannot be imported: SyntaxError" in problem.what
+
+
+def test_the_example_of_the_documentation_works_as_it_stands(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "objective.md").read_text(encoding="utf8")
+    module, program, recipe = re.findall(r"```(?:python|yaml)\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_terms.py").write_text(module)
+    (tmp_path / "mine.yaml").write_text(recipe)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_terms", raising=False)
+    by_recipe = Joint.from_recipe(read("mine.yaml").objective)  # it finds the module in the working directory
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names: dict = {}
+    exec(program, names)
+    queries, documents, labels = batch()
+    ours = Joint(losses.Pooled(), losses.Late(temperature=0.02), HardestNegative(0.1))(queries, documents, labels)
+    assert names["loss"](queries, documents, labels).total.item() == pytest.approx(ours.total.item(), abs=1e-12)
+    theirs = by_recipe(queries, documents, labels, progress=1.0)
+    assert [(term.name, term.weight) for term in by_recipe.terms] == [("pooled", 1.0), ("late", 1.0), ("hardest", 0.1)]
+    own = hardest(queries, documents, labels, 0.2)
+    assert theirs.parts["loss/hardest"].item() == pytest.approx(own.item(), abs=1e-12)
