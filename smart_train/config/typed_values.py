@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from enum import Enum
 from math import isfinite
-from typing import Any, Literal, Union
+from typing import Any, Literal, TypeVar, Union
 
 from smart_train.config.schema import Component, Recipe, Where
 from smart_train.core.errors import Message, Setting, SmartTrainError
@@ -53,6 +54,7 @@ MEANT = {  # words of other programs -> the key here
     "gather_across_devices": "objective.gather",
 }
 WRONG = object()
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,25 @@ def build(values: dict[str, Any], training: dict[str, Any], moved: dict[str, str
         raise RecipeError(problems, where)
     recipe.where = where
     return recipe
+
+
+def make_block(cls: type[T], value: T | Mapping[str, Any] | None, name: str) -> T:
+    """Return a block of the recipe that a program gives: as an object, as a dict of its keys, or None = defaults.
+
+    name: the block's name in a recipe, for messages
+    Raises RecipeError with every problem found, as for a recipe file.
+
+    >>> from smart_train.config.schema import LateBlock
+    >>> make_block(LateBlock, {"layer": 4, "head": "linear"}, "late").head.type
+    'linear'
+    """
+    if isinstance(value, cls):
+        return value
+    problems: list[Problem] = []
+    made: T = _block(cls, dict(value) if isinstance(value, Mapping) else value, f"{name}.", problems, {})
+    if problems:
+        raise RecipeError(problems, Where("Python"))
+    return made
 
 
 def _block(cls: Any, values: Any, prefix: str, problems: list[Problem], training: dict[str, Any]) -> Any:

@@ -6,7 +6,7 @@ An encoder is composed of a SentenceTransformer, a TokenFilter and a LateHead.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from smart_train.config.recipe import plain
 from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock
+from smart_train.config.typed_values import make_block
 from smart_train.core import hub
 from smart_train.core.embeddings import Embeddings, Features, Tokens
 from smart_train.core.modality import length
@@ -40,14 +41,15 @@ class SmartEncoder(nn.Module):
     """Encode queries and documents into pooled vectors and token vectors, from one forward of a backbone.
 
     base: Hub id, local folder or package:NAME/FOLDER
-    model, late, adapter: the recipe's blocks; None = defaults, and no adapter = the plain base.
+    model, late, adapter: the recipe's blocks, or dicts of their keys; None = defaults, and no adapter = the plain base.
         ``SmartEncoder("any sentence-transformers model")`` gives late and hybrid scores at once, without training
+    lora: keys of a LoRA adapter, such as {"r": 32}; short for ``adapter={"kind": "lora", "r": 32}``
     device: where the model is put; None = the best there is
     ``place`` and ``commit`` say where the base was loaded from: a folder and None, or a Hub id and its commit.
     Raises BaseNotFound where the base cannot be loaded, ExtensionError where a head or token filter cannot, and
     ValueError where the base gives no token states, lacks a layer, or its final norm can't be found.
 
-        encoder = SmartEncoder("sentence-transformers/all-MiniLM-L6-v2", late=LateBlock(layer=4))
+        encoder = SmartEncoder("sentence-transformers/all-MiniLM-L6-v2", late={"layer": 4})
         documents = encoder.encode_documents(["a passage", "another passage"])
         encoder.score(["a question"], documents, mode="late")   # [1, 2]
     """
@@ -56,15 +58,20 @@ class SmartEncoder(nn.Module):
         self,
         base: str,
         *,
-        model: ModelBlock | None = None,
-        late: LateBlock | None = None,
-        adapter: AdapterBlock | None = None,
+        model: ModelBlock | Mapping[str, Any] | None = None,
+        late: LateBlock | Mapping[str, Any] | None = None,
+        adapter: AdapterBlock | Mapping[str, Any] | None = None,
+        lora: Mapping[str, Any] | None = None,
         device: str | torch.device | None = None,
     ) -> None:
         super().__init__()
-        self.settings = replace(model or ModelBlock(), base=base)
-        self.late = late or LateBlock()
-        self.adapter = adapter
+        if lora is not None and adapter is not None:
+            raise ValueError("lora and adapter are both given; give one of them")
+        if lora is not None:
+            adapter = {"kind": "lora", **lora}
+        self.settings = replace(make_block(ModelBlock, model, "model"), base=base)
+        self.late = make_block(LateBlock, late, "late")
+        self.adapter = None if adapter is None else make_block(AdapterBlock, adapter, "adapter")
         self.place, self.commit = hub.located(base, self.settings.revision)
         self.st = load_base(self.settings, self.place, self.commit, device)
         if not hasattr(self.transformer, "modality_config"):
@@ -85,8 +92,8 @@ class SmartEncoder(nn.Module):
         self.keep = TokenFilter(self.tokenizer, self.backbone.config, self.pooling, self.late.token_filters)
         self.head = LateHead(self.late, self.layers, self.hidden_size).to(self.device)
         self.cut_rows: dict[Role, int] = {"query": 0, "document": 0}  # rows at their length limit, counted
-        if adapter is not None:
-            self._adapt(adapter)
+        if self.adapter is not None:
+            self._adapt(self.adapter)
         self.eval()  # as from_pretrained everywhere; encode() returns to this mode, a trainer switches dropout on
 
     # -- its parts

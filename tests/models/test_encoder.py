@@ -334,3 +334,25 @@ def test_rows_are_trained_on_shorter_than_they_are_read(base_of):
     assert torch.equal(
         encoder.encode([LONG], "document").pooled, SmartEncoder(base_of("bert")).encode([LONG], "document").pooled
     )
+
+
+def test_blocks_are_written_as_in_a_recipe(tiny_bert):
+    encoder = SmartEncoder(str(tiny_bert), late={"layer": 2, "dim": 8, "head": "linear"}, lora={"r": 4}, device="cpu")
+    assert encoder.layers == [2] and encoder.token_width == 8
+    assert encoder.adapter is not None and (encoder.adapter.kind, encoder.adapter.r) == ("lora", 4)
+    same = SmartEncoder(str(tiny_bert), late=LateBlock(layer=2, dim=8, head="linear"), device="cpu")
+    assert same.late == encoder.late
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ({"late": {"lyer": 3}}, "late.lyer: there is no such key, the nearest is late.layer; write late.layer"),
+        ({"lora": {"r": "8"}}, "adapter.r: must be a whole number"),
+        ({"late": {"head": lambda states: states}}, "cannot be found again by its name; define it at the top level"),
+        ({"lora": {"r": 8}, "adapter": {"r": 8}}, "lora and adapter are both given"),
+    ],
+)
+def test_a_wrong_block_is_refused_as_in_a_recipe(blocks, message, tiny_bert):
+    with pytest.raises(ValueError, match=message):
+        SmartEncoder(str(tiny_bert), device="cpu", **blocks)
