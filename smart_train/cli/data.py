@@ -52,7 +52,7 @@ def _check(options: argparse.Namespace) -> int:
     from smart_train.core.errors import DataError
     from smart_train.data.load import read_all
     from smart_train.data.store import write_dataset
-    from smart_train.data.validate import KINDS, check
+    from smart_train.data.validate import KINDS, validate
 
     unknown = sorted(set(options.ignore) - set(KINDS))
     if unknown:
@@ -66,7 +66,7 @@ def _check(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in ("document", "image", "id", "subset", "revision")}
     named = {name: value for name in ("format", "query") if (value := getattr(options, name)) is not None}
     data = DataBlock(path=options.path, **named, **given)
-    report = check(
+    report = validate(
         read_all(data), not options.no_images, options.jobs, options.similar, options.ignore, _shown("decoding")
     )
     print("\n".join(told(report)), flush=True)
@@ -88,7 +88,7 @@ def told(report: Report) -> list[str]:
     from smart_train.data.collection import first_few
     from smart_train.data.validate import KINDS
 
-    whole = report.whole
+    whole = report.dataset
     pages = sum(document.image is not None for document in whole.corpus.values())
     splits = ", ".join(f"{name} {len(qrels):,}" for name, qrels in whole.splits.items())
     lines = [f"{whole.name}: {len(whole.corpus):,} documents ({pages:,} with an image), {len(whole.queries):,} queries"]

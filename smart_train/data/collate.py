@@ -1,4 +1,4 @@
-"""Rows become a Batch: unique queries and documents, decoded and preprocessed in the data worker."""
+"""Collate pairs into a Batch: unique queries and documents, decoded and preprocessed in the data worker."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from smart_train.core.embeddings import Batch, Features
 from smart_train.core.errors import DataError
 from smart_train.core.modality import kind, length
 from smart_train.data.collection import Collection, hash_id
-from smart_train.data.identity import Identity
+from smart_train.data.document_keys import DocumentKeys
 
 Row = tuple[str, str]  # query id, document id
-Preprocess = Callable[[list[Any], Any], Features]  # contents and "query" or "document", as SmartEncoder.preprocess
+Preprocess = Callable[[list[Any], Any], Features]  # contents, and "query" or "document"; SmartEncoder.preprocess
 Split = Callable[[Features], list[Features]]
 
 
@@ -39,20 +39,26 @@ class Pairs(Dataset[Row]):
 
 
 def chunks(lengths: Sequence[int], kinds: Sequence[str], groups: int, rows: int | None = None) -> list[list[int]]:
-    """Row numbers in chunks: each of one kind, of like length, shorter ones first; at most ``groups`` per kind, or as
-    many as it takes for none to have more than ``rows``, whose sizes differ by at most one.  Ties keep their order."""
+    """Group rows by kind and length; return row numbers, the shorter rows first.
+
+    There are at most ``groups`` chunks of a kind, or as many as it takes for none to have more than ``rows``; their
+    sizes differ by at most one.  Ties keep their order.
+
+    >>> chunks([9, 1, 5, 2], ["text"] * 4, groups=2)
+    [[1, 3], [2, 0]]
+    """
     if groups < 1:
         raise ValueError(f"length_groups is {groups}; it must be 1 or more")
     out: list[list[int]] = []
     for one in sorted(set(kinds)):
         of_kind = sorted((r for r, k in enumerate(kinds) if k == one), key=lengths.__getitem__)
-        out += even(of_kind, groups, rows)
+        out += even_parts(of_kind, groups, rows)
     return out
 
 
-def even(items: list[int], groups: int, rows: int | None = None) -> list[list[int]]:
-    """The items in ``groups`` parts, in order, whose sizes differ by at most one; fewer where there are fewer items,
-    and more where a part would have more than ``rows``."""
+def even_parts(items: list[int], groups: int, rows: int | None = None) -> list[list[int]]:
+    """Divide items into ``groups`` parts, in order, whose sizes differ by at most one; fewer where there are fewer
+    items, and more where a part would have more than ``rows``."""
     if rows is not None and rows < 1:
         raise ValueError(f"chunk_rows is {rows}; it must be 1 or more")
     count = max(min(groups, len(items)), -(-len(items) // (rows or len(items) or 1)))
@@ -61,15 +67,20 @@ def even(items: list[int], groups: int, rows: int | None = None) -> list[list[in
 
 
 def lengths(features: Iterable[Features]) -> dict[str, int]:
-    """tokens: those that the backbone reads, padding left out; positions: those it computes, padding included.  (A
-    picture that is not read as tokens among the text's is none.)"""
+    """Count tokens (which the backbone reads, without padding) and positions (which it computes, with padding).
+
+    An image that is not read as tokens among the text's counts nothing.
+    """
     masks = [chunk["attention_mask"] for chunk in features if "attention_mask" in chunk]
     return {"tokens": sum(int(mask.sum()) for mask in masks), "positions": sum(mask.numel() for mask in masks)}
 
 
 @dataclass
-class Shorter:
-    """``preprocess`` with a cut of its own for either role: rows are trained on shorter than they are read later."""
+class TruncatingPreprocess:
+    """Preprocess with limits of its own, so that rows are shorter in training than they are encoded later.
+
+    query_tokens, document_tokens: the longest query and document; None = the encoder's own limit
+    """
 
     preprocess: Callable[..., Features]
     query_tokens: int | None = None
@@ -83,20 +94,20 @@ class Shorter:
 class Collator:
     """Rows of (query id, document id) -> Batch; runs in a data worker and can be pickled.
 
-    collection: texts, images, and all known qrels (known answers come from there, not from the rows drawn)
+    collection: texts, images, and all qrels (positives come from there, not from the rows drawn)
     preprocess: (contents, "query" | "document") -> Features of one chunk; every row keeps its place
-    negatives: hard negatives per query, drawn among those the collection names; a query that has fewer gets those
-    length_groups: chunks that the documents of a kind are divided into by length; a chunk is one backbone forward
-    seed: of the drawing, which depends on (seed, query id, row position) alone: a resumed run draws the same
+    negatives: hard negatives per query, drawn from the collection's; a query that has fewer gets those
+    length_groups: number of chunks of documents of one kind, by length; a chunk is one backbone forward
+    seed: of the negatives drawn, which depend on (seed, query id, row position) alone: a resumed run draws the same
     chunk_rows: no chunk has more rows; None = no limit, and then the queries are one chunk
-    split: divides a preprocessed chunk further, its rows staying in order (by tokens, which only the model can count)
+    split: divides a preprocessed chunk further, in order (by tokens, which only the model can count)
 
     Queries keep the order of their first row.  Documents are unique by id, so a page that answers three queries is
-    encoded once: positives, then negatives, then sorted into chunks; ``positives`` and ``document_keys`` speak of
-    that final order.  A named negative that shows the text of a known answer is never drawn.
-    ``Batch.notes`` counts queries, documents, negatives, negatives_missing (asked, but the collection has no more),
-    negatives_copies (named, but a known answer has the same text), also_relevant (relevant pairs in the batch beyond
-    those drawn, by id: masked, or positives as well), tokens and positions (see ``lengths``).
+    encoded once: positives, then negatives, then sorted into chunks; ``positives`` and ``document_keys`` follow that
+    final order.  A hard negative that shows the text of a positive is never drawn.
+    ``Batch.notes`` counts queries, documents, negatives, negatives_missing (the collection has no more),
+    negatives_copies (not drawn: a positive has the same text), also_relevant (relevant pairs in the batch beyond those
+    drawn, by id: masked, or positives as well), tokens and positions (see ``lengths``).
     """
 
     collection: Collection
@@ -106,10 +117,10 @@ class Collator:
     seed: int = 0
     chunk_rows: int | None = None
     split: Split | None = None
-    identity: Identity = field(init=False, repr=False, compare=False)
+    keys: DocumentKeys = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.identity = Identity(self.collection)
+        self.keys = DocumentKeys(self.collection)
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """Raises DataError where a row names a query or document that is not there, or an image cannot be decoded."""
@@ -122,22 +133,20 @@ class Collator:
         parts = chunks([length(c) for c in contents], [kind(c) for c in contents], self.length_groups, self.chunk_rows)
         documents = [unique[row] for part in parts for row in part]
         positives, also = self._positives(rows, queries, documents)
-        keys = self.identity.keys(documents, [contents[row] for part in parts for row in part])
-        asked = self._features(
-            [[self._query(queries[q]) for q in part] for part in even([*range(len(queries))], 1, self.chunk_rows)],
-            "query",
-        )
-        answers = self._features([[contents[row] for row in part] for part in parts], "document")
+        keys = self.keys.of_documents(documents, [contents[row] for part in parts for row in part])
+        query_parts = even_parts([*range(len(queries))], 1, self.chunk_rows)
+        query_features = self._features([[self._query(queries[q]) for q in part] for part in query_parts], "query")
+        document_features = self._features([[contents[row] for row in part] for part in parts], "document")
         notes = {"queries": len(queries), "documents": len(documents), **notes, "also_relevant": also}
         return Batch(
-            queries=asked,
-            documents=answers,
+            queries=query_features,
+            documents=document_features,
             query_ids=torch.tensor([hash_id(q) for q in queries], dtype=torch.int64),
             document_keys=keys,
-            known=self.identity.known(queries),  # after the keys: a page that was just decoded is known by its pixels
+            known=self.keys.of_positives(queries),  # after the keys, so that decoded pages are known
             positives=positives,
             teacher=self._teacher(queries, documents),
-            notes=notes | lengths([*asked, *answers]),
+            notes=notes | lengths([*query_features, *document_features]),
             rows=list(rows),
         )
 
@@ -146,19 +155,19 @@ class Collator:
         return [piece for chunk in whole for piece in (self.split(chunk) if self.split else [chunk])]
 
     def _draw(self, rows: Sequence[Row]) -> tuple[list[str], dict[str, int]]:
-        """(ids of the negatives of these rows, counts for the notes)."""
+        """(ids of the negatives drawn for these rows, counts for the notes)."""
         drawn: list[str] = []
         missing = copies = 0
         corpus = self.collection.corpus
         for position, (query, _) in enumerate(rows if self.negatives else ()):
             relevant = self.collection.relevant(query)
             named = dict.fromkeys(self.collection.negatives.get(query, ()))
-            found = [d for d in named if d not in relevant and d in corpus]
-            # Texts only: of an image the drawing would depend on what this worker has decoded before.
-            answers = {self.identity.text(d) for d in relevant} - {0}
-            candidates = [d for d in found if self.identity.text(d) not in answers]
+            negatives = [d for d in named if d not in relevant and d in corpus]
+            # Texts only: with images the draw would depend on what this worker has decoded before.
+            positives = {self.keys.text_hash(d) for d in relevant} - {0}
+            candidates = [d for d in negatives if self.keys.text_hash(d) not in positives]
             count = min(self.negatives, len(candidates))
-            copies += len(found) - len(candidates)
+            copies += len(negatives) - len(candidates)
             missing += self.negatives - count
             drawn += Random(hash_id(f"{self.seed}\n{query}\n{position}")).sample(candidates, count)
         return drawn, {"negatives": len(drawn), "negatives_missing": missing, "negatives_copies": copies}
@@ -191,3 +200,6 @@ class Collator:
         if document not in self.collection.corpus:
             raise DataError(f"{self.collection.name}: there is no document {document!r}")
         return self.collection.corpus[document].content()
+
+
+Shorter = TruncatingPreprocess  # the name that training still imports

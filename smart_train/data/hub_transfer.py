@@ -1,4 +1,4 @@
-"""A data set to and from the Hub, in the layout of ViDoRe's retrieval sets: each part a configuration, images inside.
+"""Push a data set to the Hub and pull one, in the layout of ViDoRe's retrieval sets: each part is a configuration.
 
 configuration corpus     corpus-id, image, title, text, file, page, hash ...      one split, corpus
               queries    query-id, query ...                                      one split, queries
@@ -33,22 +33,24 @@ PARTS = ("corpus", "queries", "qrels", NEGATIVES, TEACHER)
 
 
 def push(path: str | Path, repo: str, private: bool = True) -> str:
-    """Uploads a local data set to a dataset repository in one commit and returns its address.
+    """Upload a local data set to a dataset repository in one commit, and return its address.
 
-    repo: owner/name, made if it is missing; what an older upload left there is deleted.  private: it must not be
-    public then.  Images are read while the files are written to a temporary folder, which takes as much disk as they
-    do.  Raises DataError: what cannot be read or decoded, or what the Hub answered.
+    repo: owner/name, made if it is missing; what an older upload left there is deleted
+    private: make it private, and refuse one that is public
+
+    Images are read while the files are written to a temporary folder, which takes as much disk as they do.
+    Raises DataError for what cannot be read or decoded, and for what the Hub refuses.
     """
     from huggingface_hub import HfApi
 
     api = HfApi()
-    with _explained(repo):
+    with _named_by_repository(repo):
         address = str(api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True))
         info = api.dataset_info(repo)
-    _fits(repo, info, private)
+    _check_repository(repo, info, private)
     with TemporaryDirectory() as folder:
         export(read_all(DataBlock(path=str(path))), Path(folder))
-        with _explained(repo):
+        with _named_by_repository(repo):
             api.upload_folder(
                 repo_id=repo,
                 repo_type="dataset",
@@ -61,18 +63,22 @@ def push(path: str | Path, repo: str, private: bool = True) -> str:
 
 
 def pull(repo: str, folder: str | Path, revision: str | None = None, subset: str | None = None) -> RetrievalDataset:
-    """Writes a retrieval set of the Hub, or rows, to a new folder as store.py does, each image as a file.
+    """Download a data set from the Hub into a new folder, as Parquet, each image as a file.
 
-    Raises DataError where the folder holds anything, and for what cannot be read."""
+    Raises DataError where the folder holds anything, and for what cannot be read.
+    """
     dataset = read_all(DataBlock(path=repo, revision=revision, subset=subset))
     store.write_dataset(dataset, Path(folder))
     return dataset
 
 
 def export(dataset: RetrievalDataset, folder: Path) -> None:
-    """Writes what ``push`` uploads: Parquet files by part, and a README that says which is which."""
+    """Write what ``push`` uploads: Parquet files by part, and a README that describes them."""
     _save(_corpus(dataset), folder / "corpus" / "corpus")
-    rows = ({"query-id": q, "query": text, **_more(dataset.query_columns, q)} for q, text in dataset.queries.items())
+    rows = (
+        {"query-id": q, "query": text, **_other_columns(dataset.query_columns, q)}
+        for q, text in dataset.queries.items()
+    )
     _save(rows, folder / "queries" / "queries")
     for split, qrels in dataset.splits.items():
         if not re.fullmatch(r"\w+(\.\w+)*", split):
@@ -90,18 +96,18 @@ def export(dataset: RetrievalDataset, folder: Path) -> None:
 
 
 def _corpus(dataset: RetrievalDataset) -> Iterator[dict[str, Any]]:
-    pictures = any(document.image is not None for document in dataset.corpus.values())
+    has_images = any(document.image is not None for document in dataset.corpus.values())
     for document in dataset.corpus.values():
         title, text = store.title_and_body(document)
         row: dict[str, Any] = {"corpus-id": document.id}
-        if pictures:
-            row["image"] = _picture(document.id, document.image)
+        if has_images:
+            row["image"] = _image_cell(document.id, document.image)
         row |= {"title": title or None, "text": None if document.text is None else text}
         row |= {"file": document.file, "page": document.page, "hash": document.hash}
-        yield row | _more(dataset.document_columns, document.id)
+        yield row | _other_columns(dataset.document_columns, document.id)
 
 
-def _picture(name: str, image: Any) -> dict[str, Any] | None:
+def _image_cell(name: str, image: Any) -> dict[str, Any] | None:
     if image is None:
         return None
     try:
@@ -113,7 +119,7 @@ def _picture(name: str, image: Any) -> dict[str, Any] | None:
     return {"bytes": raw, "path": None}
 
 
-def _more(columns: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
+def _other_columns(columns: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:
     return {name: values.get(key) for name, values in columns.items()}
 
 
@@ -175,7 +181,7 @@ def _schema(group: list[dict[str, Any]]) -> Any:
 
 
 def _card(folder: Path) -> str:
-    """What the Hub and `datasets` read first: which file is of which part, and the columns."""
+    """The dataset card, from which the Hub and `datasets` know the files of each part, and the columns."""
     from datasets import DatasetInfo, Features
     from datasets.info import DatasetInfosDict
     from huggingface_hub import DatasetCardData
@@ -198,8 +204,8 @@ def _card(folder: Path) -> str:
     return f"---\n{data.to_yaml()}\n---\n\n{about}\n"
 
 
-def _fits(repo: str, info: Any, private: bool) -> None:
-    """Raises DataError where the repository is no place for this data."""
+def _check_repository(repo: str, info: Any, private: bool) -> None:
+    """Raise DataError where the repository is public, or holds other data."""
     if private and not info.private:
         public = Setting("public", True, python="pass private=False")
         raise DataError(f"{repo} exists and everyone can read it; if you want that, ", public, ", or name another")
@@ -210,22 +216,22 @@ def _fits(repo: str, info: Any, private: bool) -> None:
 
 
 @contextmanager
-def _explained(repo: str) -> Iterator[None]:
-    """Turns what the Hub's client raises into a DataError of one sentence; other errors pass unchanged."""
+def _named_by_repository(repo: str) -> Iterator[None]:
+    """Turn what the Hub's client raises into a DataError of one sentence; other errors pass unchanged."""
     try:
         yield
     except Exception as error:
         status, kind = hub.status(error), hub.kind(error)
         if status is None and kind is None:
             raise
-        said = {
+        causes = {
             401: f"the Hub does not accept your token, or you have none (401); {hub.LOGIN}",
             403: f"your token may not write there (403); use one with write access, or a name of your own: {hub.LOGIN}",
             412: "someone else changed it meanwhile (412); look at it, then push again",
         }
-        told = said.get(status or 0) or f"the Hub answered with status {status}; push again later"
+        cause = causes.get(status or 0) or f"the Hub answered with status {status}; push again later"
         if kind == "name":
-            told = "this is not the form of a repository's name; write it as owner/name"
+            cause = "this is not the form of a repository's name; write it as owner/name"
         elif status is None:
-            told = "the connection to the Hub failed; push again when it is back"
-        raise DataError(f"{repo}: {told}") from None
+            cause = "the connection to the Hub failed; push again when it is back"
+        raise DataError(f"{repo}: {cause}") from None

@@ -1,4 +1,4 @@
-"""Queries that are nearly the same text: found exactly, without comparing every pair."""
+"""Find queries that are nearly the same text, exactly and without comparing every pair."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from collections.abc import Mapping
 from math import ceil
 from unicodedata import normalize
 
-SIZE = 4  # characters of a shingle: a changed letter costs 4 of them, a changed word of 6 letters 9
+SIZE = 4  # characters of a shingle: a changed letter changes 4 of them, a changed word of 6 letters 9
 WORD = re.compile(r"[^\W_]+")
 IDEOGRAPH = re.compile(r"([\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])")  # written without spaces: each is a word
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, whatever its case, width, punctuation and spacing; the text itself where it has none."""
+    """Return the words of a text without case, width, punctuation and spacing; the text itself where it has none.
+
+    >>> words("What IS a harbour?")
+    ['what', 'is', 'a', 'harbour']
+    """
     return WORD.findall(IDEOGRAPH.sub(r" \1 ", normalize("NFKC", text).casefold())) or [text.strip()]
 
 
 def shingles(text: str) -> set[str]:
-    """Runs of SIZE characters of a text that begins and ends with a space."""
+    """Return all runs of SIZE characters of a text, with a space added at both ends."""
     padded = f" {text} "
     return {padded[i : i + SIZE] for i in range(max(1, len(padded) - SIZE + 1))}
 
@@ -29,7 +33,7 @@ def numbers(found: list[str]) -> tuple[str, ...]:
 
 
 def near_duplicates(queries: Mapping[str, str], others: Mapping[str, str], least: float = 0.8) -> dict[str, str]:
-    """id of a query -> id of one of the others that is nearly the same text; queries without one are left out.
+    """Return id of a query -> id of one of the others that is nearly the same text; queries without one are left out.
 
     Two texts are nearly the same where they have the same words, in whatever order, case and punctuation, or where
     they have the same numbers and the Jaccard index of their shingles is at least ``least``: "revenue in 2019" and
@@ -53,7 +57,7 @@ def near_duplicates(queries: Mapping[str, str], others: Mapping[str, str], least
 
 
 class _Index:
-    """Texts by their rarest shingles, apart by their numbers, which must be the same anyway."""
+    """An index of texts by their numbers, which must be equal, and their rarest shingles."""
 
     def __init__(self, texts: Mapping[str, str], least: float) -> None:
         if not 0 < least <= 1:
@@ -77,7 +81,7 @@ class _Index:
         return sorted(held, key=lambda s: (self.count[s], s))[:most]
 
     def find(self, parts: list[str]) -> str | None:
-        """The id of the first text that is nearly the same."""
+        """Return the id of the first text that is nearly the same, or None."""
         exact = self.same.get(tuple(sorted(parts)))
         if exact is not None:
             return exact

@@ -1,4 +1,4 @@
-"""Which documents are trained on, chosen by, and reported on: whole files on one side."""
+"""Split a collection into train, dev and test, with whole files in one split, so that nothing leaks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from smart_train.data.collection import Collection, hash_id
 
 logger = logging.getLogger(__name__)
 
-OVERSHOOT = 1.25  # a file that would take a side beyond this multiple of what is wanted is passed over
-LARGEST_FILE = 0.5  # a file with more than this share of what is wanted is passed over: several files, not one
-LARGEST_TEST = 0.2  # at most this share of the documents is held out only to reach the number of documents to rank
+OVERSHOOT = 1.25  # a file that would take a split beyond this multiple of the wanted number is skipped
+LARGEST_FILE = 0.5  # a file with more than this share of the wanted number is skipped: several files, not one
+LARGEST_TEST = 0.2  # at most this share of all documents is held out only to reach the documents to rank
 
 
 @dataclass
 class _Group:
-    """Files that hang together because a query is answered in each of them; mostly one file."""
+    """Files that stay together because they answer the same query; mostly one file."""
 
     name: str
     documents: list[str] = field(default_factory=list)
@@ -34,7 +34,7 @@ def split(
     test_documents: int | None = None,
     dev_documents: int | None = None,
 ) -> tuple[Collection, Collection, Collection]:
-    """(train, dev, test): no file, no document and no query is on two sides.
+    """Split into (train, dev, test) so that no file, no document and no query is in two of them.
 
     A file is ``Document.file``, or the document itself where it has none; files that answer one and the same query
     stay together.  The order of files is a hash of the seed and their name, so a file that is added or removed moves
@@ -42,16 +42,16 @@ def split(
 
     dev, test: a share of the queries (below 1) or a number of queries.  Whole files are taken in hash order until
         the number is reached; a file that would overshoot it by more than a quarter, or that alone is more than
-        half of it, is passed over while there are others, so that one large package does not become the test.
-        With a number, exactly that many queries are kept: the other queries of the chosen files are in no side
+        half of it, is skipped while there are others, so that one large package does not become the test.
+        With a number, exactly that many queries are kept: the other queries of the chosen files are in no split
         (they are never trained on), while their documents stay as distractors.  With a share, all are kept.
     test_documents, dev_documents: the most documents to rank.  Relevant ones are always in, even beyond it.  Whole
         files are taken until this many are there, though no more than a fifth of all documents for that reason.
         None = all documents of the chosen files.
 
-    Documents that answer no query follow the queries that name them as a negative (where several sides do, train);
-    the others fill up test and dev, then are shared out in proportion.  Queries without a relevant document in the
-    corpus are on no side, negatives that lie on another side are taken out of the lists; both are counted and logged.
+    Documents that answer no query go to the split whose queries name them as a negative (train, where several do);
+    the others fill up test and dev, then are distributed in proportion.  Queries without a relevant document in the
+    corpus are in no split, and negatives that are in another split are removed from the lists; both are logged.
 
     Raises DataError where the wanted number cannot be held out without breaking up a file.
     """
@@ -66,53 +66,55 @@ def split(
     limit = {"test": test_documents, "dev": dev_documents}
     share = {"test": test, "dev": dev}
     left = sorted(groups, key=lambda g: (hash_id(f"{seed}\n{g.name}"), g.name))
-    sides: dict[str, list[_Group]] = {}
+    splits: dict[str, list[_Group]] = {}
     spare = sum(len(g.documents) for g in free)
-    for side in ("test", "dev"):
-        room = max(0, (limit[side] or 0) - spare)  # what documents without a query cannot fill
+    for target in ("test", "dev"):
+        room = max(0, (limit[target] or 0) - spare)  # what documents without a query cannot fill
         aim = min(room, int(LARGEST_TEST * len(collection.corpus)))
-        spare = max(0, spare - (limit[side] or 0))
-        sides[side] = _choose(left, wanted[side], aim, collection.name, side)
-        taken = {g.name for g in sides[side]}
+        spare = max(0, spare - (limit[target] or 0))
+        splits[target] = _choose(left, wanted[target], aim, collection.name, target)
+        taken = {g.name for g in splits[target]}
         left = [g for g in left if g.name not in taken]
-    sides["train"] = left
+    splits["train"] = left
 
-    queries = {side: [q for g in chosen for q in g.queries] for side, chosen in sides.items()}
-    documents = {side: [d for g in chosen for d in g.documents] for side, chosen in sides.items()}
-    for side in ("test", "dev"):
-        if isinstance(share[side], int) or share[side] >= 1:
-            queries[side] = sorted(queries[side], key=lambda q: (hash_id(f"{seed}\n{q}"), q))[: wanted[side]]
+    queries = {target: [q for g in chosen for q in g.queries] for target, chosen in splits.items()}
+    documents = {target: [d for g in chosen for d in g.documents] for target, chosen in splits.items()}
+    for target in ("test", "dev"):
+        if isinstance(share[target], int) or share[target] >= 1:
+            queries[target] = sorted(queries[target], key=lambda q: (hash_id(f"{seed}\n{q}"), q))[: wanted[target]]
     if not queries["train"]:
         raise DataError(f"{collection.name}: dev and test leave nothing to train on; lower data.dev or data.test")
     _place(collection, free, queries, documents, limit, seed)
-    for side in ("test", "dev"):
-        documents[side] = cap(collection, queries[side], documents[side], limit[side], seed)
-    return tuple(_side(collection, side, queries[side], documents[side]) for side in ("train", "dev", "test"))  # type: ignore[return-value]
+    for target in ("test", "dev"):
+        documents[target] = cap(collection, queries[target], documents[target], limit[target], seed)
+    parts = {name: _part(collection, name, queries[name], documents[name]) for name in splits}
+    return parts["train"], parts["dev"], parts["test"]
 
 
 def halves(collection: Collection, seed: int = 0) -> tuple[list[str], list[str], str]:
-    """The ids of the queries in two halves, and what is kept together: "file", or "document" where documents have no
-    file or one file would make a half nearly alone.  No two queries that share one are apart; the corpus is whole.
+    """Divide the queries into two halves; return their ids, and what is kept together: "file" or "document".
 
+    Queries that share a file stay together; where documents have no file, or one file would make a half nearly alone,
+    queries that share a document do.  Both halves search the whole corpus.
     Raises DataError where even documents that answer the same queries leave less than a quarter to one half.
     """
     loose = replace(collection, corpus={id: replace(d, file=None) for id, d in collection.corpus.items()})
     in_files = any(document.file is not None for document in collection.corpus.values())
-    for kept, part in (("file", collection), ("document", loose)) if in_files else (("document", loose),):
-        sides: tuple[list[str], list[str]] = ([], [])
-        for group in sorted(_groups(part)[0], key=lambda g: (-len(g.queries), hash_id(f"{seed}\n{g.name}"), g.name)):
-            min(sides, key=len).extend(group.queries)
-        if 4 * min(map(len, sides)) >= sum(map(len, sides)) > 0:
-            return sorted(sides[0]), sorted(sides[1]), kept
+    for kept, view in (("file", collection), ("document", loose)) if in_files else (("document", loose),):
+        parts: tuple[list[str], list[str]] = ([], [])
+        for group in sorted(_groups(view)[0], key=lambda g: (-len(g.queries), hash_id(f"{seed}\n{g.name}"), g.name)):
+            min(parts, key=len).extend(group.queries)
+        if 4 * min(map(len, parts)) >= sum(map(len, parts)) > 0:
+            return sorted(parts[0]), sorted(parts[1]), kept
     raise DataError(
         f"{collection.name}: its {len(collection.queries)} queries can't be divided: the same documents answer most of "
         "them, so that what is chosen by some would be reported on the same; give it a dev split of its own"
     )
 
 
-def _wanted(side: str, value: float | int, total: int) -> int:
+def _wanted(target: str, value: float | int, total: int) -> int:
     if isinstance(value, bool) or value < 0 or (value >= 1 and value != int(value)):
-        raise DataError(f"data.{side} is {value}; give a share of the queries (0.05) or a number of them (300)")
+        raise DataError(f"data.{target} is {value}; give a share of the queries (0.05) or a number of them (300)")
     return int(value) if value >= 1 or value == 0 else max(1, round(value * total))
 
 
@@ -146,11 +148,11 @@ def _groups(collection: Collection) -> tuple[list[_Group], list[_Group]]:
         groups[find(name)].queries.append(query)
     lost = len(collection.queries) - len(home)
     if lost:
-        logger.warning("%s: %d queries have no relevant document and are on no side", collection.name, lost)
+        logger.warning("%s: %d queries have no relevant document and are in no split", collection.name, lost)
     return [g for g in groups.values() if g.queries], [g for g in groups.values() if not g.queries]
 
 
-def _choose(groups: list[_Group], queries: int, aim: int, name: str, side: str) -> list[_Group]:
+def _choose(groups: list[_Group], queries: int, aim: int, name: str, target: str) -> list[_Group]:
     """Groups, in the given order, with about this many queries and, where that is more, ``aim`` documents."""
     if not queries:
         return []
@@ -176,9 +178,9 @@ def _choose(groups: list[_Group], queries: int, aim: int, name: str, side: str) 
     if have_queries == total or have_queries > max(OVERSHOOT * queries, total / 2):
         largest = max(groups, key=lambda g: len(g.queries))
         raise DataError(
-            f"{name}: {queries} queries cannot be held out for {side}: {len(largest.queries)} of {total} queries "
-            f"belong together ({largest.name}; whole files stay on one side, and files that answer the same query "
-            f"stay together). Lower data.{side}, set it to 0, or give the data a {side} split of its own"
+            f"{name}: {queries} queries cannot be held out for {target}: {len(largest.queries)} of {total} queries "
+            f"belong together ({largest.name}; whole files stay in one split, and files that answer the same query "
+            f"stay together). Lower data.{target}, set it to 0, or give the data a {target} split of its own"
         )
     return chosen
 
@@ -191,34 +193,34 @@ def _place(
     limit: dict[str, int | None],
     seed: int,
 ) -> None:
-    """Adds the documents that answer no query to the sides, in place."""
+    """Add the documents that answer no query to the splits, in place."""
     named: dict[str, str] = {}
-    for side in ("test", "dev", "train"):  # train last: it wins, since it is taught from its negatives
-        for query in queries[side]:
-            named.update((document, side) for document in collection.negatives.get(query, ()))
+    for target in ("test", "dev", "train"):  # train last: it wins, since it trains on its negatives
+        for query in queries[target]:
+            named.update((document, target) for document in collection.negatives.get(query, ()))
     rank = {"train": 2, "dev": 1, "test": 0}
     total = sum(map(len, queries.values()))
-    bounds = {side: len(queries[side]) / total for side in ("test", "dev")}
+    bounds = {target: len(queries[target]) / total for target in ("test", "dev")}
     for group in sorted(free, key=lambda g: (hash_id(f"{seed}\n{g.name}"), g.name)):
-        sides = [named[d] for d in group.documents if d in named]
-        if sides:
-            documents[max(sides, key=rank.__getitem__)] += group.documents
+        splits = [named[d] for d in group.documents if d in named]
+        if splits:
+            documents[max(splits, key=rank.__getitem__)] += group.documents
             continue
         short = [s for s in ("test", "dev") if queries[s] and len(documents[s]) < (limit[s] or 0)]
         drawn = (hash_id(f"{seed}\nside\n{group.name}") % 2**32) / 2**32
         if short:
-            side = short[0]
+            target = short[0]
         elif drawn < bounds["test"] and limit["test"] is None:
-            side = "test"
+            target = "test"
         elif bounds["test"] <= drawn < bounds["test"] + bounds["dev"] and limit["dev"] is None:
-            side = "dev"
+            target = "dev"
         else:
-            side = "train"
-        documents[side] += group.documents
+            target = "train"
+        documents[target] += group.documents
 
 
 def cap(collection: Collection, queries: Iterable[str], documents: list[str], most: int | None, seed: int) -> list[str]:
-    """At most this many of the documents: relevant ones (always), then named negatives, then the others by hash."""
+    """Return at most this many of the documents: positives (always), then hard negatives, then the others by hash."""
     if most is None or len(documents) <= most:
         return documents
     urgency: dict[str, int] = defaultdict(lambda: 2)
@@ -233,10 +235,10 @@ def cap(collection: Collection, queries: Iterable[str], documents: list[str], mo
     return kept[: max(most, relevant)]
 
 
-def _side(collection: Collection, side: str, queries: list[str], documents: list[str]) -> Collection:
+def _part(collection: Collection, target: str, queries: list[str], documents: list[str]) -> Collection:
     part = collection.select(queries, documents)
-    part.name = f"{collection.name}/{side}"
+    part.name = f"{collection.name}/{target}"
     lost = sum(len(collection.negatives.get(q, ())) for q in queries) - sum(map(len, part.negatives.values()))
     if lost:
-        logger.warning("%s: %d negatives lie on another side and are not used here", part.name, lost)
+        logger.warning("%s: %d negatives are in another split and are not used here", part.name, lost)
     return part

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, and the data set without it."""
+"""Validate a data set: find broken images, duplicates, dangling ids and leaks, and return the data without them."""
 
 from __future__ import annotations
 
@@ -10,31 +10,34 @@ from itertools import islice
 from smart_train.core.environment import cores
 from smart_train.core.errors import DataError
 from smart_train.data.collection import DEV_SPLITS, TEST_SPLITS, Document, HardNegatives, Qrels, RetrievalDataset
-from smart_train.data.identity import content_hash
+from smart_train.data.document_keys import content_hash
 from smart_train.data.near_duplicates import near_duplicates
 
-KINDS = {  # what can be found, in the order in which it is looked for: what is found later is true of what is left then
+KINDS = {  # in the order of the checks; each looks at what the ones before it have left
     "twice": "pairs are judged twice with different grades; the higher one stays",
-    "image": "images cannot be decoded; their documents go",
-    "empty-document": "documents are empty, and go",
+    "image": "images cannot be decoded; their documents are removed",
+    "empty-document": "documents are empty, and are removed",
     "duplicate": "documents show the same as another; the first stays and takes over their judgements",
-    "empty-query": "queries are empty, and go",
-    "query-id": "judged queries have no text; their judgements go",
-    "corpus-id": "judged documents are not in the corpus; their judgements go",
-    "negative-id": "negatives name a query or a document that is not there, and go",
-    "negative-relevant": "negatives are relevant to their query, and are negatives no more",
-    "teacher-id": "scores name a query or a document that is not there, and go",
-    "unanswered": "queries have no relevant document, and leave their split",
-    "leak-query": "queries are nearly the same as one that is ranked later, and leave their split",
-    "leak-page": "queries ask for a document that is ranked later, and leave their split",
-    "leak-file": "queries ask for a file of which a page is ranked later, and leave their split",
+    "empty-query": "queries are empty, and are removed",
+    "query-id": "judged queries have no text; their judgements are removed",
+    "corpus-id": "judged documents are not in the corpus; their judgements are removed",
+    "negative-id": "negatives name an unknown query or document, and are removed",
+    "negative-relevant": "negatives are relevant to their query, and are removed from its negatives",
+    "teacher-id": "teacher scores name an unknown query or document, and are removed",
+    "unanswered": "queries have no relevant document, and are removed from their split",
+    "leak-query": "queries are nearly the same as one of a held-out split, and are removed from theirs",
+    "leak-page": "queries have a positive that a held-out split has too, and are removed from theirs",
+    "leak-file": "queries have a positive from a file that a held-out split has too, and are removed from theirs",
 }
-Progress = Callable[[Iterable[Document], int], Iterable[Document]]  # documents and how many -> the same, shown
+Progress = Callable[[Iterable[Document], int], Iterable[Document]]  # (documents, how many) -> the same documents
 
 
 @dataclass(frozen=True)
 class Finding:
-    """kind: of KINDS; ids: of what was found, with what helps to find it; where: splits, of a leak"""
+    """One kind of problem.
+
+    kind: a key of KINDS; ids: what is affected, with file and page where known; where: the two splits of a leak
+    """
 
     kind: str
     ids: list[str]
@@ -43,42 +46,44 @@ class Finding:
 
 @dataclass
 class Report:
-    """findings, and the data without what they name; the data that was checked is unchanged."""
+    """The data that was checked, unchanged; the data without its problems; and the problems."""
 
-    whole: RetrievalDataset
+    dataset: RetrievalDataset
     clean: RetrievalDataset
     findings: list[Finding] = field(default_factory=list)
 
     def emptied(self) -> list[str]:
-        """Splits of which nothing would be left."""
-        return [split for split, qrels in self.whole.splits.items() if qrels and not self.clean.splits[split]]
+        """Return the splits of which nothing would be left."""
+        return [split for split, qrels in self.dataset.splits.items() if qrels and not self.clean.splits[split]]
 
     def drops(self) -> dict[str, tuple[int, int]]:
-        """What -> (how many would be dropped, of how many)."""
-        before, after = _sizes(self.whole), _sizes(self.clean)
+        """Return what would be dropped: name -> (how many, of how many)."""
+        before, after = _sizes(self.dataset), _sizes(self.clean)
         return {what: (count - after.get(what, 0), count) for what, count in before.items()}
 
 
-def check(
-    whole: RetrievalDataset,
+def validate(
+    dataset: RetrievalDataset,
     images: bool = True,
     jobs: int | None = None,
     similar: float = 0.8,
     ignore: Iterable[str] = (),
     progress: Progress = lambda documents, _: documents,
 ) -> Report:
-    """Everything in KINDS, and what is left without it; checking that again finds nothing.
+    """Find every kind of problem in KINDS, and what is left without them; checking that again finds nothing.
 
     images: False leaves images undecoded: broken ones and duplicates among them are not found
     jobs: threads that decode and hash; None = one a core.  So many images are in memory at once, and as many wait
-    similar: least similarity of two queries that are nearly the same (``similar.near_duplicates``)
-    ignore: kinds that are neither looked for nor dropped
+    similar: least similarity of two queries that are nearly the same (``near_duplicates.near_duplicates``)
+    ignore: kinds that are neither reported nor removed
+    progress: wraps the documents, to show a progress bar
+
     Of two splits that share something, test is kept before dev, and dev before any other; two others are not compared.
     """
     unknown = set(ignore) - set(KINDS)
     if unknown:
-        raise ValueError(f"{', '.join(sorted(unknown))}: no such kind of finding; there are {', '.join(KINDS)}")
-    run = _Check(whole, set(ignore))
+        raise ValueError(f"{', '.join(sorted(unknown))}: no such kind of problem; choose from {', '.join(KINDS)}")
+    run = _Validation(dataset, set(ignore))
     run.documents(images, jobs or cores(), progress)
     run.queries()
     run.judgements()
@@ -86,33 +91,33 @@ def check(
     run.teacher()
     run.unanswered()
     run.leaks(similar)
-    return Report(whole, run.clean, run.findings)
+    return Report(dataset, run.clean, run.findings)
 
 
-class _Check:
+class _Validation:
     """One pass over a copy of the data, in which each step drops what it finds."""
 
-    def __init__(self, whole: RetrievalDataset, ignore: set[str]) -> None:
-        self.whole, self.ignore = whole, ignore
+    def __init__(self, dataset: RetrievalDataset, ignore: set[str]) -> None:
+        self.dataset, self.ignore = dataset, ignore
         self.findings: list[Finding] = []
         self.gone: set[str] = set()  # documents that were dropped: what names them does not dangle
-        splits = {split: {q: dict(row) for q, row in qrels.items()} for split, qrels in whole.splits.items()}
+        splits = {split: {q: dict(row) for q, row in qrels.items()} for split, qrels in dataset.splits.items()}
         self.clean = replace(
-            whole,
-            corpus=dict(whole.corpus),
-            queries=dict(whole.queries),
+            dataset,
+            corpus=dict(dataset.corpus),
+            queries=dict(dataset.queries),
             splits=splits,
             negatives={},
             teacher={},
             conflicts=[],
         )
         self.same: dict[str, str] = {}  # document -> the one that shows the same and stays
-        self.tell("twice", whole.conflicts)
+        self.report("twice", dataset.conflicts)
 
-    def tell(self, kind: str, ids: Iterable[str], where: str = "") -> None:
-        told = list(dict.fromkeys(ids))
-        if told and kind not in self.ignore:
-            self.findings.append(Finding(kind, told, where))
+    def report(self, kind: str, ids: Iterable[str], where: str = "") -> None:
+        unique = list(dict.fromkeys(ids))
+        if unique and kind not in self.ignore:
+            self.findings.append(Finding(kind, unique, where))
 
     def documents(self, images: bool, jobs: int, progress: Progress) -> None:
         corpus = self.clean.corpus
@@ -126,9 +131,9 @@ class _Check:
                 broken[document.id] = found
             elif first.setdefault(found, document.id) != document.id:
                 self.same[document.id] = first[found]
-        self.tell("image", (f"{name(corpus[d])}: {why}" for d, why in broken.items()))
-        self.tell("empty-document", map(name, empty))
-        self.tell("duplicate", (f"{name(corpus[d])} = {name(corpus[one])}" for d, one in self.same.items()))
+        self.report("image", (f"{name(corpus[d])}: {why}" for d, why in broken.items()))
+        self.report("empty-document", map(name, empty))
+        self.report("duplicate", (f"{name(corpus[d])} = {name(corpus[one])}" for d, one in self.same.items()))
         self.same = {} if "duplicate" in self.ignore else self.same
         dropped = {"image": broken.keys(), "empty-document": blank, "duplicate": self.same.keys()}
         self.gone = {d for kind, ids in dropped.items() if kind not in self.ignore for d in ids}
@@ -137,7 +142,7 @@ class _Check:
 
     def queries(self) -> None:
         empty = [q for q, text in self.clean.queries.items() if not text.strip()]
-        self.tell("empty-query", empty)
+        self.report("empty-query", empty)
         for query in empty if "empty-query" not in self.ignore else ():
             del self.clean.queries[query]
 
@@ -146,74 +151,74 @@ class _Check:
         for qrels in self.clean.splits.values():
             for query, judged in list(qrels.items()):
                 if query not in self.clean.queries:
-                    queries |= {query} - self.whole.queries.keys()
-                    if query in self.whole.queries or "query-id" not in self.ignore:
+                    queries |= {query} - self.dataset.queries.keys()
+                    if query in self.dataset.queries or "query-id" not in self.ignore:
                         del qrels[query]
                     continue
                 kept: dict[str, int] = {}
                 for document, grade in judged.items():
                     stays = self.same.get(document, document)
-                    documents |= {stays} - self.whole.corpus.keys()
-                    if self._there(stays, "corpus-id"):
+                    documents |= {stays} - self.dataset.corpus.keys()
+                    if self._stays(stays, "corpus-id"):
                         kept[stays] = max(grade, kept.get(stays, grade))
                 qrels[query] = kept
-        self.tell("query-id", sorted(queries))
-        self.tell("corpus-id", sorted(documents))
+        self.report("query-id", sorted(queries))
+        self.report("corpus-id", sorted(documents))
 
-    def _there(self, document: str, kind: str) -> bool:
+    def _stays(self, document: str, kind: str) -> bool:
         """Whether what names this document stays."""
         return document in self.clean.corpus or (document not in self.gone and kind in self.ignore)
 
     def negatives(self) -> None:
         lost, relevant = list[str](), list[str]()
-        for query, mined in self.whole.negatives.items():
-            answers = {d for qrels in self.clean.splits.values() for d, g in qrels.get(query, {}).items() if g > 0}
-            if query not in self.whole.queries:
+        for query, mined in self.dataset.negatives.items():
+            positives = {d for qrels in self.clean.splits.values() for d, g in qrels.get(query, {}).items() if g > 0}
+            if query not in self.dataset.queries:
                 lost.append(query)
             if query not in self.clean.queries:
                 continue
-            lost += [f"{query} -> {d}" for d in mined.documents if d not in self.whole.corpus]
-            mined = _moved(mined, self.same).filter(lambda d: self._there(d, "negative-id"))
-            relevant += [f"{query} -> {d}" for d in mined.documents if d in answers]
+            lost += [f"{query} -> {d}" for d in mined.documents if d not in self.dataset.corpus]
+            mined = _moved(mined, self.same).filter(lambda d: self._stays(d, "negative-id"))
+            relevant += [f"{query} -> {d}" for d in mined.documents if d in positives]
             if "negative-relevant" not in self.ignore:
-                mined = mined.filter(lambda d, answers=answers: d not in answers)  # type: ignore[misc]
+                mined = mined.filter(lambda d, positives=positives: d not in positives)  # type: ignore[misc]
             self.clean.negatives[query] = mined
-        self.tell("negative-id", lost)
-        self.tell("negative-relevant", relevant)
+        self.report("negative-id", lost)
+        self.report("negative-relevant", relevant)
 
     def teacher(self) -> None:
         lost: list[str] = []
-        for query, scores in self.whole.teacher.items():
-            if query not in self.whole.queries:
+        for query, scores in self.dataset.teacher.items():
+            if query not in self.dataset.queries:
                 lost.append(query)
             if query in self.clean.queries:
-                lost += [f"{query} -> {d}" for d in scores if d not in self.whole.corpus]
+                lost += [f"{query} -> {d}" for d in scores if d not in self.dataset.corpus]
                 moved = {self.same.get(d, d): s for d, s in reversed(scores.items())}  # the first score of two stays
-                self.clean.teacher[query] = {d: s for d, s in moved.items() if self._there(d, "teacher-id")}
-        self.tell("teacher-id", lost)
+                self.clean.teacher[query] = {d: s for d, s in moved.items() if self._stays(d, "teacher-id")}
+        self.report("teacher-id", lost)
 
     def unanswered(self) -> None:
         for split, qrels in self.clean.splits.items():
             found = [q for q, judged in qrels.items() if not any(grade > 0 for grade in judged.values())]
-            self.tell("unanswered", found, split)
+            self.report("unanswered", found, split)
             if "unanswered" not in self.ignore:
-                self._leave(split, found)
+                self._remove(split, found)
 
     def leaks(self, similar: float) -> None:
         """Each split against those that are kept before it, which are clean by then."""
-        order = sorted(self.clean.splits, key=_rank)
+        order = sorted(self.clean.splits, key=_order)
         for place, split in enumerate(order):
             leaving: set[str] = set()
             for other in order[:place]:
-                if _rank(other) == _rank(split):
+                if _order(other) == _order(split):
                     continue
                 for kind, found in self._shared(self.clean.splits[split], self.clean.splits[other], similar).items():
-                    self.tell(kind, (told for told in found.values()), f"{split} and {other}")
+                    self.report(kind, found.values(), f"{split} and {other}")
                     leaving |= found.keys() if kind not in self.ignore else set()
-            self._leave(split, leaving)
+            self._remove(split, leaving)
 
     def _shared(self, qrels: Qrels, later: Qrels, similar: float) -> dict[str, dict[str, str]]:
-        """kind -> query -> what is told of it."""
+        """kind -> query -> what to report of it."""
         texts, corpus = self.clean.queries, self.clean.corpus
         mine, others = ({q: texts[q] for q in part if q in texts} for part in (qrels, later))
         near = {} if "leak-query" in self.ignore else near_duplicates(mine, others, similar)
@@ -222,17 +227,17 @@ class _Check:
         found: dict[str, dict[str, str]] = {"leak-query": {q: f"{q} ~ {other}" for q, other in near.items()}}
         found |= {"leak-page": {}, "leak-file": {}}
         for query, judged in qrels.items():
-            asked = [d for d, grade in judged.items() if grade > 0]
-            page = next((d for d in asked if d in pages), None)
-            file = next((corpus[d].file for d in asked if d in corpus and corpus[d].file in files), None)
+            positives = [d for d, grade in judged.items() if grade > 0]
+            page = next((d for d in positives if d in pages), None)
+            file = next((corpus[d].file for d in positives if d in corpus and corpus[d].file in files), None)
             if page is not None:
                 found["leak-page"][query] = f"{query} -> {name(corpus[page]) if page in corpus else page}"
             elif file is not None:
                 found["leak-file"][query] = f"{query} -> {file}"
         return found
 
-    def _leave(self, split: str, queries: Iterable[str]) -> None:
-        """Takes queries out of a split, and out of the data where no split is left that judges them."""
+    def _remove(self, split: str, queries: Iterable[str]) -> None:
+        """Remove queries from a split, and from the data where no split is left that judges them."""
         for query in queries:
             del self.clean.splits[split][query]
             if not any(query in qrels for qrels in self.clean.splits.values()):
@@ -241,12 +246,13 @@ class _Check:
 
 
 def name(document: Document) -> str:
-    """A document's id with its file and page, for a message."""
+    """Return a document's id with its file and page, for a message."""
     page = f", page {document.page}" if document.page is not None else ""
     return document.id if document.file is None else f"{document.id} ({document.file}{page})"
 
 
-def _rank(split: str) -> int:
+def _order(split: str) -> int:
+    """Test, then dev, then any other: of two splits that share something, the first keeps it."""
     return 0 if split in TEST_SPLITS else 1 if split in DEV_SPLITS else 2
 
 
@@ -276,10 +282,10 @@ def _hashes(documents: list[Document], jobs: int, progress: Progress) -> Iterato
             waiting += [(d, pool.submit(look, d)) for d in islice(shown, 1)]
 
 
-def _sizes(whole: RetrievalDataset) -> dict[str, int]:
-    sizes = {"documents": len(whole.corpus), "queries": len(whole.queries)}
-    sizes |= {f"{split} queries": len(qrels) for split, qrels in whole.splits.items()}
-    sizes["judgements"] = sum(len(judged) for qrels in whole.splits.values() for judged in qrels.values())
-    sizes["negatives"] = sum(len(mined.documents) for mined in whole.negatives.values())
-    sizes["scores"] = sum(map(len, whole.teacher.values()))
+def _sizes(dataset: RetrievalDataset) -> dict[str, int]:
+    sizes = {"documents": len(dataset.corpus), "queries": len(dataset.queries)}
+    sizes |= {f"{split} queries": len(qrels) for split, qrels in dataset.splits.items()}
+    sizes["judgements"] = sum(len(judged) for qrels in dataset.splits.values() for judged in qrels.values())
+    sizes["negatives"] = sum(len(mined.documents) for mined in dataset.negatives.values())
+    sizes["scores"] = sum(map(len, dataset.teacher.values()))
     return sizes

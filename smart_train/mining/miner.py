@@ -23,7 +23,7 @@ from smart_train.core.atomic_io import replacing
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import DataError, EvaluationError, ExtensionResultError
 from smart_train.data.collection import Collection, Document, HardNegatives
-from smart_train.data.identity import content_hash
+from smart_train.data.document_keys import content_hash
 from smart_train.evaluation.encode import encode, queries_in_corpus
 from smart_train.evaluation.metrics import Ranking
 from smart_train.evaluation.protocols import Encoder

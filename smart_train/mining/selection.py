@@ -17,7 +17,7 @@ from typing import Literal
 from smart_train.core.errors import DataError
 from smart_train.data import collection as records
 from smart_train.data.collection import hash_id
-from smart_train.data.identity import content_hash
+from smart_train.data.document_keys import content_hash
 
 MODES = ("pooled", "late", "hybrid")
 NEVER = ("answer", "itself", "duplicate", "window")

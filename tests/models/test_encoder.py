@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from smart_train.config.schema import LateBlock, ModelBlock
 from smart_train.core.embeddings import Embeddings
-from smart_train.data.collate import Shorter
+from smart_train.data.collate import TruncatingPreprocess
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.processors import images_without_torchvision
 
@@ -324,11 +324,13 @@ def test_the_token_width_is_what_the_head_gives(base_of):
 
 def test_rows_are_trained_on_shorter_than_they_are_read(base_of):
     encoder = SmartEncoder(base_of("bert"), device="cpu")
-    shorter = Shorter(encoder.preprocess, query_tokens=4, document_tokens=6)
+    shorter = TruncatingPreprocess(encoder.preprocess, query_tokens=4, document_tokens=6)
     lengths = [shorter([LONG], role)["input_ids"].shape[1] for role in ("query", "document")]
     assert lengths == [4, 6]
     shortest = SmartEncoder(base_of("bert"), model=ModelBlock(document_tokens=5), device="cpu")
-    assert Shorter(shortest.preprocess, 4, 6)([LONG], "document")["input_ids"].shape[1] == 5, "never longer than read"
+    assert TruncatingPreprocess(shortest.preprocess, 4, 6)([LONG], "document")["input_ids"].shape[1] == 5, (
+        "never longer than read"
+    )
     encoder(shorter([LONG, "a chart"], "document"))
     assert encoder.cut_rows == {"query": 0, "document": 1}, "what training cuts is counted too"
     assert torch.equal(

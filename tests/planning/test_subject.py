@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from smart_train.config.schema import AdapterBlock, DataBlock, LateBlock, ModelBlock, ObjectiveBlock, Recipe
-from smart_train.data.collate import Shorter
+from smart_train.data.collate import TruncatingPreprocess
 from smart_train.models.base_config import read_base
 from smart_train.models.encoder import SmartEncoder
 from smart_train.planning.estimates import Engine
@@ -28,7 +28,7 @@ def longest(found: Subject, role: str, content: Any) -> int:
     """Tokens of a long row as training preprocesses it."""
     model, data = found.recipe.model, found.recipe.data
     encoder = SmartEncoder(model.base, model=model, device="cpu")
-    preprocess = Shorter(encoder.preprocess, data.query_tokens, data.document_tokens)
+    preprocess = TruncatingPreprocess(encoder.preprocess, data.query_tokens, data.document_tokens)
     return int(preprocess([content], role)["input_ids"].shape[1])
 
 

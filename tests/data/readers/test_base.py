@@ -21,7 +21,7 @@ from smart_train.data.readers.base import READERS, DataProblem, Reader, find_rea
 from smart_train.data.readers.beir import BeirReader
 from smart_train.data.readers.page_annotations import PageAnnotationsReader
 from smart_train.data.readers.rows import RowsReader
-from smart_train.data.validate import check as validate
+from smart_train.data.validate import validate
 
 MODULE = '''
 from pathlib import Path

@@ -11,7 +11,7 @@ from PIL import Image
 from smart_train.core.embeddings import KEYS
 from smart_train.data.collate import Collator
 from smart_train.data.collection import Collection, Document, hash_id
-from smart_train.data.identity import Identity, content_hash
+from smart_train.data.document_keys import DocumentKeys, content_hash
 from smart_train.losses.false_negatives import relevance_mask, repeated_documents
 
 
@@ -71,7 +71,7 @@ def test_the_one_content_whose_hash_would_be_0_gets_another(monkeypatch):
         def digest(self):
             return bytes(8)
 
-    monkeypatch.setattr("smart_train.data.identity.blake2b", Zero)
+    monkeypatch.setattr("smart_train.data.document_keys.blake2b", Zero)
     assert content_hash("words") == 1
 
 
@@ -79,21 +79,21 @@ def test_keys_are_id_content_file_and_page(tmp_path):
     made = pages(tmp_path)
     ids = list(made.corpus)
     contents = [document.content() for document in made.corpus.values()]
-    keys = Identity(made).keys(ids, contents)
+    keys = DocumentKeys(made).of_documents(ids, contents)
     assert keys.dtype == torch.int64 and keys.shape == (4, len(KEYS))
     assert keys[:, 0].tolist() == [hash_id(name) for name in ids]
     assert keys[:, 1].tolist() == [content_hash(content) for content in contents]
     assert keys[:, 2].tolist() == [hash_id("one.pdf"), hash_id("two.pdf"), hash_id("one.pdf"), 0]
     assert keys[:, 3].tolist() == [3, 0, -1, -1]
-    assert Identity(made).keys([], []).shape == (0, 4)
+    assert DocumentKeys(made).of_documents([], []).shape == (0, 4)
 
 
 def test_known_answers_are_all_of_the_qrels_and_undecoded_pages_have_no_content(tmp_path, monkeypatch):
     made = pages(tmp_path)
     page = made.corpus["a"].content()
     monkeypatch.setattr(Document, "_decode", lambda self: pytest.fail("an image was decoded for its hash alone"))
-    identity = Identity(made)
-    known = identity.known(["q", "r"])
+    keys = DocumentKeys(made)
+    known = keys.of_positives(["q", "r"])
     assert known.lengths.tolist() == [2, 2] and known.grades.tolist() == [2, 1, 1, 3]
     assert known.grades.dtype == torch.float32 and known.keys.dtype == known.lengths.dtype == torch.int64
     assert known.keys.tolist() == [
@@ -102,26 +102,26 @@ def test_known_answers_are_all_of_the_qrels_and_undecoded_pages_have_no_content(
         [hash_id("t"), content_hash("a text"), 0, -1],
         [hash_id("c"), 0, hash_id("one.pdf"), -1],
     ]
-    identity.keys(["a"], [page])  # what a batch has decoded is known from then on
-    assert identity.known(["q"]).keys[0, 1] == content_hash(page)
-    assert identity.text("t") == content_hash("a text") and identity.text("a") == identity.text("gone") == 0
+    keys.of_documents(["a"], [page])  # what a batch has decoded is known from then on
+    assert keys.of_positives(["q"]).keys[0, 1] == content_hash(page)
+    assert keys.text_hash("t") == content_hash("a text") and keys.text_hash("a") == keys.text_hash("gone") == 0
 
 
 def test_no_more_keys_are_remembered_than_allowed_and_they_stay_right(tmp_path):
     made = pages(tmp_path)
-    identity = Identity(made, most=2)
+    keys = DocumentKeys(made, most=2)
     contents = {name: document.content() for name, document in made.corpus.items()}
     for name in ["a", "b", "a", "c", "t", "a", "b"]:
-        assert identity.keys([name], [contents[name]])[0, 1] == content_hash(contents[name])
-        assert len(identity._found) <= 2
+        assert keys.of_documents([name], [contents[name]])[0, 1] == content_hash(contents[name])
+        assert len(keys._keys) <= 2
 
 
 def test_a_page_is_hashed_once_while_it_is_remembered(tmp_path, monkeypatch):
     made = pages(tmp_path)
-    identity, contents = Identity(made), [made.corpus["a"].content()]
-    first = identity.keys(["a"], contents)
-    monkeypatch.setattr("smart_train.data.identity.content_hash", lambda content: pytest.fail("hashed again"))
-    assert torch.equal(identity.keys(["a"], contents), first)
+    keys, contents = DocumentKeys(made), [made.corpus["a"].content()]
+    first = keys.of_documents(["a"], contents)
+    monkeypatch.setattr("smart_train.data.document_keys.content_hash", lambda content: pytest.fail("hashed again"))
+    assert torch.equal(keys.of_documents(["a"], contents), first)
 
 
 def test_a_copy_of_an_answer_is_no_negative_in_the_batch_that_holds_both(tmp_path):

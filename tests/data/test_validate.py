@@ -15,7 +15,7 @@ from smart_train.data.collection import Document, HardNegatives, RetrievalDatase
 from smart_train.data.load import read_all
 from smart_train.data.readers.beir import read_beir
 from smart_train.data.store import write_dataset
-from smart_train.data.validate import KINDS, check
+from smart_train.data.validate import KINDS, validate
 
 PLACES = ["harbour", "bridge", "violin", "lantern", "garden", "copper", "mountain", "kitchen"]
 
@@ -46,7 +46,7 @@ def dropped(found) -> dict[str, int]:
 
 def test_nothing_is_found_where_nothing_is_wrong():
     data = whole()
-    found = check(data)
+    found = validate(data)
     assert found.findings == [] and found.clean == data and dropped(found) == {}
 
 
@@ -59,7 +59,7 @@ def test_ids_that_dangle_are_found_in_qrels_negatives_and_scores():
         "who": HardNegatives(("bridge1",)),
     }
     data.teacher["q0"]["away"] = 1.0
-    found = check(data)
+    found = validate(data)
     assert kinds(found) == {
         "query-id": ["nobody"],
         "corpus-id": ["gone"],
@@ -75,7 +75,7 @@ def test_empty_texts_go_and_take_what_only_they_answered_along():
     data = whole()
     data.corpus["bridge1"] = Document("bridge1", " \n", None, "bridge.pdf", 1)
     data.queries["q2"] = " "
-    found = check(data)
+    found = validate(data)
     assert kinds(found) == {
         "empty-document": ["bridge1 (bridge.pdf, page 1)"],
         "empty-query": ["q2"],
@@ -93,11 +93,11 @@ def test_broken_and_missing_images_are_named_with_why(tmp_path):
     (tmp_path / "text.png").write_text("not an image")
     for name in ("whole", "cut", "text", "nowhere"):
         data.corpus[name] = Document(name, None, str(tmp_path / f"{name}.png"), "scan.pdf", 3)
-    found = check(data, jobs=2)
+    found = validate(data, jobs=2)
     assert [told.partition(" ")[0] for told in kinds(found)["image"]] == ["cut", "text", "nowhere"]
     assert "cut (scan.pdf, page 3): " in kinds(found)["image"][0] and "truncated" in kinds(found)["image"][0]
     assert found.clean.corpus.keys() == whole().corpus.keys() | {"whole"}
-    assert check(data, images=False).findings == []
+    assert validate(data, images=False).findings == []
 
 
 def test_copies_are_found_by_what_they_show_and_the_first_takes_over_their_judgements(tmp_path):
@@ -111,7 +111,7 @@ def test_copies_are_found_by_what_they_show_and_the_first_takes_over_their_judge
     data.splits["train"]["q2"] = {"words": 1}
     data.negatives["q3"] = HardNegatives(("two", "words", "harbour1", "one"), (4.0, 3.0, 2.0, 1.0))
     data.teacher["q3"] = {"one": 1.0, "two": 5.0}
-    found = check(data)
+    found = validate(data)
     assert kinds(found) == {"duplicate": ["two = one", "words (other.pdf, page 7) = harbour1 (harbour.pdf, page 1)"]}
     assert found.clean.splits["train"]["q1"] == {"bridge1": 1, "one": 2}
     assert found.clean.splits["train"]["q2"] == {"harbour1": 1}
@@ -122,7 +122,7 @@ def test_copies_are_found_by_what_they_show_and_the_first_takes_over_their_judge
 def test_a_negative_that_answers_its_query_is_none():
     data = whole()
     data.negatives["q0"] = HardNegatives(("bridge1", "harbour1"), (0.5, 0.9))
-    found = check(data)
+    found = validate(data)
     assert kinds(found) == {"negative-relevant": ["q0 -> harbour1"]}
     assert found.clean.negatives["q0"] == HardNegatives(("bridge1",), (0.5,))
 
@@ -132,7 +132,7 @@ def test_what_is_ranked_later_is_not_trained_on_by_query_page_or_file():
     data.queries["q0"] = "Where is the mountain of this mountain?"  # as q6, of test
     data.splits["train"]["q1"]["garden1"] = 1  # the page of q4, of dev
     data.splits["train"]["q2"] = {"kitchen2": 1}  # the file of q7, of test
-    found = check(data)
+    found = validate(data)
     told = {(finding.kind, finding.where): finding.ids for finding in found.findings}
     assert told == {
         ("leak-query", "train and test"): ["q0 ~ q6"],
@@ -146,7 +146,7 @@ def test_what_is_ranked_later_is_not_trained_on_by_query_page_or_file():
 def test_a_query_of_two_splits_stays_in_the_one_that_is_ranked_last():
     data = whole()
     data.splits["train"]["q6"] = data.splits["dev"]["q6"] = {"mountain1": 1}
-    found = check(data)
+    found = validate(data)
     assert {(f.kind, f.where) for f in found.findings} == {
         (kind, where) for kind in ("leak-query", "leak-page") for where in ("train and test", "dev and test")
     }
@@ -156,14 +156,14 @@ def test_a_query_of_two_splits_stays_in_the_one_that_is_ranked_last():
 def test_splits_that_are_neither_dev_nor_test_are_not_compared():
     data = whole()
     data.splits = {"english": data.splits["train"], "german": dict(data.splits["train"])}
-    assert check(data).findings == []
+    assert validate(data).findings == []
 
 
 def test_a_page_without_a_relevant_judgement_answers_nothing_and_leaks_nothing():
     data = whole()
     data.splits["train"]["q0"]["mountain1"] = 0
     data.splits["train"]["q1"] = {"bridge1": 0}
-    found = check(data)
+    found = validate(data)
     assert kinds(found) == {"unanswered": ["q1"]}
 
 
@@ -171,10 +171,10 @@ def test_kinds_are_ignored_by_name_and_others_are_still_found():
     data = whole()
     data.splits["train"]["q2"] = {"kitchen2": 1}
     data.queries["q1"] = ""
-    found = check(data, ignore=["leak-file"])
+    found = validate(data, ignore=["leak-file"])
     assert kinds(found) == {"empty-query": ["q1"]} and "q2" in found.clean.splits["train"]
     with pytest.raises(ValueError, match="leaks: no such kind"):
-        check(data, ignore=["leaks"])
+        validate(data, ignore=["leaks"])
 
 
 def spoilt(seed: int, folder: Path) -> RetrievalDataset:
@@ -210,20 +210,22 @@ def spoilt(seed: int, folder: Path) -> RetrievalDataset:
 @pytest.mark.parametrize("seed", range(8))
 def test_what_is_left_is_clean_also_after_it_was_written_and_read(tmp_path, seed):
     data = spoilt(seed, tmp_path)
-    found = check(data, jobs=2)
-    assert len(kinds(found)) > 8 and check(found.clean).findings == []
+    found = validate(data, jobs=2)
+    assert len(kinds(found)) > 8 and validate(found.clean).findings == []
     found.clean.splits = {split: qrels for split, qrels in found.clean.splits.items() if qrels}
     write_dataset(found.clean, tmp_path / "out")
     again = read_all(DataBlock(path=str(tmp_path / "out")))
     assert (
-        check(again).findings == [] and again.splits == found.clean.splits and again.negatives == found.clean.negatives
+        validate(again).findings == []
+        and again.splits == found.clean.splits
+        and again.negatives == found.clean.negatives
     )
     for split in again.splits:
         read_beir(tmp_path / "out", split).check()
     for kind in KINDS:  # ignoring one kind is no mistake in another
-        left = kinds(check(data, ignore=[kind]))
+        left = kinds(validate(data, ignore=[kind]))
         assert kind not in left
-        assert not kinds(check(check(data, ignore=[kind]).clean, ignore=[kind]))
+        assert not kinds(validate(validate(data, ignore=[kind]).clean, ignore=[kind]))
 
 
 def test_images_are_decoded_a_few_at_a_time_and_counted_as_they_are(monkeypatch):
@@ -252,5 +254,5 @@ def test_images_are_decoded_a_few_at_a_time_and_counted_as_they_are(monkeypatch)
         return real(self)
 
     monkeypatch.setattr(Page, "load", load)
-    assert check(data, jobs=2, progress=progress).findings == []
+    assert validate(data, jobs=2, progress=progress).findings == []
     assert len(waiting) == 50 and most <= 6
