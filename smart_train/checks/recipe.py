@@ -23,7 +23,7 @@ from smart_train.checks.objective import (
     check_term_widths,
     check_trained,
 )
-from smart_train.checks.training import check_best, check_launch, check_trackers
+from smart_train.checks.training import check_best, check_callbacks, check_launch, check_trackers
 from smart_train.config.schema import Recipe
 from smart_train.config.training_arguments import check_training
 from smart_train.config.typed_values import Problem, RecipeError
@@ -81,6 +81,7 @@ ALONE: list[Callable[[Recipe], Problems]] = [
     check_evaluation,
     check_best,
     check_trackers,
+    check_callbacks,
 ]
 AGAINST_BASE: list[Callable[[Recipe, BaseConfig], Problems]] = [
     check_pooling,

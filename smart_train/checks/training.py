@@ -16,8 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from smart_train.checks.bounds import Problems, at_least
+from smart_train.checks.bounds import Problems, at_least, component
 from smart_train.config.schema import Recipe
+from smart_train.config.training_arguments import CALLBACKS
 from smart_train.config.typed_values import Problem
 from smart_train.core.environment import world
 
@@ -190,6 +191,21 @@ TRACKERS = {  # name in report_to -> (module, what is installed for it)
     "flyte": ("flytekit", "flytekit"),
 }
 KEY = "training.metric_for_best_model"
+
+
+def check_callbacks(recipe: Recipe) -> Problems:
+    """training.callbacks are importable, TrainerCallbacks, and accept their options."""
+    for chosen in recipe.training.get("callbacks") or []:
+        problems = list(component("training.callbacks", chosen, CALLBACKS))
+        yield from problems
+        if problems:
+            continue
+        from transformers import TrainerCallback
+
+        found = CALLBACKS.resolve(chosen.type)
+        if not (isinstance(found, type) and issubclass(found, TrainerCallback)):
+            what = f"names {chosen.type}, which is no transformers.TrainerCallback class"
+            yield Problem("training.callbacks", what, "derive it from transformers.TrainerCallback, or remove it")
 
 
 def check_trackers(recipe: Recipe) -> Problems:

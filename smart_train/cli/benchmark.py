@@ -75,9 +75,9 @@ def run(options: argparse.Namespace) -> int:
     if not base.vision:
         raise UsageError(f"--model: MMEB-V2 shows images, and {options.model} has no image side")
     if options.processes > 1 and world() == 1:
-        from smart_train.distributed.local_launch import several, without
+        from smart_train.distributed.local_launch import launch_local, remove_option
 
-        status = several(options.processes, without(options.arguments, "--processes"))
+        status = launch_local(options.processes, remove_option(options.arguments, "--processes"))
         if status:
             return status
     return _mmeb(options)  # after several processes: finds their results, and adds them up

@@ -59,9 +59,9 @@ WORDS = "keys of a recipe's data block, such as document=text image=page subset=
 
 def run(options: argparse.Namespace) -> int:
     if options.processes > 1 and world() == 1:
-        from smart_train.distributed.local_launch import several, without
+        from smart_train.distributed.local_launch import launch_local, remove_option
 
-        return several(options.processes, without(options.arguments, "--processes"))
+        return launch_local(options.processes, remove_option(options.arguments, "--processes"))
     with checks():
         if options.output is not None:
             check_output(Path(options.output))

@@ -35,8 +35,17 @@ from smart_train.cli import (
 from smart_train.cli.options import setting_namer
 from smart_train.core.environment import rank, world
 from smart_train.core.errors import Preempted, SmartTrainError
-from smart_train.distributed.failures import PATIENCE, end_by, is_echo, leave, record, summary, tell, watched
-from smart_train.distributed.signals import asked, leaving, stoppable
+from smart_train.distributed.failures import (
+    PATIENCE,
+    destroy_process_group,
+    end_process_after,
+    ending_with_other_machines,
+    is_caused_by_other_rank,
+    report_to_other_machines,
+    summary,
+    write_error_file,
+)
+from smart_train.distributed.signals import received, set_exit_status, stoppable
 
 COMMANDS = (train, new, evaluate, benchmark, probe, ingest, data, mine, heatmap, export, merge, publish, doctor)
 
@@ -57,19 +66,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.overrides = unknown + options.overrides
     options.arguments = words  # for a command that starts itself in several processes
     _log_to_terminal()
-    with stoppable() if training else nullcontext(), watched() if training else nullcontext():
+    with stoppable() if training else nullcontext(), ending_with_other_machines() if training else nullcontext():
         try:
             return int(options.run(options) or 0)
         except KeyboardInterrupt:
             return 130
         except Preempted as error:
-            leaving(error.status)
+            set_exit_status(error.status)
             if rank() == 0:
                 _print_error(str(error))
-            leave()
+            destroy_process_group()
             return error.status
         except Exception as error:
-            if is_echo(error):
+            if is_caused_by_other_rank(error):
                 _end_after_another_rank(error)
                 raise
             if isinstance(error, SmartTrainError):
@@ -101,39 +110,39 @@ class _PrintVersion(argparse.Action):
 
 def _report(error: SmartTrainError, message: str) -> int:
     """Print a foreseen error, once where all ranks have it, and return its exit status."""
-    leaving(error.status)
+    set_exit_status(error.status)
     # Every rank finds the same mistake in a recipe and rank 0 prints it; the launcher ends the others while they wait,
     # and would end rank 0 before its message if one of them left first.  A rank that is still there then prints it too.
     if (error.status == 2 or error.on_every_rank) and rank():
         time.sleep(PATIENCE)
     _print_error(message)
-    record(message)
+    write_error_file(message)
     if error.status != 2:
-        end_by(PATIENCE)
-        tell(f"rank {rank()} failed: {message}")
+        end_process_after(PATIENCE)
+        report_to_other_machines(f"rank {rank()} failed: {message}")
     return error.status
 
 
 def _end_after_another_rank(error: Exception) -> None:
     """Leave after a broken connection to another rank: that rank has the error to read, this one is only an echo."""
-    signalled = asked()
-    leaving(1)
+    signalled = received()
+    set_exit_status(1)
     first_line = str(error).splitlines()[0][:200]
     _print_error(f"stopped, because another rank ended ({first_line})")
     if not signalled:
-        tell(f"rank {rank()} lost a rank, which could say nothing itself: {first_line}")
+        report_to_other_machines(f"rank {rank()} lost a rank, which could report nothing itself: {first_line}")
         time.sleep(PATIENCE)  # the launcher ends this rank, and names the other
-        end_by(PATIENCE)
+        end_process_after(PATIENCE)
 
 
 def _end_after_bug(error: Exception) -> None:
     """Record an unforeseen error for the launcher's summary; its traceback is the message."""
-    leaving(1)
+    set_exit_status(1)
     if world() > 1:
         error.add_note(f"(rank {rank()} of {world()})")
-    record(summary(error))
-    end_by(PATIENCE)
-    tell(summary(error))
+    write_error_file(summary(error))
+    end_process_after(PATIENCE)
+    report_to_other_machines(summary(error))
 
 
 def _print_error(line: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -18,9 +17,8 @@ def run(options: argparse.Namespace) -> None:
     from smart_train.checks.recipe import check
     from smart_train.config.recipe import read
 
-    path = Path(options.file)
-    recipe = read(path, options.overrides)
+    recipe = read(options.file, options.overrides)
     check(recipe)
     from smart_train.training.run import run as train
 
-    train(recipe, path)
+    train(recipe)

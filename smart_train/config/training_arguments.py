@@ -1,4 +1,4 @@
-"""The block ``training``: transformers' TrainingArguments under their own names, and ``head_learning_rate``.
+"""The block ``training``: transformers' TrainingArguments under their own names, head_learning_rate and callbacks.
 
 Values are tried on a TrainingArguments that starts no process group, opens no DeepSpeed engine and makes no folder.
 What the engine or a device would refuse beyond that shows only when the run starts.
@@ -15,11 +15,16 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from smart_train.config.schema import Recipe
+from smart_train.config.schema import Component, Recipe
 from smart_train.config.typed_values import Problem
 from smart_train.core.environment import rank
+from smart_train.core.registry import Registry
 
-OWN = {"head_learning_rate": float | None}  # of the late head and the layer mix; null = learning_rate
+OWN = {
+    "head_learning_rate": float | None,  # of the late head and the layer mix; null = learning_rate
+    "callbacks": list[Component],  # transformers.TrainerCallback classes: package.module:Class, or with options
+}
+CALLBACKS = Registry("callback", "smart_train.callbacks", {})
 RESERVED = {
     "output_dir": "write output, at the recipe's top level",
     "remove_unused_columns": "leave it out: batches here have no columns to remove",
@@ -87,6 +92,11 @@ def check_training(recipe: Recipe) -> list[Problem]:
     given = recipe.training
     problems = _limits(given) + _steps(given) + _files(given) + _precision(given) + _trackers(given)
     return problems or _dry_run(given)
+
+
+def make_callbacks(training: dict[str, Any]) -> list[Any]:
+    """Return the callbacks of ``training.callbacks``."""
+    return [CALLBACKS.create(one.type, one.options) for one in training.get("callbacks") or []]
 
 
 def _limits(given: dict[str, Any]) -> list[Problem]:

@@ -65,9 +65,9 @@ class Registry:
                 return _imported(point.value, self.kind)
         if ":" in name:
             return _imported(name, self.kind)
-        near = get_close_matches(name, self.names(), 1, 0.5)
-        hint = f"write {near[0]}" if near else f"choose from {', '.join(self.names())}"
-        raise ExtensionError(f"there is no {self.kind} {name!r}", f"{hint}, or write package.module:Name")
+        near, known = get_close_matches(name, self.names(), 1, 0.5), ", ".join(self.names())
+        hint = f"write {near[0]}, or " if near else f"choose from {known}, or " if known else ""
+        raise ExtensionError(f"there is no {self.kind} {name!r}", f"{hint}write package.module:Name")
 
     def create(self, name: str, options: Mapping[str, Any], /, *arguments: Any, trusted: bool = True) -> Any:
         """Return ``resolve(name)(*arguments, **options)``.

@@ -1,4 +1,4 @@
-"""A command in several processes of this machine, each a rank of one launch."""
+"""Run a command as several processes of this machine, each a rank of one launch (``--processes N``)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 from smart_train.core.environment import cores
 
-GRACE = 10.0  # seconds that the others have to end by themselves after one failed
+GRACE = 10.0  # seconds in which the others should end by themselves after one failed
 POLL = 0.05
 
 
-def without(arguments: Sequence[str], flag: str) -> list[str]:
-    """The arguments less ``flag VALUE`` and ``flag=VALUE``."""
+def remove_option(arguments: Sequence[str], flag: str) -> list[str]:
+    """Return the arguments without ``flag VALUE`` and ``flag=VALUE``."""
     kept: list[str] = []
     skip = False
     for argument in arguments:
@@ -30,21 +30,22 @@ def without(arguments: Sequence[str], flag: str) -> list[str]:
     return kept
 
 
-def several(count: int, arguments: Sequence[str]) -> int:
-    """Runs ``smart-train ARGUMENTS`` as ``count`` ranks and returns the status of the first that failed, else 0.
+def launch_local(count: int, arguments: Sequence[str]) -> int:
+    """Run ``smart-train ARGUMENTS`` as ``count`` ranks; return the status of the first that failed, else 0.
 
     Each gets its share of this machine's cores, unless OMP_NUM_THREADS is set.  Ctrl-C and SIGTERM end all of them.
     """
-    shared = {
+    environment = {
+        **os.environ,
         "WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // count))),
     }
-    before = signal.signal(signal.SIGTERM, _ended)
+    before = signal.signal(signal.SIGTERM, _exit_on_signal)
     command = [sys.executable, "-m", "smart_train", *arguments]
     processes = [
-        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        subprocess.Popen(command, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(count)
     ]
     try:
@@ -57,7 +58,7 @@ def several(count: int, arguments: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def _ended(number: int, frame: object) -> None:
+def _exit_on_signal(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 

@@ -187,5 +187,13 @@ def launched_group() -> Iterator[ProcessGroup]:
         dist.destroy_process_group()
 
 
+def leave_process_group() -> None:
+    """Leave the process group, if there is one, after all ranks are here: without this one run in six aborts after it
+    has finished."""
+    if is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def is_initialized() -> bool:
     return dist.is_available() and dist.is_initialized()

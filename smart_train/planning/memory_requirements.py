@@ -10,7 +10,7 @@ from smart_train.planning import estimates
 from smart_train.planning.estimates import Engine, Rows, States
 from smart_train.planning.launch_files import Launch
 from smart_train.planning.memory_model import Subject
-from smart_train.training.trainer import KEPT
+from smart_train.training.trainer import KEEP_LAST_GRAPH
 
 CONTEXT = 1 << 30  # bytes of a GPU beside our tensors: CUDA's context, its libraries, NCCL's buffers; an assumption
 CLOSE = 0.9  # share of the memory from which "fits" is too much said: allocators leave gaps, activations are estimates
@@ -60,7 +60,7 @@ def need(subject: Subject, launch: Launch, gpus: int) -> Need:
     # while the loss is computed; while MaxSim goes backward; while the own rows' gradients are made of what it gave
     computed, maxsim = embeddings - parts["gradients"] - parts["sorting"] + logits, embeddings + left
     at_loss = max(computed, maxsim, 2 * parts["own"] + parts["gradients"])
-    if not subject.cached or (rows.pairs <= KEPT and engine.kind == "ddp"):
+    if not subject.cached or (rows.pairs <= KEEP_LAST_GRAPH and engine.kind == "ddp"):
         at_loss += kept  # the graph of what goes backward first
     backward = estimates.own_embeddings(rows) + kept + besides
     context = 0 if subject.on_cpu else CONTEXT

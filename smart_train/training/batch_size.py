@@ -1,4 +1,4 @@
-"""How large a batch is, in which pieces it runs, and whether the data can fill it: what a recipe's sizes come to."""
+"""Batch sizes: each rank's share of a batch, the chunks it runs in, and whether the data can fill it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 from smart_train.config.schema import ObjectiveBlock
 from smart_train.core.embeddings import Features
 from smart_train.core.environment import world
+from smart_train.core.errors import TrainingStopped
 from smart_train.data.collection import Document
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.microbatches import image_token, split
 from smart_train.training.arguments import SmartTrainingArguments
 
 
-def shared(training: dict[str, Any], objective: ObjectiveBlock) -> dict[str, Any]:
-    """The block ``training`` with each rank's share of objective.batch, which is of all ranks together.
+def with_batch_share(training: dict[str, Any], objective: ObjectiveBlock) -> dict[str, Any]:
+    """Return the block ``training`` with each rank's share of objective.batch, which counts the pairs of all ranks.
 
-    Before TrainingArguments are made of it, since DeepSpeed's "auto" sizes are settled there.  Raises ValueError where
-    the batch can't be shared.
+    Call it before TrainingArguments are made, which settle DeepSpeed's "auto" sizes.  Raises ValueError where the
+    processes cannot share the batch evenly.
     """
     if objective.batch is None:
         return training
@@ -33,18 +34,37 @@ def shared(training: dict[str, Any], objective: ObjectiveBlock) -> dict[str, Any
     return training | {"per_device_train_batch_size": share}
 
 
+def check_batch(args: SmartTrainingArguments, batch: int | None, cached: bool) -> None:
+    """Raise ValueError where the ranks draw another number of pairs than ``batch``, the recipe's.
+
+    Raises TrainingStopped for optimizers that move weights within a backward, before gradient caching is done.
+    """
+    drawn = args.train_batch_size * args.world_size
+    if batch is not None and batch != drawn:
+        raise ValueError(
+            f"objective.batch is {batch}, but {args.world_size} processes draw {drawn} pairs together "
+            f"({args.train_batch_size} each); set per_device_train_batch_size to its share"
+        )
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    if cached and ("lomo" in optimizer or "layerwise" in optimizer):
+        raise TrainingStopped(
+            f"optim {optimizer} moves the weights during a backward, and gradient caching needs several backwards of "
+            "the same weights; choose another optim, or remove objective.batch"
+        )
+
+
 def check_steps(args: SmartTrainingArguments, pairs: int) -> None:
-    """Raises ValueError where the training pairs do not fill one batch and short batches are dropped."""
+    """Raise ValueError where the training pairs do not fill one batch and short batches are dropped."""
     batch = args.train_batch_size * args.world_size
     if args.dataloader_drop_last and pairs < batch:
         raise ValueError(
             f"there are {pairs} training pairs, and a step takes {batch} (objective.batch, or "
-            f"per_device_train_batch_size x processes): not one step; write at most {pairs}"
+            f"per_device_train_batch_size x processes), so there is not one step; write at most {pairs}"
         )
 
 
 def check_pages(objective: ObjectiveBlock, documents: Iterable[Document], name: str) -> None:
-    """Raises ValueError where neighbouring pages are to be no negatives and no document is known to be a page."""
+    """Raise ValueError where neighbouring pages are to be no negatives and no document is known to be a page."""
     near = objective.neighbour_pages
     if near is not None and not any(d.file is not None and d.page is not None for d in documents):
         raise ValueError(
@@ -54,14 +74,14 @@ def check_pages(objective: ObjectiveBlock, documents: Iterable[Document], name: 
 
 
 def chunk_rows(objective: ObjectiveBlock) -> int | None:
-    """Rows of one forward: as written, else 32 with gradient caching (its memory is a chunk's), else no limit."""
+    """Return the rows of one forward: as written, else 32 with gradient caching, else None for no limit."""
     if objective.chunk_rows is None and objective.chunk_tokens is None and objective.batch is not None:
         return 32
     return objective.chunk_rows
 
 
 def splitter(encoder: SmartEncoder, objective: ObjectiveBlock) -> Callable[[Features], list[Features]] | None:
-    """Splits a preprocessed chunk by the recipe's token budget; picklable, for data workers."""
+    """Return a function that splits a preprocessed chunk by the recipe's token budget; None without one."""
     if objective.chunk_tokens is None:
         return None
     return partial(split, tokens=objective.chunk_tokens, image_token=image_token(encoder.backbone.config))

@@ -1,22 +1,72 @@
-"""How pairs come to the data workers: Trainer's loader around batches that are planned whole."""
+"""Load batches: rows to data workers, collated batches to the device, at once or chunk by chunk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 from transformers.trainer_utils import seed_worker
 
+from smart_train.core.embeddings import Batch, Features
 from smart_train.data.batch_sampler import Batches, Kin
-from smart_train.distributed.signals import outlast
+from smart_train.distributed.signals import outlast_first_signal
+
+Rows = list[tuple[str, str]]
 
 
-def planned(kin: Kin, args: TrainingArguments, size: int | None = None) -> Batches:
-    """The batches of a run by its arguments; size: pairs of one rank's batch, where it is not the arguments'."""
+@dataclass
+class BatchOnHost:
+    """Keeps accelerate from moving a Batch to the device: it moves whatever has a ``to``.  A step of a large batch
+    moves one chunk after another instead (the pixels of 1,024 pages are 18 GB)."""
+
+    batch: Batch
+
+
+def batch_of(inputs: dict[str, Any]) -> Batch:
+    """Return the batch in Trainer's inputs."""
+    batch: Batch | BatchOnHost = inputs["batch"]
+    return batch.batch if isinstance(batch, BatchOnHost) else batch
+
+
+@dataclass
+class TrainerInputs:
+    """Collates rows to a Batch inside a dict, as Trainer's inputs must be.  (A spawned data worker gets it pickled.)
+
+    on_host: the batch stays in main memory, and a step moves it chunk by chunk
+    """
+
+    collate: Callable[[Rows], Batch]
+    on_host: bool = False
+
+    def __call__(self, rows: Rows) -> dict[str, Any]:
+        batch = self.collate(rows)
+        return {"batch": BatchOnHost(batch) if self.on_host else batch}
+
+
+@dataclass
+class ChunksOnDevice(Sequence[Features]):
+    """Chunks of features, each moved to the device when it is indexed."""
+
+    chunks: list[Features]
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, number: Any) -> Any:
+        chunk = self.chunks[number]
+        return {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in chunk.items()}
+
+
+def plan_batches(kin: Kin, args: TrainingArguments, size: int | None = None) -> Batches:
+    """Return the batches of a run.  size: pairs of one rank's batch, where it differs from the arguments'."""
     return Batches(
         kin,
         (size or args.train_batch_size) * args.world_size,
@@ -26,10 +76,10 @@ def planned(kin: Kin, args: TrainingArguments, size: int | None = None) -> Batch
     )
 
 
-def _begin(worker: int, num_workers: int, rank: int) -> None:
-    """What a data worker does first: Trainer's seeds, and it outlasts a signal to the run."""
+def _start_worker(worker: int, num_workers: int, rank: int) -> None:
+    """Seed a data worker as Trainer does, and have it outlast a signal to the run."""
     seed_worker(worker, num_workers, rank)
-    outlast()
+    outlast_first_signal()
 
 
 def train_loader(
@@ -39,14 +89,14 @@ def train_loader(
     args: TrainingArguments,
     accelerator: Accelerator,
 ) -> DataLoader[Any]:
-    """This rank's share of the batches, collated in data workers; prepared by accelerate, as Trainer's own loader is.
+    """Return a loader of this rank's share of planned batches, prepared by accelerate as Trainer's own loader is.
 
-    Raises ValueError where accelerate is told to divide batches itself: it cuts tensors, and these are none.
+    Raises ValueError where accelerate is told to divide batches itself: it cuts tensors, and these are row numbers.
     """
     if accelerator.split_batches or accelerator.dispatch_batches:
         raise ValueError(
             "training.accelerator_config: split_batches and dispatch_batches cut a batch of tensors, and a batch here "
-            "is planned for all processes together; leave them out"
+            "is planned for all processes together; remove them"
         )
     loader: DataLoader[Any] = DataLoader(
         pairs,
@@ -58,7 +108,7 @@ def train_loader(
         multiprocessing_context=args.dataloader_multiprocessing_context,
         prefetch_factor=args.dataloader_prefetch_factor,
         in_order=args.dataloader_in_order,
-        worker_init_fn=partial(_begin, num_workers=args.dataloader_num_workers, rank=args.process_index),
+        worker_init_fn=partial(_start_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
     )
     prepared: DataLoader[Any] = accelerator.prepare(loader)
     shard: Any = prepared.batch_sampler

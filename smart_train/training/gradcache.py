@@ -1,4 +1,4 @@
-"""Gradient caching: the gradient of one loss over many rows, in the memory of a few of them, and exactly that.
+"""Gradient caching: compute the exact gradient of one loss over many rows in the memory of a few of them.
 
 Gao et al. 2021 (arXiv 2101.06983), for pooled vectors and ragged tokens together.  With f the forward, theta its
 weights and e_c = f(chunk c; theta) the embeddings of a chunk, the chain rule reads
@@ -26,14 +26,14 @@ from smart_train.losses.joint import Loss
 
 @dataclass
 class RandomState:
-    """Where the random generators of the CPU and of the chunk's device stand."""
+    """The state of the random generators of the CPU and of a chunk's devices."""
 
     cpu: Tensor
     devices: dict[torch.device, Tensor] = field(default_factory=dict)
 
     @classmethod
     def before(cls, chunk: Features) -> RandomState:
-        """The state now, on every device that the chunk lies on."""
+        """Return the state now, on every device that the chunk is on."""
         found = {value.device for value in chunk.values() if isinstance(value, Tensor)}
         return cls._now({device for device in found if device.type not in ("cpu", "meta")})
 
@@ -43,7 +43,7 @@ class RandomState:
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        """What is drawn inside is drawn again; afterwards the generators stand as if nothing had been."""
+        """Draw the same random numbers again within this block; afterwards the generators are as before it."""
         present = self._now(set(self.devices))
         self._set()
         try:
@@ -72,7 +72,7 @@ def cached_backward(
     around: Callable[[bool], AbstractContextManager[None]] = lambda last: nullcontext(),
     keep: bool = False,
 ) -> Loss:
-    """Accumulates the gradient of ``loss`` over all chunks and returns the loss, detached.
+    """Accumulate the gradient of ``loss`` over all chunks, and return the loss, detached.
 
     forward: embeds a chunk; called without a graph, then with one.  loss: of the rows of all chunks, in their order.
     backward(surrogate, last): a scalar's backward; a factor given to it (accumulation, a loss scale) is a factor of

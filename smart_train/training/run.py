@@ -1,9 +1,8 @@
-"""One recipe -> one run: data, base figures, training, a verified adapter, trained figures, a table and a picture;
-published, if the recipe says where.
+"""Run a recipe: load data, evaluate the base, train, save and verify the adapter, evaluate it, report, publish.
 
 A run's folder:
     recipe.yaml, versions.json   the resolved recipe; versions and data fingerprints
-    facts.json                   counts of the data, what it ran on
+    facts.json                   counts of the data, the machine it ran on
     log.jsonl                    every logged line
     checkpoints/                 what training.resume_from_checkpoint needs
     adapter/                     what is loaded and published: see models/saving.py
@@ -16,23 +15,27 @@ import gc
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import set_seed
 
 from smart_train.checks.mining import data_of
 from smart_train.checks.objective import needs_teacher
-from smart_train.config.recipe import plain
+from smart_train.checks.recipe import check
+from smart_train.config.recipe import plain, read
 from smart_train.config.recipe import save as save_recipe
 from smart_train.config.schema import LateBlock, Recipe
+from smart_train.config.training_arguments import make_callbacks
 from smart_train.core.environment import rank, world
 from smart_train.data.batch_sampler import Kin, kin
-from smart_train.data.collate import Collator, Pairs, Shorter
+from smart_train.data.collate import Pairs
 from smart_train.data.collection import Collection
 from smart_train.data.load import load
-from smart_train.distributed.process_group import ProcessGroup
+from smart_train.distributed.process_group import ProcessGroup, leave_process_group
 from smart_train.evaluation.baseline import hashes
 from smart_train.evaluation.calibration import calibrate
 from smart_train.evaluation.metrics import Interval
@@ -40,21 +43,26 @@ from smart_train.evaluation.report.charts import plot
 from smart_train.evaluation.report.metrics_json import differences, write_metrics
 from smart_train.evaluation.report.tables import table
 from smart_train.evaluation.retrieval import Evaluation, evaluate
+from smart_train.mining.extensions import MINERS, RERANKERS, load_callable
+from smart_train.mining.folder import round_miner
+from smart_train.mining.selection import MiningOptions
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.verification import verify
 from smart_train.publishing.publisher import check_access, publish
-from smart_train.training.run_dir import make_room, resumed_run, tell_other_data
-from smart_train.training.run_metadata import record, tell
-
-if TYPE_CHECKING:
-    from smart_train.training.arguments import SmartTrainingArguments
-    from smart_train.training.trainer import SmartTrainer
+from smart_train.training.arguments import SmartTrainingArguments, training_arguments
+from smart_train.training.batch_size import check_steps, with_batch_share
+from smart_train.training.dataloader import plan_batches
+from smart_train.training.engine import check_launched, check_quantised, is_sharded, prepare_deepspeed
+from smart_train.training.mining_rounds import MiningRounds
+from smart_train.training.run_dir import prepare_run_dir, resumed_run, warn_of_other_data
+from smart_train.training.run_metadata import log_counts, write_run_metadata
+from smart_train.training.trainer import SmartTrainer
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Sides:
+class Splits:
     """The data of a run."""
 
     train: Collection
@@ -62,99 +70,109 @@ class Sides:
     test: Collection
 
     def fingerprints(self) -> dict[str, str]:
-        return {name: getattr(self, name).fingerprint() for name in ("train", "dev", "test")}
+        return {name: split.fingerprint() for name, split in vars(self).items()}
 
 
-def run(recipe: Recipe, source: str | Path) -> dict[str, Any]:
-    """Runs a checked recipe and returns what metrics.json holds, on rank 0; {} on others.
+def train(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Check and run a recipe; return what metrics.json holds, on rank 0; {} on other ranks.
 
-    source: the recipe's file, for messages.  Every rank of a launch calls this, and each ranks its share of the
-    documents before, during and after the training; rank 0 alone writes.
-    Raises what its rooms raise, and Preempted where a signal ended the training; nothing that was written is lost.
+    recipe: a YAML file, or a Recipe; overrides: ``key=value`` words, as on the command line
+    Raises RecipeError with every mistake, before a model is loaded; and what ``run`` raises.
+
+    >>> train("recipes/quickstart.yaml", ["training.max_steps=10"])  # doctest: +SKIP
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else read(recipe, overrides)
+    check(recipe)
+    return run(recipe)
+
+
+def run(recipe: Recipe) -> dict[str, Any]:
+    """Run a checked recipe; return what metrics.json holds, on rank 0; {} on other ranks.
+
+    Every rank of a launch calls it, and ranks its share of the documents before, during and after training; rank 0
+    alone writes.  Raises Preempted where a signal ended the training; nothing that was written is lost.
     """
     if recipe.publish.repo:
-        check_access()  # a missing token is better learnt now than after the training
+        check_access()  # before training, so that a missing token does not stop the run at its end
     main = rank() == 0
     output = Path(recipe.output or f"runs/{recipe.name}")
     if main:
-        make_room(output, recipe)
-        _tell_threads()
-    sides = Sides(*load(data_of(recipe), teacher=needs_teacher(recipe)))
+        prepare_run_dir(output, recipe)
+        _log_idle_cores()
+    splits = Splits(*load(data_of(recipe), teacher=needs_teacher(recipe)))
     if main:
-        tell(vars(sides))
-        tell_other_data(resumed_run(recipe, output), sides.fingerprints())
-        save_recipe(recipe, output, sides.fingerprints())
-    args = join(recipe, output)
+        log_counts(vars(splits))
+        warn_of_other_data(resumed_run(recipe, output), splits.fingerprints())
+        save_recipe(recipe, output, splits.fingerprints())
+    args = make_arguments(recipe, output)
     rows: dict[str, Evaluation] = {}
     if recipe.evaluation.before:
-        rows["base"] = _figures(training_free(recipe, str(args.device)), sides, recipe, "base")
-    trainer = make_trainer(recipe, sides, output, args)
+        base = untrained_encoder(recipe, str(args.device))
+        rows["base"] = _evaluate_row("base", base, splits, recipe)
+    trainer = make_trainer(recipe, splits, output, args)
     if main:
-        record(output, recipe, vars(sides), trainer)
+        write_run_metadata(output, recipe, vars(splits), trainer)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    encoder = finish(trainer, sides, recipe, output)
+    encoder = save_and_reload(trainer, splits, recipe, output)
     if recipe.evaluation.after:
-        rows["trained"] = _figures(encoder, sides, recipe, "trained", into=output / "adapter" if main else None)
-    _leave()
+        save_to = output / "adapter" if main else None
+        rows["trained"] = _evaluate_row("trained", encoder, splits, recipe, save_to)
+    leave_process_group()
     if not main:
         return {}
-    metrics = _report(rows, output, recipe, sides.test)
+    metrics = _report(rows, output, recipe, splits.test)
     if recipe.publish.repo:
         publish(output, recipe.publish.repo, recipe.publish.private, recipe.publish.license)
     return metrics
 
 
-def join(recipe: Recipe, output: Path) -> SmartTrainingArguments:
-    """The training arguments; making them joins the processes, where there are several."""
-    from smart_train.training.arguments import training_arguments
-    from smart_train.training.batch_size import shared
-    from smart_train.training.checks import check_engine
-    from smart_train.training.engine import ready
+def _log_idle_cores() -> None:
+    """accelerate launch gives a process one thread where OMP_NUM_THREADS is not set: half a small machine idles."""
+    used, cores = torch.get_num_threads(), os.cpu_count() or 1
+    if not torch.cuda.is_available() and world() == 1 and used < cores:
+        logger.info("using %d of %d CPU cores; set OMP_NUM_THREADS=%d to use all of them", used, cores, cores)
 
-    ready(bool(recipe.training.get("deepspeed")))
-    args = training_arguments(shared(recipe.training, recipe.objective), output)
-    check_engine(args)
+
+def make_arguments(recipe: Recipe, output: Path) -> SmartTrainingArguments:
+    """Make the training arguments.  This joins the processes, where there are several."""
+    prepare_deepspeed(bool(recipe.training.get("deepspeed")))
+    args = training_arguments(with_batch_share(recipe.training, recipe.objective), output)
+    check_launched(args)
     return args
 
 
-def _tell_threads() -> None:
-    """accelerate launch gives a process one thread where OMP_NUM_THREADS is not set: half a small machine idle."""
-    used, cores = torch.get_num_threads(), os.cpu_count() or 1
-    if not torch.cuda.is_available() and world() == 1 and used < cores:
-        logger.info("using %d of %d CPU cores; OMP_NUM_THREADS=%d before the command uses them all", used, cores, cores)
+# -- the encoder before training, and its evaluation
 
 
-def training_free(recipe: Recipe, device: str | None = None) -> SmartEncoder:
-    """The untouched base: its hidden states as they are (a head that was never trained would only blur them)."""
+def untrained_encoder(recipe: Recipe, device: str | None = None) -> SmartEncoder:
+    """Return the base as it is.  It gets no head: one that was never trained would only blur the hidden states."""
     own = recipe.late
-    late = LateBlock(layer=_one_layer(own.layer), norm=own.norm, keep=own.keep, drop=own.drop)
-    late.hybrid = replace(recipe.late.hybrid)
+    layer = own.layer if isinstance(own.layer, int) else -1 if -1 in own.layer else own.layer[-1]
+    late = LateBlock(layer=layer, norm=own.norm, keep=own.keep, drop=own.drop, hybrid=replace(own.hybrid))
     return SmartEncoder(recipe.model.base, model=recipe.model, late=late, device=device)
 
 
-def _one_layer(layer: int | list[int]) -> int:
-    return layer if isinstance(layer, int) else -1 if -1 in layer else layer[-1]
-
-
-def _figures(encoder: SmartEncoder, sides: Sides, recipe: Recipe, row: str, into: Path | None = None) -> Evaluation:
-    """Calibrates the hybrid on the dev split, then measures on the test split; ``into``: the folder to keep it in."""
+def _evaluate_row(
+    row: str, encoder: SmartEncoder, splits: Splits, recipe: Recipe, save_to: Path | None = None
+) -> Evaluation:
+    """Calibrate the hybrid score on the dev split, then rank the test split.  save_to: the encoder's folder, which gets
+    the calibrated weight."""
     options = recipe.evaluation
-    if options.calibrate and sides.dev.queries:
-        encoder.late.hybrid, figures = calibrate(
-            encoder, sides.dev, batch_size=options.batch_size, group=ProcessGroup()
-        )
-        chosen = encoder.late.hybrid.late
-        logger.info("%s: late weight %g of %s on dev", row, chosen, {f["late"]: round(f["value"], 4) for f in figures})
-        given, key = recipe.late.hybrid.late, "late.hybrid.late"
-        if key in recipe.where.lines and given != chosen:
-            what = "of the recipe gives way to the calibrated"
-            logger.info("%s: %s %g %s %g; evaluation.calibrate: false keeps it", row, key, given, what, chosen)
-        if into is not None:
-            encoder.save_settings(into)
+    if options.calibrate and splits.dev.queries:
+        group = ProcessGroup()
+        encoder.late.hybrid, tried = calibrate(encoder, splits.dev, batch_size=options.batch_size, group=group)
+        weight, values = encoder.late.hybrid.late, {one["late"]: round(one["value"], 4) for one in tried}
+        logger.info("%s: the late weight of the hybrid score is %g, from nDCG on dev %s", row, weight, values)
+        written, key = recipe.late.hybrid.late, "late.hybrid.late"
+        if key in recipe.where.lines and written != weight:
+            what = "%s: the calibrated weight replaces %s: %g; evaluation.calibrate: false keeps it"
+            logger.info(what, row, key, written)
+        if save_to is not None:
+            encoder.save_settings(save_to)
     logger.info("%s: ranking the test split", row)
     return evaluate(
         encoder,
-        sides.test,
+        splits.test,
         k=options.k,
         batch_size=options.batch_size,
         bootstrap=options.bootstrap,
@@ -164,84 +182,74 @@ def _figures(encoder: SmartEncoder, sides: Sides, recipe: Recipe, row: str, into
     )
 
 
+# -- training
+
+
 def make_trainer(
-    recipe: Recipe, sides: Sides, output: Path, args: SmartTrainingArguments | None = None
+    recipe: Recipe, splits: Splits, output: Path, args: SmartTrainingArguments | None = None
 ) -> SmartTrainer:
-    """The encoder with its adapter, and the trainer around it; args: of ``join``."""
-    from transformers import set_seed
-
-    from smart_train.training.batch_size import check_pages, check_steps, chunk_rows, splitter
-    from smart_train.training.engine import check_quantised, is_sharded
-    from smart_train.training.trainer import SmartTrainer
-
-    args = args or join(recipe, output)
+    """Make the encoder with its adapter, and its trainer.  args: of ``make_arguments``."""
+    args = args or make_arguments(recipe, output)
     check_quantised(args, recipe.model.quantisation)
     set_seed(args.seed)  # LoRA and the head are drawn next, whatever was drawn before; the same on every rank
     late = replace(recipe.late, hybrid=replace(recipe.late.hybrid))
-    device = "cpu" if is_sharded(args) else str(args.device)  # an engine that cuts weights up moves its share itself
+    device = "cpu" if is_sharded(args) else str(args.device)  # an engine that shards weights moves its share itself
     encoder = SmartEncoder(recipe.model.base, model=recipe.model, late=late, adapter=recipe.adapter, device=device)
-    data = recipe.data
-    preprocess = Shorter(encoder.preprocess, data.query_tokens, data.document_tokens)
-    collate = Collator(
-        sides.train,
-        preprocess,
-        negatives=data.negatives,
-        length_groups=data.length_groups,
-        seed=args.seed,
-        chunk_rows=chunk_rows(recipe.objective),
-        split=splitter(encoder, recipe.objective),
-    )
-    during = recipe.evaluation.during and bool(sides.dev.queries) and args.eval_strategy != "no"
-    pairs = Pairs(sides.train)
-    check_steps(args, len(pairs))
-    alike = _kin(recipe, sides, pairs, args)
-    check_pages(recipe.objective, sides.train.corpus.values(), sides.train.name)
+    data, evaluation = recipe.data, recipe.evaluation
+    rank_dev = evaluation.during and bool(splits.dev.queries) and args.eval_strategy != "no"
     trainer = SmartTrainer(
         encoder,
         args,
+        splits.train,
+        splits.dev if rank_dev else None,
         recipe.objective,
-        pairs,
-        collate,
-        rank_dev=(lambda e: rank_dev(e, sides.dev, recipe, ProcessGroup(trainer.engine.sharded))) if during else None,
-        log=output / "log.jsonl",
-        kin=alike,
-        patience=recipe.evaluation.patience,
-        about=plain(recipe),
+        make_callbacks(recipe.training),
+        negatives=data.negatives,
+        query_tokens=data.query_tokens,
+        document_tokens=data.document_tokens,
+        length_groups=data.length_groups,
+        pair_groups=_pair_groups(recipe, splits.train, args),
+        eval_k=evaluation.k,
+        eval_batch_size=evaluation.batch_size,
+        patience=evaluation.patience,
+        run_dir=output,
+        tracker_config=plain(recipe),
     )
-    _remine(trainer, sides, recipe, output)
-    for line in trainer.engine.told():
+    if recipe.mining.rounds:
+        _add_mining_rounds(trainer, splits, recipe, output)
+    for line in trainer.engine.describe():
         logger.info("%s", line)
-    logger.info("training %(trainable)s of %(all)s parameters (lora %(lora)s, head %(head)s)", trainer.counts)
+    counts = trainer.parameter_counts
+    logger.info("training %(trainable)s of %(all)s parameters (LoRA %(lora)s, head %(head)s)", counts)
     return trainer
 
 
-def _kin(recipe: Recipe, sides: Sides, pairs: Pairs, args: SmartTrainingArguments) -> Kin:
-    """Which pairs may share a batch; tells what comes of it, and raises where not one batch does."""
-    from smart_train.training.dataloader import planned
-
-    data = recipe.data
-    found = kin(sides.train, pairs.rows, data.source, data.source_weights, data.source_temperature, data.length_window)
-    for line in planned(found, args).told():
+def _pair_groups(recipe: Recipe, collection: Collection, args: SmartTrainingArguments) -> Kin:
+    """Return which pairs may share a batch, and log what follows; raise where that leaves not one batch."""
+    data, pairs = recipe.data, Pairs(collection)
+    check_steps(args, len(pairs))
+    groups = kin(
+        collection,
+        pairs.rows,
+        data.source,
+        data.source_weights,
+        data.source_temperature,
+        data.length_window,
+    )
+    for line in plan_batches(groups, args).told():
         if args.process_index == 0:
             logger.info("batches: %s", line)
-    return found
+    return groups
 
 
-def _remine(trainer: SmartTrainer, sides: Sides, recipe: Recipe, output: Path) -> None:
-    """Has the training's hard negatives mined anew while it runs, where the recipe says so."""
+def _add_mining_rounds(trainer: SmartTrainer, splits: Splits, recipe: Recipe, output: Path) -> None:
+    """Mine hard negatives anew during training."""
     options = recipe.mining
-    if not options.rounds:
-        return
-    from smart_train.mining.extensions import MINERS, RERANKERS, load_callable
-    from smart_train.mining.folder import round_miner
-    from smart_train.mining.selection import MiningOptions
-    from smart_train.training.mining_rounds import Remine
-
     names = ("k", "mode", "max_relative", "margin", "skip_top", "window", "sampling")
     chosen = MiningOptions(**{name: getattr(options, name) for name in names}, range=(options.first, options.last))
     mine = round_miner(
-        sides.train,
-        [sides.dev, sides.test],
+        splits.train,
+        [splits.dev, splits.test],
         chosen,
         recipe.evaluation.batch_size,
         miner=None if options.miner is None else load_callable(MINERS, options.miner),
@@ -250,27 +258,21 @@ def _remine(trainer: SmartTrainer, sides: Sides, recipe: Recipe, output: Path) -
     folder = output / "negatives"
     earlier = (resumed_run(recipe, output) or output) / "negatives"
     if rank() == 0 and earlier.is_dir() and earlier.resolve() != folder.resolve():
-        shutil.copytree(earlier, folder, dirs_exist_ok=True)  # of the run that is gone on with, wherever it was moved
-    Remine(trainer, sides.train, mine, folder, rounds=options.rounds, start=options.start)  # it adds itself
+        shutil.copytree(earlier, folder, dirs_exist_ok=True)  # of the resumed run, wherever it was moved
+    MiningRounds(trainer, splits.train, mine, folder, rounds=options.rounds, start=options.start)  # adds itself
 
 
-def rank_dev(encoder: SmartEncoder, dev: Collection, recipe: Recipe, group: ProcessGroup) -> dict[str, float]:
-    """{"pooled/ndcg@10": ...} on the dev split, for the log and the best checkpoint."""
-    options = recipe.evaluation
-    found = evaluate(encoder, dev, k=options.k, batch_size=options.batch_size, bootstrap=1, group=group)
-    return {f"{mode}/{name}": value["value"] for mode, names in found.metrics.items() for name, value in names.items()}
-
-
-def finish(trainer: SmartTrainer, sides: Sides, recipe: Recipe, output: Path) -> SmartEncoder:
-    """Saves the adapter, reloads it in a fresh object and compares; returns the reloaded encoder, on every rank."""
+def save_and_reload(trainer: SmartTrainer, splits: Splits, recipe: Recipe, output: Path) -> SmartEncoder:
+    """Save the adapter, reload it in a fresh object and compare its vectors; return the reloaded encoder."""
     folder, main, encoder = output / "adapter", trainer.is_world_process_zero(), trainer.encoder
     trainer.save_model(str(folder))
     encoder.late.hybrid = replace(recipe.late.hybrid)
     if main or trainer.engine.sharded:
-        verify(encoder, folder, *_samples(sides), main=main, half=trainer.engine.half)
-    cut = {role: sum(found[role] for found in ProcessGroup().exchange(encoder.cut_rows)) for role in encoder.cut_rows}
+        verify(encoder, folder, *_reference_inputs(splits), main=main, half=trainer.engine.half)
+    every = ProcessGroup().exchange(encoder.cut_rows)
+    cut = {role: sum(rows[role] for rows in every) for role in encoder.cut_rows}
     if main and any(cut.values()):
-        logger.info("rows that reached their length limit and may have been cut: %s", cut)
+        logger.info("texts that reached their length limit and may have been cut: %s", cut)
     trainer.accelerator.wait_for_everyone()
     device, model = str(trainer.args.device), recipe.model
     trainer.release()
@@ -285,32 +287,28 @@ def finish(trainer: SmartTrainer, sides: Sides, recipe: Recipe, output: Path) ->
     )
 
 
-def _samples(sides: Sides, count: int = 8) -> tuple[list[Any], list[Any]]:
-    side = sides.dev if sides.dev.queries else sides.train
-    documents = list(side.corpus.values())[:count]
-    return list(side.queries.values())[:count], [document.content() for document in documents]
+def _reference_inputs(splits: Splits, count: int = 8) -> tuple[list[Any], list[Any]]:
+    """Return a few queries and documents, whose vectors must be equal after reloading."""
+    split = splits.dev if splits.dev.queries else splits.train
+    documents = list(split.corpus.values())[:count]
+    return list(split.queries.values())[:count], [document.content() for document in documents]
 
 
-def _leave() -> None:
-    """Leaves the process group; without it one run in six aborts after it has finished."""
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+# -- the end
 
 
 def _report(
-    rows: dict[str, Evaluation], output: Path, recipe: Recipe, tested: Collection
+    rows: dict[str, Evaluation], output: Path, recipe: Recipe, test: Collection
 ) -> dict[str, dict[str, dict[str, Interval]]]:
+    """Write metrics.json and curve.png, and log the table."""
     if rows:
-        found = differences(rows)
-        write_metrics(output / "metrics.json", rows, differences=found, data={"hashes": hashes(tested)})
-        logger.info("\n%s\n", table({row: one.metrics for row, one in rows.items()}, found))
-        logger.info("figures: %s", output / "metrics.json")
+        compared = differences(rows)
+        write_metrics(output / "metrics.json", rows, differences=compared, data={"hashes": hashes(test)})
+        logger.info("\n%s\n", table({row: one.metrics for row, one in rows.items()}, compared))
+        logger.info("metrics: %s", output / "metrics.json")
     log = output / "log.jsonl"
     if log.is_file():
         plot(log, output / "curve.png", title=recipe.name)
-        logger.info("picture: %s", output / "curve.png")
+        logger.info("chart: %s", output / "curve.png")
     logger.info("adapter: %s", output / "adapter")
     return {row: one.metrics for row, one in rows.items()}

@@ -1,4 +1,4 @@
-"""The folder a run writes to: an earlier run moved out of the way, or gone on with."""
+"""Prepare the folder that a run writes to: move an earlier run out of the way, or resume it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,17 @@ from smart_train.core.errors import NothingToResume
 logger = logging.getLogger(__name__)
 
 KEY = "training.resume_from_checkpoint"
-# Keys that change no weight: where a run writes, what it tells, how fast it reads.
-FREE: tuple[str, ...] = ("output", "name", "where", "publish", "evaluation.batch_size", "evaluation.bootstrap", KEY)
-FREE += tuple(
+# Keys that change no weight: where a run writes, what it logs, how fast it reads.
+NO_EFFECT: tuple[str, ...] = (
+    "output",
+    "name",
+    "where",
+    "publish",
+    "evaluation.batch_size",
+    "evaluation.bootstrap",
+    KEY,
+)
+NO_EFFECT += tuple(
     f"training.{name}"
     for name in (
         "disable_tqdm",
@@ -31,19 +39,19 @@ FREE += tuple(
         "logging_steps",
     )
 )
-FREE += tuple(f"training.dataloader_{name}" for name in ("num_workers", "prefetch_factor", "persistent_workers"))
+NO_EFFECT += tuple(f"training.dataloader_{name}" for name in ("num_workers", "prefetch_factor", "persistent_workers"))
 
 
-def make_room(output: Path, recipe: Recipe) -> None:
-    """Moves an earlier run out of the way (NAME.1, NAME.2 ...), so that nothing made is lost.
+def prepare_run_dir(output: Path, recipe: Recipe) -> None:
+    """Move an earlier run in OUTPUT to OUTPUT.1, OUTPUT.2 ..., so that nothing is overwritten.
 
-    One that is gone on with stays where it is.  Where the checkpoint lies in another run's folder, which may have been
-    moved, its log goes on in this one.  Raises NothingToResume.
+    A run that is resumed stays where it is.  Where the checkpoint is in another run's folder, which may have been
+    moved, a copy of its log is continued in OUTPUT.  Raises NothingToResume.
     """
     run = resumed_run(recipe, output)
     if run is not None:
-        _check_there(run, output, recipe)
-        _tell_changes(run, recipe)
+        _check_exists(run, output, recipe)
+        _warn_of_changes(run, recipe)
     if run is None or run.resolve() != output.resolve():
         _move_aside(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -52,22 +60,24 @@ def make_room(output: Path, recipe: Recipe) -> None:
 
 
 def resumed_run(recipe: Recipe, output: Path) -> Path | None:
-    """The folder of the run that is gone on with; None where a run starts anew."""
+    """Return the folder of the run that is resumed; None where a run starts anew."""
     wanted = recipe.training.get("resume_from_checkpoint")
     if not wanted:
         return None
     return output if str(wanted).lower() == "true" else Path(wanted).resolve().parent.parent
 
 
-def _check_there(run: Path, output: Path, recipe: Recipe) -> None:
+def _check_exists(run: Path, output: Path, recipe: Recipe) -> None:
     wanted = recipe.training["resume_from_checkpoint"]
     if run == output and not (output / "checkpoints").is_dir():
         raise NothingToResume(
-            f"{KEY} is {wanted}, but {output} has no checkpoints (output: {output}); correct output, or the name it "
-            "comes from, or leave the key out to start anew"
+            f"{KEY} is {wanted}, but there is no run to resume in {output}: it has no checkpoints; correct output (or "
+            f"name, which it comes from), or remove {KEY} to start a new run"
         )
     if run != output and not Path(wanted).is_dir():
-        raise NothingToResume(f"{KEY}: there is no folder {wanted}; name a checkpoint, or write true for the newest")
+        raise NothingToResume(
+            f"{KEY}: there is no folder {wanted}; name a checkpoint, or write true for the newest one"
+        )
 
 
 def _move_aside(output: Path) -> None:
@@ -79,41 +89,43 @@ def _move_aside(output: Path) -> None:
     output.rename(moved)
     begun = [folder.name for folder in (moved / "checkpoints").glob("checkpoint-*")]
     unfinished = begun and not (moved / "adapter" / "verified.json").is_file()
-    hint = f"; it was not finished: {KEY}={moved}/checkpoints/{_newest(begun)}" if unfinished else ""
-    logger.info("%s holds an earlier run: moved to %s%s", output, moved, hint)
+    hint = f"; it was not finished, resume it with {KEY}={moved}/checkpoints/{_newest(begun)}" if unfinished else ""
+    logger.info("moved an earlier run from %s to %s%s", output, moved, hint)
 
 
 def _newest(names: list[str]) -> str:
     return max(names, key=lambda name: int("".join(filter(str.isdigit, name)) or 0))
 
 
-def _tell_changes(run: Path, recipe: Recipe) -> None:
-    """Each key that the run was begun with otherwise: it goes on as another run than it was."""
+def _warn_of_changes(run: Path, recipe: Recipe) -> None:
+    """Warn of each key whose value differs from the one that the run was started with."""
     for key, was, now in changes(run / "recipe.yaml", recipe):
         logger.warning(
-            "%s is %s, and the run was begun with %s: what follows is not what that run would be", key, now, was
+            "%s is %s, but the run was started with %s: the result will differ from that run's", key, now, was
         )
 
 
-def tell_other_data(run: Path | None, fingerprints: dict[str, str]) -> None:
-    """The same keys may read other rows by now.  fingerprints: split -> fingerprint of its data."""
+def warn_of_other_data(run: Path | None, fingerprints: dict[str, str]) -> None:
+    """Warn where the data have changed since the run was started.  fingerprints: split -> fingerprint of its data."""
     file = run / "versions.json" if run is not None else None
     if file is None or not file.is_file():
         return
     before = json.loads(file.read_text(encoding="utf8")).get("data") or {}
     other = [name for name, found in fingerprints.items() if before.get(name, found) != found]
     if other:
-        logger.warning("the data of %s are not those that the run was begun with: %s", ", ".join(other), run)
+        logger.warning("the data of %s have changed since the run in %s was started", ", ".join(other), run)
 
 
 def changes(stored: Path, recipe: Recipe) -> list[tuple[str, Any, Any]]:
-    """(key, what the stored recipe has, what this one has) of every key that differs and may change a result."""
+    """Return (key, value of the stored recipe, value of this one) of every key that differs and may change a result."""
     if not stored.is_file():
         return []
     ours = yaml.safe_load(yaml.safe_dump(plain(recipe)))
-    before, now = (_flat(side) for side in (yaml.safe_load(stored.read_text(encoding="utf8")), ours))
-    free = [key for key in before.keys() | now.keys() if any(key == one or key.startswith(f"{one}.") for one in FREE)]
-    keys = [key for key in {**before, **now} if key not in free]
+    before, now = (_flat(values) for values in (yaml.safe_load(stored.read_text(encoding="utf8")), ours))
+    ignored = [
+        key for key in before.keys() | now.keys() if any(key == one or key.startswith(f"{one}.") for one in NO_EFFECT)
+    ]
+    keys = [key for key in {**before, **now} if key not in ignored]
     return [(key, before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)]
 
 

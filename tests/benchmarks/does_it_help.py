@@ -24,7 +24,7 @@ from smart_train.config.recipe import read
 from smart_train.evaluation.calibration import calibrate_encoded
 from smart_train.evaluation.encode import encode
 from smart_train.evaluation.retrieval import evaluate_encoded
-from smart_train.training.run import Sides, load, make_trainer, training_free
+from smart_train.training.run import Splits, load, make_trainer, untrained_encoder
 
 POOLED = ["objective.late.weight=0"]
 LATE = ["objective.pooled.weight=0"]
@@ -63,7 +63,7 @@ ARMS: dict[str, list[str]] = {
 }
 
 
-def figures(encoder: Any, sides: Sides) -> dict[str, Any]:
+def figures(encoder: Any, sides: Splits) -> dict[str, Any]:
     """Dev and test nDCG@10 by mode, the weight that dev chose, and every test query's value."""
     encoder.eval()
     dev, test = (encode(encoder, side, batch_size=32) for side in (sides.dev, sides.test))
@@ -82,7 +82,7 @@ def figures(encoder: Any, sides: Sides) -> dict[str, Any]:
 def train(arm: str, seed: int, common: list[str], recipe_file: str, output: Path) -> dict[str, Any]:
     overrides = [*common, *ARMS[arm], f"training.seed={seed}", f"training.data_seed={seed}", f"output={output}"]
     recipe = read(recipe_file, overrides)
-    sides = Sides(*load(recipe.data))
+    sides = Splits(*load(recipe.data))
     trainer = make_trainer(recipe, sides, output)
     started = time.monotonic()
     trainer.train()
@@ -154,7 +154,7 @@ def main() -> None:
                 continue
             if arm == "base":
                 recipe = read(args.recipe, common)
-                found = {"arm": arm, "seed": seed, **figures(training_free(recipe), Sides(*load(recipe.data)))}
+                found = {"arm": arm, "seed": seed, **figures(untrained_encoder(recipe), Splits(*load(recipe.data)))}
             else:
                 found = train(arm, seed, common, args.recipe, args.json.with_suffix("") / f"{arm}-{seed}")
             results.append(found)

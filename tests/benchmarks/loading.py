@@ -59,13 +59,12 @@ def loader(made: Any, preprocess: Any, batch: int, workers: int, out: Path) -> A
     from smart_train.data.batch_sampler import kin
     from smart_train.data.collate import Collator, Pairs
     from smart_train.training.arguments import training_arguments
-    from smart_train.training.dataloader import planned, train_loader
-    from smart_train.training.inputs import Inputs
+    from smart_train.training.dataloader import TrainerInputs, plan_batches, train_loader
 
     block = {"per_device_train_batch_size": batch, "dataloader_num_workers": workers, "use_cpu": True}
     args, pairs = training_arguments(block, out), Pairs(made)
-    collate = Inputs(Collator(made, preprocess), hold=True)
-    return train_loader(pairs, planned(kin(made, pairs.rows), args), collate, args, Accelerator(cpu=True))
+    collate = TrainerInputs(Collator(made, preprocess), on_host=True)
+    return train_loader(pairs, plan_batches(kin(made, pairs.rows), args), collate, args, Accelerator(cpu=True))
 
 
 def waits(batches: Any, step: float, steps: int) -> dict[str, float]:

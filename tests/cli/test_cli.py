@@ -111,7 +111,7 @@ def test_an_error_that_is_foreseen_has_no_traceback_and_another_one_keeps_it(run
     from smart_train.core.errors import DataError
 
     def fail(error):
-        def run(recipe, source):
+        def run(recipe):
             raise error
 
         return run

@@ -18,7 +18,7 @@ from smart_train.cli.main import main
 from smart_train.config.recipe import read
 from smart_train.config.schema import LateBlock
 from smart_train.models.encoder import SmartEncoder
-from smart_train.training.checks import check_trainable
+from smart_train.training.callbacks.first_step import check_trainable
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"

@@ -16,7 +16,7 @@ from smart_train.data.batch_sampler import Batches, kin
 from smart_train.data.collate import Pairs
 from smart_train.data.collection import Collection, Document
 from smart_train.training.arguments import training_arguments
-from smart_train.training.dataloader import planned, train_loader
+from smart_train.training.dataloader import plan_batches, train_loader
 
 OPTIONS = {"max_steps": 7, "save_strategy": "steps", "save_steps": 1, "save_total_limit": None, "disable_tqdm": True}
 
@@ -38,7 +38,7 @@ def loaded(out: str, drop: bool) -> list[list[list[tuple[str, str]]]]:
     options = {"per_device_train_batch_size": 3, "dataloader_drop_last": drop, "use_cpu": True}
     args = training_arguments(options, Path(out))
     pairs = Pairs(asked())
-    batches = planned(kin(asked(), pairs.rows), args)
+    batches = plan_batches(kin(asked(), pairs.rows), args)
     loader = train_loader(pairs, batches, rows_of, args, Accelerator(cpu=True))
     assert type(loader).__name__ == "DataLoaderShard" and len(loader) * 2 == len(batches)
     found = []
@@ -53,14 +53,14 @@ def trained(folder: str, out: str) -> dict[str, Any]:
     found = {}
     for name, start in (("whole", None), ("resumed 2", 2), ("resumed 5", 5)):
         trainer = trainer_of(folder, f"{out}/{name}", {"kind": "lora", "r": 4}, cached=False, **OPTIONS)
-        trainer.kin = kin(trainer.data_collator.collate.collection, trainer.train_dataset.rows)
+        trainer.pair_groups = kin(trainer.data_collator.collate.collection, trainer.train_dataset.rows)
         seen, collate = [], trainer.data_collator
         trainer.data_collator = lambda rows, seen=seen, collate=collate: seen.append(rows) or collate(rows)
         trainer.args.per_device_train_batch_size = trainer._train_batch_size = 2
         trainer.train(resume_from_checkpoint=f"{out}/whole/checkpoints/checkpoint-{start}" if start else None)
         found[name] = seen
         dist.barrier()
-    found["epoch"] = len(planned(trainer.kin, trainer.args)) // 2
+    found["epoch"] = len(plan_batches(trainer.pair_groups, trainer.args)) // 2
     return found
 
 

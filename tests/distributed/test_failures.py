@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from smart_train.distributed.failures import end_by, is_echo, record, summary
+from smart_train.distributed.failures import end_process_after, is_caused_by_other_rank, summary, write_error_file
 
 ROOT = Path(__file__).parents[2]
 ECHOES = [
@@ -36,15 +36,15 @@ OWN = [
 @pytest.mark.parametrize("error", ECHOES, ids=lambda e: str(e)[:30])
 def test_a_connection_that_broke_is_another_ranks_end(error, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert is_echo(error)
+    assert is_caused_by_other_rank(error)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert not is_echo(error), "alone there is no other rank"
+    assert not is_caused_by_other_rank(error), "alone there is no other rank"
 
 
 @pytest.mark.parametrize("error", OWN, ids=lambda e: type(e).__name__)
 def test_any_other_error_is_a_ranks_own(error, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert not is_echo(error)
+    assert not is_caused_by_other_rank(error)
 
 
 def test_the_launchers_file_has_the_first_word(monkeypatch, tmp_path):
@@ -56,8 +56,8 @@ def test_the_launchers_file_has_the_first_word(monkeypatch, tmp_path):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
     told = summary(ValueError("a page that is not there"))
-    record(told)
-    record("what followed from it")
+    write_error_file(told)
+    write_error_file("what followed from it")
     assert told == "rank 1 of 4: ValueError: a page that is not there (its traceback is above)"
     failure = ProcessFailure(local_rank=1, pid=1, exitcode=1, error_file=str(file))
     assert failure.message["message"] == told and abs(failure.timestamp - time.time()) < 60
@@ -67,14 +67,14 @@ def test_the_launchers_file_has_the_first_word(monkeypatch, tmp_path):
 def test_without_a_launcher_nothing_is_written(monkeypatch, tmp_path):
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
     monkeypatch.chdir(tmp_path)
-    record("told")
+    write_error_file("told")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_rank_that_does_not_end_by_itself_is_ended():
     """One that waits for a collective which nobody joins any more; alone, a process is left in peace."""
-    code = "import time; from smart_train.distributed.failures import end_by; end_by(0.2); time.sleep(1.5); raise SystemExit(7)"  # noqa: E501
+    code = "import time; from smart_train.distributed.failures import end_process_after; end_process_after(0.2); time.sleep(1.5); raise SystemExit(7)"  # noqa: E501
     for ranks, status in (("2", 1), ("1", 7)):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": ranks}
         assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60).returncode == status
-    assert end_by(60) is None
+    assert end_process_after(60) is None

@@ -26,7 +26,7 @@ from smart_train.data.collection import Collection
 from smart_train.distributed import signals
 from smart_train.distributed.signals import stoppable
 from smart_train.training.arguments import training_arguments
-from smart_train.training.dataloader import planned
+from smart_train.training.dataloader import plan_batches
 from smart_train.training.trainer import SmartTrainer
 
 OPTIONS: dict[str, Any] = {
@@ -51,7 +51,16 @@ def trainer_of(
     collate = Collator(data, encoder.preprocess, length_groups=2, chunk_rows=2)
     objective = replace(JOINT, skip_nonfinite=skip)
     log = Path(out) / "log.jsonl"
-    return SmartTrainer(encoder, args, objective, pairs, collate, log=log, cached=cached, kin=kin(data, pairs.rows))
+    return SmartTrainer(
+        encoder,
+        args,
+        pairs,
+        loss=objective,
+        data_collator=collate,
+        run_dir=log.parent,
+        gradient_caching=cached,
+        pair_groups=kin(data, pairs.rows),
+    )
 
 
 class Kept(TrainerCallback):
@@ -125,7 +134,7 @@ class Signalled(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         if dist.get_rank() == 1 and state.global_step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-            while not signals.asked():
+            while not signals.received():
                 time.sleep(0.01)
 
 
@@ -170,12 +179,17 @@ def edges(folder: str, out: str) -> dict[str, Any]:
         options = {"dataloader_drop_last": drop, "num_train_epochs": 1, "max_steps": -1}
         try:
             trainer = trainer_of(folder, f"{out}/{name}", data, **options)
-            trainer.kin = kin(data, Pairs(data).rows, source)
+            trainer.pair_groups = kin(data, Pairs(data).rows, source)
             made, collate = [], trainer.data_collator
             trainer.data_collator = lambda rows, made=made, collate=collate: made.append(list(rows)) or collate(rows)
             trainer.train()
             fine = all(bool(p.isfinite().all()) for p in trainer.encoder.parameters())
-            found[name] = (trainer.state.global_step, made, fine, planned(trainer.kin, trainer.args).told())
+            found[name] = (
+                trainer.state.global_step,
+                made,
+                fine,
+                plan_batches(trainer.pair_groups, trainer.args).told(),
+            )
         except ValueError as error:
             found[name] = str(error)
         dist.barrier()

@@ -22,7 +22,7 @@ def trained(base: str, out: str, engine: str) -> dict[str, Any]:
     often = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "max_steps": 2}
     with equality.fsdp_on_cpu(engine == "FSDP2"):
         trainer = equality.trainer_of(base, Path(out), engine, cached=False, bf16=True, **often)
-        trainer.rank_dev = lambda encoder: {"pooled/ndcg@10": float(len(encoder.encode_documents(["a b c"]).pooled))}
+        trainer.evaluator = lambda encoder: {"pooled/ndcg@10": float(len(encoder.encode_documents(["a b c"]).pooled))}
         types, loss = set(), trainer.step.loss
         trainer.step.loss = lambda both, batch: types.add(str(both.pooled.dtype)) or loss(both, batch)
         trainer.train()

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from equality import fsdp_on_cpu
 from ranks import run_ranks
-from resumed import HEAD, differences, left, log_of, trainer_of
+from resumed import HEAD, differences, left, log_of, root, trainer_of
 
 from smart_train.core.errors import CheckpointError
 from smart_train.training import checkpoint as files
@@ -64,7 +64,7 @@ def resumed_on_ranks(base: str, out: Path, options: dict[str, Any], step: int) -
         shutil.copytree(out / "whole", out / "resumed")
     meet()
     trainer = trainer_of(Path(base), out / "resumed", **options)
-    trainer.train(resume_from_checkpoint=str(trainer.root / f"checkpoint-{step}"))
+    trainer.train(resume_from_checkpoint=str(root(trainer) / f"checkpoint-{step}"))
     meet()
     last = f"checkpoints/checkpoint-{options['max_steps']}"
     trained = {name for name, p in trainer.encoder.named_parameters() if p.requires_grad}
@@ -74,7 +74,7 @@ def resumed_on_ranks(base: str, out: Path, options: dict[str, Any], step: int) -
         "lines": differences(*lines),
         "steps": [line["step"] for line in lines[0]],
         "frozen": frozen_of(out / "whole" / last, trained),
-        "facts": files.facts_of(out / "whole" / last),
+        "facts": files.read_manifest(out / "whole" / last),
     }
 
 
@@ -99,15 +99,15 @@ def best_on_ranks(base: str, out: Path, options: dict[str, Any]) -> tuple[list[s
         return {"pooled/ndcg@10": value, "hybrid/ndcg@10": value}
 
     chosen = {"metric_for_best_model": "pooled/ndcg@10", "load_best_model_at_end": True, "eval_strategy": "steps"}
-    options = {**options, **chosen, "eval_steps": 1, "max_steps": 3, "save_total_limit": 1, "rank_dev": figures}
+    options = {**options, **chosen, "eval_steps": 1, "max_steps": 3, "save_total_limit": 1, "evaluator": figures}
     trainer = trainer_of(Path(base), out, **options)
     trainer.train()
     trainer.save_model(str(out / "final"))
     meet()
-    best = trainer.root / "checkpoint-2"
+    best = root(trainer) / "checkpoint-2"
     names = ("adapter_model.safetensors", "late_head.safetensors")
     other = [name for name in names if (out / "final" / name).read_bytes() != (best / name).read_bytes()]
-    return other, files.steps(trainer.root)
+    return other, files.list_steps(root(trainer))
 
 
 def failed_on_ranks(base: str, out: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +121,10 @@ def failed_on_ranks(base: str, out: Path, options: dict[str, Any]) -> dict[str, 
         except CheckpointError as error:
             found[what] = str(error)
         meet()
-        found[f"{what}, steps"] = files.steps(trainer.root), [path.name for path in trainer.root.glob("*.part")]
+        found[f"{what}, steps"] = (
+            files.list_steps(root(trainer)),
+            [path.name for path in root(trainer).glob("*.part")],
+        )
         meet()
     return found
 
@@ -160,8 +163,8 @@ def refused_on_ranks(base: str, out: Path, options: dict[str, Any]) -> dict[str,
     """What is said of a checkpoint that lacks a rank's file, and of one that three processes wrote."""
     found = {}
     folder = out / "resumed" / "checkpoints" / "checkpoint-7"
-    facts = files.facts_of(folder)
-    for what, file in (("processes", folder / files.FACTS), ("rng", folder / "rng_state_1.pth")):
+    facts = files.read_manifest(folder)
+    for what, file in (("processes", folder / files.MANIFEST), ("rng", folder / "rng_state_1.pth")):
         if meet():
             if what == "rng":
                 file.unlink()

@@ -87,7 +87,9 @@ def trainer_of(
     rank = int(os.environ["RANK"])  # one rank has twice as many chunks as the other
     collate = Collator(data, encoder.preprocess, length_groups=2 - rank, chunk_rows=1 + 2 * rank)
     log = Path(out) / "log.jsonl"
-    return SmartTrainer(encoder, args, objective, Pairs(data), collate, log=log, cached=cached)
+    return SmartTrainer(
+        encoder, args, Pairs(data), loss=objective, data_collator=collate, run_dir=log.parent, gradient_caching=cached
+    )
 
 
 def batch_of(encoder: SmartEncoder, numbers: list[int], images: bool = False) -> Batch:

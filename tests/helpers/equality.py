@@ -22,7 +22,7 @@ from smart_train.data.collection import Collection, Document
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.verification import verify
 from smart_train.training.arguments import training_arguments
-from smart_train.training.engine import ready, whole
+from smart_train.training.engine import full_state_dict, prepare_deepspeed
 from smart_train.training.trainer import SmartTrainer
 
 STEPS = 5
@@ -99,7 +99,7 @@ def trainer_of(folder: str, out: Path, engine: str, adapter: AdapterBlock = LORA
     """A run of STEPS steps over the collection; BATCH pairs a step, whatever the number of ranks."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     stage = int(engine[-1]) if engine.startswith("DeepSpeed") else None
-    ready(stage is not None)
+    prepare_deepspeed(stage is not None)
     block = {
         **steps.TRAINING,
         "max_steps": STEPS,
@@ -124,12 +124,12 @@ def trainer_of(folder: str, out: Path, engine: str, adapter: AdapterBlock = LORA
     return SmartTrainer(
         encoder,
         args,
-        steps.JOINT,
         pairs,
-        collate,
-        log=out / "log.jsonl",
-        cached=options.get("cached"),
-        kin=kin(data, pairs.rows),
+        loss=steps.JOINT,
+        data_collator=collate,
+        run_dir=out,
+        gradient_caching=options.get("cached"),
+        pair_groups=kin(data, pairs.rows),
     )
 
 
@@ -149,7 +149,7 @@ def run(folder: str, out: str, engine: str, variants: dict[str, dict[str, Any]])
             if dist.is_initialized():
                 dist.barrier()
             report = verify(trainer.encoder, place / "adapter", ["a query"], [tiny_data.passage(3)], main=main)
-            with whole(trainer.encoder, keep=True) as state:
+            with full_state_dict(trainer.encoder, keep=True) as state:
                 weights = dict(state)
             found[name] = {
                 "engine": trainer.engine.name,

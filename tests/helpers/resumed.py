@@ -16,7 +16,7 @@ from smart_train.data.collate import Collator, Pairs
 from smart_train.data.collection import Collection
 from smart_train.models.encoder import SmartEncoder
 from smart_train.training.arguments import training_arguments
-from smart_train.training.engine import ready
+from smart_train.training.engine import prepare_deepspeed
 from smart_train.training.trainer import SmartTrainer
 
 HEAD = {"layer": [2, -1], "head": "layernorm_linear", "dim": 12}
@@ -44,14 +44,14 @@ def trainer_of(
     window: int | None = None,
     cached: bool | None = None,
     chunk_rows: int | None = None,
-    rank_dev: Any = None,
+    evaluator: Any = None,
     patience: int | None = None,
     collection: Collection | None = None,
     callbacks: list[Any] | None = None,
     **training: Any,
 ) -> SmartTrainer:
     """Fresh objects, as a new process has them; folder: the run's.  window: batches are planned."""
-    ready(bool(training.get("deepspeed")))
+    prepare_deepspeed(bool(training.get("deepspeed")))
     args = training_arguments({**TRAINING, **training}, folder)
     torch.manual_seed(args.seed)
     block = AdapterBlock(**{"r": 4, **(adapter or {})})
@@ -66,16 +66,21 @@ def trainer_of(
     return SmartTrainer(
         encoder,
         args,
-        objective,
         pairs,
-        collate,
-        rank_dev=rank_dev,
-        log=folder / "log.jsonl",
-        cached=cached,
-        kin=kin(data, pairs.rows, window=window) if window is not None else None,
+        loss=objective,
+        data_collator=collate,
+        evaluator=evaluator,
+        run_dir=folder,
+        gradient_caching=cached,
+        pair_groups=kin(data, pairs.rows, window=window) if window is not None else None,
         patience=patience,
         callbacks=callbacks,
     )
+
+
+def root(trainer: SmartTrainer) -> Path:
+    """The folder of its checkpoints."""
+    return trainer.checkpoints.root
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:

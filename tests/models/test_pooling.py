@@ -15,6 +15,7 @@ from adapters import trained
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import Pooling
+from smart_train.training.checks import check_trainable
 
 from smart_train.checks.recipe import check
 from smart_train.config.recipe import read
@@ -26,7 +27,6 @@ from smart_train.models.encoder import SmartEncoder
 from smart_train.models.pooling import set_pooling
 from smart_train.models.safe_loading import SETTINGS
 from smart_train.models.verification import verify
-from smart_train.training.checks import check_trainable
 
 
 def test_the_modes_of_a_recipe_are_those_of_sentence_transformers():

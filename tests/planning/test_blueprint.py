@@ -13,7 +13,7 @@ import torch
 from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock
 from smart_train.models.encoder import SmartEncoder
 from smart_train.planning.blueprint import Blueprint
-from smart_train.training.checks import check_trainable
+from smart_train.training.callbacks.first_step import check_trainable
 
 HEAD = LateBlock(layer=[1, -1], head="layernorm_linear", dim=12)
 ADAPTERS = {

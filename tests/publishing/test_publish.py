@@ -224,5 +224,5 @@ def test_a_run_that_could_not_publish_says_so_before_it_trains(tiny_bert, beir_f
     data, publish = DataBlock(path=str(beir_folder), dev=4), PublishBlock(repo="me/trained")
     recipe = Recipe(output=str(tmp_path / "run"), model=ModelBlock(base=str(tiny_bert)), data=data, publish=publish)
     with pytest.raises(PublishError, match="HF_HUB_OFFLINE is set"):  # as in every test of this suite
-        train.run(recipe, "recipe.yaml")
+        train.run(recipe)
     assert not (tmp_path / "run").exists()

@@ -25,7 +25,7 @@ def make(tiny_models, tmp_path):
         objective: ObjectiveBlock = JOINT,
         collection: Collection | None = None,
         negatives: int = 0,
-        rank_dev=None,
+        evaluator=None,
         folder: str = "run",
         cached: bool | None = None,
         chunk_rows: int | None = None,
@@ -46,7 +46,9 @@ def make(tiny_models, tmp_path):
         )
         log = tmp_path / folder / "log.jsonl"
         pairs = Pairs(data)
-        seen = {"rank_dev": rank_dev, "log": log, "patience": patience, "about": about}
-        return SmartTrainer(encoder, args, objective, pairs, collate, cached=cached, **seen)
+        seen = {"evaluator": evaluator, "run_dir": log.parent, "patience": patience, "tracker_config": about}
+        return SmartTrainer(
+            encoder, args, pairs, loss=objective, data_collator=collate, gradient_caching=cached, **seen
+        )
 
     return build

@@ -12,7 +12,7 @@ from steps import JOINT, OBJECTIVES, lines, pages, weights
 from smart_train.config.schema import AdapterBlock, ModelBlock, ObjectiveBlock, TermBlock
 from smart_train.core.embeddings import Batch
 from smart_train.core.errors import TrainingStopped
-from smart_train.training.inputs import Moved
+from smart_train.training.dataloader import ChunksOnDevice
 from smart_train.training.trainer import SmartTrainer
 
 HEAD = {"layer": [2, -1], "head": "layernorm_linear", "dim": 12}
@@ -30,7 +30,7 @@ def both(
         options |= (changed or {}) if cached else {}
         made.append(make(kind, adapter, *positional, cached=cached, folder=f"cached-{cached}", **SGD | options))
         made[-1].train()
-        assert made[-1].cached == cached
+        assert made[-1].gradient_caching == cached
     return made[0], made[1]
 
 
@@ -118,7 +118,7 @@ def test_objective_batch_turns_caching_on_and_a_chunk_is_a_forward(make):
     trainer = make("bert", LORA, {}, replace(JOINT, batch=8), per_device_train_batch_size=8, chunk_rows=3, max_steps=1)
     seen = forwards(trainer)
     trainer.train()
-    assert trainer.cached and len(seen) % 2 == 1  # the last chunk keeps its graph, and is not run again
+    assert trainer.gradient_caching and len(seen) % 2 == 1  # the last chunk keeps its graph, and is not run again
     count = len(seen) // 2 + 1
     assert [rows for _, rows in seen[: count - 1]] == [rows for _, rows in seen[count:]]
     assert [graph for graph, _ in seen] == [False] * (count - 1) + [True] * count
@@ -138,7 +138,9 @@ def test_a_frozen_backbone_runs_once(cached, make):
     before = weights(trainer.encoder)
     trainer.train()
     rows = sum(rows for _, rows in seen)
-    assert not trainer.cached and rows == sum(len(chunk["input_ids"]) for chunk in made[0].queries + made[0].documents)
+    assert not trainer.gradient_caching and rows == sum(
+        len(chunk["input_ids"]) for chunk in made[0].queries + made[0].documents
+    )
     moved = {n for n, p in weights(trainer.encoder).items() if not torch.equal(p, before[n])}
     assert moved and all(name.startswith("head.") for name in moved)
 
@@ -149,7 +151,7 @@ def test_chunks_of_a_large_batch_come_to_the_device_one_by_one(adapter, make, mo
     objective = replace(JOINT, batch=8)
     trainer = make("bert", adapter, HEAD, objective, per_device_train_batch_size=8, chunk_rows=3, max_steps=1)
     events: list[str] = []
-    move, whole = Moved.__getitem__, Batch.to
+    move, whole = ChunksOnDevice.__getitem__, Batch.to
 
     def moved(self, number):
         found = move(self, number)
@@ -160,7 +162,7 @@ def test_chunks_of_a_large_batch_come_to_the_device_one_by_one(adapter, make, mo
         assert not self.queries and not self.documents
         return whole(self, *args, **options)
 
-    monkeypatch.setattr(Moved, "__getitem__", moved)
+    monkeypatch.setattr(ChunksOnDevice, "__getitem__", moved)
     monkeypatch.setattr(Batch, "to", at_once)
     trainer.encoder.transformer.register_forward_hook(lambda *_: events.append("forward"))
     trainer.train()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from resumed import HEAD, differences, left, log_of, trainer_of
+from resumed import HEAD, differences, left, log_of, root, trainer_of
 from steps import JOINT
 from torch import nn
 
@@ -76,11 +76,11 @@ def measured(encoder) -> dict[str, float]:
 def test_a_resumed_run_is_the_uninterrupted_one(case, tiny_bert, tmp_path):
     """From the middle of an epoch, between two logged lines, and from its very end: weights, optimizer, schedule,
     random states, sums, best metric and every line."""
-    options = {**LONG, **CASES[case], "rank_dev": measured if "eval_strategy" in CASES[case] else None}
+    options = {**LONG, **CASES[case], "evaluator": measured if "eval_strategy" in CASES[case] else None}
     whole = trainer_of(tiny_bert, tmp_path / "whole", **options)
     whole.train()
     last = whole.state.max_steps
-    expected = left(whole.root / f"checkpoint-{last}")
+    expected = left(root(whole) / f"checkpoint-{last}")
     for step in (2, 4) if last < 10 else (5, 8):
         folder = tmp_path / f"from {step}"
         shutil.copytree(tmp_path / "whole", folder)
@@ -98,15 +98,15 @@ def test_a_resumed_run_is_the_uninterrupted_one(case, tiny_bert, tmp_path):
 
 
 def test_a_checkpoint_of_each_epoch_is_of_its_last_step(tiny_bert, tmp_path):
-    options = {**LONG, "save_strategy": "epoch", "max_steps": 10, "eval_strategy": "epoch", "rank_dev": measured}
+    options = {**LONG, "save_strategy": "epoch", "max_steps": 10, "eval_strategy": "epoch", "evaluator": measured}
     options |= {"metric_for_best_model": "pooled/ndcg@10", "load_best_model_at_end": True}
     trainer = trainer_of(tiny_bert, tmp_path / "run", **options)
     trainer.train()
-    assert files.steps(trainer.root) == [5, 10]
-    states = [json.loads((trainer.root / f"checkpoint-{n}/trainer_state.json").read_text()) for n in (5, 10)]
+    assert files.list_steps(root(trainer)) == [5, 10]
+    states = [json.loads((root(trainer) / f"checkpoint-{n}/trainer_state.json").read_text()) for n in (5, 10)]
     assert [state["epoch"] for state in states] == [1, 2]
     assert trainer.state.best_global_step in (5, 10)
-    assert trainer.state.best_model_checkpoint == str(trainer.root / f"checkpoint-{trainer.state.best_global_step}")
+    assert trainer.state.best_model_checkpoint == str(root(trainer) / f"checkpoint-{trainer.state.best_global_step}")
 
 
 def test_a_run_that_is_through_is_not_trained_further(tiny_bert, copied):
@@ -128,7 +128,7 @@ def test_a_run_that_early_stopping_ended_stays_ended(tiny_bert, tmp_path):
         "eval_steps": 1,
         "metric_for_best_model": "pooled/ndcg@10",
         "patience": 2,
-        "rank_dev": lambda encoder: {"pooled/ndcg@10": 0.5, "hybrid/ndcg@10": 0.5},
+        "evaluator": lambda encoder: {"pooled/ndcg@10": 0.5, "hybrid/ndcg@10": 0.5},
     }
     first = trainer_of(tiny_bert, tmp_path, **options)
     assert first.train().global_step == 3
@@ -156,17 +156,17 @@ def test_the_best_and_the_last_checkpoint_stay(limit, tiny_bert, tmp_path):
 
         chosen = {"metric_for_best_model": "pooled/ndcg@10", "load_best_model_at_end": True}
         steps = {**SHORT, "max_steps": last, "save_total_limit": limit, "eval_strategy": "steps", "eval_steps": 1}
-        trainer = trainer_of(tiny_bert, folder, rank_dev=figures, **chosen, **steps)
+        trainer = trainer_of(tiny_bert, folder, evaluator=figures, **chosen, **steps)
         trainer.train(**more)
         return trainer
 
     run(tmp_path / "run", 4)
-    assert files.steps(tmp_path / "run" / "checkpoints") == [2, 4]
+    assert files.list_steps(tmp_path / "run" / "checkpoints") == [2, 4]
     (tmp_path / "run").rename(tmp_path / "moved")
     resumed = run(tmp_path / "moved", 6, resume_from_checkpoint=True)
-    assert files.steps(resumed.root) == [2, 6]
-    assert resumed.state.best_model_checkpoint == str(resumed.root / "checkpoint-2")
-    best = left(resumed.root / "checkpoint-2")["adapter_model.safetensors"]
+    assert files.list_steps(root(resumed)) == [2, 6]
+    assert resumed.state.best_model_checkpoint == str(root(resumed) / "checkpoint-2")
+    best = left(root(resumed) / "checkpoint-2")["adapter_model.safetensors"]
     resumed.save_model(str(tmp_path / "final"))
     assert (tmp_path / "final" / "adapter_model.safetensors").read_bytes() == best
 
@@ -174,12 +174,12 @@ def test_the_best_and_the_last_checkpoint_stay(limit, tiny_bert, tmp_path):
 def test_a_best_checkpoint_that_is_gone_is_told_and_looked_for_anew(tiny_bert, tmp_path, caplog):
     figures = iter([0.9, 0.1, 0.2, 0.3])
     options = {**SHORT, "eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "pooled/ndcg@10"}
-    options["rank_dev"] = lambda _: {"pooled/ndcg@10": (value := next(figures)), "hybrid/ndcg@10": value}
+    options["evaluator"] = lambda _: {"pooled/ndcg@10": (value := next(figures)), "hybrid/ndcg@10": value}
     trainer_of(tiny_bert, tmp_path, **{**options, "max_steps": 2}).train()
     shutil.rmtree(tmp_path / "checkpoints" / "checkpoint-1")
     resumed = trainer_of(tiny_bert, tmp_path, **options)
     resumed.train(resume_from_checkpoint=True)
-    assert "checkpoint-1, the best checkpoint so far, is not there any more" in caplog.text
+    assert "checkpoint-1, no longer exists: the best is searched anew" in caplog.text
     assert resumed.state.best_global_step == 4 and resumed.state.best_model_checkpoint.endswith("checkpoint-4")
 
 
@@ -190,7 +190,7 @@ class Died(BaseException):
     """As a kill would: no handler of the save sees it."""
 
 
-STAGES = ("_write_weights", "_save_scaler", "_seal", "_publish")
+STAGES = ("_write_weights", "_save_scaler", "_finalize", "_commit")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -199,22 +199,23 @@ def test_a_crash_in_the_middle_of_a_save_leaves_the_previous_checkpoint_whole(
 ):
     """Before, in the midst of and after writing; the run then goes on from the one before and ends as ever."""
     trainer = trainer_of(tiny_bert, tmp_path / "run", **SHORT)
-    original = getattr(trainer, stage)
+    owner = trainer if stage == "_save_scaler" else trainer.checkpoints
+    original = getattr(owner, stage)
 
     def die(*args):
         if trainer.state.global_step == 3:
             raise Died
         return original(*args)
 
-    monkeypatch.setattr(trainer, stage, die)
+    monkeypatch.setattr(owner, stage, die)
     with pytest.raises(Died):
         trainer.train()
-    assert files.steps(trainer.root) == [1, 2] and files.is_whole(trainer.root / "checkpoint-2")
-    assert (trainer.root / "checkpoint-3.part").is_dir() == (stage != "_write_weights")
+    assert files.list_steps(root(trainer)) == [1, 2] and files.is_complete(root(trainer) / "checkpoint-2")
+    assert (root(trainer) / "checkpoint-3.part").is_dir() == (stage != "_write_weights")
     resumed = trainer_of(tiny_bert, tmp_path / "run", **SHORT)
     resumed.train(resume_from_checkpoint=True)
-    assert not list(resumed.root.glob("*.part"))
-    assert not differences(left(resumed.root / "checkpoint-4"), left(short_run / "checkpoints/checkpoint-4"))
+    assert not list(root(resumed).glob("*.part"))
+    assert not differences(left(root(resumed) / "checkpoint-4"), left(short_run / "checkpoints/checkpoint-4"))
 
 
 def test_a_checkpoint_that_is_being_replaced_is_never_missing(tmp_path):
@@ -223,14 +224,14 @@ def test_a_checkpoint_that_is_being_replaced_is_never_missing(tmp_path):
     for path, text in ((folder, "old"), (part, "new")):
         path.mkdir()
         (path / "weights").write_text(text)
-        files.seal(path, {"step": 3, "resumable": True})
+        files.finalize(path, {"step": 3, "resumable": True})
     folder.rename(tmp_path / "checkpoint-3.old")
-    assert len(files.tidy(tmp_path)) == 2
-    assert files.is_whole(folder) and (folder / "weights").read_text() == "old"
+    assert len(files.clean_up(tmp_path)) == 2
+    assert files.is_complete(folder) and (folder / "weights").read_text() == "old"
     part.mkdir()
     (part / "weights").write_text("new")
-    files.seal(part, {"step": 3, "resumable": True})
-    files.publish(part, folder)
+    files.finalize(part, {"step": 3, "resumable": True})
+    files.commit(part, folder)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"] and (folder / "weights").read_text() == "new"
 
 
@@ -246,8 +247,8 @@ def test_an_error_while_writing_is_told_and_the_last_checkpoint_holds(tiny_bert,
         trainer.train()
     told = str(raised.value)
     assert "step 3 could not be written" in told and "the disk is full" in told and "MB are free" in told
-    assert f"{tmp_path}/checkpoints/checkpoint-2 is whole" in told and "resume_from_checkpoint=true" in told
-    assert files.steps(trainer.root) == [1, 2] and not list(trainer.root.glob("*.part"))
+    assert f"{tmp_path}/checkpoints/checkpoint-2 is complete" in told and "resume_from_checkpoint=true" in told
+    assert files.list_steps(root(trainer)) == [1, 2] and not list(root(trainer).glob("*.part"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small file system is mounted, which takes root")
@@ -257,16 +258,16 @@ def test_a_full_disk_is_told_and_keeps_the_last_good_checkpoint(room, tiny_bert,
     options = {**SHORT, "max_steps": 3, "adapter": {"r": 64}}
     trainer = trainer_of(tiny_bert, tmp_path / "measured", **{**options, "max_steps": 2})
     trainer.train()
-    size = files.size_of(trainer.root / "checkpoint-2")
+    size = files.folder_size(root(trainer) / "checkpoint-2")
     mounted = tmp_path / "small"
     mounted.mkdir()
     if os.system(f"mount -t tmpfs -o size={int(size * (1 + room)) + 40_000} tmpfs {mounted}"):
         pytest.skip("no file system can be mounted here")
     try:
         filled = trainer_of(tiny_bert, mounted, **options)
-        with pytest.raises(CheckpointError, match=r"step 2 .* the disk is full .*checkpoint-1 is whole"):
+        with pytest.raises(CheckpointError, match=r"step 2 .* the disk is full .*checkpoint-1 is complete"):
             filled.train()
-        assert files.is_whole(mounted / "checkpoints" / "checkpoint-1") and files.steps(filled.root) == [1]
+        assert files.is_complete(mounted / "checkpoints" / "checkpoint-1") and files.list_steps(root(filled)) == [1]
     finally:
         os.system(f"umount --lazy {mounted}")  # a writer that failed may still be open in the traceback
 
@@ -278,9 +279,9 @@ def test_the_newest_whole_checkpoint_is_taken(tiny_bert, copied, caplog):
     (copied / "checkpoints" / "checkpoint-4" / "optimizer.pt").unlink()
     resumed = trainer_of(tiny_bert, copied, **SHORT)
     resumed.train(resume_from_checkpoint=True)
-    assert "checkpoint-4 is not whole on every rank; going on from" in caplog.text
-    assert files.is_whole(resumed.root / "checkpoint-4")
-    aside = [path.name for path in resumed.root.iterdir() if path.name.startswith("later")]
+    assert "checkpoint-4 is incomplete on some rank; resuming from" in caplog.text
+    assert files.is_complete(root(resumed) / "checkpoint-4")
+    aside = [path.name for path in root(resumed).iterdir() if path.name.startswith("later")]
     assert aside == ["later-4"]  # it was put aside, not overwritten
 
 
@@ -289,11 +290,14 @@ def test_what_cannot_be_gone_on_from_is_refused_with_the_reason(tiny_bert, tmp_p
         with pytest.raises(error, match=why):
             trainer_of(tiny_bert, tmp_path, **{**SHORT, **other}).train(resume_from_checkpoint=wanted)
 
-    refused(True, "there is no whole checkpoint in .*; name another by its path, or leave the key out")
+    refused(True, "there is no complete checkpoint in .*; name another in .*, or remove it to start anew")
     trainer_of(tiny_bert, tmp_path, **{**SHORT, "max_steps": 2}).train()
     good = tmp_path / "checkpoints" / "checkpoint-2"
     refused(str(tmp_path / "nowhere"), "nowhere is no folder")
-    refused(str(tmp_path), "has no checkpoint.json, so it is no checkpoint, .* has checkpoint-1, checkpoint-2")
+    refused(
+        str(tmp_path),
+        "has no readable checkpoint.json, so it is no complete checkpoint; .* has checkpoint-1, checkpoint-2",
+    )
     refused(str(good), "adapter.r was 4, is 8", AdapterError, adapter={"r": 8})
     refused(str(good), "adapter.alpha was 32, is 4", AdapterError, adapter={"alpha": 4})
     refused(str(good), "adapter.kind was lora, is full", AdapterError, adapter={"kind": "full"})
@@ -301,13 +305,13 @@ def test_what_cannot_be_gone_on_from_is_refused_with_the_reason(tiny_bert, tmp_p
     facts = json.loads((good / "checkpoint.json").read_text())
     assert facts["processes"] == 1 and facts["step"] == 2
     (good / "checkpoint.json").write_text(json.dumps({**facts, "engine": "DeepSpeed ZeRO-2", "processes": 4}))
-    refused(str(good), "written under DeepSpeed ZeRO-2 by 4 processes, .* launch as it was launched")
+    refused(str(good), "written under DeepSpeed ZeRO-2 by 4 processes, .* launch as before")
     (good / "rng_state.pth").unlink()
     (good / "scheduler.pt").write_bytes(b"half")
     (good / "checkpoint.json").write_text(json.dumps(facts))
     refused(str(good), "rng_state.pth is missing; scheduler.pt has 4 bytes of")
     trainer_of(tiny_bert, tmp_path / "bare", **{**SHORT, "save_only_model": True, "max_steps": 1}).train()
-    refused(str(tmp_path / "bare" / "checkpoints" / "checkpoint-1"), "has the weights alone")
+    refused(str(tmp_path / "bare" / "checkpoints" / "checkpoint-1"), "has only weights")
 
 
 def test_another_number_of_processes_is_told(tiny_bert, copied, caplog):
@@ -316,7 +320,7 @@ def test_another_number_of_processes_is_told(tiny_bert, copied, caplog):
     (good / "checkpoint.json").write_text(json.dumps({**facts, "engine": "DDP", "processes": 3}))
     with caplog.at_level(logging.WARNING):
         assert trainer_of(tiny_bert, copied, **SHORT).train(resume_from_checkpoint=str(good)).global_step == 4
-    assert "was written by 3 processes, and 1 go on" in caplog.text and "not equal" in caplog.text
+    assert "was written by 3 processes, and 1 resume" in caplog.text and "but not equal" in caplog.text
 
 
 def test_a_checkpoint_of_the_untrained_start_can_be_gone_on_from(tiny_bert, tmp_path):
@@ -329,13 +333,13 @@ def test_a_checkpoint_of_the_untrained_start_can_be_gone_on_from(tiny_bert, tmp_
     resumed = trainer_of(tiny_bert, tmp_path / "resumed", **options)
     resumed.train(resume_from_checkpoint=str(path))
     expected = left(tmp_path / "run" / "checkpoints" / "checkpoint-4")
-    assert left(resumed.root / "checkpoint-4")["adapter_model.safetensors"] == expected["adapter_model.safetensors"]
+    assert left(root(resumed) / "checkpoint-4")["adapter_model.safetensors"] == expected["adapter_model.safetensors"]
 
 
 def test_only_what_trains_and_its_state_is_in_a_checkpoint(tiny_bert, tmp_path):
     trainer = trainer_of(tiny_bert, tmp_path, late=HEAD, **SHORT)
     trainer.train()
-    sizes = {file.name: file.stat().st_size for file in (trainer.root / "checkpoint-4").iterdir() if file.is_file()}
+    sizes = {file.name: file.stat().st_size for file in (root(trainer) / "checkpoint-4").iterdir() if file.is_file()}
     trained = 4 * sum(p.numel() for p in trainer.encoder.parameters() if p.requires_grad)
     frozen = 4 * sum(p.numel() for p in trainer.encoder.parameters() if not p.requires_grad)
     weights = sizes["adapter_model.safetensors"] + sizes["late_head.safetensors"]
@@ -374,6 +378,10 @@ def test_a_checkpoint_that_has_no_folder_to_lie_in_says_so(tiny_bert, tmp_path, 
     def refused(self, *args, **options):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patched, pytest.raises(CheckpointError, match=r"disk is full .*no earlier one"):
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(CheckpointError, match=r"disk is full .*There is no earlier checkpoint"),
+    ):
         patched.setattr(Path, "mkdir", refused)
-        trainer._together(lambda: Path(trainer.root).mkdir(), trainer.root / "checkpoint-1.part")
+        part = root(trainer) / "checkpoint-1.part"
+        trainer.checkpoints._on_every_rank(lambda: root(trainer).mkdir(), part)

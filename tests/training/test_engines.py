@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from smart_train.core.embeddings import Embeddings, Tokens
-from smart_train.training.engine import Engine, in_order
+from smart_train.training.engine import Engine, restore_order
 
 CHUNKS = [{"input_ids": torch.arange(rows).view(-1, 1) + 10 * number} for number, rows in enumerate((2, 1, 3))]
 
@@ -22,7 +22,7 @@ def embed(order: list[int]) -> Embeddings:
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [0, 1, 2, 2], [2, 2, 1, 0, 0]])
 def test_rows_of_a_plan_come_back_in_the_order_of_the_chunks(order):
-    found, expected = in_order(embed(order), order, CHUNKS), embed([0, 1, 2])
+    found, expected = restore_order(embed(order), order, CHUNKS), embed([0, 1, 2])
     assert torch.equal(found.pooled, expected.pooled)
     assert torch.equal(found.tokens.values, expected.tokens.values)
     assert torch.equal(found.tokens.lengths, expected.tokens.lengths)

@@ -10,7 +10,7 @@ from steps import lines, texts, weights
 
 from smart_train.config.schema import AdapterBlock
 from smart_train.data.batch_sampler import kin
-from smart_train.training.dataloader import planned
+from smart_train.training.dataloader import plan_batches
 from smart_train.training.trainer import SmartTrainer
 
 LORA = AdapterBlock(r=4)
@@ -22,7 +22,7 @@ def planning(make):
 
     def build(**options) -> SmartTrainer:
         trainer = make("qwen3", LORA, **options)
-        trainer.kin = kin(texts(False), trainer.train_dataset.rows, window=2)
+        trainer.pair_groups = kin(texts(False), trainer.train_dataset.rows, window=2)
         trainer.seen, collate = [], trainer.data_collator
         trainer.data_collator = lambda rows: trainer.seen.append(rows) or collate(rows)
         return trainer
@@ -33,7 +33,7 @@ def planning(make):
 def test_a_run_trains_on_the_planned_batches_epoch_after_epoch(planning):
     trainer = planning(max_steps=9, per_device_train_batch_size=8)
     trainer.train()
-    rows, batches = trainer.train_dataset.rows, planned(trainer.kin, trainer.args)
+    rows, batches = trainer.train_dataset.rows, plan_batches(trainer.pair_groups, trainer.args)
     expected = [[rows[place] for place in batch] for epoch in range(3) for batch in batches.plan(epoch)]
     assert [sorted(batch) for batch in trainer.seen[:9]] == [sorted(batch) for batch in expected[:9]]
     assert len(batches) == 3 and trainer.state.epoch == 3
@@ -41,8 +41,8 @@ def test_a_run_trains_on_the_planned_batches_epoch_after_epoch(planning):
 
 def test_the_seed_of_the_data_is_its_own(planning):
     first, second, other = (planning(max_steps=1, data_seed=seed, seed=seed or 42) for seed in (7, None, 8))
-    plans = [planned(trainer.kin, trainer.args).plan(0) for trainer in (first, second, other)]
-    assert plans[0] == planned(first.kin, planning(data_seed=7, seed=1).args).plan(0)
+    plans = [plan_batches(trainer.pair_groups, trainer.args).plan(0) for trainer in (first, second, other)]
+    assert plans[0] == plan_batches(first.pair_groups, planning(data_seed=7, seed=1).args).plan(0)
     assert plans[0] != plans[1] != plans[2]
 
 
@@ -66,7 +66,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_is_the_uninterrupted_one(step, 
     torch.manual_seed(5)
     resumed = planning(folder="resumed", **options)
     resumed.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / f"checkpoint-{step}"))
-    batches = len(planned(whole.kin, whole.args))
+    batches = len(plan_batches(whole.pair_groups, whole.args))
     done = step // 3 * batches + step % 3 * 3
     assert resumed.seen == whole.seen[done:]
     expected, found = weights(whole.encoder), weights(resumed.encoder)

@@ -25,7 +25,7 @@ from smart_train.distributed import signals
 from smart_train.distributed.signals import stoppable
 from smart_train.losses.joint import Loss
 from smart_train.training import checkpoint as files
-from smart_train.training.nonfinite import story
+from smart_train.training.nonfinite import describe_loss
 from smart_train.training.trainer import SmartTrainer
 
 CALM = {"lr_scheduler_type": "linear", "optim": "adamw_torch", "max_steps": 4}
@@ -96,7 +96,9 @@ def test_the_pairs_whose_embeddings_are_not_finite_are_named_first(where):
     rows = [("q0", "a"), ("q1", "b"), ("q0", "c")]
     batch = Batch([], [], torch.arange(2), torch.zeros(3, 4, dtype=torch.int64), known, pairs, rows=rows)
     nan = torch.tensor(torch.nan)
-    bad, blamed, told = story(Loss(nan, {"loss/pooled": nan, "accuracy/pooled": torch.tensor(0.5)}), batch, both)
+    bad, blamed, told = describe_loss(
+        Loss(nan, {"loss/pooled": nan, "accuracy/pooled": torch.tensor(0.5)}), batch, both
+    )
     assert bad and blamed
     expected = "q1 -> b" if where == "query's vector" else "q0 -> c"
     assert told == (
@@ -124,8 +126,8 @@ def test_a_step_that_is_left_out_leaves_no_trace(cached, accumulation, make, cap
     logged = {line["step"]: line for line in lines(trainer) if "batch/skipped" in line}
     assert [logged[step]["batch/skipped"] for step in (1, 2, 3)] == [0.0, 1.0, 0.0]
     told = [record.getMessage() for record in caplog.records]
-    assert any("the step is left out (1 of at most 2)" in line for line in told)
-    assert any(line.startswith("1 of 4 steps were left out") for line in told)
+    assert any("skipped the step (1 of at most 2)" in line for line in told)
+    assert any(line.startswith("skipped 1 of 4 steps") for line in told)
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -141,7 +143,7 @@ def test_the_first_steps_may_be_left_out_too(first, make):
 def test_after_so_many_steps_it_stops_all_the_same(make):
     trainer = make("bert", AdapterBlock(r=4), objective=replace(JOINT, skip_nonfinite=2), max_steps=9)
     spoil(trainer, 1, 3, 5)
-    with pytest.raises(TrainingStopped, match=r"step 6: the loss is inf .*\(2 steps were left out before\)"):
+    with pytest.raises(TrainingStopped, match=r"step 6: the loss is inf .*\(2 steps were skipped before\)"):
         trainer.train()
 
 
@@ -196,7 +198,7 @@ class At(TrainerCallback):
         if state.global_step + 1 == self.step:
             os.kill(os.getpid(), self.number)
             end = time.monotonic() + 5
-            while not signals.asked() and time.monotonic() < end:
+            while not signals.received() and time.monotonic() < end:
                 time.sleep(0.01)
 
 
@@ -213,7 +215,7 @@ def interruptible():
 def test_a_signal_saves_at_the_end_of_the_step_and_says_how_to_go_on(number, make, capfd):
     trainer = make("bert", AdapterBlock(r=4), max_steps=4)
     trainer.add_callback(At(2, number))
-    with stoppable(), pytest.raises(Preempted, match="stopped after step 2; go on by the same command"):
+    with stoppable(), pytest.raises(Preempted, match="stopped after step 2; resume with the same command"):
         trainer.train()
     output = Path(trainer.args.output_dir).parent
     told = json.loads((output / "stopped.json").read_text())
@@ -221,7 +223,7 @@ def test_a_signal_saves_at_the_end_of_the_step_and_says_how_to_go_on(number, mak
     assert (told["signal"], told["step"], told["checkpoint"]) == (signal.Signals(number).name, 2, str(saved))
     assert told["arguments"][-1] == f"training.resume_from_checkpoint={saved}" and (saved / "optimizer.pt").is_file()
     assert [path.name for path in saved.parent.iterdir()] == ["checkpoint-2"]
-    assert f"{signal.Signals(number).name}: this step is finished and saved" in capfd.readouterr().err
+    assert f"{signal.Signals(number).name}: finishing and saving this step" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "what was before is put back"
     resumed = make("bert", AdapterBlock(r=4), max_steps=4)
     resumed.train(resume_from_checkpoint=str(saved))
@@ -231,7 +233,7 @@ def test_a_signal_saves_at_the_end_of_the_step_and_says_how_to_go_on(number, mak
 def test_a_step_that_is_saved_anyway_is_saved_once_and_evaluation_waits(make, monkeypatch):
     ranked: list[int] = []
     options = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "max_steps": 4}
-    trainer = make("bert", AdapterBlock(r=4), rank_dev=lambda encoder: ranked.append(1) or {}, **options)
+    trainer = make("bert", AdapterBlock(r=4), evaluator=lambda encoder: ranked.append(1) or {}, **options)
     saves, save = [], trainer._save_checkpoint
     monkeypatch.setattr(
         trainer, "_save_checkpoint", lambda *args: saves.append(trainer.state.global_step) or save(*args)
@@ -247,13 +249,13 @@ def test_a_signal_in_an_epochs_last_step_saves_though_only_the_best_is_kept(make
     best = {"save_strategy": "best", "metric_for_best_model": "pooled/ndcg@10", "eval_strategy": "epoch"}
     ranked = iter([0.5, 0.4])
     trainer = make(
-        "bert", AdapterBlock(r=4), rank_dev=lambda encoder: {"pooled/ndcg@10": next(ranked)}, max_steps=99, **best
+        "bert", AdapterBlock(r=4), evaluator=lambda encoder: {"pooled/ndcg@10": next(ranked)}, max_steps=99, **best
     )
     steps = len(trainer.get_train_dataloader())
     trainer.add_callback(At(2 * steps))
     with stoppable(), pytest.raises(Preempted, match=f"stopped after step {2 * steps}"):
         trainer.train()
-    assert files.steps(trainer.root) == [steps, 2 * steps]
+    assert files.list_steps(trainer.checkpoints.root) == [steps, 2 * steps]
 
 
 def ended(listener: signals.Listener, monkeypatch, *numbers: int) -> int | None:
@@ -267,7 +269,7 @@ def ended(listener: signals.Listener, monkeypatch, *numbers: int) -> int | None:
     monkeypatch.setattr(os, "_exit", end)
     for number in numbers:
         try:
-            listener.came(number)
+            listener.receive(number)
         except SystemExit:
             return status[0]
     return None
@@ -283,7 +285,7 @@ def test_what_a_signal_means_at_each_moment(monkeypatch, capfd):
     during.since -= 10
     assert ended(during, monkeypatch, signal.SIGINT) == 130
     assert "SIGINT again: checkpoints are in HERE" in capfd.readouterr().err
-    out.leaving = 75
+    out.exit_status = 75
     assert ended(out, monkeypatch, signal.SIGTERM) == 75
     assert capfd.readouterr().err == ""
 
@@ -293,7 +295,7 @@ def test_data_workers_outlast_the_signal_of_a_process_group(make, monkeypatch):
     trainer = make("bert", AdapterBlock(r=4), max_steps=4, dataloader_num_workers=2)
     from smart_train.data.batch_sampler import kin
 
-    trainer.kin = kin(trainer.data_collator.collate.collection, trainer.train_dataset.rows)
+    trainer.pair_groups = kin(trainer.data_collator.collate.collection, trainer.train_dataset.rows)
     send = os.kill
 
     def to_all(pid: int, number: int) -> None:
@@ -312,16 +314,16 @@ def test_data_workers_outlast_the_signal_of_a_process_group(make, monkeypatch):
 def test_a_worker_that_lives_on_neither_stops_the_run_nor_keeps_it_from_ending():
     """A forked worker has the run's sockets: what it is sent is its own, and its end is not waited for."""
     with stoppable():
-        signals.training(True, "again")
+        signals.set_training(True, "again")
         worker = os.fork()
         if not worker:
-            signals.outlast()
+            signals.outlast_first_signal()
             time.sleep(30)
             os._exit(0)
         time.sleep(0.3)
         os.kill(worker, signal.SIGTERM)  # as a loader ends a worker that is too slow
         time.sleep(0.3)
-        assert signals.asked() == 0
+        assert signals.received() == 0
         begun = time.monotonic()
     try:
         assert time.monotonic() - begun < 5
@@ -347,7 +349,7 @@ class Store(dict):
 
 
 def test_a_failure_that_was_written_ends_a_waiting_rank_and_nothing_else_does(monkeypatch, capfd):
-    monkeypatch.setattr(watch, "EVERY", 0.02)
+    monkeypatch.setattr(watch, "POLL", 0.02)
     monkeypatch.setattr(watch, "GRACE", 0.02)
     ends: list[int] = []
     store = Store()

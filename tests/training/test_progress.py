@@ -21,8 +21,14 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from smart_train.config.schema import AdapterBlock
 from smart_train.core.embeddings import Batch
 from smart_train.training.callbacks import speed as speed_module
-from smart_train.training.callbacks.progress import Progress, duration, headline, told, told_dev
-from smart_train.training.callbacks.speed import Forwards, Speed, outliers
+from smart_train.training.callbacks.progress import (
+    ProgressReporter,
+    dev_line,
+    format_duration,
+    main_metric,
+    training_line,
+)
+from smart_train.training.callbacks.speed import ForwardTimer, SpeedMeter, outliers
 
 LORA = AdapterBlock(r=4)
 
@@ -43,9 +49,9 @@ def test_a_training_line_says_loss_parts_speed_memory_and_time_left():
         "eta_seconds": 480.0,
     }
     expected = "loss 0.4123 (pooled 0.21, late 0.2)  64 pairs/s  21k tokens/s  12.3 GiB  8 min left"
-    assert told(found) == expected
-    assert "31% of it waiting for data" in told(found | {"speed/waiting": 0.312})
-    assert told({"loss": 1.5, "eta_seconds": 0.0}) == "loss 1.5"
+    assert training_line(found) == expected
+    assert "31% of it waiting for data" in training_line(found | {"speed/waiting": 0.312})
+    assert training_line({"loss": 1.5, "eta_seconds": 0.0}) == "loss 1.5"
 
 
 def test_an_evaluations_line_says_its_headline_measure_for_each_score():
@@ -56,18 +62,18 @@ def test_an_evaluations_line_says_its_headline_measure_for_each_score():
         for k in (5, 10)
     }
     found = depths | {"dev/late/ndcg@10": 0.66, "dev/seconds": 8.2}
-    assert told_dev(found) == "dev ndcg@10: pooled 0.100, late 0.660, hybrid 0.100  (8 s)"
-    assert told_dev(found, "late/mrr@5").startswith(
+    assert dev_line(found) == "dev ndcg@10: pooled 0.100, late 0.660, hybrid 0.100  (8 s)"
+    assert dev_line(found, "late/mrr@5").startswith(
         "dev ndcg@10: pooled 0.100, late 0.660, hybrid 0.100, late/mrr@5 0.050"
     )
-    assert headline(found) == "hybrid/ndcg@10"
-    assert headline({"dev/hybrid/ndcg@3": 1.0, "dev/pooled/ndcg@20": 1.0}) == "pooled/ndcg@20"
-    assert headline({"dev/hybrid/mrr@10": 1.0}) is None and told_dev({"train_runtime": 3.0}) == ""
+    assert main_metric(found) == "hybrid/ndcg@10"
+    assert main_metric({"dev/hybrid/ndcg@3": 1.0, "dev/pooled/ndcg@20": 1.0}) == "pooled/ndcg@20"
+    assert main_metric({"dev/hybrid/mrr@10": 1.0}) is None and dev_line({"train_runtime": 3.0}) == ""
 
 
 def test_time_left_is_told_in_units_that_one_thinks_in():
     expected = {0.6: "1 s", 99: "99 s", 480: "8 min", 5400: "90 min", 12_000: "3 h 20 min", 86_400: "24 h 00 min"}
-    assert {seconds: duration(seconds) for seconds in expected} == expected
+    assert {seconds: format_duration(seconds) for seconds in expected} == expected
 
 
 # -- where it is said
@@ -81,7 +87,7 @@ def test_without_a_terminal_every_logging_step_is_a_line_of_the_log(make, monkey
         LORA,
         max_steps=4,
         logging_steps=2,
-        rank_dev=lambda e: {"hybrid/ndcg@10": 0.5},
+        evaluator=lambda e: {"hybrid/ndcg@10": 0.5},
         eval_strategy="steps",
         eval_steps=4,
         disable_tqdm=False,
@@ -107,7 +113,7 @@ def test_on_a_terminal_a_bar_goes_on_where_a_resumed_run_does(monkeypatch, caplo
     caplog.set_level(logging.INFO, "smart_train.training.callbacks.progress")
     monkeypatch.setattr(sys, "stderr", screen := Terminal())
     monkeypatch.setenv("COLUMNS", "120")
-    progress, control = Progress(), TrainerControl()
+    progress, control = ProgressReporter(), TrainerControl()
     state = TrainerState(global_step=5, max_steps=8, is_world_process_zero=True)
     args = SimpleNamespace(disable_tqdm=False, metric_for_best_model=None)
     progress.on_train_begin(args, state, control)
@@ -125,7 +131,7 @@ def test_on_a_terminal_a_bar_goes_on_where_a_resumed_run_does(monkeypatch, caplo
 @pytest.mark.parametrize("case", ["disable_tqdm", "another rank"])
 def test_there_is_no_bar_where_none_is_asked_for_and_none_of_another_rank(case, monkeypatch):
     monkeypatch.setattr(sys, "stderr", screen := Terminal())
-    progress, control = Progress(), TrainerControl()
+    progress, control = ProgressReporter(), TrainerControl()
     state = TrainerState(max_steps=8, is_world_process_zero=case != "another rank")
     args = SimpleNamespace(disable_tqdm=case == "disable_tqdm", metric_for_best_model=None)
     progress.on_train_begin(args, state, control)
@@ -155,10 +161,12 @@ def batch(pairs: int, tokens: int, positions: int) -> Batch:
     return Batch([], [], none, none, none, none, None, {"tokens": tokens, "positions": positions}, [("q", "d")] * pairs)
 
 
-def one_step(speed: Speed, state: TrainerState, clock: Clock, wait: float, work: float, drawn: list[Batch]) -> None:
+def one_step(
+    speed: SpeedMeter, state: TrainerState, clock: Clock, wait: float, work: float, drawn: list[Batch]
+) -> None:
     with speed.waiting():
         clock.now += wait
-    speed.drawn(drawn)
+    speed.count(drawn)
     clock.now += work
     state.global_step += 1
     speed.on_step_end(CPU, state, TrainerControl())
@@ -169,7 +177,7 @@ def test_speed_is_of_the_steps_alone_and_the_time_left_has_everything_in(monkeyp
     clock = Clock()
     monkeypatch.setattr(speed_module, "time", clock)
     speed, state, accelerator = (
-        Speed(nn.Linear(1, 1)),
+        SpeedMeter(nn.Linear(1, 1)),
         TrainerState(global_step=50, max_steps=60),
         Accelerator(cpu=True),
     )
@@ -197,7 +205,7 @@ def test_speed_is_of_the_steps_alone_and_the_time_left_has_everything_in(monkeyp
 def test_the_first_step_of_a_process_tells_no_time_left(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(speed_module, "time", clock)
-    speed, state = Speed(nn.Linear(1, 1)), TrainerState(max_steps=10)
+    speed, state = SpeedMeter(nn.Linear(1, 1)), TrainerState(max_steps=10)
     one_step(speed, state, clock, 0.0, 60.0, [batch(4, 30, 40)])
     assert "eta_seconds" not in speed.take(Accelerator(cpu=True), state)
 
@@ -244,14 +252,14 @@ def test_only_training_forwards_are_timed(monkeypatch):
             clock.now += 2.0
 
     module = Slow()
-    forwards = Forwards(module)
+    forwards = ForwardTimer(module)
     module()
-    forwards.watch(torch.device("cpu"))
+    forwards.start(torch.device("cpu"))
     module.train()()
     module()
     module.eval()()
     assert forwards.take() == 4.0 and forwards.take() == 0.0
-    forwards.leave()
+    forwards.stop()
     module.train()()
     assert forwards.take() == 0.0
 
@@ -266,7 +274,7 @@ def two_ranks() -> tuple[list[dict[str, float]], list[str]]:
     clock = Clock()
     speed_module.time = clock
     speed_module._memory = lambda: 4.0 + 8.0 * rank
-    accelerator, speed = Accelerator(cpu=True), Speed(nn.Linear(1, 1))
+    accelerator, speed = Accelerator(cpu=True), SpeedMeter(nn.Linear(1, 1))
     state = TrainerState(max_steps=5, is_world_process_zero=rank == 0)
     found = []
     for line in range(5):
@@ -285,7 +293,7 @@ def test_ranks_are_counted_together_and_one_that_is_far_off_is_told_once():
     assert first[3]["eta_seconds"] == 2.0
     host = socket.gethostname()
     assert sorted(heard) == [
-        f"step 3: rank 1 ({host}) holds 12.0 GiB, the others 4.0: it is the one that limits the batch",
-        f"step 3: rank 1 ({host}) works 50% of a step by itself (50% waiting for data, 0% in forwards), the others 0%: "
-        "every rank waits for it",
+        f"step 3: rank 1 ({host}) spends 50% of a step on its own work (50% waiting for data, 0% in forwards), the "
+        "others 0%: every rank waits for it",
+        f"step 3: rank 1 ({host}) uses 12.0 GiB, the others 4.0: it limits the batch size",
     ]

@@ -1,6 +1,6 @@
 """Mining anew while training: the run is the one whose negatives were replaced at that step, whoever prepares batches.
 
-The reference is made without Remine: a run that ends at the step, and another that resumes its checkpoint with the new
+The reference is made without mining: a run that ends at the step, and another that resumes its checkpoint with the new
 negatives in its collection.
 """
 
@@ -26,8 +26,9 @@ from smart_train.mining.miner import mine
 from smart_train.mining.selection import MiningOptions
 from smart_train.models.encoder import SmartEncoder
 from smart_train.training.arguments import training_arguments
-from smart_train.training.mining_rounds import Fresh, Remine, Store, due
-from smart_train.training.trainer import SmartTrainer, load_weights
+from smart_train.training.mining_rounds import FreshCollator, MiningRounds, NegativesStore, is_due
+from smart_train.training.trainer import SmartTrainer
+from smart_train.training.weights import load_weights
 
 LORA = AdapterBlock(r=4)
 
@@ -55,8 +56,8 @@ class Scripted:
         return drawn(self.steps.pop(0)), {"negatives": 2.0}
 
 
-def watched(trainer: SmartTrainer, collection: Collection, mine, **rounds) -> Remine:
-    return Remine(trainer, collection, mine, Path(trainer.args.output_dir).parent / "negatives", **rounds)
+def watched(trainer: SmartTrainer, collection: Collection, mine, **rounds) -> MiningRounds:
+    return MiningRounds(trainer, collection, mine, Path(trainer.args.output_dir).parent / "negatives", **rounds)
 
 
 def assert_same_weights(found: dict, expected: dict, tolerance: float = 1e-6) -> None:
@@ -67,7 +68,7 @@ def assert_same_weights(found: dict, expected: dict, tolerance: float = 1e-6) ->
 
 def test_rounds_are_due_at_equal_distances_and_never_at_the_end():
     def steps(last, every=None, rounds=None):
-        return [step for step in range(last + 2) if due(step, last, every, rounds)]
+        return [step for step in range(last + 2) if is_due(step, last, every, rounds)]
 
     assert steps(10, every=3) == [3, 6, 9] and steps(9, every=3) == [3, 6]
     assert steps(12, rounds=3) == [3, 6, 9] and steps(10, rounds=1) == [5] and steps(10, rounds=3) == [2, 5, 7]
@@ -78,7 +79,7 @@ def test_rounds_are_due_at_equal_distances_and_never_at_the_end():
 
 @pytest.fixture(scope="module")
 def reference(tiny_models, tmp_path_factory):
-    """Weights after 12 steps of which 5 saw the first negatives, 4 those of step 5, 3 those of step 9; without Remine.
+    """Weights after 12 steps of which 5 saw the first negatives, 4 those of step 5, 3 those of step 9; without mining.
 
     A loader passes over 24 queries in 6 or 7 steps, so a new pass begins between the rounds.
     """
@@ -99,7 +100,9 @@ def build(base: Path, folder: Path, collection: Collection, cached: bool | None 
     model = ModelBlock(dropout=dropout)
     encoder = SmartEncoder(str(base), model=model, adapter=LORA, device="cpu")
     collate = Collator(collection, encoder.preprocess, negatives=2, length_groups=2, seed=args.seed)
-    return SmartTrainer(encoder, args, JOINT, Pairs(collection), collate, log=folder / "log.jsonl", cached=cached)
+    return SmartTrainer(
+        encoder, args, Pairs(collection), loss=JOINT, data_collator=collate, run_dir=folder, gradient_caching=cached
+    )
 
 
 WORKERS = {
@@ -116,7 +119,9 @@ def test_a_run_with_rounds_is_the_one_whose_negatives_were_replaced_at_these_ste
     remine = Steps(trainer, collection, Scripted(5, 9), tmp_path / "negatives", every=1)
     trainer.train()
     assert_same_weights(weights(trainer.encoder), reference)
-    assert remine.fresh.again == 2 if how == "no workers" else remine.fresh.again >= 2  # accelerate is one ahead
+    assert (
+        remine.collator.remade == 2 if how == "no workers" else remine.collator.remade >= 2
+    )  # accelerate is one ahead
     assert [line["step"] for line in lines(trainer) if line.get("mining/negatives") == 2.0] == [5, 9]
 
 
@@ -126,10 +131,10 @@ def test_workers_that_run_take_new_negatives_and_only_what_was_ahead_is_made_aga
     trainer = build(tiny_bert, tmp_path, collection, max_steps=27, per_device_train_batch_size=1, **workers)
     remine = Steps(trainer, collection, Scripted(5, 9), tmp_path / "negatives", every=1)
     trainer.train()
-    assert 2 <= remine.fresh.again <= 2 * 5  # a round finds at most workers x prefetch and accelerate's one ahead
+    assert 2 <= remine.collator.remade <= 2 * 5  # a round finds at most workers x prefetch and accelerate's one ahead
 
 
-class Steps(Remine):
+class Steps(MiningRounds):
     """Rounds after steps 5 and 9."""
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -248,16 +253,15 @@ def test_a_round_before_the_first_step_makes_do_without_any_negatives(tiny_bert,
 
 def test_what_a_collator_pickled_with_its_store_reads_is_one_collection(tmp_path):
     collection = given()
-    store = Store(tmp_path, collection)
+    store = NegativesStore(tmp_path, collection)
     store.announce(-1)
 
-    fresh = pickle.loads(pickle.dumps(Fresh(Reads(collection), store)))
+    fresh = pickle.loads(pickle.dumps(FreshCollator(Reads(collection), store)))
     assert fresh([("q0", "d0")])["negatives"] == drawn(-1)["q0"]
     store.publish(7, drawn(7))
     made = fresh([("q0", "d0")])
-    assert made["negatives"] == drawn(7)["q0"] and made["made"].step == 7
+    assert made["negatives"] == drawn(7)["q0"] and made["origin"].step == 7
     assert store.collection.negatives == drawn(-1), "the process that trains decides itself when"
-    assert store.before(6) is None and store.before(7) == 7 and store.before(99) == 7
 
 
 class Reads:

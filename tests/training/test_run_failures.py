@@ -240,7 +240,7 @@ def test_statuses_of_a_stopped_and_of_a_failed_run(monkeypatch, capsys, tmp_path
     passed_on: list[str] = []
     monkeypatch.setattr("time.sleep", waited.append)
     monkeypatch.setattr("smart_train.cli.main.tell", passed_on.append)
-    monkeypatch.setattr("smart_train.cli.main.end_by", lambda seconds: None)
+    monkeypatch.setattr("smart_train.cli.main.end_process_after", lambda seconds: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match="closed by peer"):

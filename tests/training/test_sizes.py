@@ -12,22 +12,25 @@ from ranks import run_ranks
 from smart_train.config.schema import ObjectiveBlock
 from smart_train.data.collection import Document
 from smart_train.training.arguments import training_arguments
-from smart_train.training.batch_size import check_pages, chunk_rows, shared
+from smart_train.training.batch_size import check_pages, chunk_rows, with_batch_share
 
 
 @pytest.mark.parametrize(("world", "share"), [(1, 64), (4, 16), (64, 1)])
 def test_a_rank_draws_its_share_of_the_batch(world, share, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", str(world))
     given = {"learning_rate": 1.0}
-    assert shared(given, ObjectiveBlock(batch=64)) == {"learning_rate": 1.0, "per_device_train_batch_size": share}
-    assert shared(given, ObjectiveBlock()) == given == {"learning_rate": 1.0}
+    assert with_batch_share(given, ObjectiveBlock(batch=64)) == {
+        "learning_rate": 1.0,
+        "per_device_train_batch_size": share,
+    }
+    assert with_batch_share(given, ObjectiveBlock()) == given == {"learning_rate": 1.0}
 
 
 @pytest.mark.parametrize(("batch", "fix"), [(10, "write 8 or"), (3, "write 4 or")])
 def test_a_batch_that_cannot_be_shared_is_refused(batch, fix, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ValueError, match=f"objective.batch is {batch}, which 4 processes cannot share evenly; {fix}"):
-        shared({}, ObjectiveBlock(batch=batch))
+        with_batch_share({}, ObjectiveBlock(batch=batch))
 
 
 def settled() -> dict[str, Any]:
@@ -39,7 +42,7 @@ def settled() -> dict[str, Any]:
         "deepspeed": config | {"zero_optimization": {"stage": 2}},
     }
     with tempfile.TemporaryDirectory() as folder:
-        args = training_arguments(shared(given, ObjectiveBlock(batch=64)), Path(folder))
+        args = training_arguments(with_batch_share(given, ObjectiveBlock(batch=64)), Path(folder))
     found: dict[str, Any] = args.hf_deepspeed_config.config  # type: ignore[attr-defined]
     return {name: found[name] for name in config}
 

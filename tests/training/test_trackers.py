@@ -27,7 +27,7 @@ def tracked(make, monkeypatch, tmp_path):
     def train(*names: str):
         figures = iter([0.4, 0.5])
         options = {"eval_strategy": "steps", "eval_steps": 1, "report_to": list(names)}
-        trainer = make("bert", AdapterBlock(r=4), rank_dev=lambda e: {"hybrid/ndcg@10": next(figures)}, about=RECIPE,
+        trainer = make("bert", AdapterBlock(r=4), evaluator=lambda e: {"hybrid/ndcg@10": next(figures)}, about=RECIPE,
                        **options)  # fmt: skip
         trainer.train()
         return trainer, tmp_path / "run"

@@ -47,7 +47,7 @@ def start(tmp_path, tiny_qwen3, beir_folder):
     def begin(*overrides: str) -> tuple[Path, dict]:
         recipe = read(path, list(overrides))
         check(recipe)
-        return tmp_path / "run", run(recipe, path)
+        return tmp_path / "run", run(recipe)
 
     return begin
 

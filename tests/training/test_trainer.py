@@ -22,7 +22,8 @@ from smart_train.models.encoder import SmartEncoder
 from smart_train.models.lora import AdapterError
 from smart_train.models.verification import verify
 from smart_train.training.arguments import SmartTrainingArguments, training_arguments
-from smart_train.training.checks import check_engine, check_trainable
+from smart_train.training.callbacks.first_step import check_trainable
+from smart_train.training.engine import check_launched
 
 HEAD = {"layer": [2, -1], "head": "layernorm_linear", "dim": 12}
 
@@ -153,7 +154,7 @@ def test_dropout_is_on_in_a_step_and_off_when_the_dev_split_is_ranked(make):
     def rank(encoder: SmartEncoder) -> dict[str, float]:
         return {"pooled/ndcg@10": float(encoder.encode_queries(["a"]).pooled.sum())}
 
-    trainer = make("bert", AdapterBlock(r=4), rank_dev=rank, eval_strategy="steps", eval_steps=1)
+    trainer = make("bert", AdapterBlock(r=4), evaluator=rank, eval_strategy="steps", eval_steps=1)
     trainer.encoder.backbone.encoder.layer[0].register_forward_hook(lambda module, *_: modes.append(module.training))
     trainer.train()
     assert modes.count(False) == 2 and modes.count(True) >= 2
@@ -341,7 +342,7 @@ def test_dev_figures_are_logged_and_choose_the_best_checkpoint(make):
 
     every = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_hybrid/ndcg@10", "greater_is_better": True}
-    trainer = make("bert", AdapterBlock(r=4), HEAD, max_steps=3, rank_dev=rank, **every, **best)
+    trainer = make("bert", AdapterBlock(r=4), HEAD, max_steps=3, evaluator=rank, **every, **best)
     trainer.train()
     assert [line["dev/hybrid/ndcg@10"] for line in lines(trainer) if "dev/hybrid/ndcg@10" in line] == [0.9, 0.5, 0.4]
     found = weights(trainer.encoder)
@@ -374,10 +375,10 @@ def test_tensors_that_never_move_stop_the_run(make):
 
 def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch, tmp_path):
     args = training_arguments({"use_cpu": True}, tmp_path)
-    check_engine(args)
+    check_launched(args)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(TrainingStopped, match=r"2 processes were launched, .* launch/cpu\.yaml"):
-        check_engine(args)
+        check_launched(args)
 
 
 def test_batches_without_a_negative_stop_the_run(make):

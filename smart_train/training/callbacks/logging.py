@@ -1,4 +1,4 @@
-"""What a run says of its steps: means over steps and ranks, and every logged line as JSON."""
+"""Average metrics over steps and ranks, and write every logged line to log.jsonl."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
-class Means:
-    """Values of many steps, until they are logged as their mean over steps and ranks.
+class MetricMeans:
+    """Collects values of many steps, and returns their means over steps and ranks when a line is logged.
 
     Every rank must add the same names in the same order.
     """
@@ -30,29 +30,31 @@ class Means:
             self.values.setdefault(name, []).append(torch.as_tensor(value, dtype=torch.float32).detach())
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means by name, then empty again; without those that no step had a number for (a margin where no pair had a
-        negative).  Every rank logs at the same step, as the gather among them needs."""
+        """Return the means by name, and start again.  Names that had a number in no step (a margin where no pair had a
+        negative) are left out.  It is a gather: every rank must call it, at the same step."""
         if not self.values:
             return {}
         device = accelerator.device
-        means = torch.stack([torch.stack([v.to(device) for v in found]).nanmean() for found in self.values.values()])
+        means = torch.stack([torch.stack([v.to(device) for v in values]).nanmean() for values in self.values.values()])
         means = accelerator.gather(means.unsqueeze(0)).nanmean(0)
         taken = {name: mean for name, mean in zip(self.values, means.tolist(), strict=True) if mean == mean}
         self.values = {}
         return taken
 
 
-def asked(notes: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch's counts, without those of hard negatives where none are drawn: they would be 0 in every line.  (Each
-    that is asked for is either there or missing, so that every rank and step leaves out the same.)"""
+def batch_counts(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a batch's counts, without those of hard negatives where none are wanted: they would be 0 in every line.
+
+    (Each negative that is wanted is either there or missing, so every rank and step leaves out the same.)
+    """
     if notes.get("negatives") or notes.get("negatives_missing"):
         return dict(notes)
     return {name: value for name, value in notes.items() if not name.startswith("negatives")}
 
 
-class JsonLog(TrainerCallback):
-    """Every logged line as JSON, one object a line, with its step and seconds; appended, so that a resume goes on, and
-    closed after each, so that a crash loses none."""
+class JsonLogger(TrainerCallback):
+    """Appends every logged line to a JSONL file, with its step and seconds.  The file is closed after each line, so
+    that a crash loses none."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.started = path, time.monotonic()
@@ -66,17 +68,21 @@ class JsonLog(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if state.is_world_process_zero and logs:
-            line = {"step": state.global_step, "seconds": round(time.monotonic() - self.started, 2), **named(logs)}
+            line = {
+                "step": state.global_step,
+                "seconds": round(time.monotonic() - self.started, 2),
+                **rename_logs(logs),
+            }
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf8") as stream:
-                stream.write(json.dumps({name: _written(value) for name, value in line.items()}) + "\n")
+                stream.write(json.dumps({name: _json_value(value) for name, value in line.items()}) + "\n")
 
 
-def named(logs: Mapping[str, Any]) -> dict[str, Any]:
-    """Trainer's names as they are everywhere here, in the JSONL log as with trackers: its eval_ is the dev split's."""
+def rename_logs(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return Trainer's metrics under this project's names: ``eval_NAME`` is ``dev/NAME``."""
     return {f"dev/{k.removeprefix('eval_')}" if k.startswith("eval_") else k: v for k, v in logs.items()}
 
 
-def _written(value: Any) -> Any:
-    """JSON has no number for what is not finite (a gradient's norm, when fp16 looks for its scale)."""
+def _json_value(value: Any) -> Any:
+    """JSON has no number that is not finite (a gradient's norm, while fp16 looks for its scale)."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

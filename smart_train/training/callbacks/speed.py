@@ -1,8 +1,8 @@
-"""How fast a run goes and what it holds in memory, between one logged line and the next; and which rank is far off.
+"""Measure training speed and memory between logged lines, and warn of a rank that is far slower than the others.
 
-Counted on the CPU: pairs, tokens and padding come from the batch's notes, which were counted where it was made.
-Clocks run from a step's first wait for the loader to its end, so evaluations, checkpoints and mining are no part of a
-line's speed; the time left has them in, as often as they came so far.
+Pairs, tokens and padding come from the batch's notes, which the data worker counted.  A step's time runs from its
+first wait for the loader to its end, so the speed leaves out evaluations, checkpoints and mining; the time left
+includes them.
 """
 
 from __future__ import annotations
@@ -27,34 +27,36 @@ from smart_train.distributed.process_group import ProcessGroup
 
 logger = logging.getLogger(__name__)
 
-FACTOR = 1.5  # a rank this many times above the others' median is told
-SHARE = 0.1  # and only if that is so large a share of a step's time,
-GIB = 0.5  # or so many GiB: small things differ by much and matter to nobody
+FACTOR = 1.5  # a rank this many times above the others' median is reported,
+SHARE = 0.1  # if the difference is at least this share of a step's time
+GIB = 0.5  # or this many GiB
 COLUMNS = ("pairs", "tokens", "positions", "seconds", "waiting", "forward", "memory")
 
 
-class Speed(TrainerCallback):
-    """Counters of one rank since the last line; ``take`` makes figures of all ranks' counters.
+class SpeedMeter(TrainerCallback):
+    """Counts what one rank did since the last logged line; ``take`` returns metrics over all ranks.
 
-    The trainer calls ``waiting`` around its loader and ``drawn`` with what came.  encoder: its training forwards are
-    timed where there are several ranks, since a step lasts equally long on all of them: who is slow shows in what it
-    does before the others are waited for.  (Sharded weights are collected within a forward: there all wait in it.)
+    The trainer calls ``waiting`` around its loader and ``count`` with the batches that came.
+
+    encoder: its training forwards are timed where there are several ranks.  A step lasts equally long on all of them,
+    so a slow rank shows in what it does before it waits for the others.  (Sharded weights are collected within a
+    forward, so there every rank waits in it.)
     """
 
     def __init__(self, encoder: nn.Module) -> None:
-        self.forwards = Forwards(encoder)
+        self.forwards = ForwardTimer(encoder)
         self.started: float | None = None  # the clock, while a step runs
         self.first: tuple[int, float] | None = None  # the first step's number and when it ended
-        self.far: dict[str, set[int]] = {}  # what -> ranks that were far off in the line before
-        self.told: set[tuple[str, int]] = set()
+        self.previous: dict[str, set[int]] = {}  # "time" or "memory" -> ranks that were far off in the line before
+        self.reported: set[tuple[str, int]] = set()
         self.lines = 0
-        self._empty()
+        self._reset()
 
-    def _empty(self) -> None:
+    def _reset(self) -> None:
         self.pairs = self.tokens = self.positions = 0.0
         self.seconds = self.waited = 0.0
 
-    # -- what the trainer tells
+    # -- called by the trainer
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -63,7 +65,7 @@ class Speed(TrainerCallback):
         yield
         self.waited += time.monotonic() - begun
 
-    def drawn(self, batches: Iterable[Batch]) -> None:
+    def count(self, batches: Iterable[Batch]) -> None:
         for batch in batches:
             self.pairs += len(batch.rows)
             self.tokens += batch.notes.get("tokens", 0)
@@ -75,9 +77,9 @@ class Speed(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.started, self.first, self.lines = None, None, 0
-        self._empty()
+        self._reset()
         if args.world_size > 1:
-            self.forwards.watch(args.device)
+            self.forwards.start(args.device)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if args.device.type != "cpu" and (control.should_log or control.should_evaluate or control.should_save):
@@ -91,12 +93,12 @@ class Speed(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.forwards.leave()
+        self.forwards.stop()
 
-    # -- a line
+    # -- a logged line
 
     def take(self, accelerator: Accelerator, state: TrainerState) -> dict[str, float]:
-        """Figures since the last line, and counters at zero.  One gather; every rank calls it at the same step.
+        """Return metrics since the last line, and reset the counters.  It is a gather: every rank calls it.
 
         speed/pairs_per_second, speed/tokens_per_second: of all ranks together; tokens as the backbone reads them,
             padding left out, each once (gradient caching reads them twice)
@@ -107,13 +109,13 @@ class Speed(TrainerCallback):
         eta_seconds: to the last step, at the pace since this process's first one
         """
         own = [self.pairs, self.tokens, self.positions, self.seconds, self.waited, self.forwards.take(), _memory()]
-        self._empty()
+        self._reset()
         rows = accelerator.gather(torch.tensor([own], dtype=torch.float32, device=accelerator.device)).tolist()
         table = {name: [row[at] for row in rows] for at, name in enumerate(COLUMNS)}
         seconds = max(table["seconds"])
         if not seconds:
             return {}
-        self._tell(table, state)
+        self._warn_of_outliers(table, state)
         found = {
             "speed/pairs_per_second": sum(table["pairs"]) / seconds,
             "speed/tokens_per_second": sum(table["tokens"]) / seconds,
@@ -133,9 +135,11 @@ class Speed(TrainerCallback):
 
     # -- ranks that are far off
 
-    def _tell(self, table: dict[str, list[float]], state: TrainerState) -> None:
-        """One line for each rank that was far off in two lines running, once; the first line of a run does not count.
-        Every rank has the same table and so takes part in the exchange of names."""
+    def _warn_of_outliers(self, table: dict[str, list[float]], state: TrainerState) -> None:
+        """Warn once of each rank that was far off in two lines in a row; the first line of a run does not count.
+
+        Every rank has the same table, and so takes part in the exchange of names.
+        """
         self.lines += 1
         seconds = max(table["seconds"])
         alone = [waited + forward for waited, forward in zip(table["waiting"], table["forward"], strict=True)]
@@ -143,30 +147,31 @@ class Speed(TrainerCallback):
             "time": set(outliers(alone, FACTOR, SHARE * seconds)),
             "memory": set(outliers(table["memory"], FACTOR, GIB)),
         }
-        due = [(what, rank) for what in far for rank in sorted(far[what] & self.far.get(what, set()))]
-        due = [one for one in due if one not in self.told]
-        self.far = far if self.lines > 1 else {}
+        due = [(what, rank) for what in far for rank in sorted(far[what] & self.previous.get(what, set()))]
+        due = [one for one in due if one not in self.reported]
+        self.previous = far if self.lines > 1 else {}
         if not due:
             return
-        self.told.update(due)
+        self.reported.update(due)
         names = ProcessGroup().exchange(socket.gethostname())
         for what, rank in due:
             values = alone if what == "time" else table["memory"]
             others = median(values[:rank] + values[rank + 1 :])
             if what == "time":
                 text = (
-                    f"works {alone[rank] / seconds:.0%} of a step by itself ({table['waiting'][rank] / seconds:.0%} "
-                    f"waiting for data, {table['forward'][rank] / seconds:.0%} in forwards), the others "
-                    f"{others / seconds:.0%}: every rank waits for it"
+                    f"spends {alone[rank] / seconds:.0%} of a step on its own work "
+                    f"({table['waiting'][rank] / seconds:.0%} waiting for data, "
+                    f"{table['forward'][rank] / seconds:.0%} in forwards), the others {others / seconds:.0%}: "
+                    "every rank waits for it"
                 )
             else:
-                text = f"holds {values[rank]:.1f} GiB, the others {others:.1f}: it is the one that limits the batch"
+                text = f"uses {values[rank]:.1f} GiB, the others {others:.1f}: it limits the batch size"
             if state.is_world_process_zero:
                 logger.warning("step %d: rank %d (%s) %s", state.global_step, rank, names[rank], text)
 
 
 def outliers(values: list[float], factor: float, least: float) -> list[int]:
-    """Places whose value is above ``factor`` times the median of the others, and by ``least`` at the least."""
+    """Return the indices of values above ``factor`` times the median of the others, by ``least`` or more."""
     found = []
     for place, value in enumerate(values):
         others = values[:place] + values[place + 1 :]
@@ -175,9 +180,9 @@ def outliers(values: list[float], factor: float, least: float) -> list[int]:
     return found
 
 
-class Forwards:
-    """Seconds in a module's own training forwards since they were last taken; on a GPU by events, read when a line is
-    made, so that no step waits."""
+class ForwardTimer:
+    """Measures the seconds in a module's training forwards.  On a GPU it records events, which are read when a line is
+    logged, so that no step waits."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -186,12 +191,12 @@ class Forwards:
         self.begun: Any = None
         self.device = torch.device("cpu")
 
-    def watch(self, device: torch.device) -> None:
-        self.leave()
+    def start(self, device: torch.device) -> None:
+        self.stop()
         self.device = device
         self.hooks = [self.module.register_forward_pre_hook(self._begin), self.module.register_forward_hook(self._end)]
 
-    def leave(self) -> None:
+    def stop(self) -> None:
         for hook in self.hooks:
             hook.remove()
         self.hooks, self.marks = [], []
@@ -218,12 +223,12 @@ class Forwards:
 
 
 def _memory() -> float:
-    """GiB."""
+    """Return the memory of this process in GiB."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
     return float(psutil.Process().memory_info().rss) / 2**30
 
 
 def _short(value: float) -> float:
-    """Four digits say what there is to know of a speed."""
+    """Round to four digits."""
     return float(f"{value:.4g}")

@@ -1,9 +1,8 @@
-"""Nothing trains silently wrong: what is looked at before, during and after the first step."""
+"""Check that what should train does: which parameters are trainable, their first gradients, and their first step."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,14 +13,14 @@ from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from smart_train.config.schema import AdapterBlock
-from smart_train.core.environment import world
 from smart_train.core.errors import TrainingStopped
+from smart_train.training.nonfinite import SkippedSteps
 
 logger = logging.getLogger(__name__)
 
 
 def check_trainable(encoder: nn.Module, adapter: AdapterBlock) -> dict[str, int]:
-    """Counts trainable parameters by part and compares them with what the recipe says.
+    """Count the trainable parameters by part, and compare them with ``adapter.kind``.
 
     Returns {"trainable", "lora", "head", "backbone", "all"} (numbers of parameters, not tensors).
     Raises TrainingStopped where a part trains that should not, or does not train that should.
@@ -47,48 +46,16 @@ def check_trainable(encoder: nn.Module, adapter: AdapterBlock) -> dict[str, int]
     return counts
 
 
-def check_engine(args: TrainingArguments) -> None:
-    """Raises TrainingStopped where the processes of a launch do not know of each other: each would train by itself."""
-    if world() != args.world_size:
-        raise TrainingStopped(
-            f"{world()} processes were launched, but this one counts {args.world_size}: every one would train by "
-            "itself; on a CPU, write training.use_cpu=true, and launch with launch/cpu.yaml (MULTI_CPU starts one)"
-        )
+class FirstStepCheck(TrainerCallback):
+    """Stops training, with the tensors' names, unless the first step trains what it should.
 
+    After the first backward every trained tensor must have a finite gradient; after the first step with a learning rate
+    above zero it must have moved (LoRA's B matrices from zero).  skipped: steps that were skipped do not count.
+    """
 
-def check_cached(args: TrainingArguments, batch: int | None, cached: bool) -> None:
-    """batch: pairs per loss over all ranks that the recipe promises.  Raises ValueError where the ranks draw another
-    number, TrainingStopped for optimizers that move weights within a backward, when caching is not yet through."""
-    drawn = args.train_batch_size * args.world_size
-    if batch is not None and batch != drawn:
-        raise ValueError(
-            f"objective.batch is {batch}, but {args.world_size} processes draw {drawn} pairs together "
-            f"({args.train_batch_size} each); set per_device_train_batch_size to its share"
-        )
-    optimizer = str(getattr(args.optim, "value", args.optim))
-    if cached and ("lomo" in optimizer or "layerwise" in optimizer):
-        raise TrainingStopped(
-            f"optim {optimizer} moves the weights during a backward, and gradient caching needs several backwards of "
-            "the same weights; choose another optim, or leave out objective.batch"
-        )
-
-
-@dataclass
-class Skips:
-    """Steps that were left out, since nothing in them was finite: the one being made (now), and how many so far."""
-
-    now: bool = False
-    steps: int = 0
-
-
-class FirstStep(TrainerCallback):
-    """After the first backward every trained tensor has a finite gradient; after the first step with a learning rate
-    above zero, what is trained has moved (LoRA B matrices from zero).  Stops with the tensors' names otherwise.
-    skips: steps that do not count, as they are left out."""
-
-    def __init__(self, encoder: nn.Module, skips: Skips | None = None) -> None:
-        self.encoder, self.skips = encoder, skips or Skips()
-        self.looked = self.moved = False
+    def __init__(self, encoder: nn.Module, skipped: SkippedSteps | None = None) -> None:
+        self.encoder, self.skipped = encoder, skipped or SkippedSteps()
+        self.checked = self.moved = False
         self.seen: dict[str, tuple[bool, bool]] = {}  # tensor -> (its gradients were finite, one was not zero)
         self.hooks: list[RemovableHandle] = []
         self.start: dict[str, Tensor] = {}
@@ -96,11 +63,11 @@ class FirstStep(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.moved = state.global_step > 0  # a resumed run was looked at when it began
+        self.moved = state.global_step > 0  # a resumed run was checked when it began
         self.start = self._samples()
-        # In backward itself: DeepSpeed steps and forgets the gradients before any callback could look at them.
+        # By hooks in the backward: DeepSpeed steps and drops the gradients before any callback could read them.
         for name, parameter in self.encoder.named_parameters():
-            if parameter.requires_grad and not self.looked:
+            if parameter.requires_grad and not self.checked:
                 self.hooks.append(parameter.register_hook(partial(self._see, name)))
 
     def _see(self, name: str, gradient: Tensor) -> None:
@@ -110,9 +77,9 @@ class FirstStep(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.looked or self.skips.now:
+        if self.checked or self.skipped.current:
             return
-        self.looked = True
+        self.checked = True
         for hook in self.hooks:
             hook.remove()
         for name, parameter in self.encoder.named_parameters():  # FSDP sets its shards' gradients, past any hook
@@ -125,8 +92,8 @@ class FirstStep(TrainerCallback):
         reached = any(some for _, some in self.seen.values())
         if without:
             raise TrainingStopped(
-                f"{len(without)} trained tensors received no gradient ({', '.join(without[:3])} ...): they are no part "
-                "of the forward; leave them out of adapter.targets, or give their loss term a weight"
+                f"{len(without)} trained tensors received no gradient ({', '.join(without[:3])} ...): they take no "
+                "part in the forward; remove them from adapter.targets, or give their loss term a weight"
             )
         if bad:
             raise TrainingStopped(f"gradients of {len(bad)} tensors are not finite ({', '.join(bad[:3])} ...)")
@@ -137,8 +104,8 @@ class FirstStep(TrainerCallback):
         scheduler = kwargs.get("lr_scheduler")
         # A warm-up's first learning rate is zero: the second step moves at the latest.  fp16's scaler skips steps until
         # it has found its scale.
-        steps = state.global_step - self.skips.steps
-        if self.moved or self.skips.now or scheduler is None or steps < (20 if args.fp16 else 2):
+        steps = state.global_step - self.skipped.count
+        if self.moved or self.skipped.current or scheduler is None or steps < (20 if args.fp16 else 2):
             return
         self.moved = True
         now = self._samples()
@@ -155,12 +122,12 @@ class FirstStep(TrainerCallback):
             logger.warning("%d trained tensors have not moved: %s", len(still), ", ".join(still[:3]))
 
     def _samples(self) -> dict[str, Tensor]:
-        """The first 1,024 values of what this process holds of every trained tensor (nothing under ZeRO-3)."""
+        """Return the first 1,024 values of what this process holds of every trained tensor (nothing under ZeRO-3)."""
         parameters = self.encoder.named_parameters()
         held = {n: local(p.detach()) for n, p in parameters if p.requires_grad and not hasattr(p, "ds_id")}
         return {name: tensor.flatten()[:1024].clone() for name, tensor in held.items() if tensor.numel()}
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of it: FSDP's share, or all."""
+    """Return what this process holds of a tensor: FSDP's share, or all."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
