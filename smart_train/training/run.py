@@ -43,6 +43,7 @@ from smart_train.evaluation.report.charts import plot
 from smart_train.evaluation.report.metrics_json import differences, write_metrics
 from smart_train.evaluation.report.tables import table
 from smart_train.evaluation.retrieval import Evaluation, evaluate
+from smart_train.losses.joint import Joint
 from smart_train.mining.extensions import MINERS, RERANKERS, load_callable
 from smart_train.mining.folder import round_miner
 from smart_train.mining.selection import MiningOptions
@@ -202,8 +203,9 @@ def make_trainer(
         args,
         splits.train,
         splits.dev if rank_dev else None,
-        recipe.objective,
+        Joint.from_recipe(recipe.objective),
         make_callbacks(recipe.training),
+        objective=recipe.objective,
         negatives=data.negatives,
         query_tokens=data.query_tokens,
         document_tokens=data.document_tokens,

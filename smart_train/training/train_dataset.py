@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from smart_train.core.errors import DataError
-from smart_train.data.collection import Collection, Document
-from smart_train.data.ids import content_id
+from smart_train.data.collection import Collection, Document, content_id
 
 QUERY = ("query", "anchor")
 POSITIVE = ("positive", "document")

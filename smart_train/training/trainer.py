@@ -28,7 +28,7 @@ from smart_train.data.collate import Collator, Pairs, Shorter
 from smart_train.data.collection import Collection
 from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation.retrieval import evaluate
-from smart_train.losses.joint import Loss
+from smart_train.losses.joint import Joint, Loss
 from smart_train.models.encoder import SmartEncoder
 from smart_train.training.arguments import SmartTrainingArguments
 from smart_train.training.batch_size import check_batch, check_pages, check_steps, chunk_rows, splitter
@@ -71,8 +71,10 @@ class SmartTrainer(Trainer):
         train_dataset: a Collection, or rows of texts (a ``datasets.Dataset`` or a list of dicts): query, positive and
             negatives by column name, else by position (training/train_dataset.py).
         eval_dataset: the same, ranked at every evaluation; the metrics are ``pooled/ndcg@10``, ``late/recall@1`` ...
-        loss: what is trained; None = pooled and late cross entropy.
+        loss: ``losses.Joint``; None = the loss that ``objective`` describes.
         callbacks: of transformers, added to this trainer's own.
+        objective: batch size over all GPUs, chunks, gathering and false negatives, as a recipe's block ``objective``;
+            None = its defaults.
         negatives: hard negatives per query in a batch.
         query_tokens, document_tokens: longest texts while training; None = the encoder's own limits.
         length_groups: documents of a batch are encoded in so many groups of like length, for less padding.
@@ -108,9 +110,10 @@ class SmartTrainer(Trainer):
         args: SmartTrainingArguments | None = None,
         train_dataset: Collection | Dataset[Any] | Sequence[Mapping[str, Any]] | None = None,
         eval_dataset: Collection | Dataset[Any] | Sequence[Mapping[str, Any]] | None = None,
-        loss: ObjectiveBlock | None = None,
+        loss: Joint | None = None,
         callbacks: Sequence[TrainerCallback] | None = None,
         *,
+        objective: ObjectiveBlock | None = None,
         negatives: int = 0,
         query_tokens: int | None = None,
         document_tokens: int | None = None,
@@ -126,7 +129,7 @@ class SmartTrainer(Trainer):
         tracker_config: Mapping[str, Any] | None = None,
     ) -> None:
         args = args or SmartTrainingArguments("trainer_output")
-        objective = loss or ObjectiveBlock()
+        objective = objective or ObjectiveBlock()
         if args.n_gpu > 1:
             raise TrainingStopped(
                 f"one process sees {args.n_gpu} GPUs, and torch's DataParallel would take a batch's rows apart; write "
@@ -186,7 +189,7 @@ class SmartTrainer(Trainer):
         self.checkpoints = CheckpointManager(self, self.engine, self.means, self.run_dir / "log.jsonl")
         self.callback_handler.callbacks.insert(0, self.checkpoints)  # first: it cuts the log before others write to it
         dtype = token_dtype(objective.similarity, args.device, args.bf16)
-        self.step = Step(objective, model.late.hybrid, model.settings.matryoshka, model.late.matryoshka, dtype=dtype)
+        self.step = Step(objective, model.late.hybrid, model.settings.matryoshka, model.late.matryoshka, dtype=dtype, joint=loss)
 
     @property
     def encoder(self) -> SmartEncoder:

@@ -97,7 +97,7 @@ def ours(base: Path, files: list[Path], spec: dict[str, Any], options: argparse.
     collate = Collator(pairs, encoder.preprocess, chunk_rows=rows)
     args = training_arguments(arguments(options, batch), Path(folder))
     watch = clock(options.device)
-    trainer = SmartTrainer(encoder, args, Pairs(pairs), loss=objective, data_collator=collate, callbacks=[watch])
+    trainer = SmartTrainer(encoder, args, Pairs(pairs), objective=objective, data_collator=collate, callbacks=[watch])
     return trainer, watch, encoder.token_width if spec.get("late", 1.0) else None
 
 

@@ -169,7 +169,7 @@ def ours(pairs: list[tuple[str, str]], spec: dict[str, Any], folder: str, watch:
         objective.batch, rows = spec["batch"], spec["chunk"]
     collate = Collator(collection, encoder.preprocess, length_groups=4, chunk_rows=rows)
     args = training_arguments(arguments(spec["batch"], spec["steps"]), Path(folder))
-    return SmartTrainer(encoder, args, Pairs(collection), loss=objective, data_collator=collate, callbacks=[watch])
+    return SmartTrainer(encoder, args, Pairs(collection), objective=objective, data_collator=collate, callbacks=[watch])
 
 
 def peak() -> int:

@@ -55,7 +55,7 @@ def trainer_of(
         encoder,
         args,
         pairs,
-        loss=objective,
+        objective=objective,
         data_collator=collate,
         run_dir=log.parent,
         gradient_caching=cached,

@@ -125,7 +125,7 @@ def trainer_of(folder: str, out: Path, engine: str, adapter: AdapterBlock = LORA
         encoder,
         args,
         pairs,
-        loss=steps.JOINT,
+        objective=steps.JOINT,
         data_collator=collate,
         run_dir=out,
         gradient_caching=options.get("cached"),

@@ -67,7 +67,7 @@ def trainer_of(
         encoder,
         args,
         pairs,
-        loss=objective,
+        objective=objective,
         data_collator=collate,
         evaluator=evaluator,
         run_dir=folder,

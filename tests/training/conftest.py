@@ -48,7 +48,7 @@ def make(tiny_models, tmp_path):
         pairs = Pairs(data)
         seen = {"evaluator": evaluator, "run_dir": log.parent, "patience": patience, "tracker_config": about}
         return SmartTrainer(
-            encoder, args, pairs, loss=objective, data_collator=collate, gradient_caching=cached, **seen
+            encoder, args, pairs, objective=objective, data_collator=collate, gradient_caching=cached, **seen
         )
 
     return build
