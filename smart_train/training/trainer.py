@@ -189,7 +189,9 @@ class SmartTrainer(Trainer):
         self.checkpoints = CheckpointManager(self, self.engine, self.means, self.run_dir / "log.jsonl")
         self.callback_handler.callbacks.insert(0, self.checkpoints)  # first: it cuts the log before others write to it
         dtype = token_dtype(objective.similarity, args.device, args.bf16)
-        self.step = Step(objective, model.late.hybrid, model.settings.matryoshka, model.late.matryoshka, dtype=dtype, joint=loss)
+        self.step = Step(
+            objective, model.late.hybrid, model.settings.matryoshka, model.late.matryoshka, dtype=dtype, joint=loss
+        )
 
     @property
     def encoder(self) -> SmartEncoder:

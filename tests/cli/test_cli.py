@@ -36,7 +36,7 @@ def runs(monkeypatch) -> list[tuple]:
     """Recipes that would have been run: ``smart_train.training.run`` is replaced, nothing is trained."""
     called: list[tuple] = []
     stub = ModuleType("smart_train.training.run")
-    stub.run = lambda recipe, source: called.append((recipe, source))  # type: ignore[attr-defined]
+    stub.run = called.append  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "smart_train.training.run", stub)
     return called
 

@@ -88,7 +88,13 @@ def trainer_of(
     collate = Collator(data, encoder.preprocess, length_groups=2 - rank, chunk_rows=1 + 2 * rank)
     log = Path(out) / "log.jsonl"
     return SmartTrainer(
-        encoder, args, Pairs(data), objective=objective, data_collator=collate, run_dir=log.parent, gradient_caching=cached
+        encoder,
+        args,
+        Pairs(data),
+        objective=objective,
+        data_collator=collate,
+        run_dir=log.parent,
+        gradient_caching=cached,
     )
 
 

@@ -337,7 +337,9 @@ def test_the_command_adds_negatives_that_a_recipe_reads_and_that_train(run, tiny
     args = training_arguments(
         {"max_steps": 2, "use_cpu": True, "logging_steps": 1, "disable_tqdm": True}, tmp_path / "run"
     )
-    trainer = SmartTrainer(encoder, args, Pairs(train), objective=ObjectiveBlock(), data_collator=collate, run_dir=tmp_path)
+    trainer = SmartTrainer(
+        encoder, args, Pairs(train), objective=ObjectiveBlock(), data_collator=collate, run_dir=tmp_path
+    )
     trainer.train()
     assert [line["batch/negatives"] > 0 for line in trainer.state.log_history if "batch/negatives" in line] == [
         True

@@ -101,7 +101,13 @@ def build(base: Path, folder: Path, collection: Collection, cached: bool | None 
     encoder = SmartEncoder(str(base), model=model, adapter=LORA, device="cpu")
     collate = Collator(collection, encoder.preprocess, negatives=2, length_groups=2, seed=args.seed)
     return SmartTrainer(
-        encoder, args, Pairs(collection), objective=JOINT, data_collator=collate, run_dir=folder, gradient_caching=cached
+        encoder,
+        args,
+        Pairs(collection),
+        objective=JOINT,
+        data_collator=collate,
+        run_dir=folder,
+        gradient_caching=cached,
     )
 
 
