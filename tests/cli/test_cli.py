@@ -67,8 +67,8 @@ def test_the_package_is_a_program():
 
 def test_train_runs_the_checked_recipe_with_its_overrides(runs, recipe):
     assert main(["train", str(recipe), "--local_rank=1", "late.layer=[1,2]", "data.limit=null"]) == 0
-    ((given, source),) = runs
-    assert source == recipe
+    (given,) = runs
+    assert given.where.file == str(recipe)
     assert given.late.layer == [1, 2] and given.data.limit is None
 
 
