@@ -38,13 +38,13 @@ HASHES = ("hash",)
 
 
 def suffix(path: Path) -> str:
-    """``.jsonl`` for both ``a.jsonl`` and ``a.jsonl.gz``."""
+    """Return the file type: ``.jsonl`` for both ``a.jsonl`` and ``a.jsonl.gz``."""
     return Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
 
 
 @contextmanager
 def open_text(path: Path) -> Iterator[IO[str]]:
-    """Text of a file, gunzipped where its name ends in .gz, without a byte order mark.
+    """Open a text file, gunzipped where its name ends in .gz, without a byte order mark.
 
     Raises DataError where the bytes are not UTF-8 or the gzip file is not whole.
     """
@@ -61,7 +61,7 @@ def open_text(path: Path) -> Iterator[IO[str]]:
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number, line) of the lines that are not blank."""
+    """Read (line number, line) of the lines that are not blank."""
     with open_text(path) as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
@@ -69,7 +69,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(``file:line``, object) of a JSON Lines file."""
+    """Read (``file:line``, object) from a JSON Lines file."""
     for number, line in text_lines(path):
         yield f"{path}:{number}", _object(line, f"{path}:{number}")
 
@@ -125,7 +125,7 @@ class TextTable:
 
     @cached_property
     def columns(self) -> list[str]:
-        """Of the first 100 rows, in order of appearance."""
+        """The columns of the first 100 rows, in order of appearance."""
         return list(dict.fromkeys(key for _, row in islice(iter(self), PEEK) for key in row))
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -139,7 +139,7 @@ class TextTable:
                 yield from _read_csv(path, "\t" if kind == ".tsv" else ",")
 
     def folder(self, where: str) -> Path:
-        """What relative image paths of this row are relative to."""
+        """Return the folder that image paths of this row are relative to."""
         return next((f.parent for f in self.files if where.startswith(f"{f}:")), self.files[0].parent)
 
 
@@ -153,14 +153,14 @@ class StoredImage:
     name: str
 
     def raw(self) -> bytes:
-        """The undecoded file."""
+        """Return the undecoded file."""
         value = self.dataset[self.row][self.column]
         if value.get("bytes") is not None:
             return value["bytes"]
         return Path(value["path"]).read_bytes()
 
     def load(self) -> Any:
-        """The decoded PIL image; raises what PIL raises."""
+        """Return the decoded PIL image; raises what PIL raises."""
         from PIL import Image
 
         image = Image.open(io.BytesIO(self.raw()))
@@ -224,7 +224,7 @@ Table = TextTable | StoredTable
 
 
 def open_files(files: list[Path], name: str | None = None) -> Table:
-    """The rows of files of one kind; raises DataError for kinds that are not read here."""
+    """Open files of one type as a table; raises DataError for types that cannot be read."""
     files = sorted(files)
     kinds = {suffix(f) for f in files}
     if kinds <= set(TEXT_FILES):
@@ -239,8 +239,8 @@ def open_files(files: list[Path], name: str | None = None) -> Table:
 
 
 def _stored(files: list[Path], kind: str) -> Any:
-    """A datasets.Dataset.  Parquet without images is held in memory, where its rows go anyway: `datasets` would first
-    copy it into its cache, which is for what does not fit."""
+    """Load files as a datasets.Dataset.  Parquet without images is read into memory, where its rows go anyway, since
+    `datasets` would first copy it into its cache."""
     import datasets
     import pyarrow as pa
     from pyarrow.parquet import read_schema, read_table
@@ -248,7 +248,7 @@ def _stored(files: list[Path], kind: str) -> Any:
     try:
         if kind == "parquet":
             schemas = [read_schema(f) for f in files]
-            if not any(_heavy(column.type) for schema in schemas for column in schema):
+            if not any(_may_hold_images(column.type) for schema in schemas for column in schema):
                 parts = [read_table(f, partitioning=None) for f in files]
                 return datasets.Dataset(pa.concat_tables(parts, promote_options="default"))
         return datasets.load_dataset(kind, data_files={"train": [str(f) for f in files]}, split="train")
@@ -256,14 +256,14 @@ def _stored(files: list[Path], kind: str) -> Any:
         raise DataError(f"{files[0]}: not a readable {kind} file ({error.__cause__ or error})") from error
 
 
-def _heavy(kind: Any) -> bool:
+def _may_hold_images(kind: Any) -> bool:
     import pyarrow as pa
 
     return pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def columns_of(files: list[Path]) -> list[str]:
-    """The columns of files, without reading what a Parquet file holds."""
+    """Return the columns of files; of a Parquet file only the schema is read."""
     if suffix(files[0]) == ".parquet":
         from pyarrow import ArrowInvalid
         from pyarrow.parquet import read_schema
@@ -276,13 +276,17 @@ def columns_of(files: list[Path]) -> list[str]:
 
 
 def split_name(path: Path) -> str:
-    """``train`` for train.jsonl, train.jsonl.gz and train-00000-of-00002.parquet."""
+    """Return the split that a file name gives.
+
+    >>> split_name(Path("train-00000-of-00002.parquet")), split_name(Path("dev.jsonl.gz"))
+    ('train', 'dev')
+    """
     stem = path.name.removesuffix(".gz")
     return re.sub(r"-\d+-of-\d+$", "", stem[: len(stem) - len(Path(stem).suffix)])
 
 
 def data_files(folder: Path, *more: str) -> list[Path]:
-    """The data files that lie directly in a folder, sorted."""
+    """Return the data files directly in a folder, sorted; more: further file types."""
     kinds = {*TEXT_FILES, *STORED_FILES, *more}
     return sorted(p for p in folder.iterdir() if p.is_file() and suffix(p) in kinds) if folder.is_dir() else []
 
@@ -291,12 +295,17 @@ def data_files(folder: Path, *more: str) -> list[Path]:
 
 
 def find_column(columns: Iterable[str], names: Iterable[str]) -> str | None:
-    """The first of these names that is a column, whatever its case and whether it is written with - or _."""
+    """Return the first of these names that is a column, in any case, with - or _.
+
+    >>> find_column(["ID", "Doc_Id"], ("file", "doc-id"))
+    'Doc_Id'
+    """
     plain = {c.lower().replace("_", "-").replace(" ", "-"): c for c in columns}
     return next((plain[n.replace("_", "-")] for n in names if n.replace("_", "-") in plain), None)
 
 
 def require_column(table: Table, names: tuple[str, ...], what: str) -> str:
+    """Return the first of these names that is a column; raises DataError, with the nearest name, where none is."""
     found = find_column(table.columns, names)
     if found is None:
         near = get_close_matches(names[0], table.columns, 1)
@@ -308,6 +317,7 @@ def require_column(table: Table, names: tuple[str, ...], what: str) -> str:
 
 
 def read_id(row: dict[str, Any], key: str, where: str) -> str:
+    """Return a cell as an id; raises DataError where it is empty, or neither a text nor a whole number."""
     value = row.get(key)
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # a column of ids that pandas has widened
@@ -317,6 +327,7 @@ def read_id(row: dict[str, Any], key: str, where: str) -> str:
 
 
 def read_text(row: dict[str, Any], key: str | None, where: str) -> str:
+    """Return a cell as a text without space around it, "" where it is empty; raises DataError for another type."""
     value = row.get(key) if key else None
     if value is not None and not isinstance(value, str):
         raise DataError(f"{where}: {key} is {type(value).__name__}; it must be a text")
@@ -324,16 +335,16 @@ def read_text(row: dict[str, Any], key: str | None, where: str) -> str:
 
 
 def read_score(value: Any, where: str) -> float:
-    """A teacher's score, which may have any unit and sign but must be a finite number."""
+    """Return a score, which may have any unit and sign but must be a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
         raise DataError(f"{where}: the score is {value!r}; it must be a finite number")
     return float(value)
 
 
 def read_image(value: Any, table: Table, where: str, home: Path | None = None, must_exist: bool = True) -> Any:
-    """A stored image as it is, or the path of an image file; None for none.
+    """Return a stored image as it is, the path of an image file, or None where the cell is empty.
 
-    home: paths that lead nowhere from the table's own folder are looked for here (a corpus/ inside a collection)
+    home: a second folder that paths may be relative to (that of a collection, for a table in its corpus/)
     must_exist: False takes the path of a file that is missing, which then fails when it is decoded
     """
     if value is None or value == "":
@@ -350,6 +361,7 @@ def read_image(value: Any, table: Table, where: str, home: Path | None = None, m
 
 
 def read_page(value: Any) -> int | None:
+    """Return a cell as a page number; None where it is none."""
     try:
         return int(value)
     except (TypeError, ValueError):

@@ -255,9 +255,9 @@ def read_rows(table: Table, data: DataBlock, name: str, limit: int | None = None
         if places:
             logger.warning("%s: %d rows without a %s are left out: %s", name, len(places), what, first_few(places))
     if late:
-        what = "columns first appear after the rows that the columns are learnt from, and are not read"
-        told = [f"{column} ({where})" for column, where in sorted(late.items())]
-        logger.warning("%s: %d %s; give the first row every column: %s", name, len(late), what, first_few(told))
+        what = "columns first appear after the rows that the columns are taken from, and are not read"
+        first = [f"{column} ({where})" for column, where in sorted(late.items())]
+        logger.warning("%s: %d %s; give the first row every column: %s", name, len(late), what, first_few(first))
     if not builder.pairs:
         raise DataError(f"{table.name}: no row has a query and a document")
     return builder.finish(name)
@@ -310,8 +310,8 @@ class _Builder:
                 into[name] = value
 
     def finish(self, name: str) -> Collection:
-        """Negatives become documents: an id of one where the table has ids, a text that some row's document has
-        under that document's id, and any other text as a document of its own."""
+        """Return the collection, with negatives as documents: where the table has ids, a negative is an id; a text that
+        some row's document has is that document; any other text is a document of its own."""
         lists: dict[str, list[str]] = {}
         unknown: list[str] = []
         for query, values in self.negatives.items():
@@ -349,7 +349,7 @@ class _Builder:
 
 
 def _texts(value: Any, name: str, where: str) -> list[str]:
-    """The texts of a cell: none, one or a list; raises for anything else."""
+    """The texts of a cell, which is empty, a text or a list of texts."""
     values = value if isinstance(value, list | tuple) else [value]
     if any(v is not None and not isinstance(v, str) for v in values):
         raise DataError(f"{where}: {name} holds {type(values[0]).__name__}; it must be a text or a list of texts")
@@ -357,7 +357,7 @@ def _texts(value: Any, name: str, where: str) -> list[str]:
 
 
 def row_scores(row: dict[str, Any], columns: Columns, documents: int, where: str) -> list[float | None]:
-    """One score, or None, for each of the row's documents and then for each of its negatives, empty cells left out.
+    """Return one score, or None, for each of the row's documents and then its negatives, empty cells left out.
 
     The list may also count the empty cells (rows padded to equal numbers of negatives); a number stands for a list
     of one.  Raises DataError for any other length, and for what is no finite number.
@@ -366,8 +366,8 @@ def row_scores(row: dict[str, Any], columns: Columns, documents: int, where: str
     value = row[name]
     given = list(value) if isinstance(value, list | tuple) else [value]
     if any(isinstance(score, str | list | dict) for score in given):
-        told = 'data.scores: "" leaves the column out'
-        raise DataError(f"{where}: {name} must be a list of numbers, got {str(value)[:40]!r}; {told}")
+        fix = 'correct it, or write data.scores: "" to ignore the column'
+        raise DataError(f"{where}: {name} must be a list of numbers, got {str(value)[:40]!r}; {fix}")
     scores = [None if score is None else read_score(score, f"{where}: {name}") for score in given]
     cells = [*_cells(row, columns.document)] if columns.document else []
     cells = cells if any(cells) else [True] * documents  # a page has no text to be counted by
