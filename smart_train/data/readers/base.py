@@ -2,7 +2,7 @@
 
 To read a format of your own, derive a class from ``Reader``, define ``detect``, ``splits`` and ``read``, and name it in
 a recipe as ``data.format: my_package.module:MyReader``, or register it as an entry point of the group
-``smart_train.readers``.  docs/data.md has an example.
+``smart_train.readers``.  docs/extending.md has an example, docs/data.md says what can be overridden.
 """
 
 from __future__ import annotations
