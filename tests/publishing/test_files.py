@@ -171,7 +171,7 @@ def test_chat_templates_beside_the_usual_one_are_verified_and_go_up(tiny_bert, t
 
 def test_a_list_of_modules_that_is_none_is_told_with_its_file(run_copy):
     (run_copy / "adapter" / "modules.json").write_text('[{"idx": 0')
-    with pytest.raises(PublishError, match=r"modules.json is no list of modules .*; finish the run"):
+    with pytest.raises(PublishError, match=r"modules.json is not a list of modules .*; finish the run"):
         check_verified(run_copy / "adapter")
 
 
