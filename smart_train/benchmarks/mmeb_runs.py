@@ -20,7 +20,7 @@ from smart_train.benchmarks.mmeb_tasks import GROUPS, TASKS, MmebTask
 from smart_train.core.atomic_io import replacing
 from smart_train.core.embeddings import Embeddings
 from smart_train.core.errors import EvaluationError
-from smart_train.core.modality import kind
+from smart_train.core.modality import modality
 from smart_train.evaluation.encode import IMAGE_BATCHES, TEXT_BATCHES
 from smart_train.evaluation.metrics import Ranking, interval, measure
 from smart_train.evaluation.ranking import rank_candidates, rank_views
@@ -228,7 +228,7 @@ def _check(encoder: SmartEncoder, task: MmebTask, data: TaskData) -> None:
         raise EvaluationError(f"{task.name} has no query to evaluate; see the notes above")
     base, can = encoder.settings.base, set(encoder.st.modalities)
     shown = [query.content for query in data.queries] + list(data.documents.values())
-    parts = {part for one in shown for part in (("image",) if hasattr(one, "content") else kind(one).split("+"))}
+    parts = {part for one in shown for part in (("image",) if hasattr(one, "content") else modality(one).split("+"))}
     if parts - {"text"} and "image" not in can:
         raise EvaluationError(f"{task.name} shows images, and {base} has no image side")
     if "video" in parts and "video" not in can:

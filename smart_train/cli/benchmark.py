@@ -20,7 +20,7 @@ from smart_train.cli.options import (
 )
 from smart_train.core.environment import rank, world
 from smart_train.core.errors import UsageError
-from smart_train.core.hub import told_name
+from smart_train.core.hub import display_name
 
 MODES = ("pooled", "late", "hybrid")
 
@@ -127,7 +127,7 @@ def _mteb(options: argparse.Namespace) -> int:
 
 def _result_name(adapter: str) -> str:
     """Return organisation/model under which an adapter's results are filed: its Hub id, or local/RUN."""
-    return f"local/{told_name(adapter).partition('/')[0]}" if Path(adapter).exists() else adapter
+    return f"local/{display_name(adapter).partition('/')[0]}" if Path(adapter).exists() else adapter
 
 
 def _mmeb(options: argparse.Namespace) -> int:

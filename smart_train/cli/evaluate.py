@@ -21,7 +21,7 @@ from smart_train.cli.options import (
     whole,
 )
 from smart_train.core.environment import world
-from smart_train.core.hub import told_name
+from smart_train.core.hub import display_name
 
 if TYPE_CHECKING:
     from smart_train.config.schema import DataBlock
@@ -87,7 +87,10 @@ def run(options: argparse.Namespace) -> int:
         # A folder of settings alone, as probe --apply makes, reads the base in another way: nothing was trained.
         trained = encoder.adapter is not None or bool(encoder.head.state_dict())
         row = "trained" if options.adapter and trained else "base"
-        about = {"base": told_name(options.model), "adapter": told_name(options.adapter) if options.adapter else None}
+        about = {
+            "base": display_name(options.model),
+            "adapter": display_name(options.adapter) if options.adapter else None,
+        }
         outcome = evaluate_data(encoder, given, plan, row, about, progress=sys.stderr.isatty(), group=group)
     if outcome is None:
         return 0

@@ -1,4 +1,7 @@
-"""Where a model's files are: a Hub id, a local folder, or a folder that an installed Python package carries."""
+"""Find a model's files: a local folder, a folder of an installed Python package, or a commit of a Hub repository.
+
+What huggingface_hub raises becomes a BaseNotFound of one sentence; its client repeats failed downloads itself.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,53 @@ import errno
 import importlib.util
 import logging
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
 from smart_train.core.errors import BaseNotFound, Message, Setting
 
+logger = logging.getLogger(__name__)
+
 PACKAGE = "package:"
-LOCAL = "local:"  # in a published adapter: the base was a folder of its publisher's, of which only the name is told
+LOCAL = "local:"  # in a published adapter: the base was a folder of its publisher's, of which only the name is given
+LOGIN = "run: hf auth login"
+KINDS: list[tuple[str, set[str]]] = [  # what went wrong, by the names of the errors' classes; the first that fits
+    ("gated", {"GatedRepoError"}),
+    ("revision", {"RevisionNotFoundError"}),
+    ("missing", {"RepositoryNotFoundError"}),
+    ("name", {"HFValidationError"}),
+]
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no space; over a quota; too large for this kind of disk
+UNREACHABLE = {
+    "TransportError",  # of httpx: no connection, a time-out, a connection that broke
+    "ConnectionError",  # Python's own; OfflineModeIsEnabled is one
+    "LocalEntryNotFoundError",
+    "RevisionResolutionError",
+}
+MESSAGES: dict[str, tuple[Message, Message]] = {  # kind -> what is wrong, what to do
+    "gated": ("access to this repository is given on request", f"ask for it on its page on the Hub, then {LOGIN}"),
+    "revision": (
+        "the repository has no such revision",
+        ("correct the revision (", Setting("model.revision", python="model.revision in a recipe"), ")"),
+    ),
+    "missing": ("there is no such model on the Hub, or it is private", f"correct the id, or {LOGIN}"),
+    "name": ("this is neither a folder that is there nor the form of a Hub id", "correct it"),
+    "token": ("the Hub does not accept your token", f"make a new one and {LOGIN} (or correct HF_TOKEN)"),
+    "full": (
+        "the disk of the Hub's cache is full",
+        "free space there, or set HF_HOME to a folder on a larger disk, and load again: the download resumes",
+    ),
+    "unreachable": (
+        "the Hub cannot be reached and the model is not in the local cache, so whether it exists is not known",
+        "go online (unset HF_HUB_OFFLINE), or download it elsewhere and copy the cache, or name a local folder",
+    ),
+}
 
 
 def resolve_base(base: str) -> str:
-    """The base as sentence-transformers takes it: a folder's path, or a Hub id.
+    """Return the base as sentence-transformers takes it: a folder's path, or a Hub id.
 
     base: ``package:NAME/FOLDER`` (NAME as it is imported) gives the absolute path of that folder in the installed
         package, which is found without being imported; ``~`` is expanded; everything else is returned unchanged.
@@ -53,59 +88,22 @@ def resolve_base(base: str) -> str:
     )
 
 
-def told_name(given: str) -> str:
-    """A model or an adapter as people are told of it: a folder's last part, of RUN/adapter both, else what was given.
-    Where it lies on this machine is nobody's business."""
-    if not Path(given).exists():
-        return given
-    path = Path(given).resolve()
+def display_name(source: str) -> str:
+    """Return the name of a model or adapter for reports, without the folders of this machine.
+
+    It is a folder's last part (of RUN/adapter both parts), and any other source as it is.
+    """
+    if not Path(source).exists():
+        return source
+    path = Path(source).resolve()
     return f"{path.parent.name}/{path.name}" if path.name in ("adapter", "model", "encoder") else path.name
 
 
-# Models on the Hub: which id, which commit, and one clear sentence where something can't be had.
-
-logger = logging.getLogger(__name__)
-
-LOGIN = "run: hf auth login"
-KINDS: list[tuple[str, set[str]]] = [  # what went wrong, by the names of the errors' classes; the first that fits
-    ("gated", {"GatedRepoError"}),
-    ("revision", {"RevisionNotFoundError"}),
-    ("missing", {"RepositoryNotFoundError"}),
-    ("name", {"HFValidationError"}),
-]
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room; over a quota; too large for this kind of disk
-UNREACHABLE = {
-    "TransportError",  # of httpx: no connection, a time-out, a connection that broke
-    "ConnectionError",  # Python's own; OfflineModeIsEnabled is one
-    "LocalEntryNotFoundError",
-    "RevisionResolutionError",
-}
-_REVISION = Setting("model.revision", python="model.revision in a recipe")
-READING: dict[str, tuple[Message, Message]] = {  # kind -> what is wrong, what to do
-    "gated": ("access to this repository is given on request", f"ask for it on its page on the Hub, then {LOGIN}"),
-    "revision": (
-        "the repository has no such revision",
-        ("correct the revision (", _REVISION, ")"),
-    ),
-    "missing": ("there is no such model on the Hub, or it is private", f"correct the id, or {LOGIN}"),
-    "name": ("this is neither a folder that is there nor the form of a Hub id", "correct it"),
-    "token": ("the Hub does not accept your token", f"make a new one and {LOGIN} (or correct HF_TOKEN)"),
-    "full": (
-        "the disk that the Hub's cache is on takes no more",
-        "make room there, or set HF_HOME to a folder of a larger one, and load it again: it goes on where it stopped",
-    ),
-    "unreachable": (
-        "the Hub cannot be reached and the model is not in the local cache, so whether it exists is not known",
-        "go online (unset HF_HUB_OFFLINE), or download it elsewhere and copy the cache, or name a local folder",
-    ),
-}
-
-
 def hub_id(place: str) -> str | None:
-    """The Hub id that ``place`` (from ``resolve_base``) stands for, None for a folder that is there.
+    """Return the Hub id that ``place`` (from ``resolve_base``) is; None for a folder that exists.
 
     A name without an owner is one of sentence-transformers' own, as SentenceTransformer reads it.
-    Raises BaseNotFound for a path that is not there.
+    Raises BaseNotFound for a path that does not exist.
     """
     folder = Path(place)
     if folder.is_dir():
@@ -120,12 +118,12 @@ def hub_id(place: str) -> str | None:
     return place if place.lower() in ORIGINAL_TRANSFORMER_MODELS else f"sentence-transformers/{place}"
 
 
-def located(base: str, revision: str | None) -> tuple[str, str | None]:
-    """(folder, None) or (Hub id, commit) of a base: ``revision`` (None = the newest) resolved once, so that every file
-    that is read afterwards is of one commit.
+def locate(base: str, revision: str | None) -> tuple[str, str | None]:
+    """Return (folder, None) or (Hub id, commit) of a base.
 
-    Where the Hub can't be reached, it is the last commit that the local cache knows of, which is told where nobody
-    asked for it (HF_HUB_OFFLINE).  Raises BaseNotFound.
+    ``revision`` (None = the newest) is resolved once, so that every file that is read afterwards is of one commit.
+    Where the Hub can't be reached, it is the last commit in the local cache; a warning says so, unless the user works
+    offline on purpose (HF_HUB_OFFLINE).  Raises BaseNotFound.
     """
     place = resolve_base(base)
     repo = hub_id(place)
@@ -135,8 +133,8 @@ def located(base: str, revision: str | None) -> tuple[str, str | None]:
 
     failed: list[Exception] = []
 
-    class Asking(HfApi):
-        """Notes what resolve_revision passes over when it falls back on the cache."""
+    class RecordingApi(HfApi):
+        """Keeps the error that resolve_revision hides when it falls back on the cache."""
 
         def repo_info(self, *args: Any, **options: Any) -> Any:
             try:
@@ -145,18 +143,18 @@ def located(base: str, revision: str | None) -> tuple[str, str | None]:
                 failed.append(error)
                 raise
 
-    with explained(base, revision):
-        commit = Asking().resolve_revision(repo, revision=revision).resolved
+    with hub_errors(base, revision):
+        commit = RecordingApi().resolve_revision(repo, revision=revision).resolved
     if failed and not is_offline_mode():
-        what = f"{happened(failed[0])}: {base} is read from the local cache, at commit {commit}"
+        what = f"{describe_failure(failed[0])}: {base} is read from the local cache, at commit {commit}"
         logger.warning("%s, which may not be the newest", what)
     return repo, commit
 
 
 def fetch(repo: str, commit: str, marker: str) -> Path | None:
-    """The local copy of a repository that has the file ``marker``; None, and nothing downloaded, where it has not.
+    """Download a repository that has the file ``marker``, and return its local folder; None where it does not have it.
 
-    Never downloads code or pickles.  Raises BaseNotFound.
+    Code and pickles are never downloaded.  Raises BaseNotFound.
     """
     from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -164,11 +162,11 @@ def fetch(repo: str, commit: str, marker: str) -> Path | None:
     known = try_to_load_from_cache(repo, marker, revision=commit)
     if known is not None and not isinstance(known, str):
         return None  # the cache remembers that there is no such file
-    with explained(repo, commit):
+    with hub_errors(repo, commit):
         try:
             hf_hub_download(repo, marker, revision=commit)
         except LocalEntryNotFoundError:
-            raise  # offline, and never asked before: a guess could drop a head without a word
+            raise  # offline, and not known: a guess could drop a head silently
         except EntryNotFoundError:
             return None
         kept = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
@@ -176,12 +174,12 @@ def fetch(repo: str, commit: str, marker: str) -> Path | None:
 
 
 @contextmanager
-def explained(base: str, revision: str | None = None) -> Iterator[None]:
-    """Turns what the Hub's client raises into a BaseNotFound of one sentence; other errors pass unchanged."""
+def hub_errors(base: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what the Hub's client raises into a BaseNotFound of one sentence; other errors pass unchanged."""
     try:
         yield
     except Exception as error:
-        found = reason(error)
+        found = explain(error)
         if found is None:
             raise
         logger.debug("%s", base, exc_info=True)
@@ -191,63 +189,59 @@ def explained(base: str, revision: str | None = None) -> Iterator[None]:
         raise BaseNotFound((f"{base}{at}: ", what), fix) from None
 
 
-def reason(error: BaseException) -> tuple[Message, Message] | None:
-    """What is wrong and what to do, for an error of a download; None where the Hub has nothing to do with it."""
-    found = kind(error)
+def explain(error: BaseException) -> tuple[Message, Message] | None:
+    """Return what is wrong and what to do, for an error of a download; None for an error that is not of the Hub."""
+    found = error_kind(error)
     if found == "failed":
-        wait = wanted_wait(error)
-        return happened(error), "try again later" if wait is None else f"try again in {wait:g} s"
-    return READING[found] if found is not None else None
+        wait = retry_after(error)
+        return describe_failure(error), "try again later" if wait is None else f"try again in {wait:g} s"
+    return MESSAGES[found] if found is not None else None
 
 
-def kind(error: BaseException) -> str | None:
-    """gated, revision, missing, name, token, full, failed (see ``status``), unreachable, or None: not of the Hub.
+def error_kind(error: BaseException) -> str | None:
+    """Return gated, revision, missing, name, token, full, failed (see ``http_status``), unreachable, or None: not of
+    the Hub.
 
-    Found by the classes of the error and of what lies beneath: transformers and others wrap them.
+    The classes of the error and of its causes decide: transformers and others wrap them.
     """
-    names = {cls.__name__ for one in chain(error) for cls in type(one).__mro__}
+    names = {cls.__name__ for one in error_chain(error) for cls in type(one).__mro__}
     for found, classes in KINDS:
         if names & classes:
             return found
-    if any(isinstance(one, OSError) and one.errno in FULL for one in chain(error)):
+    if any(isinstance(one, OSError) and one.errno in DISK_FULL for one in error_chain(error)):
         return "full"
-    answered = status(error)
+    answered = http_status(error)
     if answered is not None:
         return "token" if answered == 401 else "failed"
     return "unreachable" if names & UNREACHABLE else None
 
 
-def status(error: BaseException) -> int | None:
-    """The HTTP status that the Hub answered with, None where it did not answer."""
-    answers = (getattr(getattr(one, "response", None), "status_code", None) for one in chain(error))
+def http_status(error: BaseException) -> int | None:
+    """Return the HTTP status that the Hub answered with; None where it did not answer."""
+    answers = (getattr(getattr(one, "response", None), "status_code", None) for one in error_chain(error))
     return next((answer for answer in answers if isinstance(answer, int)), None)
 
 
-def happened(error: BaseException) -> str:
-    """What went wrong with a request, in half a sentence."""
-    answered = status(error)
+def describe_failure(error: BaseException) -> str:
+    """Return what went wrong with a request, in half a sentence."""
+    answered = http_status(error)
     if answered == 429:
         return "the Hub asks for fewer requests (429)"
     return f"the Hub answered with status {answered}" if answered is not None else "the connection to the Hub failed"
 
 
-def wanted_wait(error: BaseException) -> float | None:
-    """Seconds that the Hub asks to wait (Retry-After, in seconds or as a date); None where it does not say."""
-    for one in chain(error):
+def retry_after(error: BaseException) -> float | None:
+    """Return the seconds that the Hub asks to wait (Retry-After); None where it does not say."""
+    for one in error_chain(error):
         headers: Any = getattr(getattr(one, "response", None), "headers", None)
         value = str(headers.get("Retry-After") or "").strip() if headers is not None else ""
         if re.fullmatch(r"\d+(\.\d+)?", value):
             return float(value)
-        if value:
-            try:
-                return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-            except ValueError:
-                return None
     return None
 
 
-def chain(error: BaseException) -> list[BaseException]:
-    """The error and what lies beneath it: transformers and others wrap what the Hub's client raises."""
+def error_chain(error: BaseException) -> list[BaseException]:
+    """Return the error and its causes: transformers and others wrap what the Hub's client raises."""
     found: list[BaseException] = []
     step: BaseException | None = error
     while step is not None and step not in found:

@@ -1,24 +1,47 @@
-"""What an encoder is given, seen from outside: its kind and how long it is."""
+"""Contents of queries and documents, seen from outside: their modality, their size, and images as encoders read them.
+
+A content is a text, a PIL image, a pathlib.Path of an image, or {"text": ..., "image": ...}.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def kind(content: Any) -> str:
-    """text, image, or image+text: a forward takes rows of one kind."""
+def modality(content: Any) -> str:
+    """Return "text", "image" or "image+text": a forward takes rows of one modality.
+
+    >>> modality("a passage"), modality({"text": "a caption", "image": None})
+    ('text', 'image+text')
+    """
     if isinstance(content, dict):
         return "+".join(sorted(content))
     return "text" if isinstance(content, str) else "image"
 
 
-def length(content: Any) -> int:
-    """What padding and memory follow: characters of a text, pixels of an image (of both, the pixels: they weigh more).
+def content_size(content: Any) -> int:
+    """Return what padding and memory follow: characters of a text, pixels of an image (pixels where there are both).
 
     A path of an image counts 0, or its text: nothing is opened here.
+
+    >>> content_size("a passage")
+    9
     """
     if isinstance(content, str):
         return len(content)
     image = content.get("image") if isinstance(content, dict) else content
     pixels = getattr(image, "width", 0) * getattr(image, "height", 0)
     return pixels or (len(content.get("text") or "") if isinstance(content, dict) else 0)
+
+
+def to_rgb(image: Any) -> Any:
+    """Return an RGB copy of a PIL image, turned as its EXIF data says; what is transparent becomes white, not black.
+
+    Doing it twice changes nothing, so an image looks the same in training, in evaluation and from Python.
+    """
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:  # paper is white; a plain conversion would make it black
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")

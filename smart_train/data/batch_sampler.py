@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from smart_train.core.errors import DataError
-from smart_train.core.modality import length
+from smart_train.core.modality import content_size
 from smart_train.data.collection import Collection, Document, first_few, hash_id
 
 Ints = NDArray[np.int64]
@@ -69,7 +69,7 @@ def pair_groups(
     documents = {name: collection.corpus[name] for name in names}
     contents = {name: _content_key(document) for name, document in documents.items()}
     number = {content: n for n, content in enumerate(dict.fromkeys(contents[name] for _, name in pairs))}
-    lengths = {name: length(one.text) if one.image is None and one.text else 0 for name, one in documents.items()}
+    lengths = {name: content_size(one.text) if one.image is None and one.text else 0 for name, one in documents.items()}
     sources: dict[str, list[int]] = {}
     for place, (_, name) in enumerate(pairs):
         one = documents[name]

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from smart_train.core.embeddings import Batch, Features
 from smart_train.core.errors import DataError
-from smart_train.core.modality import kind, length
+from smart_train.core.modality import content_size, modality
 from smart_train.data.collection import Collection, hash_id
 from smart_train.data.document_keys import DocumentKeys
 
@@ -130,7 +130,8 @@ class Collator:
         drawn, notes = self._draw(rows)
         unique = list(dict.fromkeys([*(document for _, document in rows), *drawn]))
         contents = [self._document(document) for document in unique]
-        parts = chunks([length(c) for c in contents], [kind(c) for c in contents], self.length_groups, self.chunk_rows)
+        sizes, kinds = [content_size(c) for c in contents], [modality(c) for c in contents]
+        parts = chunks(sizes, kinds, self.length_groups, self.chunk_rows)
         documents = [unique[row] for part in parts for row in part]
         positives, also = self._positives(rows, queries, documents)
         keys = self.keys.of_documents(documents, [contents[row] for part in parts for row in part])

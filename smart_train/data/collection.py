@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from smart_train.core.errors import DataError
-from smart_train.core.images import on_paper
+from smart_train.core.modality import to_rgb
 
 DEV_SPLITS = ("dev", "validation", "valid", "val")  # names of splits to choose on
 TEST_SPLITS = ("test",)  # names of splits to report on
@@ -95,7 +95,7 @@ class Document:
                     image = opened
             elif not isinstance(image, Image.Image):
                 image = image.load()
-            return on_paper(image)
+            return to_rgb(image)
         except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error ... by format
             where = self.image if isinstance(self.image, str | Path) else getattr(self.image, "name", "memory")
             of = f" of {self.file}" if self.file else ""

@@ -221,7 +221,7 @@ def _named_by_repository(repo: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        status, kind = hub.status(error), hub.kind(error)
+        status, kind = hub.http_status(error), hub.error_kind(error)
         if status is None and kind is None:
             raise
         causes = {

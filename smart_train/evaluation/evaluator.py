@@ -17,7 +17,7 @@ from smart_train.config.schema import DataBlock
 from smart_train.core.atomic_io import replacing
 from smart_train.core.environment import cores
 from smart_train.core.errors import DataError
-from smart_train.core.modality import kind
+from smart_train.core.modality import modality
 from smart_train.data.collection import DEV_SPLITS, TEST_SPLITS, Collection, Document
 from smart_train.data.load import load, read_split
 from smart_train.data.readers.base import DataProblem, QueryMetadata, find_reader
@@ -282,8 +282,8 @@ def _parts(given: Read, outcome: Outcome) -> dict[str, dict[str, Group]]:
 
 def _content(document: Document) -> str:
     if document.image is None:
-        return kind("")
-    return kind(None) if document.text is None else kind({"image": None, "text": ""})
+        return modality("")
+    return modality(None) if document.text is None else modality({"image": None, "text": ""})
 
 
 def write(

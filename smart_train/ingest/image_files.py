@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from smart_train.core.images import on_paper
+from smart_train.core.modality import to_rgb
 from smart_train.ingest.pages import MAX_ASPECT, Unreadable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # of what is inside, whatever the suffix says
@@ -43,7 +43,7 @@ def read_image(path: Path, page: int, pixels: int, max_picture: int) -> Any:
             image = _eight_bits(image)
             if image.mode in ("L", "RGB"):  # before copies are made: a large scan has hundreds of megabytes
                 image = _shrunk(image, pixels)
-            return _shrunk(on_paper(image), pixels)
+            return _shrunk(to_rgb(image), pixels)
         except (Unreadable, MemoryError):
             raise
         except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error ... by format

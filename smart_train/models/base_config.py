@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smart_train.core.errors import BaseNotFound, Message, Setting
-from smart_train.core.hub import hub_id, reason, resolve_base
+from smart_train.core.hub import explain, hub_id, resolve_base
 
 OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "roberta-prelayernorm")
 
@@ -114,7 +114,7 @@ def _config(fetch: BaseFiles, base: str, trust_remote_code: bool) -> Any:
 
 def _reason(error: BaseException) -> tuple[Message, Message]:
     """What is wrong and what to do: with the Hub, else with the configuration."""
-    found = reason(error)
+    found = explain(error)
     if found is not None:
         return found
     text = " ".join(str(error).split())

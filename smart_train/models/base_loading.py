@@ -31,7 +31,7 @@ def load_base(
         options["quantization_config"] = four_bits(settings.base, _computed_in(settings, place, commit))
     if settings.attention is not None:
         options["attn_implementation"] = settings.attention
-    with hub.explained(settings.base, settings.revision), images_without_torchvision(), loaded_whole():
+    with hub.hub_errors(settings.base, settings.revision), images_without_torchvision(), loaded_whole():
         base = SentenceTransformer(
             place,
             revision=commit,

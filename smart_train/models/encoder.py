@@ -22,7 +22,7 @@ from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock
 from smart_train.config.typed_values import make_block
 from smart_train.core import hub
 from smart_train.core.embeddings import Embeddings, Features, Tokens
-from smart_train.core.modality import length
+from smart_train.core.modality import content_size
 from smart_train.losses import similarity
 from smart_train.models import saving
 from smart_train.models.base_config import BaseFiles
@@ -72,7 +72,7 @@ class SmartEncoder(nn.Module):
         self.settings = replace(make_block(ModelBlock, model, "model"), base=base)
         self.late = make_block(LateBlock, late, "late")
         self.adapter = None if adapter is None else make_block(AdapterBlock, adapter, "adapter")
-        self.place, self.commit = hub.located(base, self.settings.revision)
+        self.place, self.commit = hub.locate(base, self.settings.revision)
         self.st = load_base(self.settings, self.place, self.commit, device)
         if not hasattr(self.transformer, "modality_config"):
             raise ValueError(f"{base}: its first module is {type(self.transformer).__name__}, not a transformer")
@@ -304,7 +304,8 @@ class SmartEncoder(nn.Module):
     ) -> Embeddings:
         if isinstance(contents, (str, dict)):
             raise TypeError(f"contents is a list of rows, and this is a single {type(contents).__name__}; write [row]")
-        order = sorted(range(len(contents)), key=lambda i: -length(contents[i]))  # the longest first: memory shows now
+        # The longest first: what runs out of memory does so at once.
+        order = sorted(range(len(contents)), key=lambda i: -content_size(contents[i]))
         starts: Iterable[int] = range(0, len(order), batch_size)
         if progress:
             starts = progress(starts) if callable(progress) else _bar(starts, f"{role} batches")

@@ -11,8 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from smart_train.config.schema import ModelBlock
 from smart_train.core.embeddings import Features
-from smart_train.core.images import on_paper
-from smart_train.core.modality import kind
+from smart_train.core.modality import modality, to_rgb
 
 Role = Literal["query", "document"]
 Contents = Sequence[Any]
@@ -50,7 +49,7 @@ def open_content(content: Any) -> Any:
         return {**content, **{what: _opened(value) for what, value in shown.items()}}
     if isinstance(content, Path):
         return _read_image(content)
-    return on_paper(content) if isinstance(content, Image.Image) else content
+    return to_rgb(content) if isinstance(content, Image.Image) else content
 
 
 def _opened(images: Any) -> Any:
@@ -63,7 +62,7 @@ def _opened(images: Any) -> Any:
 def _read_image(path: Path) -> Any:
     try:
         with Image.open(path) as image:
-            return on_paper(image)
+            return to_rgb(image)
     except OSError as error:
         raise ValueError(f"{path}: not a readable image ({error}); repair it or leave it out") from error
 
@@ -72,7 +71,7 @@ def same_kind(rows: list[int], contents: Contents) -> list[list[int]]:
     """The rows of a batch by kind (text, image, both): a forward takes one kind."""
     groups: dict[str, list[int]] = {}
     for row in rows:
-        groups.setdefault(kind(contents[row]), []).append(row)
+        groups.setdefault(modality(contents[row]), []).append(row)
     return list(groups.values())
 
 

@@ -363,7 +363,7 @@ def open_saved(
     checkpoint: the folder is of the run that reads it, with optimizer states in whatever form an engine wrote them
     Raises AdapterError: see ``from_pretrained``.
     """
-    place, commit = hub.located(source, revision)
+    place, commit = hub.locate(source, revision)
     folder = Path(place) if commit is None else hub.fetch(place, commit, SETTINGS)
     if folder is None or not (folder / SETTINGS).is_file():
         _check_plain_base(source, folder, moved)

@@ -22,7 +22,7 @@ from smart_train.config import recipe
 from smart_train.config.schema import HybridBlock, LateBlock
 from smart_train.core.atomic_io import replacing
 from smart_train.core.errors import AdapterError
-from smart_train.core.hub import PACKAGE, told_name
+from smart_train.core.hub import PACKAGE, display_name
 from smart_train.data.load import DevAndTest
 from smart_train.evaluation.calibration import GRID
 from smart_train.models.encoder import SmartEncoder
@@ -112,8 +112,8 @@ def _reading(encoder: SmartEncoder) -> Iterator[list[Layer]]:
 
 def _title(base: str, adapter: str | None) -> str:
     """Without the folders of this machine."""
-    name = told_name(base).removeprefix(PACKAGE)
-    return name if adapter is None else f"{told_name(adapter)} on {name}"
+    name = display_name(base).removeprefix(PACKAGE)
+    return name if adapter is None else f"{display_name(adapter)} on {name}"
 
 
 def recommended(found: Probe, late: LateBlock) -> LateBlock:

@@ -155,7 +155,7 @@ def merge(
 
 def read_adapter(source: str | Path, trust_remote_code: bool = False) -> Stored:
     """Everything that a folder or Hub repository holds of an adapter, checked as ``load`` does.  AdapterError."""
-    place, commit = hub.located(str(source), None)
+    place, commit = hub.locate(str(source), None)
     folder = Path(place) if commit is None else hub.fetch(place, commit, SETTINGS)
     if folder is None or not (folder / SETTINGS).is_file():
         raise AdapterError(f"{source}: there is no {SETTINGS}, so it is no adapter; name one's folder")

@@ -70,16 +70,16 @@ def _hosted(base: str, commit: str | None) -> str | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, RemoteEntryNotFoundError
 
-    from smart_train.core.hub import hub_id, kind, status
+    from smart_train.core.hub import error_kind, http_status, hub_id
 
     try:
         return Path(hf_hub_download(hub_id(base) or base, README, revision=commit)).read_text(encoding="utf8")
     except Exception as error:
-        found = kind(error)
+        found = error_kind(error)
         if found is None and not isinstance(error, EntryNotFoundError):
             raise
         reasons = {"unreachable": "the Hub cannot be reached", "gated": "its repository is gated"}
-        why = reasons.get(found or "", f"the Hub answered with status {status(error)}")
+        why = reasons.get(found or "", f"the Hub answered with status {http_status(error)}")
         if isinstance(error, RemoteEntryNotFoundError):
             why = "it has no card"
         logger.warning("the licence of the base %s is unknown (%s): look yourself", base, why)

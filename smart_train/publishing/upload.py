@@ -46,24 +46,24 @@ def patiently(call: Callable[[], T], retries: int = RETRIES) -> T:
 
 def pause(error: BaseException, attempt: int, retries: int) -> None:
     """Tells what went wrong and waits.  attempt: 0 for the first try."""
-    wait = hub.wanted_wait(error)
+    wait = hub.retry_after(error)
     seconds = 2.0**attempt if wait is None else wait
-    logger.warning("%s; trying again in %g s (%d of %d)", hub.happened(error), seconds, attempt + 1, retries)
+    logger.warning("%s; trying again in %g s (%d of %d)", hub.describe_failure(error), seconds, attempt + 1, retries)
     time.sleep(seconds)
 
 
 def passes(error: BaseException) -> bool:
     """Whether the same request may do better soon, and nobody has tried that yet."""
-    if (hub.wanted_wait(error) or 0) > LONGEST:
+    if (hub.retry_after(error) or 0) > LONGEST:
         return False
-    if hub.status(error) in PASSING or (hub.status(error) is None and hub.kind(error) == "unreachable"):
+    if hub.http_status(error) in PASSING or (hub.http_status(error) is None and hub.error_kind(error) == "unreachable"):
         return not _retried(error)
     return False
 
 
 def _retried(error: BaseException) -> bool:
     """Whether huggingface_hub tried it again by itself, as it does with requests of some kinds."""
-    for one in hub.chain(error):
+    for one in hub.error_chain(error):
         request: Any = getattr(getattr(one, "response", None), "request", None) or _request(one)
         if request is not None:
             path = request.url.path
@@ -131,14 +131,14 @@ def explained(repo: str, kept: str) -> Iterator[None]:
 
 def trouble(error: BaseException) -> str | None:
     """What went wrong and what to do; None for an error that is none of the Hub's."""
-    status, kind = hub.status(error), hub.kind(error)
+    status, kind = hub.http_status(error), hub.error_kind(error)
     said = _said(error)
     if kind == "name":
         return "this is not the form of a repository's name; write it as owner/name"
     if kind == "gated":
         return "access to this repository is given on request; ask for it on its page, or name one of your own"
     if status == 401 and kind != "missing":
-        return "the Hub does not accept your token for this (401); " + written(hub.READING["token"][1])
+        return "the Hub does not accept your token for this (401); " + written(hub.MESSAGES["token"][1])
     if status == 403:
         what = f"your token may not write there (403{said})"
         return f"{what}; use one with write access, or a name of your own: {hub.LOGIN}"
@@ -150,7 +150,7 @@ def trouble(error: BaseException) -> str | None:
     if status in (409, 412):
         return f"someone else changed it meanwhile ({status}); look at it, then publish again"
     if status == 429:
-        wait = hub.wanted_wait(error)
+        wait = hub.retry_after(error)
         when = f"in {wait:g} s" if wait is not None else "in some minutes"
         return f"the Hub asks for fewer requests (429); publish again {when}"
     if status is not None:
@@ -161,7 +161,7 @@ def trouble(error: BaseException) -> str | None:
 
 
 def _said(error: BaseException) -> str:
-    found = next((m for one in hub.chain(error) if (m := getattr(one, "server_message", None))), "")
+    found = next((m for one in hub.error_chain(error) if (m := getattr(one, "server_message", None))), "")
     text = " ".join(str(found).split())
     return f": {text[:200]}" if text else ""
 

@@ -60,10 +60,10 @@ def texts(shape: str, count: int) -> list[tuple[str, str]]:
     from transformers import AutoTokenizer
 
     from smart_train.config.schema import DataBlock
-    from smart_train.core.hub import located
+    from smart_train.core.hub import locate
     from smart_train.data.load import load
 
-    tokenizer = AutoTokenizer.from_pretrained(located(BASE, None)[0])
+    tokenizer = AutoTokenizer.from_pretrained(locate(BASE, None)[0])
     train, _, _ = load(DataBlock(path="pydocs", dev=0, test=0))
     pairs = [(train.queries[q], str(train.corpus[d].text)) for q, d in train.pairs()]
     step = max(1, len(pairs) // count)
@@ -121,10 +121,10 @@ def peers(pairs: list[tuple[str, str]], spec: dict[str, Any], folder: str, watch
     from sentence_transformers.multi_vector_encoder import losses as late
     from sentence_transformers.sentence_transformer import losses as pooled
 
-    from smart_train.core.hub import located
+    from smart_train.core.hub import locate
 
     rows = Dataset.from_dict({"anchor": [q for q, _ in pairs], "positive": [d for _, d in pairs]})
-    base, trainer = located(BASE, None)[0], SentenceTransformerTrainer
+    base, trainer = locate(BASE, None)[0], SentenceTransformerTrainer
     options: dict[str, Any] = {"mini_batch_size": spec["chunk"]} if spec.get("cached") else {}
     if spec["who"] == "multi":
         from sentence_transformers import MultiVectorEncoder

@@ -317,7 +317,7 @@ def test_revision_and_dtype_reach_the_check_and_the_encoder(tmp_path, tiny_bert,
     assert "the adapter brings its own --revision" in capsys.readouterr().err
 
     def missing(*given):
-        raise BaseNotFound(*hub.READING["revision"])
+        raise BaseNotFound(*hub.MESSAGES["revision"])
 
     monkeypatch.setattr(base_config, "read_base", missing)
     assert main([*command, "--revision", "v9"]) == 2

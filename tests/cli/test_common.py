@@ -9,7 +9,7 @@ import pytest
 from smart_train.cli.benchmark import _filed
 from smart_train.cli.main import main
 from smart_train.cli.options import check_output
-from smart_train.core.hub import told_name
+from smart_train.core.hub import display_name
 
 
 @pytest.mark.parametrize("command", ["evaluate", "probe"])
@@ -43,5 +43,5 @@ def test_a_run_s_adapter_is_told_by_its_run_and_never_by_where_it_lies(tmp_path)
     (tmp_path / "mine" / "adapter").mkdir(parents=True)
     (tmp_path / "free").mkdir()
     run, free = str(tmp_path / "mine" / "adapter"), str(tmp_path / "free")
-    assert [told_name(run), told_name(free), told_name("me/mine")] == ["mine/adapter", "free", "me/mine"]
+    assert [display_name(run), display_name(free), display_name("me/mine")] == ["mine/adapter", "free", "me/mine"]
     assert [_filed(run), _filed(free), _filed("me/mine")] == ["local/mine", "local/free", "me/mine"]

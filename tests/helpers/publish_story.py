@@ -27,7 +27,7 @@ from huggingface_hub import constants, hf_hub_download
 
 from smart_train.cli.main import main
 from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock
-from smart_train.core.hub import located
+from smart_train.core.hub import locate
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.verification import verify
 from smart_train.publishing.publisher import publish
@@ -145,7 +145,7 @@ def failing_downloads() -> None:
     fails(path="me/again/resolve/.*/adapter_model.safetensors", half=True, times=2)  # HEAD, then GET by half
     keep("again", load("me/again"))
     fails(path=".")
-    place, commit = located("me/again", None)
+    place, commit = locate("me/again", None)
     TOLD["from the cache"] = commit
     fails()
 

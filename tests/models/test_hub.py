@@ -13,7 +13,7 @@ import fakehub
 import numpy as np
 import pytest
 
-from smart_train.core.hub import explained, hub_id
+from smart_train.core.hub import hub_errors, hub_id
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -142,7 +142,7 @@ def test_a_name_without_an_owner_is_read_as_sentence_transformers_reads_it(tmp_p
 
 
 def test_errors_that_are_none_of_the_hubs_pass_unchanged():
-    with pytest.raises(KeyError, match="shape"), explained("me/base"):
+    with pytest.raises(KeyError, match="shape"), hub_errors("me/base"):
         raise KeyError("shape")
 
 

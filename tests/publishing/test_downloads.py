@@ -117,8 +117,8 @@ MESSAGES = {
     "429": "me/again at revision COMMIT: the Hub asks for fewer requests (429); try again in 7 s",
     "gated file": "me/again at revision COMMIT: access to this repository is given on request; ask for it on its page "
     "on the Hub, then run: hf auth login",
-    "full": "me/again at revision COMMIT: the disk that the Hub's cache is on takes no more; make room there, or set "
-    "HF_HOME to a folder of a larger one, and load it again: it goes on where it stopped",
+    "full": "me/again at revision COMMIT: the disk of the Hub's cache is full; free space there, or set HF_HOME to a "
+    "folder on a larger disk, and load again: the download resumes",
 }
 
 

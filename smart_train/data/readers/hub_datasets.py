@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from smart_train.config.schema import DataBlock
 from smart_train.core.errors import Unreachable
-from smart_train.core.hub import kind
+from smart_train.core.hub import error_kind
 from smart_train.data.readers.base import DataProblem
 from smart_train.data.tables import StoredTable
 
@@ -32,7 +32,7 @@ def named_by_key(data: DataBlock) -> Iterator[None]:
     except Unreachable as error:
         what = f"there is no folder {data.path!r} here, and as a Hub dataset it cannot be read: {error}"
         fix = "check the name, data.revision and the network (HF_HUB_OFFLINE)"
-        raise DataProblem("data.path", what, fix, here=kind(error) == "unreachable") from error
+        raise DataProblem("data.path", what, fix, here=error_kind(error) == "unreachable") from error
 
 
 def configs(path: str, revision: str | None) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 
 from smart_train.core.errors import DataError
 from smart_train.core.hub import resolve_base
-from smart_train.core.images import on_paper
+from smart_train.core.modality import to_rgb
 from smart_train.ingest.questions.chat_model import Answer, Refusal, Request
 
 
@@ -99,7 +99,7 @@ class LocalChatModel:
 
         try:
             with Image.open(request.image) as opened:  # type: ignore[arg-type]
-                image = on_paper(opened)
+                image = to_rgb(opened)
         except (OSError, ValueError, SyntaxError) as error:
             raise DataError(f"{request.image}: not a readable image ({error}); ingest the folder again") from error
         shrink = (self.pixels / (image.width * image.height)) ** 0.5 if self.pixels else 1.0
