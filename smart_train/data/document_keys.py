@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from smart_train.core.embeddings import KnownPositives
-from smart_train.core.modality import kind
+from smart_train.core.modality import modality
 from smart_train.data.collection import Collection, hash_id
 
 Key = tuple[int, int, int, int]  # see embeddings.KEYS
@@ -31,7 +31,7 @@ def content_hash(content: Any) -> int:
     True
     """
     text, image = (content.get("text"), content["image"]) if isinstance(content, dict) else (content, content)
-    total = blake2b(f"{kind(content)}\n".encode(), digest_size=8)
+    total = blake2b(f"{modality(content)}\n".encode(), digest_size=8)
     if not isinstance(image, str):
         total.update(f"{image.mode} {image.width} {image.height}\n".encode())  # says how many bytes follow
         total.update(image.tobytes())
