@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# From a folder of PDFs to an adapter: ingest, questions in the documents' own words, train, evaluate on other files.
+# From a folder of PDFs to an adapter: ingest, make queries from the documents' own words, train, evaluate on other files.
 #
 #   tools/demo_pdf.sh [FOLDER]     your PDFs; without one, those of a Debian documentation package (50 MB, downloaded by
 #                                  apt-get; 155 PDFs, 6,100 pages of LaTeX manuals)
-#   OUT=runs/demo-pdf              where all of it goes; run again, it goes on where it was
-#   STEPS=30                       of training
+#   OUT=runs/demo-pdf              output folder; a second run resumes there
+#   STEPS=30                       training steps
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PACKAGE=texlive-latex-recommended-doc
@@ -17,7 +17,7 @@ if [ -z "$FOLDER" ]; then
     if [ ! -d "$FOLDER" ]; then
         for tool in apt-get dpkg-deb; do
             command -v "$tool" >/dev/null || {
-                echo "$tool is not here (this is no Debian); name a folder of PDFs: tools/demo_pdf.sh FOLDER" >&2
+                echo "$tool is missing (not a Debian system?); name a folder of PDFs: tools/demo_pdf.sh FOLDER" >&2
                 exit 1
             }
         done
@@ -34,8 +34,8 @@ fi
 
 # 3 = some files were skipped; the summary names them
 smart-train ingest "$FOLDER" --out "$OUT/data" --no-images || [ $? -eq 3 ]
-# Pages are longer than docstrings and what answers a query may stand anywhere on them: read as far as the base can.
-# With the quickstart's cut at 96 tokens and its learning rate, training made the figures worse.
+# Pages are longer than docstrings, and the answer may stand anywhere on them: train on as many tokens as the base reads.
+# With the quickstart's 96 tokens and its learning rate, training lowered the metrics.
 accelerate launch recipes/quickstart.yaml name=demo-pdf "output=$OUT/run" "data.path=$OUT/data" \
     data.document_tokens=256 training.per_device_train_batch_size=32 training.learning_rate=2e-4 \
     "training.max_steps=${STEPS:-30}" training.eval_steps=15

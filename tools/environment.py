@@ -1,10 +1,10 @@
-"""Makes .venv from pyproject.toml and constraints.txt, once: the first half of `make quickstart` and `make test`.
+"""Make or update .venv from pyproject.toml and constraints.txt: the first half of `make quickstart` and `make test`.
 
-Standard library only, since it runs before anything is installed.
+Standard library only, because it runs before anything is installed. It does nothing if both files are those of the last
+install.
 
-Which build of torch: where pip, as it is configured, takes a CPU build, or a GPU is visible, or the system is not
-Linux, pip decides.  On a Linux machine without a GPU where pip would take the CUDA build (it works there, but brings
-several GB of CUDA libraries along), uv, which knows torch's own builds by name, installs the fitting one first.
+Which build of torch: normally pip decides. On a Linux machine without a GPU pip may choose the CUDA build, which works
+but adds several GB of libraries. There uv, which knows torch's builds by name, installs the CPU build first.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-STAMP = VENV / "installed.json"  # what a finished install was made of
-UNFINISHED = VENV / "unfinished"  # there while an install runs, and after one that was interrupted
+STAMP = VENV / "installed.json"  # written by a finished install: what it was made of
+UNFINISHED = VENV / "unfinished"  # exists while an install runs, and after an interrupted one
 SOURCES = ("pyproject.toml", "constraints.txt")
 OLDEST = (3, 11)
 
@@ -35,7 +35,7 @@ def main() -> None:
             f"({sys.executable}). Name another one: make PYTHON=/path/to/python3 ..."
         )
     lock = os.open(ROOT, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)  # two `make` at once: the second waits, then finds everything done
+    fcntl.flock(lock, fcntl.LOCK_EX)  # of two `make` at once the second waits, then finds everything done
     wanted = fingerprint()
     found = read_stamp()
     if found == wanted:
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def fingerprint() -> dict[str, str]:
-    """What an install depends on: the two files' content, the folder (scripts hold its path) and the Python."""
+    """Return what an install depends on: both files' content, the folder (scripts contain its path) and the Python."""
     digest = hashlib.sha256()
     for name in SOURCES:
         digest.update((ROOT / name).read_bytes())
@@ -58,7 +58,7 @@ def fingerprint() -> dict[str, str]:
 
 
 def read_stamp() -> dict[str, str] | None:
-    """The stamp of a finished install whose Python still runs; None where there is none."""
+    """Return the stamp of a finished install whose Python still runs, or None."""
     if UNFINISHED.exists() or not STAMP.exists() or not runs("-c", ""):
         return None
     stamp: dict[str, str] = json.loads(STAMP.read_text(encoding="utf-8"))
@@ -66,9 +66,9 @@ def read_stamp() -> dict[str, str] | None:
 
 
 def usable(found: dict[str, str] | None, wanted: dict[str, str]) -> bool:
-    """True where pip can bring the .venv that is there up to date: one of ours, or one that somebody made by hand.
+    """Return whether pip can update the existing .venv: one of ours, or one made by hand.
 
-    An unfinished one is not: half a package can look like a whole one to pip.
+    An unfinished one cannot be updated: pip may take half a package for a whole one.
     """
     if found is not None:
         return found["place"] == wanted["place"]
@@ -81,10 +81,10 @@ def runs(*arguments: str) -> bool:
 
 
 def create() -> None:
-    """An empty .venv, in the place of whatever is there."""
+    """Make an empty .venv, replacing whatever is there."""
     say(f"making {VENV.name} with Python {sys.version.split()[0]}")
     if VENV.is_symlink() or VENV.is_file():
-        sys.exit(f"{VENV} is a link or a file; remove it: a folder is made there")
+        sys.exit(f"{VENV} is a link or a file; remove it, so that a folder can be made")
     if subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)]).returncode:
         sys.exit("python -m venv failed (above); on Debian and Ubuntu it is a package of its own: python3-venv")
 
@@ -101,7 +101,7 @@ def install() -> None:
 
 
 def takes_cuda_build(flags: list[str]) -> bool:
-    """True where pip, as it is configured, would take a build of torch for GPUs; only Linux has one by default."""
+    """Return whether pip would choose a GPU build of torch; only Linux has one by default."""
     if sys.platform != "linux":
         return False
     question = ["install", "--dry-run", "--no-deps", "--ignore-installed", "--report", "-"]
@@ -117,13 +117,13 @@ def sees_gpu() -> bool:
 
 
 def install_fitting_torch(flags: list[str]) -> None:
-    say("no NVIDIA GPU is visible: asking uv for the build of torch that fits this machine")
+    say("no NVIDIA GPU is visible: uv installs the CPU build of torch")
     pip("install", *flags, "uv")
     command = [str(VENV / "bin" / "uv"), "pip", "install", "--quiet", "--python", python(), "--torch-backend=auto"]
     if subprocess.run([*command, "-c", "constraints.txt", "torch"], cwd=ROOT).returncode:
         say(
-            "uv found none (above), so pip takes the CUDA build: it works without a GPU, but is several GB larger. "
-            "To choose yourself: make PIP_FLAGS='--index-url ...' with an index that holds a CPU build"
+            "uv found none (above), so pip installs the CUDA build: it works without a GPU, but is several GB larger. "
+            "To choose another: make PIP_FLAGS='--index-url ...' with an index that has a CPU build"
         )
 
 
@@ -134,13 +134,13 @@ print(f"[environment] torch {torch.__version__},", torch.cuda.get_device_name() 
 
 
 def pip(*arguments: str, capture: bool = False) -> str:
-    """Runs pip, which says nothing but errors; returns its output where that is wanted."""
+    """Run pip, which prints only errors; return its output if ``capture``."""
     command = [python(), "-m", "pip", arguments[0], "-qq", *arguments[1:]]
     done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE if capture else None)
     if done.returncode:
         sys.exit(
             f"[environment] pip failed (above): pip {shlex.join(arguments)}. "
-            "Once the cause is mended, the same make command starts over."
+            "After you have fixed the cause, run the same make command again."
         )
     return done.stdout or ""
 
@@ -150,7 +150,7 @@ def python() -> str:
 
 
 def threads() -> int:
-    """Cores this process may use, by affinity and container quota; beyond eight a small model gains nothing."""
+    """Return the cores that this process may use, by affinity and container quota; more than eight gain nothing."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = Path("/sys/fs/cgroup/cpu.max")
     if quota.exists():

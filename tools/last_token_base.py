@@ -1,11 +1,11 @@
-"""Makes an embedder's folder of a plain vision-language or language model: its last token's state is the pooled vector.
+"""Make an embedder from a plain language or vision-language model, with last-token pooling.
 
     python tools/last_token_base.py Qwen/Qwen3-VL-2B-Instruct models/qwen3-vl-2b
 
-sentence-transformers would take the mean of all tokens of a model that says nothing about pooling.  A decoder reads
-from left to right, so only its last token has seen the whole input; and where there is a chat template the answer is
-opened first, so that this token is the place where the model would begin to say what it saw.  docs/reproduce.md uses it
-for the rows of the reference that start from a model that was never an embedder.  Weights are copied as they are.
+sentence-transformers uses mean pooling for a model that names no pooling. In a decoder only the last token has seen the
+whole input. If the model has a chat template, the assistant's turn is opened first, so that the last token is the one
+from which the model would answer. Weights are copied unchanged. docs/reproduce.md uses this for the rows of the paper
+that start from a model that was never an embedder.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from smart_train.models.processors import images_without_torchvision
 
 
 def make(model: str, out: Path, dtype: str = "auto") -> Path:
-    """model: Hub id or folder; out: a folder that is not there yet."""
+    """Write the embedder to the new folder ``out`` and return it. model: Hub id or folder."""
     if out.exists():
-        raise SystemExit(f"{out} is there already; name another folder")
+        raise SystemExit(f"{out} exists already; name a new folder")
     with images_without_torchvision():
         body = Transformer(model, model_kwargs={"dtype": dtype})
         if getattr(body.processor, "chat_template", None):

@@ -233,7 +233,7 @@ class ObjectiveBlock:
     hardness: float = 0.0  # alpha: a negative counts exp(alpha x its score) times (LLaVE); 0 = all alike
     false_negatives: float | None = None  # leave out negatives above this share of the positive's score; 0.95 is usual
     margin: float = 0.0  # taken from the positive's score, in cosines (additive margin)
-    graded: bool = False  # known answers in the batch share the target by their grade, instead of being left out
+    graded: bool = False  # known positives in the batch share the target by their grade, instead of being left out
     self_distillation: TermBlock = field(default_factory=lambda: TermBlock(weight=0.0))  # the late score teaches pooled
     teacher: TeacherBlock = field(default_factory=TeacherBlock)  # another model's scores, where the data has them
     diversity: float = 0.0  # weight of the mean squared cosine between tokens of one row

@@ -64,3 +64,15 @@ def test_the_home_page_and_the_navigation_lead_to_every_page():
     for page in (ROOT / "docs").glob("*.md"):
         assert page.name in navigation
         assert page.name == "index.md" or f"({page.name})" in home
+
+
+NAMED = re.compile(r"`((?:smart_train|tests|tools|recipes|launch|docs)/[\w/.-]+\.\w+)(?:::\w+)?`")
+LINKED = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_or_links_exists(page):
+    text = page.read_text(encoding="utf8")
+    missing = [path for path in NAMED.findall(text) if not (ROOT / path).is_file()]
+    missing += [path for path in LINKED.findall(text) if not (page.parent / path).exists()]
+    assert not missing
