@@ -43,7 +43,7 @@ def check_objective(recipe: Recipe) -> Problems:
 
 
 def check_batch(recipe: Recipe) -> Problems:
-    """How many pairs a loss sees, in which pieces, and over how many processes."""
+    """Check how many pairs one loss has, in which chunks, and over how many processes."""
     objective, training, ranks = recipe.objective, recipe.training, world()
     yield from at_least("objective.batch", objective.batch, 2)
     for name in ("chunk_rows", "chunk_tokens", "gather_group"):
@@ -70,7 +70,7 @@ def check_batch(recipe: Recipe) -> Problems:
 
 
 def check_skips(recipe: Recipe) -> Problems:
-    """training/nonfinite.py says why not under engines that step in their backward."""
+    """Check skip_nonfinite: engines that step in their backward cannot undo a step (training/nonfinite.py)."""
     key, count = "objective.skip_nonfinite", recipe.objective.skip_nonfinite
     yield from at_least(key, count, 0)
     engines = {"DeepSpeed": "ACCELERATE_USE_DEEPSPEED", "FSDP": "ACCELERATE_USE_FSDP"}
@@ -85,7 +85,7 @@ def check_skips(recipe: Recipe) -> Problems:
 
 
 def check_trained(recipe: Recipe) -> Problems:
-    """Something is trained, and every term of the loss can reach it."""
+    """Check that something is trained, and that every term of the loss reaches it."""
     late, kind, terms = recipe.late, recipe.adapter.kind, terms_of(recipe)
     head = late.head.type != "none" or len(layers(late)) > 1
     if kind == "frozen" and not head:
@@ -120,7 +120,7 @@ def _idle(one: RecipeTerm) -> Problem:
 
 
 def _alone(recipe: Recipe) -> Problems:
-    """A pair needs another document beside its own."""
+    """Check that a pair has another document besides its own."""
     objective, ranks = recipe.objective, world()
     rows = recipe.training.get("per_device_train_batch_size", 8)
     each = rows if objective.batch is None else objective.batch // ranks
@@ -129,7 +129,7 @@ def _alone(recipe: Recipe) -> Problems:
     if objective.batch is None:
         what = "is 1, and without hard negatives a batch of one pair has no negative: the loss would always be 0"
         yield Problem("training.per_device_train_batch_size", what, "raise it, or set data.negatives")
-    elif objective.batch > 1:  # a batch of 1 is told as such
+    elif objective.batch > 1:  # check_batch reports a batch of 1
         what = f"is {objective.batch} over {ranks} processes that do not gather: one pair each, without a negative"
         yield Problem("objective.batch", what, "raise it, write gather: true, or set data.negatives")
 
@@ -138,7 +138,7 @@ def _alone(recipe: Recipe) -> Problems:
 
 
 def check_blocks(recipe: Recipe, base: BaseConfig) -> Problems:
-    """LoRA goes into blocks that are there, and nothing is trained above the layers that the loss reads."""
+    """Check that LoRA's blocks exist, and that nothing is trained above the layers that the loss reads."""
     adapter, read = recipe.adapter, [layer % (base.layers + 1) for layer in layers(recipe.late)]
     blocks = range(1, base.layers + 1)
     trained = {"lora": adapter.layers or list(blocks), "full": list(blocks), "frozen": []}[adapter.kind]
@@ -154,7 +154,7 @@ def check_blocks(recipe: Recipe, base: BaseConfig) -> Problems:
 
 
 def check_term_widths(recipe: Recipe, base: BaseConfig) -> Problems:
-    """Every term can work with vectors of these widths."""
+    """Check that every term can work with vectors of these widths."""
     for one in terms_of(recipe).active:
         wrong = one.term.width_problem(base.pooled, recipe.late.dim or base.hidden)
         if wrong is not None:

@@ -44,6 +44,9 @@ VIEWS = {
 READABLE = (*VIEWS, "labels.grades", "labels.teacher", "labels.query_repeats", "labels.all_ranks")
 """Everything that ``LossTerm.reads`` may name."""
 
+RESERVED = ("loss", "accuracy", "margin", "negatives", "masked", "batch", "gather", "dev")
+"""Names that a term cannot have: keys of the log begin with them."""
+
 Value = Tensor | tuple[Tensor, Mapping[str, Tensor | float]]
 """What ``LossTerm.forward`` returns: the cost, or the cost and metrics by name."""
 
@@ -189,9 +192,19 @@ class LossTerm:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
 
+def name_problem(name: Any) -> str | None:
+    """Return what is wrong with a term's name, None = nothing. Names are parts of keys in the log and in schedules."""
+    if not isinstance(name, str) or not name or "." in name or "/" in name:
+        return f"is {name!r}, not a word without dots and slashes"
+    return f"is {name!r}, which the log uses already" if name in RESERVED else None
+
+
 def declaration_problems(term: LossTerm) -> Iterator[tuple[str, str]]:
     """Yield (what is wrong, what to do) for a term whose declaration cannot be right, or that has parameters."""
     kind = type(term).__name__
+    wrong = name_problem(term.name)
+    if wrong is not None:
+        yield f"the name {wrong}", "set another name"
     unknown = [name for name in term.reads if name not in READABLE]
     if unknown:
         yield f"{kind}.reads names {', '.join(map(repr, unknown))}", f"choose from {', '.join(READABLE)}"

@@ -128,46 +128,51 @@ def from_teacher(scores: Tensor, labels: Labels, temperature: float, kind: str =
     that it scored count, copies and known positives among them too: its list is taken as it is.
     """
     assert labels.teacher is not None
-    columns, there = listed(labels.teacher.isfinite())
+    columns, scored = compact_columns(labels.teacher.isfinite())
     student = scores.gather(1, columns)
-    target = scale * labels.teacher.gather(1, columns).masked_fill(~there, 0.0).to(scores.dtype)
+    target = scale * labels.teacher.gather(1, columns).masked_fill(~scored, 0.0).to(scores.dtype)
     if kind == "kl":
-        return labels.mean(kl_to_teacher(student, target, there, temperature)[labels.query])
-    own = (columns[labels.query] == labels.document.unsqueeze(1)) & there[labels.query]
-    return labels.mean(margin_mse(student[labels.query], target[labels.query], own, there[labels.query], temperature))
+        return labels.mean(kl_to_teacher(student, target, scored, temperature)[labels.query])
+    own = (columns[labels.query] == labels.document.unsqueeze(1)) & scored[labels.query]
+    return labels.mean(margin_mse(student[labels.query], target[labels.query], own, scored[labels.query], temperature))
 
 
-def kl_to_teacher(student: Tensor, teacher: Tensor, there: Tensor, temperature: float) -> Tensor:
+def kl_to_teacher(student: Tensor, teacher: Tensor, scored: Tensor, temperature: float) -> Tensor:
     """Compute the distillation of a ranking (Hinton et al. 2015, arXiv 1503.02531; Lin et al. 2020, arXiv 2010.11386).
 
-    student, teacher: [B, K] scores; there: [B, K] bool, which are scores
+    student, teacher: [B, K] scores; scored: [B, K] bool, places that have scores
     returns [B]:  KL( softmax(t / tau) || softmax(s / tau) )
     """
-    target = soft_target((teacher / temperature).masked_fill(~there, FLOOR))
-    return divergence((student / temperature).masked_fill(~there, FLOOR), *target)
+    target = soft_target((teacher / temperature).masked_fill(~scored, FLOOR))
+    return divergence((student / temperature).masked_fill(~scored, FLOOR), *target)
 
 
-def margin_mse(student: Tensor, teacher: Tensor, own: Tensor, there: Tensor, temperature: float) -> Tensor:
+def margin_mse(student: Tensor, teacher: Tensor, own: Tensor, scored: Tensor, temperature: float) -> Tensor:
     """Compute MarginMSE (Hofstaetter et al. 2020, arXiv 2010.02666) of scores in units of tau.
 
-    student, teacher: [P, K]; there: [P, K] bool, which are scores; own: [P, K] bool, the pair's own document
+    student, teacher: [P, K]; scored: [P, K] bool, places that have scores; own: [P, K] bool, the pair's own document
     returns [P]:  mean over the other documents x of  ( ((s_own - s_x) - (t_own - t_x)) / tau )^2,
         0 where the teacher did not score the own document, or no other one
     """
     error = (student - teacher) / temperature
     differences = error.masked_fill(~own, 0.0).sum(1, keepdim=True) - error
-    others = there & ~own & own.any(1, keepdim=True)
+    others = scored & ~own & own.any(1, keepdim=True)
     return differences.square().masked_fill(~others, 0.0).sum(1) / others.sum(1).clamp(min=1)
 
 
-def listed(there: Tensor) -> tuple[Tensor, Tensor]:
+def compact_columns(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Put the few True of every row side by side: a teacher scores some of tens of thousands of columns.
 
-    there: [B, N] bool -> columns [B, K] int64 (0 where there is none) and which of them are real [B, K] bool
+    mask: [B, N] bool -> columns [B, K] int64 (0 where there is none), and which of them are real [B, K] bool
+
+    >>> compact_columns(torch.tensor([[False, True, False, True], [True, False, False, False]]))
+    (tensor([[1, 3],
+            [0, 0]]), tensor([[ True,  True],
+            [ True, False]]))
     """
-    row, column = there.nonzero(as_tuple=True)
-    counts = there.sum(1)
+    row, column = mask.nonzero(as_tuple=True)
+    counts = mask.sum(1)
     place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
     most = int(counts.max()) if len(counts) else 0
-    columns = column.new_zeros(len(there), most).index_put((row, place), column)
+    columns = column.new_zeros(len(mask), most).index_put((row, place), column)
     return columns, torch.arange(most, device=row.device) < counts.unsqueeze(1)

@@ -17,7 +17,7 @@ from typing import Any
 from smart_train.config.schema import Component, ObjectiveBlock, Where
 from smart_train.config.typed_values import WRONG, Problem, fit
 from smart_train.core.errors import ExtensionError
-from smart_train.losses.base import LOSSES, LossTerm, declaration_problems
+from smart_train.losses.base import LOSSES, LossTerm, declaration_problems, name_problem
 from smart_train.losses.contrastive import Contrastive
 from smart_train.losses.schedule import points_problem, scheduled_problems
 
@@ -161,9 +161,9 @@ def _entry(
         return None
     options = dict(entry.options)
     name = options.pop("name", cls.name)
-    before = len(problems)
-    if not isinstance(name, str) or not name or "." in name or "/" in name:
-        problems.append(Problem(f"{key}.name", f"is {name!r}", "write a word without dots and slashes"))
+    before, wrong_name = len(problems), name_problem(name)
+    if wrong_name is not None:
+        problems.append(Problem(f"{key}.name", wrong_name, "write name: WORD, another one"))
     options = _fitted(cls, options, key, problems)
     if len(problems) > before:
         return None

@@ -50,7 +50,7 @@ class Overlap(LossTerm):
             return None
         return (
             f"compares pooled vectors ({pooled} wide) with tokens ({tokens} wide)",
-            f"give both one width (late.dim: {pooled}), or write overlap: 0",
+            f"give both one width (late.dim: {pooled}), or turn overlap off",
         )
 
 

@@ -174,8 +174,9 @@ def _recipe(recipe: dict[str, Any]) -> dict[str, str]:
     if not recipe:
         return {}
     objective, settings, sides = recipe["objective"], recipe["training"], recipe["data"]
-    terms = [f"{mode} {objective[mode]['weight']:g} (tau {objective[mode]['temperature']:g})" for mode in MODES]
-    terms = [term for mode, term in zip(MODES, terms, strict=True) if objective[mode]["weight"]]
+    blocks = {mode: objective[mode] for mode in MODES if mode in objective}  # one that objective.terms has is not saved
+    terms = [f"{mode} {one['weight']:g} (tau {one['temperature']:g})" for mode, one in blocks.items() if one["weight"]]
+    terms += [_term(entry) for entry in objective.get("terms", [])]
     rows = {"Loss": f"{objective['loss']}: " + ", ".join(terms)}
     a_process = settings.get("per_device_train_batch_size")
     batch = objective["batch"] and f"{objective['batch']} pairs over all processes, by gradient caching"
@@ -187,6 +188,14 @@ def _recipe(recipe: dict[str, Any]) -> dict[str, str]:
     names = ("learning_rate", "head_learning_rate", "lr_scheduler_type", "weight_decay", "bf16", "fp16", "seed")
     told = [f"{name} {settings[name]}" for name in names if settings.get(name) is not None]
     return rows | ({"Optimiser": ", ".join(told)} if told else {})
+
+
+def _term(entry: str | dict[str, Any]) -> str:
+    """An entry of objective.terms in words; its code is not imported."""
+    if isinstance(entry, str):
+        return entry
+    temperature = f" (tau {entry['temperature']})" if "temperature" in entry else ""
+    return f"{entry.get('name', entry['type'])} {entry.get('weight', 1)}{temperature}"
 
 
 def read_log(lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -129,5 +129,15 @@ class Refusing(LossTerm):
             yield "strength", f"is {self.strength:g}, must be at most 10", "write 10"
 
 
+class Spread(LossTerm):
+    """Pushes the pooled vectors of documents apart; trains the pooled view alone."""
+
+    name, reads, trains, mean_over = "spread", ("embeddings.pooled",), ("pooled",), ("documents",)
+
+    def forward(self, scores, labels, embeddings):
+        vectors = embeddings.own_documents.pooled
+        return (vectors @ embeddings.documents.pooled.T).square().mean()
+
+
 class NoTerm:
     """Is no loss term."""

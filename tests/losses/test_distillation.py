@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, 
 from smart_train.config.schema import HybridBlock, ObjectiveBlock, TeacherBlock, TermBlock
 from smart_train.core.embeddings import Embeddings
 from smart_train.losses.contrastive import FLOOR
-from smart_train.losses.distillation import divergence, listed, soft_target
+from smart_train.losses.distillation import compact_columns, divergence, soft_target
 from smart_train.losses.labels import Labels
 
 OFF = TermBlock(0.0)
@@ -107,11 +107,11 @@ def test_a_divergence_of_no_member_or_one_is_zero_with_a_zero_gradient():
     assert student.grad.abs().max() == 0
 
 
-def test_listed_puts_the_true_places_of_a_row_side_by_side():
+def test_compact_columns_put_the_true_places_of_a_row_side_by_side():
     there = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 0, 1]], dtype=torch.bool)
-    columns, real = listed(there)
+    columns, real = compact_columns(there)
     assert [row[mask].tolist() for row, mask in zip(columns, real, strict=True)] == [[1, 3], [], [0, 1, 3]]
-    assert listed(torch.zeros(2, 4, dtype=torch.bool))[0].shape == (2, 0)
+    assert compact_columns(torch.zeros(2, 4, dtype=torch.bool))[0].shape == (2, 0)
 
 
 def test_a_teacher_or_grades_that_are_not_there_are_asked_for():

@@ -71,6 +71,11 @@ def hardest(
     return torch.stack(costs).mean()
 
 
+def named(term: losses.LossTerm, name: str) -> losses.LossTerm:
+    term.name = name
+    return term
+
+
 # -- values
 
 
@@ -305,6 +310,8 @@ def test_the_mean_over_two_ranks_is_the_value_and_gradient_of_one_process():
         ([], "every weight is 0"),
         ([WithParameters()], r"trainable parameters of its own \(layer.weight, layer.bias\), which a run neither"),
         ([Misdeclared()], r"(?s)reads names 'scores.latte'; .*trains is \('token',\).*mean_over is \('batches',\)"),
+        ([HardestNegative(), named(PlainLate(), "margin")], "the name is 'margin', which the log uses already"),
+        ([named(PlainLate(), "a/b")], "the name is 'a/b', not a word without dots and slashes"),
         ([Unread()], "Unread.trains names tokens, which nothing in its reads is made of"),
         ([object()], "is not a loss term; subclass smart_train.losses.LossTerm"),
     ],

@@ -50,6 +50,13 @@ def test_the_card_tells_measured_facts(told):
     assert "| Licence | apache-2.0; of the base: unknown: look at the base's own page |" in text
 
 
+def test_loss_terms_of_ones_own_are_named_and_not_imported(told):
+    objective = {key: value for key, value in told.recipe["objective"].items() if key != "late"}
+    terms = ["mine:Term", {"type": "late", "weight": 0.5, "temperature": 0.02}, {"type": "their_term", "name": "push"}]
+    text = card(replace(told, recipe={**told.recipe, "objective": {**objective, "terms": terms}}))
+    assert "| Loss | softmax: pooled 1 (tau 0.05), mine:Term, late 0.5 (tau 0.02), push 1 |" in text
+
+
 def test_trained_numbers_are_those_of_the_files(told, finished_run):
     from safetensors.torch import load_file
 
