@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 # Keys of the settings that 0.1 did not have. They count where they are set, so that results of 0.1 are found again.
-ADDED = {"late": ("keep",)}
+ADDED = {"late": ("keep",), "model": ("pooling",)}
 
 
 def encoder_hash(encoder: SmartEncoder) -> str:
@@ -29,6 +29,7 @@ def encoder_hash(encoder: SmartEncoder) -> str:
     """
     settings = {key: value for key, value in settings_of(encoder).items() if key not in ("versions", "revision")}
     settings["modules"] = modules_of(encoder)
+    settings["processing"].pop("pooling", None)  # 0.1 did not have it, and "modules" says the same
     for block, keys in ADDED.items():
         unset = [key for key in keys if not settings[block].get(key)]
         settings[block] = {key: value for key, value in settings[block].items() if key not in unset}
