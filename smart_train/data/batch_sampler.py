@@ -156,9 +156,6 @@ class PairBatchSampler(Sampler[list[int]]):
         batches = [batches[place] for place in self._rng("order", epoch).permutation(len(batches))]
         return [batch[np.argsort(self.groups.lengths[batch], kind="stable")].tolist() for batch in batches]
 
-    def told(self) -> list[str]:
-        return self.summary()
-
     def summary(self) -> list[str]:
         """Return lines for the log: how many batches there are, and which pairs are in none."""
         pairs = sum(len(source.places) for source in self.sources)
@@ -360,8 +357,3 @@ def apportion(weights: NDArray[np.float64], total: int) -> Ints:
     for place in np.argsort(np.floor(exact) - exact, kind="stable")[: max(0, total - int(shares.sum()))]:
         shares[place] += 1
     return shares
-
-
-Kin = PairGroups  # these three are the names that training still imports
-kin = pair_groups
-Batches = PairBatchSampler

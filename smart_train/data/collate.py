@@ -201,6 +201,3 @@ class Collator:
         if document not in self.collection.corpus:
             raise DataError(f"{self.collection.name}: there is no document {document!r}")
         return self.collection.corpus[document].content()
-
-
-Shorter = TruncatingPreprocess  # the name that training still imports

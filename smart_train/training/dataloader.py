@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import seed_worker
 
 from smart_train.core.embeddings import Batch, Features
-from smart_train.data.batch_sampler import Batches, Kin
+from smart_train.data.batch_sampler import PairBatchSampler, PairGroups
 from smart_train.distributed.signals import outlast_first_signal
 
 Rows = list[tuple[str, str]]
@@ -65,10 +65,10 @@ class ChunksOnDevice(Sequence[Features]):
         return {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in chunk.items()}
 
 
-def plan_batches(kin: Kin, args: TrainingArguments, size: int | None = None) -> Batches:
+def plan_batches(groups: PairGroups, args: TrainingArguments, size: int | None = None) -> PairBatchSampler:
     """Return the batches of a run.  size: pairs of one rank's batch, where it differs from the arguments'."""
-    return Batches(
-        kin,
+    return PairBatchSampler(
+        groups,
         (size or args.train_batch_size) * args.world_size,
         args.world_size,
         seed=args.seed if args.data_seed is None else args.data_seed,
@@ -84,7 +84,7 @@ def _start_worker(worker: int, num_workers: int, rank: int) -> None:
 
 def train_loader(
     pairs: Any,
-    batches: Batches,
+    batches: PairBatchSampler,
     collate: Callable[..., Any],
     args: TrainingArguments,
     accelerator: Accelerator,

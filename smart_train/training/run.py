@@ -31,7 +31,7 @@ from smart_train.config.recipe import save as save_recipe
 from smart_train.config.schema import LateBlock, Recipe
 from smart_train.config.training_arguments import make_callbacks
 from smart_train.core.environment import rank, world
-from smart_train.data.batch_sampler import Kin, kin
+from smart_train.data.batch_sampler import PairGroups, pair_groups
 from smart_train.data.collate import Pairs
 from smart_train.data.collection import Collection
 from smart_train.data.load import load
@@ -226,11 +226,11 @@ def make_trainer(
     return trainer
 
 
-def _pair_groups(recipe: Recipe, collection: Collection, args: SmartTrainingArguments) -> Kin:
+def _pair_groups(recipe: Recipe, collection: Collection, args: SmartTrainingArguments) -> PairGroups:
     """Return which pairs may share a batch, and log what follows; raise where that leaves not one batch."""
     data, pairs = recipe.data, Pairs(collection)
     check_steps(args, len(pairs))
-    groups = kin(
+    groups = pair_groups(
         collection,
         pairs.rows,
         data.source,
@@ -238,7 +238,7 @@ def _pair_groups(recipe: Recipe, collection: Collection, args: SmartTrainingArgu
         data.source_temperature,
         data.length_window,
     )
-    for line in plan_batches(groups, args).told():
+    for line in plan_batches(groups, args).summary():
         if args.process_index == 0:
             logger.info("batches: %s", line)
     return groups

@@ -23,8 +23,8 @@ from transformers.trainer_utils import TrainOutput
 from smart_train.config.schema import AdapterBlock, ObjectiveBlock
 from smart_train.core.embeddings import Batch, Embeddings, Features
 from smart_train.core.errors import TrainingStopped
-from smart_train.data.batch_sampler import Kin
-from smart_train.data.collate import Collator, Pairs, Shorter
+from smart_train.data.batch_sampler import PairGroups
+from smart_train.data.collate import Collator, Pairs, TruncatingPreprocess
 from smart_train.data.collection import Collection
 from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation.retrieval import evaluate
@@ -123,7 +123,7 @@ class SmartTrainer(Trainer):
         eval_batch_size: int = 32,
         evaluator: Evaluator | None = None,
         gradient_caching: bool | None = None,
-        pair_groups: Kin | None = None,
+        pair_groups: PairGroups | None = None,
         patience: int | None = None,
         run_dir: Path | None = None,
         tracker_config: Mapping[str, Any] | None = None,
@@ -150,7 +150,7 @@ class SmartTrainer(Trainer):
             check_pages(objective, collection.corpus.values(), collection.name)
             data_collator = Collator(
                 collection,
-                Shorter(model.preprocess, query_tokens, document_tokens),
+                TruncatingPreprocess(model.preprocess, query_tokens, document_tokens),
                 negatives=negatives,
                 length_groups=length_groups,
                 seed=args.seed,

@@ -56,7 +56,7 @@ def collection(folder: Path, pages: int, pixels: int) -> Any:
 def loader(made: Any, preprocess: Any, batch: int, workers: int, out: Path) -> Any:
     from accelerate import Accelerator
 
-    from smart_train.data.batch_sampler import kin
+    from smart_train.data.batch_sampler import pair_groups
     from smart_train.data.collate import Collator, Pairs
     from smart_train.training.arguments import training_arguments
     from smart_train.training.dataloader import TrainerInputs, plan_batches, train_loader
@@ -64,7 +64,7 @@ def loader(made: Any, preprocess: Any, batch: int, workers: int, out: Path) -> A
     block = {"per_device_train_batch_size": batch, "dataloader_num_workers": workers, "use_cpu": True}
     args, pairs = training_arguments(block, out), Pairs(made)
     collate = TrainerInputs(Collator(made, preprocess), on_host=True)
-    return train_loader(pairs, plan_batches(kin(made, pairs.rows), args), collate, args, Accelerator(cpu=True))
+    return train_loader(pairs, plan_batches(pair_groups(made, pairs.rows), args), collate, args, Accelerator(cpu=True))
 
 
 def waits(batches: Any, step: float, steps: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from cached_ranks import trainer_of
 from ranks import run_ranks
 
-from smart_train.data.batch_sampler import Batches, kin
+from smart_train.data.batch_sampler import PairBatchSampler, pair_groups
 from smart_train.data.collate import Pairs
 from smart_train.data.collection import Collection, Document
 from smart_train.training.arguments import training_arguments
@@ -38,7 +38,7 @@ def loaded(out: str, drop: bool) -> list[list[list[tuple[str, str]]]]:
     options = {"per_device_train_batch_size": 3, "dataloader_drop_last": drop, "use_cpu": True}
     args = training_arguments(options, Path(out))
     pairs = Pairs(asked())
-    batches = plan_batches(kin(asked(), pairs.rows), args)
+    batches = plan_batches(pair_groups(asked(), pairs.rows), args)
     loader = train_loader(pairs, batches, rows_of, args, Accelerator(cpu=True))
     assert type(loader).__name__ == "DataLoaderShard" and len(loader) * 2 == len(batches)
     found = []
@@ -53,7 +53,7 @@ def trained(folder: str, out: str) -> dict[str, Any]:
     found = {}
     for name, start in (("whole", None), ("resumed 2", 2), ("resumed 5", 5)):
         trainer = trainer_of(folder, f"{out}/{name}", {"kind": "lora", "r": 4}, cached=False, **OPTIONS)
-        trainer.pair_groups = kin(trainer.data_collator.collate.collection, trainer.train_dataset.rows)
+        trainer.pair_groups = pair_groups(trainer.data_collator.collate.collection, trainer.train_dataset.rows)
         seen, collate = [], trainer.data_collator
         trainer.data_collator = lambda rows, seen=seen, collate=collate: seen.append(rows) or collate(rows)
         trainer.args.per_device_train_batch_size = trainer._train_batch_size = 2
@@ -95,7 +95,7 @@ def test_ranks_have_each_their_own_rows_and_share_no_document(kind, ranks):
 
 def test_one_rank_would_have_had_the_same_batches(ranks):
     made = asked()
-    alone = Batches(kin(made, made.pairs()), 6, 1, seed=42)
+    alone = PairBatchSampler(pair_groups(made, made.pairs()), 6, 1, seed=42)
     for epoch, (first, second) in enumerate(zip(ranks[0]["dropped"], ranks[1]["dropped"], strict=True)):
         both = [sorted(mine + others) for mine, others in zip(first, second, strict=True)]
         assert both == [sorted(made.pairs()[place] for place in batch) for batch in alone.plan(epoch)]

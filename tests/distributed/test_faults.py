@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from smart_train.core.errors import Preempted, TrainingStopped
-from smart_train.data.batch_sampler import kin
+from smart_train.data.batch_sampler import pair_groups
 from smart_train.data.collate import Collator, Pairs
 from smart_train.data.collection import Collection
 from smart_train.distributed import signals
@@ -59,7 +59,7 @@ def trainer_of(
         data_collator=collate,
         run_dir=log.parent,
         gradient_caching=cached,
-        pair_groups=kin(data, pairs.rows),
+        pair_groups=pair_groups(data, pairs.rows),
     )
 
 
@@ -179,7 +179,7 @@ def edges(folder: str, out: str) -> dict[str, Any]:
         options = {"dataloader_drop_last": drop, "num_train_epochs": 1, "max_steps": -1}
         try:
             trainer = trainer_of(folder, f"{out}/{name}", data, **options)
-            trainer.pair_groups = kin(data, Pairs(data).rows, source)
+            trainer.pair_groups = pair_groups(data, Pairs(data).rows, source)
             made, collate = [], trainer.data_collator
             trainer.data_collator = lambda rows, made=made, collate=collate: made.append(list(rows)) or collate(rows)
             trainer.train()
@@ -188,7 +188,7 @@ def edges(folder: str, out: str) -> dict[str, Any]:
                 trainer.state.global_step,
                 made,
                 fine,
-                plan_batches(trainer.pair_groups, trainer.args).told(),
+                plan_batches(trainer.pair_groups, trainer.args).summary(),
             )
         except ValueError as error:
             found[name] = str(error)

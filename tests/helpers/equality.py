@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock
-from smart_train.data.batch_sampler import kin
+from smart_train.data.batch_sampler import pair_groups
 from smart_train.data.collate import Collator, Pairs
 from smart_train.data.collection import Collection, Document
 from smart_train.models.encoder import SmartEncoder
@@ -129,7 +129,7 @@ def trainer_of(folder: str, out: Path, engine: str, adapter: AdapterBlock = LORA
         data_collator=collate,
         run_dir=out,
         gradient_caching=options.get("cached"),
-        pair_groups=kin(data, pairs.rows),
+        pair_groups=pair_groups(data, pairs.rows),
     )
 
 

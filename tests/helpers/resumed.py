@@ -11,7 +11,7 @@ from steps import JOINT, TRAINING, texts
 from torch import Tensor
 
 from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock, ObjectiveBlock
-from smart_train.data.batch_sampler import kin
+from smart_train.data.batch_sampler import pair_groups
 from smart_train.data.collate import Collator, Pairs
 from smart_train.data.collection import Collection
 from smart_train.models.encoder import SmartEncoder
@@ -72,7 +72,7 @@ def trainer_of(
         evaluator=evaluator,
         run_dir=folder,
         gradient_caching=cached,
-        pair_groups=kin(data, pairs.rows, window=window) if window is not None else None,
+        pair_groups=pair_groups(data, pairs.rows, window=window) if window is not None else None,
         patience=patience,
         callbacks=callbacks,
     )

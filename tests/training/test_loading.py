@@ -9,7 +9,7 @@ import torch
 from steps import lines, texts, weights
 
 from smart_train.config.schema import AdapterBlock
-from smart_train.data.batch_sampler import kin
+from smart_train.data.batch_sampler import pair_groups
 from smart_train.training.dataloader import plan_batches
 from smart_train.training.trainer import SmartTrainer
 
@@ -22,7 +22,7 @@ def planning(make):
 
     def build(**options) -> SmartTrainer:
         trainer = make("qwen3", LORA, **options)
-        trainer.pair_groups = kin(texts(False), trainer.train_dataset.rows, window=2)
+        trainer.pair_groups = pair_groups(texts(False), trainer.train_dataset.rows, window=2)
         trainer.seen, collate = [], trainer.data_collator
         trainer.data_collator = lambda rows: trainer.seen.append(rows) or collate(rows)
         return trainer

@@ -293,9 +293,9 @@ def test_what_a_signal_means_at_each_moment(monkeypatch, capfd):
 def test_data_workers_outlast_the_signal_of_a_process_group(make, monkeypatch):
     """A launcher signals a rank's whole group; batches are still needed for the step that is finished."""
     trainer = make("bert", AdapterBlock(r=4), max_steps=4, dataloader_num_workers=2)
-    from smart_train.data.batch_sampler import kin
+    from smart_train.data.batch_sampler import pair_groups
 
-    trainer.pair_groups = kin(trainer.data_collator.collate.collection, trainer.train_dataset.rows)
+    trainer.pair_groups = pair_groups(trainer.data_collator.collate.collection, trainer.train_dataset.rows)
     send = os.kill
 
     def to_all(pid: int, number: int) -> None:
