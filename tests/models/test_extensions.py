@@ -17,10 +17,11 @@ from smart_train.checks.recipe import check
 from smart_train.config.recipe import plain, read
 from smart_train.config.schema import AdapterBlock, Component, LateBlock
 from smart_train.config.typed_values import RecipeError
-from smart_train.core.errors import AdapterError, ExtensionError
+from smart_train.core.errors import AdapterError, ExtensionError, PublishError
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.safe_loading import HEAD, SETTINGS
 from smart_train.models.verification import verify
+from smart_train.publishing.exporter import export
 
 MINE = {"type": "own_parts:TwoLayerHead", "inner": 6}
 SECOND = {"type": "own_parts:every_second", "first": 1}
@@ -196,3 +197,30 @@ def test_what_cannot_work_is_told_before_a_model_is_loaded(part, value, told, tm
     path = recipe_of(tmp_path, tiny_bert, triples_file, **{part: value})
     with pytest.raises(RecipeError, match=told):
         check(read(path))
+
+
+# -- exports
+
+
+def test_a_head_that_multi_vector_encoder_has_no_module_for_is_exported_as_merged_alone(saved, tiny_bert, tmp_path):
+    encoder, folder = saved
+    options = {"device": "cpu", "trust_extensions": NAMES}
+    single = trained(tiny_bert, AdapterBlock(r=4), LateBlock(head=MINE, dim=5)).save_pretrained(tmp_path / "single")
+    with pytest.raises(
+        PublishError, match="own_parts:TwoLayerHead .*has no module for it; export it as merged"
+    ):
+        export(single, "multi-vector", tmp_path / "out", **options)
+    with pytest.raises(PublishError, match=r"late.head is 'own_parts:TwoLayerHead'.*trust_extensions=\[NAME\]"):
+        export(folder, "merged", tmp_path / "out", device="cpu")
+    merged = SmartEncoder.from_pretrained(export(folder, "merged", tmp_path / "merged", **options), **options)
+    ours, theirs = encoder.encode_documents(tiny.TEXTS), merged.encode_documents(tiny.TEXTS)
+    torch.testing.assert_close(theirs.tokens.values, ours.tokens.values, atol=1e-4, rtol=0)
+
+
+def test_filters_by_id_are_exported_and_others_refused(tiny_bert, tmp_path):
+    words = {"type": "own_parts:NotTheseWords", "words": ["the", "of"]}
+    by_id = trained(tiny_bert, AdapterBlock(r=4), LateBlock(keep=[words])).save_pretrained(tmp_path / "by_id")
+    export(by_id, "multi-vector", tmp_path / "words", device="cpu", trust_extensions=[words["type"]])
+    by_place = trained(tiny_bert, AdapterBlock(r=4), LateBlock(keep=[SECOND])).save_pretrained(tmp_path / "by_place")
+    with pytest.raises(PublishError, match="late.keep own_parts:every_second looks at more than ids"):
+        export(by_place, "multi-vector", tmp_path / "no", device="cpu", trust_extensions=NAMES)
