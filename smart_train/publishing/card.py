@@ -41,12 +41,17 @@ def about(settings: dict[str, Any], verified: dict[str, Any], licence: str | Non
             "Base": base,
             "Licence": f"{licence or 'not stated'}; of the base: {base_licence}",
             "Trained": _trained(settings),
-            "Token vectors": f"layer {late['layer']}, head {late['head']}, {width} wide",
+            "Token vectors": f"layer {late['layer']}, head {_name(late['head'])}, {width} wide",
             "Hybrid score": f"{hybrid['pooled']:g} x pooled + {hybrid['late']:g} x late"
             + (", both standardised" if hybrid["scaling"] == "standardised" else ""),
             "Verified": f"saved, loaded again and compared on {verified['rows']} rows: {_differences(verified)}",
         }
     )
+
+
+def _name(component: Any) -> str:
+    """Name of a head or token filter as smart_train.json writes it."""
+    return component["type"] if isinstance(component, dict) else str(component)
 
 
 def _trained(settings: dict[str, Any]) -> str:
@@ -57,7 +62,7 @@ def _trained(settings: dict[str, Any]) -> str:
     told = KINDS[kind]
     if adapter and kind == "lora":
         told += f", r = {adapter['r']}, alpha = {adapter['alpha']}" + ", vision tower too" * bool(adapter["vision"])
-    told += f" and a head ({late['head']})" if kind in ("lora", "full") and late["head"] != "none" else ""
+    told += f" and a head ({_name(late['head'])})" if kind in ("lora", "full") and late["head"] != "none" else ""
     bits = settings["model"].get("quantisation", "none")
     told += f", over a base held in {bits}" if bits != "none" else ""
     done = {"merged": "; added to the base's weights", "multi-vector": "; added to the weights, token vectors alone"}
@@ -245,6 +250,7 @@ class Used:
     else of the base; own: whether they are the adapter's; chat: contents go through a chat template; prompts: of query
     and document
     export: merged, multi-vector or None; quantised: the base was held in 4 bits, and must be again
+    extensions: heads and token filters of other packages, which a reader has to trust
     """
 
     repo: str
@@ -260,6 +266,7 @@ class Used:
     trust: bool = False
     export: str | None = None
     quantised: bool = False
+    extensions: tuple[str, ...] = ()
 
     @property
     def on_hub(self) -> bool:
@@ -291,7 +298,16 @@ def used(repo: str, settings: dict[str, Any], modules: list[dict[str, Any]], poo
         trust=bool(settings["model"].get("trust_remote_code")),
         export=settings.get("export", {}).get("kind"),
         quantised=settings["model"].get("quantisation", "none") != "none",
+        extensions=tuple(_extensions(settings["late"])),
     )
+
+
+def _extensions(late: dict[str, Any]) -> list[str]:
+    from smart_train.models.heads import HEADS
+    from smart_train.models.token_filters import TOKEN_FILTERS
+
+    known = {*HEADS.builtin, *TOKEN_FILTERS.builtin}
+    return [name for name in map(_name, [late["head"], *late.get("keep", [])]) if name not in known]
 
 
 def use(it: Used) -> str:
@@ -303,7 +319,7 @@ def use(it: Used) -> str:
     if it.export == "multi-vector":
         return "\n\n".join(_multi_vector(it, it.repo))
     parts = [f"`{install}`", *_ours(it), *_plain(it), *_by_hand(it), *_ranked(it)]
-    if it.kind == "lora":
+    if it.kind == "lora" and not it.extensions:  # MultiVectorEncoder has no modules for those
         parts += ["Token vectors with sentence-transformers alone, after the adapter was made a model of its own:"]
         parts += _exported(it)
     return "\n\n".join(parts)
@@ -324,6 +340,7 @@ def _ours(it: Used) -> list[str]:
     needed = it.base.startswith(LOCAL) and it.kind != "full"  # whole weights are their own base
     options = f', base="{HERE}"' if needed else ""
     options += ", trust_remote_code=True" if it.trust else ""
+    options += f", trust_extensions={list(it.extensions)}" if it.extensions else ""
     documents, note = _contents(it)
     return [
         "Pooled, late and hybrid scores, with `revision=` for one of this repository's commits or tags:",
@@ -452,6 +469,7 @@ def _exported(it: Used) -> list[str]:
 def _ranked(it: Used) -> list[str]:
     base = it.repo if it.kind == "full" else HERE if it.base.startswith(LOCAL) else it.base
     trust = " --trust-remote-code" if it.trust else ""
+    trust += "".join(f" --trust-extension {name}" for name in it.extensions)
     line = f'smart-train evaluate DATA --model "{base}" --adapter {it.repo} --output figures{trust}'
     return [
         "On the command line, over a folder of your own with a corpus, queries and qrels:",

@@ -57,6 +57,16 @@ def test_loss_terms_of_ones_own_are_named_and_not_imported(told):
     assert "| Loss | softmax: pooled 1 (tau 0.05), mine:Term, late 0.5 (tau 0.02), push 1 |" in text
 
 
+def test_a_head_of_ones_own_is_named_with_what_a_reader_has_to_trust(told):
+    head = {"type": "mine:Head", "depth": 2}
+    late = {**told.settings["late"], "head": head, "keep": ["no_punctuation", "mine:keep"]}
+    text = card(of_the_hub(told, late=late))
+    assert "head mine:Head, " in text and "depth" not in text
+    assert 'from_pretrained("me/mine", trust_extensions=[\'mine:Head\', \'mine:keep\'])' in text
+    assert "--trust-extension mine:Head --trust-extension mine:keep" in text
+    assert "MultiVectorEncoder" not in text and "MultiVectorEncoder" in card(of_the_hub(told))
+
+
 def test_trained_numbers_are_those_of_the_files(told, finished_run):
     from safetensors.torch import load_file
 
