@@ -206,9 +206,7 @@ def test_a_head_that_multi_vector_encoder_has_no_module_for_is_exported_as_merge
     encoder, folder = saved
     options = {"device": "cpu", "trust_extensions": NAMES}
     single = trained(tiny_bert, AdapterBlock(r=4), LateBlock(head=MINE, dim=5)).save_pretrained(tmp_path / "single")
-    with pytest.raises(
-        PublishError, match="own_parts:TwoLayerHead .*has no module for it; export it as merged"
-    ):
+    with pytest.raises(PublishError, match="own_parts:TwoLayerHead .*has no module for it; export it as merged"):
         export(single, "multi-vector", tmp_path / "out", **options)
     with pytest.raises(PublishError, match=r"late.head is 'own_parts:TwoLayerHead'.*trust_extensions=\[NAME\]"):
         export(folder, "merged", tmp_path / "out", device="cpu")

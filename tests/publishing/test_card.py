@@ -62,7 +62,7 @@ def test_a_head_of_ones_own_is_named_with_what_a_reader_has_to_trust(told):
     late = {**told.settings["late"], "head": head, "keep": ["no_punctuation", "mine:keep"]}
     text = card(of_the_hub(told, late=late))
     assert "head mine:Head, " in text and "depth" not in text
-    assert 'from_pretrained("me/mine", trust_extensions=[\'mine:Head\', \'mine:keep\'])' in text
+    assert "from_pretrained(\"me/mine\", trust_extensions=['mine:Head', 'mine:keep'])" in text
     assert "--trust-extension mine:Head --trust-extension mine:keep" in text
     assert "MultiVectorEncoder" not in text and "MultiVectorEncoder" in card(of_the_hub(told))
 
