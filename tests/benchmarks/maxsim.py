@@ -1,19 +1,19 @@
-"""MaxSim on a CPU, beside every peer: CPU seconds, peak memory and error of a training step's scores, and of scoring.
+"""Compare MaxSim on a CPU with other libraries: CPU seconds, peak memory and error, in training and in scoring.
 
     python -m venv /tmp/peers
     /tmp/peers/bin/pip install -r tests/benchmarks/peers.txt
     /tmp/peers/bin/pip install --no-deps -r tests/benchmarks/peers_alone.txt
     python tests/benchmarks/maxsim.py --peers /tmp/peers/bin/python --json maxsim.json
 
-A training case is forward and backward through scores and cross entropy; the exhaustive one scores 100 queries against
-2,000 documents of 32 to 320 tokens without gradients, and two contenders rank the best 100 by hybrid scores there.
-Every contender lives in a process of its own and waits while another one works; in each repeat they take turns in
-another order.  Figures are medians.  Peak memory is the highest resident memory of a repeat above what was resident
-before it, gradients included; "beyond" leaves out the gradients of the contender's own inputs (padded ones for peers).
-The error is the largest difference from float64.  A contender that cannot run is reported with the reason.  The
-roofline is the time of the same products alone, in one square-ish tile.
+A training case is forward and backward through scores and cross entropy. The exhaustive case scores 100 queries
+against 2,000 documents of 32 to 320 tokens without gradients; two contenders also rank the best 100 by hybrid scores.
+Every contender runs in its own process and waits while another one works; the order changes with every repeat. Numbers
+are medians. Peak memory is the highest resident memory of a repeat above what was resident before it, gradients
+included; "beyond gradients" leaves out the gradients of the contender's own inputs (padded ones for other libraries).
+The error is the largest difference from float64. A contender that cannot run is reported with the reason. The roofline
+is the time of the same products alone, in one tile of 1,024 by 1,024 tokens.
 
-bank is the formula as one product with all documents' tokens; it stands for code that has no licence to be run here.
+bank is the formula as one product with all documents' tokens; it represents code whose licence does not allow a run.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def roofline(inputs: dict[str, Any]) -> float:
 
 
 class Contender:
-    """A process that waits for lines and answers each with the figures of one repeat."""
+    """A process that waits for lines and answers each with the measurements of one repeat."""
 
     def __init__(self, name: str, python: str, path: Path, threads: int) -> None:
         self.name, self.repeats = name, []
@@ -116,11 +116,11 @@ class Contender:
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        found = self._answer()
-        if "absent" in found:
-            self.about = found
+        answer = self._answer()
+        if "absent" in answer:
+            self.about = answer
         else:
-            self.repeats.append(found)
+            self.repeats.append(answer)
 
     def close(self) -> None:
         if self.process.stdin is not None:
@@ -130,7 +130,7 @@ class Contender:
 
 
 def compare(shape: str, dtype: torch.dtype, args: argparse.Namespace) -> dict[str, Any]:
-    """One shape in one dtype: {"roofline_seconds", "contenders": {name: figures or {"absent": why}}}."""
+    """One shape in one dtype: {"roofline_seconds", "contenders": {name: measurements or {"absent": why}}}."""
     inputs = case(shape, dtype)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "case.pt"
@@ -144,18 +144,18 @@ def compare(shape: str, dtype: torch.dtype, args: argparse.Namespace) -> dict[st
         for contender in there[turn % len(there) :] + there[: turn % len(there)]:
             if "absent" not in contender.about:
                 contender.repeat()
-    found: dict[str, Any] = {one.name: figures(one) for one in there}
+    measured: dict[str, Any] = {one.name: medians(one) for one in there}
     for one in there:
         one.close()
-    own = found["smart-train"]
-    for one in found.values():
+    own = measured["smart-train"]
+    for one in measured.values():
         if "absent" not in one:
             one["ratio_to_ours"] = one["seconds"] / own["seconds"]
             one["peak_ratio_to_ours"] = one["peak_bytes"] / max(1, own["peak_bytes"])
-    return {"shape": shape, "dtype": str(dtype)[6:], "roofline_seconds": bound, "contenders": found | absent}
+    return {"shape": shape, "dtype": str(dtype)[6:], "roofline_seconds": bound, "contenders": measured | absent}
 
 
-def figures(contender: Contender) -> dict[str, Any]:
+def medians(contender: Contender) -> dict[str, Any]:
     if "absent" in contender.about:
         return {"absent": contender.about["absent"]}
     middle = {key: statistics.median(one[key] for one in contender.repeats) for key in contender.repeats[0]}
@@ -164,7 +164,7 @@ def figures(contender: Contender) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """One shape as text; at its foot our share of the fastest and of the smallest exact peer."""
+    """One shape as text; the last line compares ours with the fastest and the smallest other library."""
     lines = [f"{result['shape']} {result['dtype']}: products alone {result['roofline_seconds'] * 1e3:.1f} ms"]
     peers = {}
     for name, one in result["contenders"].items():
@@ -193,13 +193,13 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", help="the Python of the peers' environment; without it they are reported as absent")
+    parser.add_argument("--peers", help="Python that has the other libraries; without it they are absent")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--contenders", nargs="+", choices=[*OWN, *PEERS], default=[*OWN, *PEERS])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="where figures go, after every shape")
+    parser.add_argument("--json", type=Path, help="file for the results, written after every shape")
     args = parser.parse_args()
     args.contenders.append("smart-train")  # what everything is compared with
     torch.set_num_threads(args.threads)
