@@ -85,7 +85,8 @@ def run(options: argparse.Namespace) -> int:
     from smart_train.ingest.ingestion import ingest
 
     page_options = _check(options)
-    model = _chat_model(options)
+    with checks():
+        model = _chat_model(options)
     out = Path(options.out)
     report = ingest(options.folder, out, page_options, progress=True)
     print(report.summary(), flush=True)
@@ -104,6 +105,7 @@ def _check(options: argparse.Namespace) -> IngestOptions:
     """Refuse what can be refused before anything is read."""
     from smart_train.ingest.ingest_options import IngestOptions, Limits
     from smart_train.ingest.questions.chat_model import CHAT_MODELS
+    from smart_train.models.base_config import read_base
 
     source = options.questions
     if source not in SOURCES and ":" not in source and source not in CHAT_MODELS.names():
@@ -123,7 +125,11 @@ def _check(options: argparse.Namespace) -> IngestOptions:
             raise UsageError(f"--{name}: {getattr(options, name)} is no share; give 0 or more and less than 1")
     if options.seconds <= 0:
         raise UsageError(f"--seconds: {options.seconds:g} is not above 0")
+    if not Path(options.folder).exists():
+        raise UsageError(f"{options.folder}: there is no such folder or file")
     with checks():
+        if options.round_trip:
+            read_base(options.round_trip)
         return IngestOptions(
             pixels=options.pixels,
             jobs=options.jobs,

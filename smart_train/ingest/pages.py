@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from smart_train.core.atomic_io import replacing
-from smart_train.core.errors import DataError
+from smart_train.core.errors import DataError, SmartTrainError
 
 Kind = Literal["pdf", "image", "text"]
 PAGES, IMAGES = "pages", "images"  # folders below ``out``
@@ -23,7 +23,7 @@ ROWS = 256  # pages decoded at once when they are read back
 MAX_ASPECT = 200  # longest over shortest side of a page; image processors refuse more
 
 
-class Unreadable(Exception):
+class Unreadable(SmartTrainError):
     """A file, or one page of it, that cannot be read. reason: one of few fixed phrases; detail: any text."""
 
     def __init__(self, reason: str, detail: str = "") -> None:

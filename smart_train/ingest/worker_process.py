@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from smart_train.core.atomic_io import replacing
-from smart_train.core.errors import ExtensionError
+from smart_train.core.errors import ExtensionError, SmartTrainError
 from smart_train.ingest import image_files, text_files
 from smart_train.ingest.ingest_options import OCR_HOOKS, WorkerSettings
 from smart_train.ingest.pages import IMAGES, Kind, Outline, Page, Unreadable, file_id, page_hash, page_id
@@ -160,7 +160,7 @@ class Reader:
         return {"page": asdict(page)} | ({"note": note} if note else {})
 
 
-class Stop(Exception):
+class Stop(SmartTrainError):
     """No further file can be read or written; ends the process and the run."""
 
 

@@ -538,6 +538,7 @@ def test_the_command_refuses_what_cannot_work_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    (tmp_path / "docs").mkdir()
     for arguments, why in (
         (["--questions", "vlmm"], "no such source 'vlmm'; choose own-words, vlm, none"),
         (
@@ -552,6 +553,12 @@ def test_the_command_refuses_what_cannot_work_before_anything_is_read(
         (["--dev", "1"], "is no share"),
         (["--pixels", "10"], "pixels is 10"),
         (["--seconds", "0"], "not above 0"),
+        (["--round-trip", str(tmp_path / "no-base")], "no-base"),
+        (["--questions", "vlm", "--vlm", "x", "--endpoint", "ftp://host/v1"], "is no address"),
     ):
-        with pytest.raises(SmartTrainError, match=why):
-            _command(tmp_path / "nowhere", "--out", tmp_path / "out", *arguments)
+        with pytest.raises(SmartTrainError, match=why) as caught:
+            _command(tmp_path / "docs", "--out", tmp_path / "out", *arguments)
+        assert caught.value.status == 2, arguments
+    with pytest.raises(SmartTrainError, match="nowhere: there is no such folder or file") as caught:
+        _command(tmp_path / "nowhere", "--out", tmp_path / "out", "--questions", "vlm", "--vlm", "a/model-to-load")
+    assert caught.value.status == 2 and not (tmp_path / "out").exists()
