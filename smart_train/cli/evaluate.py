@@ -47,7 +47,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--no-bm25", dest="bm25", action="store_false", help="leave the BM25 row out")
     evaluate.add_argument("--store", metavar="DIR", help="keep documents' vectors there, and go on with what is there")
     evaluate.add_argument("--processes", type=count, default=1, help="share the work among so many: %(default)s")
-    evaluate.add_argument("--worst", type=whole, default=10, help="queries shown in the report: %(default)s")
+    shown = "queries with the lowest metric to show in the report: %(default)s"
+    evaluate.add_argument("--failure-cases", "--worst", type=whole, default=10, metavar="N", help=shown)
     evaluate.add_argument("--heatmaps", type=whole, default=3, help="of them with heatmaps of pages: %(default)s")
     add_reading(evaluate)
     names = {**SETTING_NAMES, "evaluation.k": "--k", "evaluation.bm25": "--no-bm25"}
@@ -70,17 +71,33 @@ def run(options: argparse.Namespace) -> int:
 
         from smart_train.distributed.process_group import launched_group
         from smart_train.evaluation.baseline import read_baseline
-        from smart_train.evaluation.evaluator import Plan, evaluate_data, images_of, read, write
-        from smart_train.evaluation.report.tables import text
+        from smart_train.evaluation.evaluator import (
+            EvaluationOptions,
+            evaluate_data,
+            images_of,
+            read_data,
+            write_report,
+        )
+        from smart_train.evaluation.report.tables import evaluation_table
 
         if options.baseline is not None:
             read_baseline(options.baseline, options.baseline_row)
-        given = read(data, options.split, held_out)
-        check_pages((given.collection.corpus,), options, base)
-    pages = images_of(given.collection)
-    names = ("bootstrap", "seed", "batch_size", "store", "baseline", "baseline_row", "bm25", "worst", "heatmaps")
-    given_to = {name: getattr(options, name) for name in names}
-    plan = Plan(k=tuple(sorted(set(options.k))), spreads=options.output is not None, **given_to)
+        evaluation_data = read_data(data, options.split, held_out)
+        check_pages((evaluation_data.collection.corpus,), options, base)
+    pages = images_of(evaluation_data.collection)
+    names = (
+        "bootstrap",
+        "seed",
+        "batch_size",
+        "store",
+        "baseline",
+        "baseline_row",
+        "bm25",
+        "failure_cases",
+        "heatmaps",
+    )
+    chosen = {name: getattr(options, name) for name in names}
+    plan = EvaluationOptions(k=tuple(sorted(set(options.k))), histograms=options.output is not None, **chosen)
     own_gpu(options)
     with launched_group() as group:
         encoder = make_encoder(options)
@@ -91,15 +108,15 @@ def run(options: argparse.Namespace) -> int:
             "base": display_name(options.model),
             "adapter": display_name(options.adapter) if options.adapter else None,
         }
-        outcome = evaluate_data(encoder, given, plan, row, about, progress=sys.stderr.isatty(), group=group)
+        outcome = evaluate_data(encoder, evaluation_data, plan, row, about, progress=sys.stderr.isatty(), group=group)
     if outcome is None:
         return 0
     if options.output:  # before anything is printed: whoever reads that may have gone
         heatmap = _heatmap(encoder) if plan.heatmaps and pages else None
-        write(outcome, given.collection.corpus, Path(options.output), plan, heatmap)
-    print(text(outcome))
+        write_report(outcome, evaluation_data.collection.corpus, Path(options.output), plan, heatmap)
+    print(evaluation_table(outcome))
     if options.output:
-        print(f"\nfigures: {Path(options.output) / 'metrics.json'}; report: {Path(options.output) / 'report.html'}")
+        print(f"\nmetrics: {Path(options.output) / 'metrics.json'}; report: {Path(options.output) / 'report.html'}")
     return 0
 
 

@@ -80,7 +80,7 @@ def _weight(text: str) -> float:
 def run(options: argparse.Namespace) -> None:
     from smart_train.data.load import dev_and_test
     from smart_train.evaluation.calibration import GRID
-    from smart_train.probing.probe_report import table, verdict
+    from smart_train.probing.probe_report import recommendation, table
     from smart_train.probing.probe_run import run as probe
 
     output = Path(options.output)
@@ -107,8 +107,8 @@ def run(options: argparse.Namespace) -> None:
         progress=sys.stderr.isatty(),
     )
     print(table(probed.found))
-    print(f"\n{verdict(probed.found)}\n")
-    print(f"figures: {output / 'probe.json'}, {output / 'probe.csv'}; picture: {output / 'probe.png'}")
+    print(f"\n{recommendation(probed.found)}\n")
+    print(f"metrics: {output / 'probe.json'}, {output / 'probe.csv'}; picture: {output / 'probe.png'}")
     print(f"for a recipe: {output / 'late.yaml'}")
     if options.apply:
         print(_apply(encoder, probed, data, options))

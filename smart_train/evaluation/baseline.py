@@ -1,4 +1,4 @@
-"""Another evaluation of the same queries, from its folder, and the paired differences to it."""
+"""Compare an evaluation with an earlier one of the same queries, read from its folder, by paired differences."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ Differences = dict[str, dict[str, dict[str, float]]]
 
 @dataclass
 class Baseline:
-    """folder: its name; row: which of its rows; per_query: mode -> "ndcg@10" -> query id -> value
+    """An earlier evaluation.
 
-    tables: see ``hashes``; {} = an evaluation that did not write them down
+    folder: its name; row: which of its rows; per_query: mode -> "ndcg@10" -> query id -> value
+    tables: what ``table_hashes`` gave; {} for an evaluation of an old version, which did not store them
     """
 
     folder: str
@@ -42,8 +43,8 @@ class Baseline:
         return f"{self.folder} ({self.row})"
 
 
-def hashes(collection: Collection) -> dict[str, str]:
-    """A hash of each table, whatever the order: what must be the same for figures to be compared query by query.
+def table_hashes(collection: Collection) -> dict[str, str]:
+    """Return a hash of each table, whatever the order of its rows; metrics are comparable by query if all are equal.
 
     queries: ids and texts; qrels: ids and grades; corpus: the documents' ids
     """
@@ -60,10 +61,10 @@ def _hash(rows: Iterable[str]) -> str:
 
 
 def read_baseline(folder: str | Path, row: str | None = None) -> Baseline:
-    """What an earlier evaluation (or training) left in its folder.
+    """Read an evaluation from the folder of an earlier evaluation or training.
 
-    row: "base", "trained"; None = the only one, or of several the last, which is the trained one of a training
-    Raises EvaluationError where there is no evaluation, or none with that row.
+    row: "base" or "trained"; None = the last one, which is the trained encoder in a run's folder
+    Raises EvaluationError if there is no evaluation, or none with that row.
     """
     path = Path(folder) / FILE
     if not path.is_file():
@@ -75,7 +76,7 @@ def read_baseline(folder: str | Path, row: str | None = None) -> Baseline:
         if chosen not in rows:
             raise EvaluationError(f"{path}: there is no row {chosen!r}; it has {', '.join(rows)}")
         per_query = {mode: dict(rows[chosen]["per_query"][mode]) for mode in MODES}
-        tables = dict(found.get("data", {}).get("hashes", {}))  # older runs wrote none down
+        tables = dict(found.get("data", {}).get("hashes", {}))  # older versions stored none
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         if isinstance(error, EvaluationError):
             raise
@@ -88,9 +89,9 @@ def read_baseline(folder: str | Path, row: str | None = None) -> Baseline:
 def check_baseline(
     baseline: Baseline, evaluated: Mapping[str, Any], tables: Mapping[str, str], k: Iterable[int]
 ) -> None:
-    """Raises EvaluationError, saying what differs, where query by query the two cannot be compared.
+    """Raise EvaluationError, naming what differs, if the two cannot be compared query by query.
 
-    evaluated: by the ids of its queries; tables: what ``hashes`` gives for its collection; k: its cut-offs
+    evaluated: has the ids of the evaluation's queries; tables: ``table_hashes`` of its collection; k: its cut-offs
     """
     have = baseline.per_query["pooled"]
     if not any(f"ndcg@{cut}" in have for cut in k):
@@ -113,8 +114,7 @@ def check_baseline(
 
 
 def compare(evaluation: Evaluation, baseline: Baseline) -> Differences:
-    """This evaluation less the baseline, over every nDCG that both have; ``check_baseline`` has found that they can be
-    compared."""
+    """Return the paired differences, evaluation - baseline, of every nDCG that both have (see ``check_baseline``)."""
     found: Differences = {}
     for mode in MODES:
         ours, theirs = evaluation.per_query[mode], baseline.per_query[mode]

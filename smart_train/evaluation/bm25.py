@@ -1,9 +1,9 @@
-"""BM25 over the documents' texts: the row beside, which asks what an encoder finds that words alone do not.
+"""Evaluate BM25 on a collection's texts: the lexical baseline beside an encoder's metrics.
 
-Lucene's BM25 (Robertson et al. 1994; Kamphuis et al. 2020 for the variant), k1 = 1.5, b = 0.75.  Words are runs of two
-letters or digits at least, in lower case, without Lucene's 33 English stop words, not stemmed: no language is favoured
-but by the stop words.  A document that shares no word with a query is not found for it; equal scores are ordered by the
-hash that orders all ties here.
+Lucene's BM25 (Robertson et al. 1994; Kamphuis et al. 2020 for the variant), k1 = 1.5, b = 0.75. Words are runs of at
+least two letters or digits, in lower case, without Lucene's 33 English stop words and not stemmed: only the stop words
+favour a language. A document that shares no word with a query is not in its ranking; equal scores are ordered by
+the same hash as all ties.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from smart_train.evaluation.topk import TopK
 K1, B = 1.5, 0.75
 NOISE = 1e-5  # BM25 scores are sums of float32 of about 10
 NAME = "bm25"
-HOW: dict[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "k1": K1,
     "b": B,
     "variant": "lucene",
@@ -33,10 +33,10 @@ HOW: dict[str, Any] = {
 
 
 @dataclass
-class Lexical:
-    """What BM25 finds; ``absent`` says why there is nothing, or "" where there is.
+class BM25Result:
+    """Metrics and rankings of BM25.
 
-    without: documents that have no text, which it cannot find
+    absent: why there are none, else ""; without: documents that have no text, which BM25 cannot find
     """
 
     absent: str = ""
@@ -46,17 +46,17 @@ class Lexical:
     documents: int = 0
     without: int = 0
     seconds: dict[str, float] = field(default_factory=dict)  # index, scores
-    how: dict[str, Any] = field(default_factory=lambda: dict(HOW))
+    how: dict[str, Any] = field(default_factory=lambda: dict(SETTINGS))
 
-    def told(self) -> dict[str, Any]:
-        """All but the rankings, as JSON; of every query's figures its nDCG."""
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the rankings, as JSON; of each query's metrics its nDCG."""
         found = asdict(self)
         del found["rankings"]
         found["per_query"] = {name: row for name, row in self.per_query.items() if name.startswith("ndcg@")}
         return found
 
 
-def lexical(
+def evaluate_bm25(
     texts: Mapping[str, str | None],
     queries: Mapping[str, str],
     qrels: Mapping[str, Mapping[str, int]],
@@ -66,19 +66,19 @@ def lexical(
     bootstrap: int = 1000,
     seed: int = 0,
     top: int = 100,
-) -> Lexical:
-    """Ranks every document that has a text, and measures as ``evaluate`` does.
+) -> BM25Result:
+    """Rank every document that has a text, and compute the metrics of ``evaluate``.
 
-    texts: of every document of the corpus, None or "" where it has none; queries: id -> text, those that are measured
+    texts: document id -> text, None or "" if it has none; queries: query id -> text, those with a relevant document
     identical_ids: queries whose ranking leaves out the document of the same id
     """
     ids = [id for id, text in texts.items() if text and text.strip()]
     if not ids:
-        return Lexical("no document has a text: these are images without a text layer", without=len(texts))
+        return BM25Result("no document has a text: these are images without a text layer", without=len(texts))
     begun = time.perf_counter()
     index = _Index([str(texts[id]) for id in ids])
     if not index.words:
-        return Lexical("no document has a word of two letters or more", without=len(texts))
+        return BM25Result("no document has a word of two letters or more", without=len(texts))
     indexed = time.perf_counter()
     rankings = {
         query: _ranked(query, index.scores(words), ids, max(top, *k), identical_ids)
@@ -86,7 +86,7 @@ def lexical(
     }
     scored = time.perf_counter()
     per_query = measure({query: qrels[query] for query in queries}, rankings, k)
-    return Lexical(
+    return BM25Result(
         metrics={name: interval(values, bootstrap, seed) for name, values in per_query.items()},
         per_query=per_query,
         rankings=rankings,
@@ -115,7 +115,7 @@ class _Index:
         return found
 
     def scores(self, words: list[str]) -> torch.Tensor:
-        """[documents] float32, 0 where no word is shared."""
+        """Return scores [documents] float32, 0 where no word is shared."""
         known = [word for word in words if word in self.model.vocab_dict]
         if not known:
             return torch.zeros(int(self.model.scores["num_docs"]))

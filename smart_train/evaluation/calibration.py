@@ -18,9 +18,11 @@ from smart_train.evaluation.ranking import rank_views
 from smart_train.evaluation.scoring import Tile, check, checked, tiles, view
 from smart_train.evaluation.sharding import Share
 
-KEPT = 1 << 25  # query-document pairs whose two scores are kept (256 MiB) rather than computed a second time
-GRID = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # late weights tried, next to the pooled weight as it is
-ENOUGH = 0.001  # nDCG: a tenth of a point is noise on any dev split, and a smaller weight strays less from the pooled
+KEPT = 1 << 25  # query-document pairs whose two scores are kept (256 MiB) and not computed a second time
+GRID = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # late weights to try
+ENOUGH = (
+    0.001  # of nDCG: a tenth of a point is noise on any dev split; a smaller weight changes the pooled ranking less
+)
 
 
 def calibrate(
@@ -33,11 +35,11 @@ def calibrate(
     progress: bool = False,
     group: ProcessGroup | None = None,
 ) -> tuple[HybridBlock, list[dict[str, float]]]:
-    """The encoder's HybridBlock with its constants and its late weight fitted on a collection (the dev split).
+    """Fit the late weight and the constants of the encoder's hybrid score on a collection, usually the dev split.
 
-    grid: late weights tried, next to ``hybrid.pooled`` as it is; cut: the nDCG@cut that chooses
-    group: the ranks to share the work with, as in ``evaluate``; each keeps its own documents' embeddings
-    returns: a new block, and a figure for each weight: {"late", "value", "low", "high"}
+    grid: late weights to try, with ``hybrid.pooled`` as it is; cut: the weight is chosen by nDCG@cut
+    group: the ranks that share the work, as in ``evaluate``; each keeps its own documents' embeddings
+    returns: a new HybridBlock, and the metric of each weight: {"late", "value", "low", "high"}
     """
     encoded = encode(encoder, collection, batch_size=batch_size, progress=progress, group=group)
     return calibrate_encoded(
@@ -54,22 +56,21 @@ def calibrate_encoded(
     cut: int = 10,
     device: torch.device | str | None = None,
 ) -> tuple[HybridBlock, list[dict[str, float]]]:
-    """As ``calibrate`` for a collection that is embedded already.
+    """Fit the hybrid score on a collection that is encoded already, with a list of documents; as ``calibrate``.
 
-    The constants are mean and standard deviation of either score over all queries x documents; the weight is the
-    smallest whose mean nDCG comes within ENOUGH of the best, at the block's own scaling.  A query that stands in the
-    corpus is left out of its own ranking, while its one score among thousands stays in the constants.
-    The documents are gone through twice, so they are a list here: what ``encode`` keeps.
+    The constants are the mean and standard deviation of each score over all queries x documents. The weight is the
+    smallest whose mean nDCG comes within ENOUGH of the best, with the block's own scaling. A query that is also a
+    document is left out of its own ranking; its one score among thousands stays in the constants.
     """
     share = encoded.share or Share(encoded.document_ids)
     with share.group.propagate_failures():
         check(encoded.queries, encoded.query_ids, "query")
         documents = checked(encoded.documents, encoded.document_ids)
-        every: Iterable[Tile] = tiles(encoded.queries, documents, device=device)
+        all_tiles: Iterable[Tile] = tiles(encoded.queries, documents, device=device)
         scored: list[Tile] | None = None
         if len(encoded.query_ids) * len(encoded.document_ids) <= KEPT:
-            every = scored = list(every)
-        fitted = standardised(hybrid, share.group.exchange(score_sums(every)))
+            all_tiles = scored = list(all_tiles)
+        fitted = standardised(hybrid, share.group.exchange(score_sums(all_tiles)))
         rankings = rank_views(
             encoded.queries,
             encoded.documents,
@@ -83,13 +84,13 @@ def calibrate_encoded(
             share=share,
         )
     judged = {query: qrels[query] for query in encoded.query_ids}
-    figures = []
+    metrics = []
     for weight in sorted(grid):
         values = measure(judged, rankings[str(weight)], [cut])[f"ndcg@{cut}"]
-        figures.append({"late": weight, **interval(values)})
-    best = max(figure["value"] for figure in figures)
-    chosen = next(figure["late"] for figure in figures if figure["value"] >= best - ENOUGH)
-    return replace(fitted, late=chosen), figures
+        metrics.append({"late": weight, **interval(values)})
+    best = max(metric["value"] for metric in metrics)
+    chosen = next(metric["late"] for metric in metrics if metric["value"] >= best - ENOUGH)
+    return replace(fitted, late=chosen), metrics
 
 
 Sums = tuple[int, float, float, float, float]
@@ -97,7 +98,7 @@ Sums = tuple[int, float, float, float, float]
 
 
 def score_sums(scored: Iterable[Tile]) -> Sums:
-    """Of tiles that cover all pairs once; in float64."""
+    """Sum the scores of tiles that cover all pairs once, in float64."""
     count, sums = 0, [0.0] * 4
     for _, _, *both in scored:
         count += both[0].numel()
@@ -108,8 +109,10 @@ def score_sums(scored: Iterable[Tile]) -> Sums:
 
 
 def standardised(hybrid: HybridBlock, sums: Sequence[Sums]) -> HybridBlock:
-    """The block with mean and standard deviation of either score, of the sums of all ranks.  Raises EvaluationError
-    where one of the scores does not vary."""
+    """Return the block with the mean and standard deviation of each score, from the sums of all ranks.
+
+    Raises EvaluationError if one of the scores does not vary.
+    """
     count = sum(each[0] for each in sums)
     moments = []
     for name, at in (("pooled", 1), ("late", 3)):

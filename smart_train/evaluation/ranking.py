@@ -1,9 +1,9 @@
-"""Ranks documents for queries by pooled, late and hybrid scores, in bounded memory.
+"""Rank documents for queries by pooled, late and hybrid scores, in bounded memory.
 
-The corpus goes by in portions, each in blocks, and of each block only what may still be among the first ``top`` is
-kept.  So memory is one portion and B * top, whatever the corpus; and since a score depends on its own query and
-document alone, and equal scores are ordered by a hash, a ranking depends neither on the portions and blocks nor on the
-order of the corpus, nor on which rank has which documents.
+The corpus is scored in portions and blocks, and only documents that may still be among the top are kept, so memory is
+one portion and B * top, whatever the corpus. A score depends on its query and document alone, and equal scores are
+ordered by a hash: a ranking depends neither on portions and blocks, nor on the order of the corpus, nor on which rank
+has which documents.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from smart_train.config.schema import HybridBlock
 from smart_train.core.embeddings import Embeddings
 from smart_train.core.errors import EvaluationError
-from smart_train.evaluation.bf16_prefilter import Narrowing, worthwhile
+from smart_train.evaluation.bf16_prefilter import BFloat16Prefilter, bf16_is_faster
 from smart_train.evaluation.metrics import Ranking
 from smart_train.evaluation.scoring import (
     BLOCK,
@@ -50,7 +50,7 @@ def rank(
     block: int = BLOCK,
     device: torch.device | str | None = None,
 ) -> dict[str, Ranking]:
-    """The first ``top`` documents of every query by one mode; see ``rank_all``."""
+    """Return the top documents of every query by one mode: {query id: [(document id, score)]}; see ``rank_all``."""
     views = {mode: view(mode, hybrid or HybridBlock())}
     return rank_views(queries, documents, query_ids, document_ids, views, top=top, block=block, device=device)[mode]
 
@@ -68,17 +68,17 @@ def rank_all(
     progress: Callable[[int], object] | None = None,
     identical_ids: Collection[str] = (),
 ) -> dict[str, dict[str, Ranking]]:
-    """The rankings of all three modes from one pass: {"pooled": {query id: [(document id, score)]}, "late", "hybrid"}.
+    """Rank by all three modes in one pass: {"pooled": {query id: [(document id, score)]}, "late": ..., "hybrid": ...}.
 
-    queries: B rows, documents: N rows, tokens of any float dtype (float16 storage is scored in float32)
-    hybrid: the weights and constants of the hybrid score; top: documents kept per query, best first
-    block: float32 values of a document block; it changes memory and speed, never a ranking
-    device: where the scores are computed; None = where the embeddings are
+    queries: B rows; documents: N rows, at once or in portions; tokens of any float dtype (scored in float32 at least)
+    hybrid: weights and constants of the hybrid score; top: documents of a ranking, best first
+    block: float32 values of a document block; changes memory and speed, not rankings
+    device: where scores are computed; None = where the embeddings are
     progress: called with the number of query-document pairs after each tile
     identical_ids: ids of queries whose ranking leaves out the document of the same id
 
-    Scores nearer than NOISE are a tie, ordered by blake2b of (query id, document id).
-    Raises EvaluationError for ids that are not one a row or not unique, and, by id, for values that are not finite.
+    Scores nearer than NOISE are ties, ordered by blake2b of (query id, document id).
+    Raises EvaluationError if ids are not one a row or not unique, and for values that are not finite, by id.
     """
     views = {mode: view(mode, hybrid or HybridBlock()) for mode in MODES}
     return rank_views(
@@ -110,27 +110,28 @@ def rank_views(
     identical_ids: Collection[str] = (),
     share: Share | None = None,
 ) -> dict[str, dict[str, Ranking]]:
-    """As ``rank_all`` for any views: each tile's pooled and late scores are computed once and serve them all.
+    """Rank by any views in one pass, as ``rank_all``; each tile's pooled and late scores are computed once for all.
 
-    scored: what ``tiles`` gave, where somebody has kept it; the documents are not looked at then
-    share: where the documents are one rank's, for the rankings of all ranks' documents; a collective
+    scored: the tiles, if they were computed before; ``documents`` is then not used
+    share: which of all ranks' documents these are; the rankings are then those of all documents, and every rank must
+        call this
     """
     share = share or Share(document_ids)
     check(queries, query_ids, "query")
     check_ids(document_ids, "document")
     if not len(share.corpus):
-        raise EvaluationError("there is no document to rank")
+        raise EvaluationError("there is no document to rank: the corpus is empty")
     if top < 1:
-        raise EvaluationError(f"top is the number of documents kept per query, 1 or more, got {top}")
-    # By block of queries; a rank without documents has the blocks too, since ranks meet once for each.
+        raise EvaluationError(f"top is the number of documents of a ranking, 1 or more, got {top}")
+    # By block of queries; a rank without documents has the blocks too, since ranks exchange results for each.
     best = {
         (rows.start, rows.stop): {name: TopK(top, each.noise, identical_ids) for name, each in views.items()}
         for rows in query_blocks(queries)
     }
     on = torch.device(device) if device is not None else queries.pooled.device
-    narrow = worthwhile(on) and all(each.slope is not None for each in views.values())
+    prefilter = bf16_is_faster(on) and all(each.slope is not None for each in views.values())
     if scored is None:
-        late_of = Narrowing(views, best) if narrow else exact_late_scores
+        late_of = BFloat16Prefilter(views, best) if prefilter else exact_late_scores
         scored = tiles(queries, checked(documents, document_ids), block, on, late_of)
     for rows, columns, pooled, late in scored:
         for name, each in views.items():
@@ -150,19 +151,21 @@ def rank_candidates(
     documents: Embeddings | Iterable[Embeddings],
     query_ids: Sequence[str],
     document_ids: Sequence[str],
-    given: Mapping[str, Sequence[str]],
+    candidates: Mapping[str, Sequence[str]],
     views: Mapping[str, View],
     *,
     device: torch.device | str | None = None,
 ) -> dict[str, dict[str, Ranking]]:
-    """{view: {query id: all its given documents, best first}}, ordered as ``rank_views`` orders: ties by hash.
+    """Rank each query's own candidates, as reranking tasks do: {view: {query id: its candidates, best first}}.
 
-    documents: N rows, at once or in portions, in the order of ``document_ids``; each portion is taken once
-    given: query id -> ids of its documents; one that is named twice counts once
-    Raises EvaluationError for a query that is given none, or one that is not there, and as ``rank_views`` does.
+    documents: N rows, at once or in portions, in the order of ``document_ids``; each portion is used once
+    candidates: query id -> document ids; a document that is named twice counts once
+
+    Scores and ties are those of ``rank_views``.
+    Raises EvaluationError for a query without candidates or with an unknown one, and as ``rank_views`` does.
     """
     check(queries, query_ids, "query")
-    pairs = _pairs(query_ids, document_ids, given)
+    pairs = _pairs(query_ids, document_ids, candidates)
     rows, columns = pairs.t().contiguous()
     pooled, late = torch.empty(len(pairs)), torch.empty(len(pairs))
     begun = 0
@@ -185,17 +188,17 @@ def rank_candidates(
     return ranked
 
 
-def _pairs(query_ids: Sequence[str], document_ids: Sequence[str], given: Mapping[str, Sequence[str]]) -> Tensor:
-    """[E, 2] int64, (query row, document row), by document and then by query."""
+def _pairs(query_ids: Sequence[str], document_ids: Sequence[str], candidates: Mapping[str, Sequence[str]]) -> Tensor:
+    """Return [E, 2] int64, (query row, document row), ordered by document and then by query."""
     place = {document: row for row, document in enumerate(document_ids)}
     found: list[tuple[int, int]] = []
     for row, query in enumerate(query_ids):
-        own = dict.fromkeys(given.get(query, ()))
+        own = dict.fromkeys(candidates.get(query, ()))
         if not own:
-            raise EvaluationError(f"query {query!r} is given no document to rank; leave it out")
+            raise EvaluationError(f"query {query!r} has no candidates to rank; leave it out")
         absent = next((document for document in own if document not in place), None)
         if absent is not None:
-            raise EvaluationError(f"query {query!r} is given the document {absent!r}, which the corpus does not have")
+            raise EvaluationError(f"query {query!r} has the candidate {absent!r}, which is not in the corpus")
         found += [(place[document], row) for document in own]
     return torch.tensor(sorted(found), dtype=torch.int64).reshape(-1, 2).flip(1)
 
@@ -203,14 +206,14 @@ def _pairs(query_ids: Sequence[str], document_ids: Sequence[str], given: Mapping
 def _portion(
     queries: Embeddings, portion: Embeddings, rows: Tensor, columns: Tensor, device: torch.device | str | None
 ) -> tuple[Tensor, Tensor]:
-    """The pooled and late scores [E] of these pairs; columns are rows of the portion."""
+    """Return the pooled and late scores [E] of these pairs; columns are rows of the portion."""
     device = device if device is not None else queries.pooled.device
-    asked, at = rows.unique(return_inverse=True)
-    if len(rows) >= SPARSE * len(asked) * len(portion):
-        pooled, late = _all(queries.select(asked), portion, device)
+    own_rows, at = rows.unique(return_inverse=True)
+    if len(rows) >= SPARSE * len(own_rows) * len(portion):
+        pooled, late = _all(queries.select(own_rows), portion, device)
         return pooled[at, columns], late[at, columns]
     pooled, late = torch.empty(len(rows)), torch.empty(len(rows))
-    for query in asked:
+    for query in own_rows:
         own = rows == query
         one = _all(queries.select(query.unsqueeze(0)), portion.select(columns[own]), device)
         pooled[own], late[own] = (scores[0] for scores in one)
@@ -218,7 +221,7 @@ def _portion(
 
 
 def _all(queries: Embeddings, documents: Embeddings, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Both scores of all pairs, [B, N] on the CPU."""
+    """Return both scores of all pairs, [B, N] each, on the CPU."""
     pooled, late = torch.empty(len(queries), len(documents)), torch.empty(len(queries), len(documents))
     for rows, columns, *both in tiles(queries, documents, device=device):
         pooled[rows, columns], late[rows, columns] = (scores.cpu() for scores in both)

@@ -15,28 +15,28 @@ from smart_train.evaluation.metrics import Interval, Ranking, interval, measure
 from smart_train.evaluation.progress import timed
 from smart_train.evaluation.protocols import Collection, Encoder
 from smart_train.evaluation.ranking import rank_views
-from smart_train.evaluation.score_histograms import Observer
+from smart_train.evaluation.score_histograms import ScoreObserver
 from smart_train.evaluation.scoring import MODES, Tile, checked, tiles, view
 from smart_train.evaluation.sharding import Share
 
 
 @dataclass
 class Evaluation:
-    """What was measured: ``metrics`` is one row of metrics.json, the rest goes to evaluation.json."""
+    """Metrics of an encoder on a collection: ``metrics`` is a row of metrics.json, the rest is in evaluation.json."""
 
     metrics: dict[str, dict[str, Interval]]  # mode -> "ndcg@10" -> {"value", "low", "high"}
     per_query: dict[str, dict[str, dict[str, float]]]  # mode -> "ndcg@10" -> query id -> value
     queries: int  # with a relevant document in the corpus: the ones averaged over
     documents: int
-    unanswered: list[str]
+    unanswered: list[str]  # queries without a document judged relevant: in no average
     tokens_per_document: float
     mb_per_document: float  # megabytes (1e6 bytes) an index needs for its tokens and its pooled vector, both float16
-    seconds: dict[str, float]  # queries, documents (encoding), scores; of several ranks, the slowest one's
+    seconds: dict[str, float]  # of queries and documents (encoding) and scores; of the slowest rank
     hybrid: HybridBlock  # the weights and constants of the hybrid score
     bootstrap: int = 1000
     seed: int = 0
     themselves: int = 0  # queries that are also documents, and are left out of their own ranking
-    stored: int = 0  # documents whose vectors a store had from before: no part of seconds["documents"]
+    stored: int = 0  # documents whose vectors a store had before: not in seconds["documents"]
 
 
 def evaluate(
@@ -50,15 +50,17 @@ def evaluate(
     progress: bool = False,
     group: ProcessGroup | None = None,
 ) -> Evaluation:
-    """Encodes the collection once and measures the pooled, late and hybrid rankings of its corpus.
+    """Encode a collection once, and measure the pooled, late and hybrid rankings of its corpus.
 
-    A portion of documents is encoded, ranked and let go before the next: memory does not grow with the corpus.
+    A portion of documents is encoded, ranked and freed before the next: memory does not grow with the corpus.
 
+    encoder: a SmartEncoder, or any object with ``encode_queries``, ``encode_documents`` and ``late.hybrid``
     k: cut-offs of nDCG, recall, MRR and success; bootstrap, seed: of the 95 % intervals over queries
-    group: the ranks to share the work with: every rank calls this with the same arguments and gets the same Evaluation,
-        that of one process.  Each ranks all queries against its own documents; what crosses is the queries' embeddings
-        and, a block of queries at a time, the best of every rank.
-    Raises EvaluationError where no query has a relevant document, and for embeddings that are not finite, by id; what
+    group: the ranks that share the work. Every rank calls this with the same arguments and gets the Evaluation of one
+        process. Each ranks all queries against its own documents; ranks exchange the queries' embeddings and, a block
+        of queries at a time, their top documents.
+
+    Raises EvaluationError if no query has a relevant document, and for embeddings that are not finite, by id. What
     fails on one rank is raised on all, as EvaluationError or RankError.
     """
     encoded = encode(encoder, collection, batch_size=batch_size, progress=progress, keep=False, group=group)
@@ -82,18 +84,18 @@ def evaluate_encoded(
     bootstrap: int = 1000,
     seed: int = 0,
     device: torch.device | str | None = None,
-    observer: Observer | None = None,
+    observer: ScoreObserver | None = None,
 ) -> Evaluation:
-    """As ``evaluate`` for a collection that is embedded already (to compare several hybrid weights, say).
+    """Evaluate a collection that is encoded already, for example with several hybrid weights; as ``evaluate``.
 
-    observer: is shown every score, and gets the rankings (see observed.py)
+    observer: gets the rankings, and every score if it counts them (score_histograms.py)
     """
     share = encoded.share or Share(encoded.document_ids)
     with share.group.propagate_failures():
-        size = _Size()
+        size = _IndexSize()
         rankings, seconds = _ranked(encoded, share, size, hybrid, max(k), device, observer)
-        found = share.group.exchange((size.counts, seconds))
-    documents, tokens, numbers = (sum(counts[at] for counts, _ in found) for at in range(3))
+        ranks = share.group.exchange((size.counts, seconds))
+    documents, tokens, numbers = (sum(counts[at] for counts, _ in ranks) for at in range(3))
     judged = {query: qrels[query] for query in encoded.query_ids}
     per_query = {mode: measure(judged, rankings[mode], k) for mode in MODES}
     return Evaluation(
@@ -107,7 +109,7 @@ def evaluate_encoded(
         unanswered=encoded.unanswered,
         tokens_per_document=tokens / documents,
         mb_per_document=2 * numbers / 1e6 / documents,
-        seconds={name: max(each[name] for _, each in found) for name in seconds},
+        seconds={name: max(each[name] for _, each in ranks) for name in seconds},
         hybrid=hybrid,
         bootstrap=bootstrap,
         seed=seed,
@@ -119,22 +121,22 @@ def evaluate_encoded(
 def _ranked(
     encoded: Encoded,
     share: Share,
-    size: _Size,
+    size: _IndexSize,
     hybrid: HybridBlock,
     top: int,
     device: torch.device | str | None,
-    observer: Observer | None,
+    observer: ScoreObserver | None,
 ) -> tuple[dict[str, dict[str, Ranking]], dict[str, float]]:
-    """(mode -> query id -> documents, seconds): the scores' seconds are without those of encoding on the way, of
-    waiting for other ranks, and of looking."""
-    passed = {"scores": 0.0}
+    """Return (mode -> query id -> documents, seconds). The seconds of scores are without those of encoding in between,
+    of waiting for other ranks, and of the observer."""
+    elapsed = {"scores": 0.0}
     before, waited = encoded.seconds.get("documents", 0.0), share.group.waited
-    documents: Iterable[Embeddings] = size.of(encoded.documents)
+    documents: Iterable[Embeddings] = size.count(encoded.documents)
     scored: Iterable[Tile] | None = None
     if observer is not None and observer.count:
-        every = tiles(encoded.queries, checked(documents, encoded.document_ids), device=device)
-        scored = observer.watch(every, encoded)
-    with timed(passed, "scores"):
+        all_tiles = tiles(encoded.queries, checked(documents, encoded.document_ids), device=device)
+        scored = observer.watch(all_tiles, encoded)
+    with timed(elapsed, "scores"):
         rankings = rank_views(
             encoded.queries,
             documents,
@@ -148,8 +150,8 @@ def _ranked(
             share=share,
         )
     seconds = dict(encoded.seconds)
-    on_the_way = seconds.get("documents", 0.0) - before + share.group.waited - waited
-    seconds["scores"] = passed["scores"] - on_the_way
+    in_between = seconds.get("documents", 0.0) - before + share.group.waited - waited
+    seconds["scores"] = elapsed["scores"] - in_between
     if observer is not None:
         seconds["scores"] -= observer.seconds
         observer.rankings = rankings
@@ -157,8 +159,8 @@ def _ranked(
     return rankings, seconds
 
 
-class _Size:
-    """Counts what an index would hold, as the portions go by."""
+class _IndexSize:
+    """Count what an index would hold, while portions of documents are ranked."""
 
     def __init__(self) -> None:
         self.documents = self.tokens = self.numbers = 0
@@ -167,7 +169,7 @@ class _Size:
     def counts(self) -> tuple[int, int, int]:
         return self.documents, self.tokens, self.numbers
 
-    def of(self, portions: Iterable[Embeddings]) -> Iterator[Embeddings]:
+    def count(self, portions: Iterable[Embeddings]) -> Iterator[Embeddings]:
         for portion in portions:
             self.documents += len(portion)
             self.tokens += int(portion.tokens.lengths.sum())

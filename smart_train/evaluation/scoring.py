@@ -21,14 +21,15 @@ NOISE = 1e-6  # cosines nearer than this are equal: float32 sums in another orde
 Tile = tuple[slice, slice, Tensor, Tensor]
 """(query rows, document rows, pooled scores, late scores)"""
 Documents = Embeddings | Iterable[Embeddings]
-"""N rows at once, or in portions, each of which is taken once and let go."""
+"""N rows at once, or in portions, each of which is used once and then freed."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One way to order documents: the score of (pooled, late), both [B, N], and how near its values count as equal.
+    """One way to score documents.
 
-    slope: by how much the score grows with the late score, 0 or more; None = not known, or it falls
+    score: (pooled, late), both [B, N] -> [B, N]; noise: scores nearer than this are equal
+    slope: how much the score grows with the late score, 0 or more; None = unknown, or it falls
     """
 
     score: Callable[[Tensor, Tensor], Tensor]
@@ -37,7 +38,7 @@ class View:
 
 
 def view(mode: str, hybrid: HybridBlock) -> View:
-    """The View of a mode.  Raises EvaluationError for another word than pooled, late or hybrid."""
+    """Return the view of a mode. Raises EvaluationError if it is not pooled, late or hybrid."""
     if mode == "pooled":
         return View(lambda pooled, late: pooled, slope=0.0)
     if mode == "late":
@@ -48,15 +49,15 @@ def view(mode: str, hybrid: HybridBlock) -> View:
             by_pooled, slope = by_pooled / hybrid.pooled_std, slope / hybrid.late_std
         noise = NOISE * max(1.0, abs(by_pooled) + abs(slope))
         return View(lambda pooled, late: hybrid_scores(pooled, late, hybrid), noise, slope if slope >= 0 else None)
-    raise EvaluationError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
+    raise EvaluationError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
 
 
 LateOf = Callable[[slice, Embeddings, Embeddings, Tensor], Tensor]
-"""(query rows, their embeddings, some documents', the pooled scores of both) -> late scores [B, N]"""
+"""(query rows, their embeddings, embeddings of some documents, pooled scores) -> late scores [B, N]"""
 
 
-def exact_late_scores(rows: slice, asked: Embeddings, part: Embeddings, pooled: Tensor) -> Tensor:
-    return late_scores(asked.tokens, part.tokens)
+def exact_late_scores(rows: slice, queries: Embeddings, documents: Embeddings, pooled: Tensor) -> Tensor:
+    return late_scores(queries.tokens, documents.tokens)
 
 
 def tiles(
@@ -66,10 +67,11 @@ def tiles(
     device: torch.device | str | None = None,
     late_of: LateOf = exact_late_scores,
 ) -> Iterator[Tile]:
-    """(query rows, document rows, pooled, late) of every tile, both scores [rows, columns] float32; all queries of one
-    block of documents before the next block, so that documents are moved and widened once.
+    """Yield (query rows, document rows, pooled, late) tile by tile, both scores [rows, columns] in float32.
 
-    late_of: what gives a tile's late scores; it is asked when the tile is, so after those before it were taken.
+    All queries are scored against one block of documents before the next, so that documents are moved and cast once.
+
+    late_of: computes a tile's late scores when the tile is requested, so after the tiles before it were used
     """
     device = torch.device(device) if device is not None else queries.pooled.device
     blocks = list(query_blocks(queries))
@@ -78,9 +80,9 @@ def tiles(
         for some in _slices(portion.tokens.lengths, max(1, block // portion.tokens.width)):
             part, columns = _part(portion, some, device), slice(begun + some.start, begun + some.stop)
             for rows in blocks:
-                asked = _part(queries, rows, device)
-                pooled = pooled_scores(asked.pooled, part.pooled)
-                yield rows, columns, pooled, late_of(rows, asked, part, pooled)
+                block_of_queries = _part(queries, rows, device)
+                pooled = pooled_scores(block_of_queries.pooled, part.pooled)
+                yield rows, columns, pooled, late_of(rows, block_of_queries, part, pooled)
         begun += len(portion)
 
 
@@ -89,7 +91,7 @@ def _portions(documents: Documents) -> Iterable[Embeddings]:
 
 
 def checked(documents: Documents, document_ids: Sequence[str]) -> Iterator[Embeddings]:
-    """The portions, each checked against its ids before it is given on; raises EvaluationError as ``check`` does."""
+    """Yield the portions, each checked against its ids; raises EvaluationError as ``check`` does."""
     begun = 0
     for portion in _portions(documents):
         check(portion, document_ids[begun : begun + len(portion)], "document")
@@ -105,7 +107,7 @@ def query_blocks(queries: Embeddings) -> Iterator[slice]:
 
 
 def _slices(lengths: Tensor, tokens: int) -> Iterator[slice]:
-    """Consecutive rows that hold at most so many tokens together; a longer row stands alone."""
+    """Yield consecutive rows with at most ``tokens`` tokens together; a longer row is alone."""
     begin = held = 0
     for row, length in enumerate(lengths.tolist()):
         if row > begin and held + length > tokens:
@@ -117,7 +119,7 @@ def _slices(lengths: Tensor, tokens: int) -> Iterator[slice]:
 
 
 def _part(embeddings: Embeddings, rows: slice, device: torch.device) -> Embeddings:
-    """Consecutive rows in float32 on the device; a view where they already are."""
+    """Return consecutive rows in float32 on the device, without a copy where they already are."""
     lengths = embeddings.tokens.lengths
     begin, count = int(lengths[: rows.start].sum()), int(lengths[rows].sum())
     values = embeddings.tokens.values[begin : begin + count]
@@ -128,7 +130,7 @@ def _part(embeddings: Embeddings, rows: slice, device: torch.device) -> Embeddin
 
 
 def check(embeddings: Embeddings, ids: Sequence[str], what: str) -> None:
-    """Raises EvaluationError for ids that are not one a row or not unique, and, by id, for values not finite."""
+    """Raise EvaluationError if ids are not one a row or not unique, and for values that are not finite, by id."""
     if len(ids) != len(embeddings):
         raise EvaluationError(f"{len(embeddings)} {what} embeddings, but {len(ids)} {what} ids")
     check_ids(ids, what)

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from smart_train.core.atomic_io import replacing
 from smart_train.core.embeddings import Embeddings, Tokens
-from smart_train.core.errors import EvaluationError
+from smart_train.core.errors import EvaluationError, Message, Setting
 from smart_train.evaluation.protocols import Document
 
 logger = logging.getLogger(__name__)
@@ -93,10 +93,14 @@ class VectorStore:
         before, now = flatten(stored), flatten(self.facts)
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         if changed:
-            changes = "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed[:6])
+            changes: list[Message] = []
+            for key in changed[:6]:
+                changes += ["; " if changes else "", Setting(key), f" was {before.get(key)!r}, is {now.get(key)!r}"]
             more = f"; and {len(changed) - 6} more" if len(changed) > 6 else ""
             raise EvaluationError(
-                f"{self.folder} holds vectors of another encoder: {changes}{more}. Name another folder, or delete it"
+                f"{self.folder} holds vectors of another encoder: ",
+                *changes,
+                f"{more}. Name another folder, or delete this one",
             )
 
     def shards(self) -> list[Shard]:

@@ -1,4 +1,4 @@
-"""What a person reads after a probe: the table, the verdict, the picture, and the files behind them."""
+"""Report a probe: the table, the recommendation in words, the picture, and the JSON and CSV files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from smart_train.core.atomic_io import replacing
 from smart_train.evaluation.report.charts import STYLES
-from smart_train.probing.layer_probe import SURE, Layer, Probe, Reading
+from smart_train.probing.layer_probe import SURE, Configuration, Layer, Probe
 
 COLUMNS = ("layer", "mode", "scaling", "late_weight", "dev", "dev_low", "dev_high", "test", "test_low", "test_high")
 DIAGNOSED = ("alignment", "uniformity", "hubness_skewness", "hubness_largest", "hubness_never")
@@ -18,11 +18,13 @@ SPAN = 21  # letters of "0.601 [0.55, 0.65]" and the space behind it
 
 
 def table(found: Probe) -> str:
-    """One line a layer, of the test split, with the weight that dev chose for it; diagnostics beside."""
+    """Return one line a layer, of the test split, with the weight that dev chose for it, and the diagnostics."""
     sizes = found.sizes
-    told = {name: f"{name} ({each['queries']} queries, {each['documents']} documents)" for name, each in sizes.items()}
+    splits = {
+        name: f"{name} ({each['queries']} queries, {each['documents']} documents)" for name, each in sizes.items()
+    }
     lines = [
-        f"nDCG@{found.cut} on {told['test']}; weights chosen on {told['dev']}",
+        f"nDCG@{found.cut} on {splits['test']}; weights chosen on {splits['dev']}",
         "layer".ljust(10)
         + "late".ljust(SPAN)
         + "hybrid".ljust(SPAN)
@@ -30,29 +32,29 @@ def table(found: Probe) -> str:
         + "alignment  uniformity  hubness",
     ]
     pooled, *of_layers = found.diagnostics
-    lines.append(f"{'pooled'.ljust(10)}{_cell(found.readings[0]).ljust(2 * SPAN + 16)}{_geometry(pooled)}")
-    for layer, told_of in zip(found.layers, of_layers, strict=True):
+    lines.append(f"{'pooled'.ljust(10)}{_cell(found.configurations[0]).ljust(2 * SPAN + 16)}{_geometry(pooled)}")
+    for layer, geometry in zip(found.layers, of_layers, strict=True):
         late = next(one for one in found.of_layer(layer) if one.mode == "late")
         hybrid = found.best_hybrid(layer)
         weight = f"{hybrid.hybrid.late:g}" + (" standardised" if hybrid.hybrid.scaling == "standardised" else "")
         cells = _cell(late).ljust(SPAN) + _cell(hybrid).ljust(SPAN) + weight.ljust(16)
-        lines.append(f"{number(layer, found.layers).ljust(10)}{cells}{_geometry(told_of)}")
+        lines.append(f"{number(layer, found.layers).ljust(10)}{cells}{_geometry(geometry)}")
     return "\n".join(lines)
 
 
-def _cell(one: Reading) -> str:
+def _cell(one: Configuration) -> str:
     return f"{one.test['value']:.3f} [{one.test['low']:.2f}, {one.test['high']:.2f}]"
 
 
-def _geometry(told: Mapping[str, Any]) -> str:
-    """alignment, uniformity, hubness; "-" where there is none."""
-    values = (told["alignment"], told["uniformity"], told["hubness"]["skewness"])
+def _geometry(diagnostics: Mapping[str, Any]) -> str:
+    """Return alignment, uniformity and hubness; "-" where there is none."""
+    values = (diagnostics["alignment"], diagnostics["uniformity"], diagnostics["hubness"]["skewness"])
     alignment, uniformity, hubness = ("-" if value is None else f"{value:.2f}" for value in values)
     return f"{alignment:>9}  {uniformity:>10}  {hubness:>7}"
 
 
 def number(layer: Layer | None, layers: list[Layer]) -> str:
-    """A layer as tables and pictures name it: 0 to n, which is the last."""
+    """Return a layer's name in tables and pictures: 0 to n, which is the last."""
     if layer is None:
         return "pooled"
     if isinstance(layer, list):
@@ -60,54 +62,56 @@ def number(layer: Layer | None, layers: list[Layer]) -> str:
     return f"{len(layers) - 1} (last)" if layer == -1 and len(layers) > 1 else "last" if layer == -1 else str(layer)
 
 
-def verdict(found: Probe) -> str:
-    """What was chosen on dev, how sure that is, and what test says of it, in two or three lines."""
-    one, best = found.readings[found.candidate], found.readings[found.best]
+def recommendation(found: Probe) -> str:
+    """Return what was chosen on dev, how certain that is, and the result on test, in two or three lines."""
+    one, best = found.configurations[found.candidate], found.configurations[found.best]
     dev, test = found.gains["dev"], found.gains["test"]
-    count = len(found.readings) - 1
-    how = f"p = {found.p:.3f}, the best of {count} readings having been looked for"
+    count = len(found.configurations) - 1
+    how = f"p = {found.p:.3f}, with {count} configurations compared"
     if found.chosen == 0:
-        told = f"the best is {best.named()}, {_points(best, found)}"
+        best_is = f"the best is {best.describe()}, {_points(best, found)}"
         if found.candidate == 0:
-            told = told if found.best else f"it has {best.dev['value']:.3f}"
-            return f"recommended: the pooled score alone. On dev nothing is better: {told}"
-        told = f"On dev nothing is better beyond noise (p < {SURE:g}): {told}; {how}. More dev queries would tell more."
-        return f"recommended: the pooled score alone. {told}"
+            best_is = best_is if found.best else f"it has {best.dev['value']:.3f}"
+            return f"recommended: the pooled score alone. On dev nothing is better: {best_is}"
+        why = (
+            f"On dev nothing is better beyond noise (p < {SURE:g}): {best_is}; {how}. Use more dev queries to be surer."
+        )
+        return f"recommended: the pooled score alone. {why}"
     lines = [
-        f"recommended: {one.named()}",
+        f"recommended: {one.describe()}",
         f"on dev  {_points(one, found)}, {_gain(dev)}; {how}",
         f"on test {_points(one, found, 'test')}, {_gain(test)}, p = {test['p']:.3f}",
     ]
     if found.best != found.candidate:
-        lines[1] += f" (the best, {best.named()}, has {best.dev['value']:.3f}; this one is simpler)"
+        lines[1] += f" (the best, {best.describe()}, has {best.dev['value']:.3f}; this one is simpler)"
     if test["low"] <= 0:
         lines.append(
-            "The test split does not confirm the gain: its interval holds 0. Take more queries, or stay with pooled."
+            "The test split does not confirm the gain: its interval contains 0. Use more queries, or the pooled score."
         )
     return "\n".join(lines)
 
 
-def _points(one: Reading, found: Probe, side: str = "dev") -> str:
-    return f"{getattr(one, side)['value']:.3f} beside {getattr(found.readings[0], side)['value']:.3f} pooled"
+def _points(one: Configuration, found: Probe, split: str = "dev") -> str:
+    return f"{getattr(one, split)['value']:.3f} beside {getattr(found.configurations[0], split)['value']:.3f} pooled"
 
 
 def _gain(gain: Mapping[str, float]) -> str:
     return f"{100 * gain['value']:+.1f} points [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
 
 
-# Files ----------------------------------------------------------------------------------------------------------------
+# --- files
 
 
-def write_json(path: Path, found: Probe, recommended: Mapping[str, Any], **told: Any) -> None:
-    """All figures with their intervals; ``told`` is put in front: data, model, what was held out."""
-    readings = []
-    for one in found.readings:
+def write_json(path: Path, found: Probe, recommended: Mapping[str, Any], **about: Any) -> None:
+    """Write all metrics with their intervals, after ``about``: data, model, versions."""
+    configurations = []
+    for one in found.configurations:
         hybrid = one.hybrid
         constants = {name: getattr(hybrid, name) for name in ("pooled_mean", "pooled_std", "late_mean", "late_std")}
         named = {"layer": one.layer, "mode": one.mode, "scaling": hybrid.scaling, "late_weight": hybrid.late}
-        readings.append({**named, "constants": constants, "dev": one.dev, "test": one.test})
+        configurations.append({**named, "constants": constants, "dev": one.dev, "test": one.test})
     content = {
-        **told,
+        **about,
         "measure": f"ndcg@{found.cut}",
         "sizes": found.sizes,
         "layers": found.layers,
@@ -115,16 +119,16 @@ def write_json(path: Path, found: Probe, recommended: Mapping[str, Any], **told:
         "bootstrap": found.bootstrap,
         "seed": found.seed,
         "recommended": {
-            "reading": found.readings[found.chosen].named(),
+            "reading": found.configurations[found.chosen].describe(),
             "late": recommended,
             "beyond_noise": found.chosen != 0,
             "p": found.p,
-            "readings": len(found.readings) - 1,
-            "candidate": found.readings[found.candidate].named(),
-            "best_on_dev": found.readings[found.best].named(),
+            "readings": len(found.configurations) - 1,
+            "candidate": found.configurations[found.candidate].describe(),
+            "best_on_dev": found.configurations[found.best].describe(),
             "gain_over_pooled": found.gains,
         },
-        "readings": readings,
+        "readings": configurations,
         "diagnostics": found.diagnostics,
         "layers_without_standardised_readings": found.flat,
         "seconds": found.seconds,
@@ -135,12 +139,12 @@ def write_json(path: Path, found: Probe, recommended: Mapping[str, Any], **told:
 
 
 def write_csv(path: Path, found: Probe) -> None:
-    """A line a reading; diagnostics stand on the lines of the pooled and the late scores, which they are of."""
-    told = {str(each["layer"]): each for each in found.diagnostics}
+    """Write one line a configuration; diagnostics are on the lines of the pooled and the late scores."""
+    diagnostics = {str(each["layer"]): each for each in found.diagnostics}
     with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow((*COLUMNS, *DIAGNOSED))
-        for one in found.readings:
+        for one in found.configurations:
             spans = [one.dev[key] for key in ("value", "low", "high")] + [
                 one.test[key] for key in ("value", "low", "high")
             ]
@@ -149,15 +153,15 @@ def write_csv(path: Path, found: Probe) -> None:
             row = [number(one.layer, found.layers), one.mode, scaling, weight, *(round(value, 6) for value in spans)]
             more: list[Any] = [""] * len(DIAGNOSED)
             if one.mode != "hybrid":
-                each = told[str(one.layer)]
+                each = diagnostics[str(one.layer)]
                 hubs = each["hubness"]
                 more = [each["alignment"], each["uniformity"], hubs["skewness"], hubs["largest"], hubs["never"]]
             writer.writerow([*row, *more])
 
 
 def draw(path: Path, found: Probe, title: str) -> None:
-    """A PNG: layers on x, test nDCG on y; late and the hybrid with the layer's weight as curves, pooled as a line, each
-    with its 95 % interval as a band; a ring around what dev recommends."""
+    """Draw a PNG: test nDCG over layers, of late and of the hybrid with the layer's weight as curves and of pooled as a
+    line, each with its 95 % interval as a band; a ring marks what dev recommends."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -167,10 +171,10 @@ def draw(path: Path, found: Probe, title: str) -> None:
     places = list(range(len(found.layers)))
     late = [next(one for one in found.of_layer(layer) if one.mode == "late") for layer in found.layers]
     hybrid = [found.best_hybrid(layer) for layer in found.layers]
-    pooled = [found.readings[0]] * len(places)
-    for mode, readings in (("pooled", pooled), ("late", late), ("hybrid", hybrid)):
-        _curve(axes, mode, places, readings)
-    one = found.readings[found.chosen]
+    pooled = [found.configurations[0]] * len(places)
+    for mode, configurations in (("pooled", pooled), ("late", late), ("hybrid", hybrid)):
+        _curve(axes, mode, places, configurations)
+    one = found.configurations[found.chosen]
     if one.layer is not None:
         at = found.layers.index(one.layer)
         ring: dict[str, Any] = {"s": 190, "facecolors": "none", "edgecolors": "black", "linewidths": 1.3, "zorder": 5}
@@ -193,9 +197,9 @@ def draw(path: Path, found: Probe, title: str) -> None:
         figure.savefig(part, format="png")
 
 
-def _curve(axes: Any, mode: str, places: list[int], readings: list[Reading]) -> None:
+def _curve(axes: Any, mode: str, places: list[int], configurations: list[Configuration]) -> None:
     style = dict(STYLES[mode])
-    spans = [one.test for one in readings]
+    spans = [one.test for one in configurations]
     values, low, high = ([span[key] for span in spans] for key in ("value", "low", "high"))
     if mode == "pooled":
         style["marker"] = None

@@ -1,11 +1,11 @@
-"""Training-free SMART: every layer x late weights x {late, hybrid} from one encoding pass, and what to do with it.
+"""Run a probe on an encoder, write its folder, and apply its recommendation to an adapter or a new encoder folder.
 
-A probe's folder:
-    probe.json, probe.csv    every reading's nDCG on dev and test with intervals; diagnostics of every layer
+The folder of a probe:
+    probe.json, probe.csv    nDCG on dev and test of every configuration, with intervals; diagnostics of every layer
     probe.png                nDCG over layers
     late.yaml                the recommendation, as a block of a recipe
-    encoder/                 with ``apply`` and without an adapter: a training-free encoder's folder
-    unfinished/              scores of a probe that was stopped; the same call goes on there
+    encoder/                 with ``--apply`` and without an adapter: the folder of an untrained encoder
+    unfinished/              scores of a probe that was stopped; the same call resumes there
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ UNFINISHED = "unfinished"
 
 @dataclass
 class Probed:
-    """found: all figures; late: the recommended block of a recipe"""
+    """found: all metrics; late: the recommended block of a recipe"""
 
     found: Probe
     late: LateBlock
@@ -60,11 +60,11 @@ def run(
     seed: int = 0,
     progress: bool = False,
 ) -> Probed:
-    """Probes ``encoder`` and writes the folder described above; each document is encoded once.
+    """Probe an encoder and write the folder described above; each document is encoded once.
 
-    adapter: the folder (or Hub id) that the encoder was loaded from, where it was trained
-    The other arguments are those of ``evaluation.probe.probe``.
-    Raises EvaluationError, and what encoding raises.  What was scored by then stays in ``output``/unfinished.
+    adapter: the folder (or Hub id) that the encoder was loaded from, if it was trained
+    The other arguments are those of ``layer_probe.probe``.
+    Raises EvaluationError, and what encoding raises. Scores computed by then stay in ``output``/unfinished.
     """
     dev, test = data.dev.fingerprint(), data.test.fingerprint()
     base = base_identity(encoder)
@@ -79,7 +79,7 @@ def run(
         "test": test,
     }
     output.mkdir(parents=True, exist_ok=True)
-    with _reading(encoder) as layers:
+    with _readable_layers(encoder) as layers:
         collections = {"dev": data.dev, "test": data.test}
         scores = layer_scores(
             encoder, collections, len(layers), output / UNFINISHED, identity,
@@ -87,23 +87,23 @@ def run(
         )  # fmt: skip
     found = probe(scores, layers, weights=weights, cut=cut, bootstrap=bootstrap, seed=seed, progress=progress)
     late = recommended(found, encoder.late)
-    told = {
+    about = {
         "data": {"split": data.origin, "dev": {"name": data.dev.name, "fingerprint": dev}}
         | {"test": {"name": data.test.name, "fingerprint": test}, "unanswered": len(scores.unanswered)},
         "base": {**base, "dtype": identity["dtype"]},
         "adapter": identity["adapter"],
         "versions": recipe.versions(),
     }
-    _write(output, found, late, told, title=_title(base["base"], adapter))
+    _write(output, found, late, about, title=_title(base["base"], adapter))
     scores.files.finish()
     return Probed(found, late)
 
 
 @contextmanager
-def _reading(encoder: SmartEncoder) -> Iterator[list[Layer]]:
-    """All layers; of an encoder with a head, what that head was trained to read."""
+def _readable_layers(encoder: SmartEncoder) -> Iterator[list[Layer]]:
+    """Have the encoder give all layers; an encoder with a head reads what the head was trained on."""
     if fixed(encoder):
-        logger.info("its head reads layer %s and no other: only the weights are probed", encoder.late.layer)
+        logger.info("the encoder's head was trained on layer %s: only the weights are probed", encoder.late.layer)
         yield [encoder.late.layer]
         return
     with every_layer(encoder) as layers:
@@ -111,44 +111,47 @@ def _reading(encoder: SmartEncoder) -> Iterator[list[Layer]]:
 
 
 def _title(base: str, adapter: str | None) -> str:
-    """Without the folders of this machine."""
+    """Return a title without local folders."""
     name = display_name(base).removeprefix(PACKAGE)
     return name if adapter is None else f"{display_name(adapter)} on {name}"
 
 
 def recommended(found: Probe, late: LateBlock) -> LateBlock:
-    """The encoder's block with the chosen layer, weights and constants; with ``late`` weight 0, and the last layer
-    where that is free, if the pooled score alone is recommended."""
-    chosen = found.readings[found.chosen]
+    """Return the encoder's block with the chosen layer, weights and constants.
+
+    If the pooled score alone is recommended, the late weight is 0, and the layer is the last unless a head fixes it.
+    """
+    chosen = found.configurations[found.chosen]
     layer = found.layers[-1] if chosen.layer is None else chosen.layer
-    fitted = found.of_layer(layer)[0].hybrid  # its constants; the pooled reading is of no layer
+    fitted = found.of_layer(layer)[0].hybrid  # its constants; the pooled configuration has no layer
     own = chosen.hybrid
     hybrid = replace(fitted, pooled=own.pooled, late=own.late, scaling=own.scaling)
     return replace(late, layer=layer, norm="auto" if layer == -1 else late.norm, hybrid=hybrid)
 
 
-def _write(output: Path, found: Probe, late: LateBlock, told: dict[str, Any], title: str) -> None:
+def _write(output: Path, found: Probe, late: LateBlock, about: dict[str, Any], title: str) -> None:
     values = recipe.plain(late)
     usual = recipe.plain(LateBlock())
     shown = {one.name: values[one.name] for one in fields(LateBlock) if values[one.name] != usual[one.name]}
     block = {"layer": values["layer"], **shown, "hybrid": values["hybrid"]}
-    report.write_json(output / "probe.json", found, values, **told)
+    report.write_json(output / "probe.json", found, values, **about)
     report.write_csv(output / "probe.csv", found)
     report.draw(output / "probe.png", found, title)
-    split = f"dev and test: {told['data']['split']}"
+    split = f"dev and test: {about['data']['split']}"
     with replacing(output / "late.yaml") as part:
-        part.write_text(recipe.block("late", block, f"{report.verdict(found)}\n{split}"), encoding="utf8")
+        part.write_text(recipe.block("late", block, f"{report.recommendation(found)}\n{split}"), encoding="utf8")
 
 
-# A probe's recommendation made to last: in an adapter's folder, or as a training-free encoder's folder of its own.
+# --- keeping the recommendation
 
 
 def as_folder(encoder: SmartEncoder, late: LateBlock, folder: Path, queries: list[Any], documents: list[Any]) -> Path:
-    """Writes the plain base with ``late`` as a folder that ``SmartEncoder.from_pretrained`` loads, and verifies it.
+    """Save the untrained base with ``late`` as a folder that ``SmartEncoder.from_pretrained`` loads, and verify it.
 
-    The folder holds settings and no weights: the base is named in it, by its fingerprint or its commit.
-    queries, documents: some contents to compare with; encoder: without an adapter; it reads ``late`` from now on
-    Raises AdapterError where the folder holds something else, and as ``verify`` does.
+    The folder holds settings and no weights: it names the base by its fingerprint or commit.
+
+    encoder: without an adapter; it reads ``late`` from now on; queries, documents: some contents to compare with
+    Raises AdapterError if the folder holds other files, and what ``verify`` raises.
     """
     others = (
         [path.name for path in folder.iterdir() if path.name not in (SETTINGS, VERIFIED)] if folder.is_dir() else []
@@ -169,19 +172,19 @@ def to_adapter(
     documents: list[Any],
     base: str | None = None,
 ) -> bool:
-    """Puts layer, weights and constants of ``late`` into an adapter's smart_train.json, and nothing else.
+    """Write layer, weights and constants of ``late`` into an adapter's smart_train.json, and change nothing else.
 
-    encoder: what was loaded from the folder; it reads ``late`` from now on.  base: where the base lies, if not where
-        the folder says
+    encoder: loaded from the folder; it reads ``late`` from now on
+    base: where the base is, if not where the folder says
     returns: whether the folder is verified.  It is reloaded and compared in any case; but where it had no verified.json
-        the weights were never compared with what was trained, and a comparison with themselves makes no proof of it
-    Raises AdapterError where the folder is not what was verified, and where it gives other vectors when it is reloaded;
-    it is as it was then.
+        the weights were never compared with the trained ones, and comparing them with themselves proves nothing
+    Raises AdapterError if the folder is not what was verified, or gives other vectors when it is reloaded; it is then
+    as it was before.
     """
     kept = {name: (folder / name).read_bytes() for name in (SETTINGS, VERIFIED) if (folder / name).is_file()}
     verified = json.loads(kept[VERIFIED]) if VERIFIED in kept else None
     if verified is not None:
-        _check_seal(folder)
+        _check_unchanged(folder)
     _read(encoder, late)
     sides: Inputs = [("query", queries), ("document", documents)]
     ours = [encoder.encode(contents, role) for role, contents in sides]
@@ -197,18 +200,18 @@ def to_adapter(
             with replacing(folder / name) as part:
                 part.write_bytes(content)
         raise
-    logger.info("reloaded %s: it reads layer %s, the same vectors (%s)", folder, late.layer, report)
+    logger.info("reloaded %s: it reads layer %s and gives the same vectors (%s)", folder, late.layer, report)
     return verified is not None
 
 
-def _check_seal(folder: Path) -> None:
+def _check_unchanged(folder: Path) -> None:
     try:
         changed = changed_files(folder)
     except ValueError as error:
         raise AdapterError(f"{error}; verify it again, then apply") from None
     if changed:
-        told = ", ".join(f"{name} ({how})" for name, how in sorted(changed.items()))
-        raise AdapterError(f"{folder} is not what was verified: {told}; verify it again, then apply")
+        changes = ", ".join(f"{name} ({how})" for name, how in sorted(changed.items()))
+        raise AdapterError(f"{folder} is not what was verified: {changes}; verify it again, then apply")
 
 
 def _read(encoder: SmartEncoder, late: LateBlock) -> None:

@@ -36,10 +36,10 @@ from smart_train.data.collate import Pairs
 from smart_train.data.collection import Collection
 from smart_train.data.load import load
 from smart_train.distributed.process_group import ProcessGroup, leave_process_group
-from smart_train.evaluation.baseline import hashes
+from smart_train.evaluation.baseline import table_hashes
 from smart_train.evaluation.calibration import calibrate
 from smart_train.evaluation.metrics import Interval
-from smart_train.evaluation.report.charts import plot
+from smart_train.evaluation.report.charts import plot_training_log
 from smart_train.evaluation.report.metrics_json import differences, write_metrics
 from smart_train.evaluation.report.tables import table
 from smart_train.evaluation.retrieval import Evaluation, evaluate
@@ -305,12 +305,12 @@ def _report(
     """Write metrics.json and curve.png, and log the table."""
     if rows:
         compared = differences(rows)
-        write_metrics(output / "metrics.json", rows, differences=compared, data={"hashes": hashes(test)})
+        write_metrics(output / "metrics.json", rows, differences=compared, data={"hashes": table_hashes(test)})
         logger.info("\n%s\n", table({row: one.metrics for row, one in rows.items()}, compared))
         logger.info("metrics: %s", output / "metrics.json")
     log = output / "log.jsonl"
     if log.is_file():
-        plot(log, output / "curve.png", title=recipe.name)
+        plot_training_log(log, output / "curve.png", title=recipe.name)
         logger.info("chart: %s", output / "curve.png")
     logger.info("adapter: %s", output / "adapter")
     return {row: one.metrics for row, one in rows.items()}

@@ -7,12 +7,12 @@ from word_encoder import WordEncoder, words_collection
 
 from smart_train.config.schema import HybridBlock
 from smart_train.evaluation.baseline import Baseline, compare
-from smart_train.evaluation.bm25 import lexical
+from smart_train.evaluation.bm25 import evaluate_bm25
 from smart_train.evaluation.encode import encode
 from smart_train.evaluation.metrics import groups
 from smart_train.evaluation.report.outcome import Outcome
 from smart_train.evaluation.retrieval import evaluate, evaluate_encoded
-from smart_train.evaluation.score_histograms import Observer
+from smart_train.evaluation.score_histograms import ScoreObserver
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
 
@@ -28,22 +28,22 @@ def shown_collection():
 def outcome(shown_collection) -> Outcome:
     encoder = WordEncoder()
     encoded = encode(encoder, shown_collection)
-    observer = Observer(shown_collection.qrels, encoder.late.hybrid, top=25)
+    observer = ScoreObserver(shown_collection.qrels, encoder.late.hybrid, top=25)
     one = evaluate_encoded(
         encoded, shown_collection.qrels, encoder.late.hybrid, k=[1, 10], bootstrap=50, observer=observer
     )
     before = evaluate(WordEncoder(HybridBlock(late=0.0)), shown_collection, k=[1, 10], bootstrap=50)
     baseline = Baseline("before", "base", before.per_query)
     texts = {id: document.text for id, document in shown_collection.corpus.items()}
-    words = lexical(texts, shown_collection.queries, shown_collection.qrels, k=[1, 10], bootstrap=50)
+    words = evaluate_bm25(texts, shown_collection.queries, shown_collection.qrels, k=[1, 10], bootstrap=50)
     found = Outcome(
-        "base", one, observer, {**shown_collection.queries, "q2": NASTY}, shown_collection.qrels, lexical=words
+        "base", one, observer, {**shown_collection.queries, "q2": NASTY}, shown_collection.qrels, bm25=words
     )
     found.baseline, found.differences = baseline, compare(one, baseline)
     found.kinds = {query: f"kind {n % 2}" for n, query in enumerate(shown_collection.queries)}
     found.files = {query: NASTY if n % 3 else "plain.pdf" for n, query in enumerate(shown_collection.queries)}
     values = found.values("ndcg@10")
-    found.parts = {"kind": groups(found.kinds, values, 50), "file": groups(found.files, values, 50)}
+    found.groups = {"kind": groups(found.kinds, values, 50), "file": groups(found.files, values, 50)}
     found.about = {"data": {"name": "words/test"}, "model": {"base": "letters"}, "date": "today"}
     return found
 

@@ -10,7 +10,7 @@ from word_encoder import WordEncoder, words_collection
 
 from smart_train.config.schema import HybridBlock
 from smart_train.core.errors import EvaluationError
-from smart_train.evaluation.baseline import Baseline, check_baseline, compare, hashes, read_baseline
+from smart_train.evaluation.baseline import Baseline, check_baseline, compare, read_baseline, table_hashes
 from smart_train.evaluation.metrics import paired
 from smart_train.evaluation.report.metrics_json import write_metrics
 from smart_train.evaluation.retrieval import evaluate
@@ -29,14 +29,14 @@ def two(some):
 
 @pytest.fixture
 def folder(tmp_path, some, two):
-    facts = {"data": {"hashes": hashes(some)}}
+    facts = {"data": {"hashes": table_hashes(some)}}
     write_metrics(tmp_path / "before" / "metrics.json", {"base": two[0], "trained": two[1]}, **facts)
     return tmp_path / "before"
 
 
 def test_differences_are_paired_over_the_queries_for_every_mode_and_cut(folder, some, two):
     baseline = read_baseline(folder, "base")
-    check_baseline(baseline, two[1].per_query["pooled"]["ndcg@5"], hashes(some), [1, 5])
+    check_baseline(baseline, two[1].per_query["pooled"]["ndcg@5"], table_hashes(some), [1, 5])
     found = compare(two[1], baseline)
     for mode in ("pooled", "late", "hybrid"):
         for metric in ("ndcg@1", "ndcg@5"):
@@ -52,12 +52,12 @@ def test_what_cannot_be_compared_is_told(folder, some, two, tmp_path):
     fewer = {query: value for query, value in queries.items() if query not in ("q3", "q4")} | {"zz": 0.0}
     told = re.escape("before (trained) was measured on other queries: 2 are only there, 1 only here, such as 'q3'")
     with pytest.raises(EvaluationError, match=told):
-        check_baseline(read_baseline(folder), fewer, hashes(some), [5])
+        check_baseline(read_baseline(folder), fewer, table_hashes(some), [5])
     changed = words_collection(40, 10)
     changed.qrels["q1"] = {"d0": 2}
     del changed.corpus["d39"]
     with pytest.raises(EvaluationError, match="its judgements, the documents that were ranked differ"):
-        check_baseline(read_baseline(folder), queries, hashes(changed), [5])
+        check_baseline(read_baseline(folder), queries, table_hashes(changed), [5])
     with pytest.raises(EvaluationError, match="no row 'best'; it has base, trained"):
         read_baseline(folder, "best")
     with pytest.raises(EvaluationError, match=r"no evaluation.json; name the folder of an evaluation or of a run"):
@@ -67,7 +67,7 @@ def test_what_cannot_be_compared_is_told(folder, some, two, tmp_path):
         read_baseline(tmp_path)
     seven = Baseline("x", "base", {mode: {"ndcg@7": queries} for mode in ("pooled", "late", "hybrid")})
     with pytest.raises(EvaluationError, match=r"x \(base\) has ndcg@7; add one of its cut-offs to evaluation.k"):
-        check_baseline(seven, queries, hashes(some), [1, 5])
+        check_baseline(seven, queries, table_hashes(some), [1, 5])
 
 
 def test_an_evaluation_that_wrote_no_hashes_down_is_compared_by_its_query_ids(folder, some, two):
@@ -76,7 +76,7 @@ def test_an_evaluation_that_wrote_no_hashes_down_is_compared_by_its_query_ids(fo
     (folder / "evaluation.json").write_text(json.dumps(content))
     baseline = read_baseline(folder)
     assert baseline.tables == {}
-    check_baseline(baseline, two[1].per_query["pooled"]["ndcg@5"], hashes(some), [5, 10])
+    check_baseline(baseline, two[1].per_query["pooled"]["ndcg@5"], table_hashes(some), [5, 10])
 
 
 def test_hashes_do_not_depend_on_the_order_and_follow_every_part(some):
@@ -84,6 +84,8 @@ def test_hashes_do_not_depend_on_the_order_and_follow_every_part(some):
     turned.corpus = dict(reversed(turned.corpus.items()))
     turned.queries = dict(reversed(turned.queries.items()))
     turned.qrels = dict(reversed(turned.qrels.items()))
-    assert hashes(turned) == hashes(some)
+    assert table_hashes(turned) == table_hashes(some)
     turned.queries["q0"] += " "
-    assert {name for name in hashes(some) if hashes(some)[name] != hashes(turned)[name]} == {"queries"}
+    assert {name for name in table_hashes(some) if table_hashes(some)[name] != table_hashes(turned)[name]} == {
+        "queries"
+    }

@@ -1,4 +1,4 @@
-"""Narrowing: a bfloat16 pass may rule documents out, and no ranking, score or tie shows it."""
+"""A bfloat16 pass may rule documents out, and no ranking, score or tie shows it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from smart_train.config.schema import HybridBlock
 from smart_train.core.embeddings import Embeddings, Tokens
-from smart_train.evaluation import bf16_prefilter as narrowing
-from smart_train.evaluation import ranking, scoring
+from smart_train.evaluation import bf16_prefilter, ranking, scoring
 from smart_train.evaluation.bf16_prefilter import Rounded, bounded
 from smart_train.evaluation.ranking import rank_views
 from smart_train.evaluation.scoring import MODES, View, tiles, view
@@ -45,22 +44,22 @@ def corpus(count: int, copies: int, seed: int, near: float = 0.0) -> tuple[Embed
 
 @pytest.fixture
 def always(monkeypatch) -> list[float]:
-    """Narrowing wherever it is possible, on any machine; the shares of pairs that were scored exactly."""
+    """The prefilter wherever it is possible, on any machine; the shares of pairs that were scored exactly."""
     shares: list[float] = []
 
     def counted(wanted: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         shares.append(float(wanted.float().mean()))
         return maxsim_where(wanted, *rest)
 
-    monkeypatch.setattr(ranking, "worthwhile", lambda device: True)
-    monkeypatch.setattr(narrowing, "maxsim_where", counted)
-    monkeypatch.setattr(narrowing, "DENSE", 1.1)
-    monkeypatch.setattr(narrowing, "WORTH", 1)
+    monkeypatch.setattr(ranking, "bf16_is_faster", lambda device: True)
+    monkeypatch.setattr(bf16_prefilter, "maxsim_where", counted)
+    monkeypatch.setattr(bf16_prefilter, "DENSE", 1.1)
+    monkeypatch.setattr(bf16_prefilter, "SEEN", 1)
     return shares
 
 
 def both(queries: Embeddings, documents: Embeddings, views: dict[str, View], top: int, **options) -> tuple[dict, dict]:
-    """Rankings with narrowing, and of every exact score."""
+    """Rankings with the prefilter, and of every exact score."""
     ids = [f"q{n}" for n in range(len(queries))], [f"d{n}" for n in range(len(documents))]
     whole = list(tiles(queries, documents))
     assert len(whole) == 1, "one tile: all exact"
@@ -91,8 +90,8 @@ def assert_same(found: dict, expected: dict, views: dict[str, View]) -> None:
 def test_rankings_and_scores_are_those_of_scoring_everything(count, copies, near, top, block, hybrid, seed):
     """Copies tie, exactly and nearly, or come close, within blocks of documents and across them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "worthwhile", lambda device: True)
-        patch.setattr(narrowing, "WORTH", 1)
+        patch.setattr(ranking, "bf16_is_faster", lambda device: True)
+        patch.setattr(bf16_prefilter, "SEEN", 1)
         queries, documents = corpus(count, copies, seed, near)
         views = {mode: view(mode, hybrid) for mode in MODES}
         found, expected = both(queries, documents, views, top, block=block)
@@ -133,13 +132,15 @@ def test_a_score_that_falls_with_the_late_score_is_not_narrowed(hybrid, always):
 def test_a_machine_without_bfloat16_and_other_devices_score_everything(monkeypatch):
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False)
-    assert not narrowing.worthwhile(torch.device("cpu"))
+    assert not bf16_prefilter.bf16_is_faster(torch.device("cpu"))
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert narrowing.worthwhile(torch.device("cpu")) and not narrowing.worthwhile(torch.device("cuda"))
+    assert bf16_prefilter.bf16_is_faster(torch.device("cpu")) and not bf16_prefilter.bf16_is_faster(
+        torch.device("cuda")
+    )
 
 
 def test_scores_too_alike_to_rule_anything_out_are_scored_whole(always, monkeypatch):
-    monkeypatch.setattr(narrowing, "DENSE", 0.6)
+    monkeypatch.setattr(bf16_prefilter, "DENSE", 0.6)
     queries, documents = corpus(80, 0, 0)
     same = Tokens(documents.tokens.values[:1].expand(80, -1).contiguous(), torch.ones(80, dtype=torch.int64))
     views = {"late": view("late", HYBRID)}

@@ -9,7 +9,7 @@ import re
 import pytest
 from word_encoder import WORDS
 
-from smart_train.evaluation.bm25 import K1, B, lexical
+from smart_train.evaluation.bm25 import K1, B, evaluate_bm25
 from smart_train.evaluation.topk import tie_hash
 
 
@@ -30,7 +30,7 @@ def test_scores_and_order_are_those_of_the_formula_and_what_shares_no_word_is_no
     texts = {f"d{n}": " ".join(rng.choices(WORDS, k=rng.randint(3, 25))) for n in range(40)}
     queries = {f"q{n}": " ".join(rng.sample(WORDS, 4)) for n in range(9)}
     qrels = {query: {"d1": 1} for query in queries}
-    found = lexical(texts, queries, qrels, k=[10], bootstrap=10)
+    found = evaluate_bm25(texts, queries, qrels, k=[10], bootstrap=10)
     split = {id: text.split() for id, text in texts.items()}
     for query, text in queries.items():
         exact = {id: formula(text.split(), words, list(split.values())) for id, words in split.items()}
@@ -47,17 +47,17 @@ def test_scores_and_order_are_those_of_the_formula_and_what_shares_no_word_is_no
 
 def test_equal_scores_are_ordered_by_the_hash_of_all_ties_and_not_by_position():
     texts = {f"d{n}": "same words here" for n in range(20)}
-    found = lexical(texts, {"q": "words"}, {"q": {"d3": 1}}, k=[5], bootstrap=5)
+    found = evaluate_bm25(texts, {"q": "words"}, {"q": {"d3": 1}}, k=[5], bootstrap=5)
     order = [id for id, _ in found.rankings["q"]]
     assert order == sorted(texts, key=lambda id: tie_hash("q", id))
-    back = lexical(dict(reversed(texts.items())), {"q": "words"}, {"q": {"d3": 1}}, k=[5], bootstrap=5)
+    back = evaluate_bm25(dict(reversed(texts.items())), {"q": "words"}, {"q": {"d3": 1}}, k=[5], bootstrap=5)
     assert [id for id, _ in back.rankings["q"]] == order
 
 
 def test_words_are_lower_case_without_stop_words_and_a_query_of_unknown_words_finds_nothing():
     texts = {"a": "The Harbour of ships", "b": "a mountain"}
     queries = {"q": "HARBOUR", "stop": "the of a", "new": "xylophone"}
-    found = lexical(texts, queries, {query: {"a": 1} for query in queries}, k=[1], bootstrap=5)
+    found = evaluate_bm25(texts, queries, {query: {"a": 1} for query in queries}, k=[1], bootstrap=5)
     assert [id for id, _ in found.rankings["q"]] == ["a"]
     assert found.rankings["stop"] == found.rankings["new"] == []
     assert found.per_query["ndcg@1"] == {"q": 1.0, "stop": 0.0, "new": 0.0}
@@ -65,16 +65,16 @@ def test_words_are_lower_case_without_stop_words_and_a_query_of_unknown_words_fi
 
 
 def test_documents_without_text_are_counted_and_where_none_has_any_the_row_is_absent_with_the_reason():
-    some = lexical({"a": "harbour", "p": None, "e": " "}, {"q": "harbour"}, {"q": {"p": 1}}, k=[1], bootstrap=5)
+    some = evaluate_bm25({"a": "harbour", "p": None, "e": " "}, {"q": "harbour"}, {"q": {"p": 1}}, k=[1], bootstrap=5)
     assert (some.documents, some.without, some.absent) == (1, 2, "")
-    none = lexical({"p": None}, {"q": "harbour"}, {"q": {"p": 1}}, k=[1])
+    none = evaluate_bm25({"p": None}, {"q": "harbour"}, {"q": {"p": 1}}, k=[1])
     assert "without a text layer" in none.absent and none.metrics == {} and none.without == 1
-    signs = lexical({"p": "? !"}, {"q": "harbour"}, {"q": {"p": 1}}, k=[1])
+    signs = evaluate_bm25({"p": "? !"}, {"q": "harbour"}, {"q": {"p": 1}}, k=[1])
     assert "no document has a word" in signs.absent
-    assert set(some.told()) >= {"absent", "metrics", "how", "seconds"} and "rankings" not in some.told()
+    assert set(some.to_json()) >= {"absent", "metrics", "how", "seconds"} and "rankings" not in some.to_json()
 
 
 def test_a_query_that_stands_in_the_corpus_does_not_find_itself():
     texts = {"q": "harbour of ships", "a": "harbour"}
-    found = lexical(texts, {"q": "harbour of ships"}, {"q": {"a": 1}}, k=[1], identical_ids={"q"}, bootstrap=5)
+    found = evaluate_bm25(texts, {"q": "harbour of ships"}, {"q": {"a": 1}}, k=[1], identical_ids={"q"}, bootstrap=5)
     assert [id for id, _ in found.rankings["q"]] == ["a"]

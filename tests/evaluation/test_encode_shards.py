@@ -16,7 +16,7 @@ from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation import sharding
 from smart_train.evaluation.encode import encode, encode_shards
 from smart_train.evaluation.retrieval import evaluate, evaluate_encoded
-from smart_train.evaluation.score_histograms import Observer
+from smart_train.evaluation.score_histograms import ScoreObserver
 from smart_train.evaluation.vector_store import VectorStore
 
 FACTS = {"base": "words"}
@@ -34,7 +34,7 @@ def ordered(rankings: Any) -> dict[str, dict[str, list[str]]]:
 
 def measured(encoder: WordEncoder, some: Collection, store: Any = None, group: Any = None) -> tuple[Any, Any]:
     encoded = encode_shards(encoder, some, batch_size=4, store=store, group=group)
-    observer = Observer(some.qrels, encoder.late.hybrid, top=30)
+    observer = ScoreObserver(some.qrels, encoder.late.hybrid, top=30)
     found = evaluate_encoded(encoded, some.qrels, encoder.late.hybrid, k=[1, 10], bootstrap=20, observer=observer)
     return replace(found, seconds={}, stored=0), ordered(observer.rankings)
 
@@ -43,7 +43,7 @@ def test_figures_and_rankings_are_exactly_those_in_memory_stored_or_not(tmp_path
     some = words_collection(61)
     encoder = WordEncoder()
     encoded = encode(encoder, some, batch_size=4)
-    observer = Observer(some.qrels, encoder.late.hybrid, top=30)
+    observer = ScoreObserver(some.qrels, encoder.late.hybrid, top=30)
     whole = evaluate_encoded(encoded, some.qrels, encoder.late.hybrid, k=[1, 10], bootstrap=20, observer=observer)
     expected = replace(whole, seconds={}), ordered(observer.rankings)
     assert replace(evaluate(encoder, some, k=[1, 10], batch_size=4, bootstrap=20), seconds={}) == expected[0]

@@ -165,8 +165,8 @@ def test_every_layout_of_the_data_room_is_measured(tiny_bert, triples_file, page
     recipe.write_text(f"model:\n  base: {tiny_bert}\ndata:\n  path: {rows}\n  dev: 4\n  test: 6\n")
     assert main(["evaluate", str(recipe), "--model", str(tiny_bert), *quick]) == 0
     assert re.search(r"\b[6-9] queries", capsys.readouterr().out)
-    assert main(["evaluate", str(recipe), "--model", str(tiny_bert), "--split", "validation", *quick]) == 1
-    assert "has the splits train, dev, test, not 'validation'" in capsys.readouterr().err
+    assert main(["evaluate", str(recipe), "--model", str(tiny_bert), "--split", "validation", *quick]) == 2
+    assert "has no split 'validation'; it has train, dev, test" in capsys.readouterr().err
     assert main(["evaluate", str(rows), "--model", str(tiny_bert), "--data", "dokument=answer", *quick]) == 2
     assert "data.dokument" in capsys.readouterr().err
 

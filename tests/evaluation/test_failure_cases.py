@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from smart_train.evaluation.report.failure_cases import worst
+from smart_train.evaluation.report.failure_cases import failure_cases
 
 
 def test_the_worst_queries_are_those_with_the_lowest_figure_and_show_answer_and_finds(outcome, shown_collection):
-    found = worst(outcome, shown_collection.corpus, 4)
+    found = failure_cases(outcome, shown_collection.corpus, 4)
     values = outcome.evaluation.per_query["hybrid"]["ndcg@10"]
     assert found and [one.values["hybrid"] for one in found] == sorted(values.values())[: len(found)]
     assert all(one.values["hybrid"] < 1 for one in found)
@@ -22,7 +22,7 @@ def test_the_worst_queries_are_those_with_the_lowest_figure_and_show_answer_and_
 
 
 def test_a_query_as_long_as_a_document_is_shown_by_its_beginning(outcome, shown_collection):
-    hard = worst(outcome, shown_collection.corpus, 1)[0].query
+    hard = failure_cases(outcome, shown_collection.corpus, 1)[0].query
     told = replace(outcome, queries={**outcome.queries, hard: "many\n\nwords " * 10_000})
-    text = worst(told, shown_collection.corpus, 1)[0].text
+    text = failure_cases(told, shown_collection.corpus, 1)[0].text
     assert text.startswith("many words many") and text.endswith(" ...") and len(text) < 500

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smart_train.evaluation.metrics import groups, home, interval
+from smart_train.evaluation.metrics import group_of_best_document, groups, interval
 
 
 def test_groups_are_measured_over_their_own_queries_the_largest_first():
@@ -15,5 +15,7 @@ def test_groups_are_measured_over_their_own_queries_the_largest_first():
 
 
 def test_a_query_is_at_home_where_its_best_judged_document_is():
-    assert home({"a": 1, "b": 2, "c": 2, "d": 0}, {"a": "f1", "c": "f3", "b": "f2", "d": "f4"}) == "f2"
-    assert home({"a": 1, "d": 0}, {"d": "f4"}) is None
+    assert (
+        group_of_best_document({"a": 1, "b": 2, "c": 2, "d": 0}, {"a": "f1", "c": "f3", "b": "f2", "d": "f4"}) == "f2"
+    )
+    assert group_of_best_document({"a": 1, "d": 0}, {"d": "f4"}) is None

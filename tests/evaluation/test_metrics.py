@@ -67,7 +67,7 @@ def test_a_judged_query_without_a_ranking_is_an_error_that_names_it():
 
 
 def test_a_document_ranked_twice_is_an_error():
-    with pytest.raises(EvaluationError, match="names a document twice"):
+    with pytest.raises(EvaluationError, match="has a document twice"):
         measure({"q": {"a": 1}}, {"q": ranking(["a", "b", "a"])}, [3])
 
 

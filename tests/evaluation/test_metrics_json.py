@@ -11,7 +11,7 @@ from PIL import Image
 from smart_train.config.schema import HybridBlock
 from smart_train.core.errors import EvaluationError
 from smart_train.evaluation.metrics import paired
-from smart_train.evaluation.report.charts import STYLES, plot, read_log
+from smart_train.evaluation.report.charts import STYLES, plot_training_log, read_log
 from smart_train.evaluation.report.metrics_json import differences, write_metrics
 from smart_train.evaluation.report.tables import table
 from smart_train.evaluation.retrieval import Evaluation
@@ -103,8 +103,8 @@ def colours(path) -> set[str]:
 
 
 def test_the_picture_shows_the_series_that_are_there_and_no_other(tmp_path):
-    plot(write(tmp_path / "log.jsonl", log_lines(60)), tmp_path / "deep" / "both.png", "a run")
-    plot(write(tmp_path / "short.jsonl", log_lines(5, dev=False)), tmp_path / "loss.png")
+    plot_training_log(write(tmp_path / "log.jsonl", log_lines(60)), tmp_path / "deep" / "both.png", "a run")
+    plot_training_log(write(tmp_path / "short.jsonl", log_lines(5, dev=False)), tmp_path / "loss.png")
     both, loss = (Image.open(path).size for path in (tmp_path / "deep" / "both.png", tmp_path / "loss.png"))
     assert both[0] == 2 * loss[0] and both[0] >= 1200  # two panels, one panel
     drawn = colours(tmp_path / "deep" / "both.png")
@@ -126,10 +126,10 @@ def test_a_log_is_read_by_step_and_a_step_logged_again_counts_as_logged_last(tmp
 def test_a_broken_line_of_the_log_is_named(tmp_path, broken):
     log = write(tmp_path / "log.jsonl", [{"step": 1, "loss/late": 1.0}, broken])
     with pytest.raises(EvaluationError, match="log.jsonl, line 2: not a JSON object with a"):
-        plot(log, tmp_path / "x.png")
+        plot_training_log(log, tmp_path / "x.png")
 
 
 def test_a_log_without_losses_and_measures_is_an_error_and_no_empty_picture(tmp_path):
     with pytest.raises(EvaluationError, match="nothing to draw"):
-        plot(write(tmp_path / "log.jsonl", [{"step": 1, "lr": 0.1}]), tmp_path / "x.png")
+        plot_training_log(write(tmp_path / "log.jsonl", [{"step": 1, "lr": 0.1}]), tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()

@@ -13,17 +13,19 @@ from smart_train.evaluation.report.outcome import Outcome
 def test_columns_hold_the_modes_and_bm25_with_ndcg_first(outcome):
     assert list(outcome.columns()) == list(outcome.values("ndcg@1")) == ["pooled", "late", "hybrid", "bm25"]
     assert outcome.metric == "ndcg@10"
-    assert outcome.measures() == [f"{name}@{cut}" for name in ("ndcg", "recall", "mrr", "success") for cut in (1, 10)]
+    assert outcome.metric_names() == [
+        f"{name}@{cut}" for name in ("ndcg", "recall", "mrr", "success") for cut in (1, 10)
+    ]
 
 
 def test_differences_are_paired_within_and_against_the_baseline(outcome):
     values = outcome.values("ndcg@10")
-    inner = outcome.inner()
+    inner = outcome.mode_differences()
     assert list(inner)[-1] == "base hybrid - bm25" and len(inner) == 4
     assert inner["base late - base pooled"] == paired(values["late"], values["pooled"], 50, 0)
-    assert outcome.outer()["base late - before (base) late"] == outcome.differences["late"]["ndcg@10"]
+    assert outcome.baseline_differences()["base late - before (base) late"] == outcome.differences["late"]["ndcg@10"]
     alone = Outcome("base", outcome.evaluation, outcome.observer, outcome.queries, outcome.qrels)
-    assert alone.outer() == {} and "baseline" not in alone.more()
+    assert alone.baseline_differences() == {} and "baseline" not in alone.evaluation_json()
 
 
 def test_the_first_relevant_document_has_its_rank_from_one_or_none(outcome):

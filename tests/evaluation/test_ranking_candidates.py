@@ -8,7 +8,7 @@ import torch
 from smart_train.config.schema import HybridBlock
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import EvaluationError
-from smart_train.evaluation import ranking as room
+from smart_train.evaluation import ranking
 from smart_train.evaluation.ranking import rank_all, rank_candidates
 from smart_train.evaluation.scoring import MODES, view
 from smart_train.evaluation.topk import tie_hash
@@ -41,18 +41,18 @@ def test_it_is_the_whole_ranking_without_what_was_not_given(given_each, size, mo
     given["q0"] = given["q0"] + given["q0"][:2]  # named twice, counted once
     whole = rank_all(queries, documents, query_ids, document_ids, HYBRID, top=40)
     tiles = []
-    monkeypatch.setattr(room, "tiles", lambda q, x, **options: tiles.append(len(q)) or TILES(q, x, **options))
+    monkeypatch.setattr(ranking, "tiles", lambda q, x, **options: tiles.append(len(q)) or TILES(q, x, **options))
     found = rank_candidates(queries, portions(documents, size), query_ids, document_ids, given, VIEWS)
     assert (max(tiles) == 1) == (given_each == 3)
     for mode in MODES:
         assert list(found[mode]) == query_ids
-        for query, ranking in found[mode].items():
+        for query, one in found[mode].items():
             expected = [(document, score) for document, score in whole[mode][query] if document in given[query]]
-            assert [document for document, _ in ranking] == [document for document, _ in expected]
-            assert [score for _, score in ranking] == pytest.approx([score for _, score in expected], abs=1e-6)
+            assert [document for document, _ in one] == [document for document, _ in expected]
+            assert [score for _, score in one] == pytest.approx([score for _, score in expected], abs=1e-6)
 
 
-TILES = room.tiles
+TILES = ranking.tiles
 
 
 def test_equal_scores_are_ordered_by_hash_whatever_order_they_were_given_in():
@@ -67,9 +67,9 @@ def test_equal_scores_are_ordered_by_hash_whatever_order_they_were_given_in():
 
 def test_a_query_without_documents_and_a_document_that_is_not_there_are_named():
     queries, documents = embeddings(2, 5), embeddings(2, 6)
-    with pytest.raises(EvaluationError, match="query 'q1' is given no document"):
+    with pytest.raises(EvaluationError, match="query 'q1' has no candidates"):
         rank_candidates(queries, documents, ["q0", "q1"], ["d0", "d1"], {"q0": ["d0"], "q1": []}, VIEWS)
-    with pytest.raises(EvaluationError, match="query 'q1' is given the document 'd9', which the corpus does not have"):
+    with pytest.raises(EvaluationError, match="query 'q1' has the candidate 'd9', which is not in the corpus"):
         rank_candidates(queries, documents, ["q0", "q1"], ["d0", "d1"], {"q0": ["d0"], "q1": ["d1", "d9"]}, VIEWS)
     documents.pooled[1] = float("nan")
     with pytest.raises(EvaluationError, match="embedding of document 'd1' is not finite"):

@@ -11,11 +11,11 @@ from typing import Any
 from PIL import Image
 
 from smart_train.data.collection import Document
-from smart_train.evaluation.bm25 import Lexical
-from smart_train.evaluation.report.failure_cases import worst
-from smart_train.evaluation.report.html import report
+from smart_train.evaluation.bm25 import BM25Result
+from smart_train.evaluation.report.failure_cases import failure_cases
+from smart_train.evaluation.report.html import html_report
 from smart_train.evaluation.report.outcome import Outcome
-from smart_train.evaluation.report.tables import text
+from smart_train.evaluation.report.tables import evaluation_table
 
 
 class Page(HTMLParser):
@@ -58,7 +58,7 @@ def shown(content: str) -> Page:
 
 
 def test_the_report_is_one_file_with_everything_and_without_scripts_or_addresses(outcome, shown_collection, nasty):
-    page = shown(report(outcome, worst(outcome, shown_collection.corpus, 5)))
+    page = shown(html_report(outcome, failure_cases(outcome, shown_collection.corpus, 5)))
     assert page.tags.count("img") == 3  # measures, spreads, deltas
     assert nasty in page.text  # as text: it is no tag
     for told in ("Retrieval on words/test", "letters", "Against before (base)", "By kind of query", "By file"):
@@ -66,20 +66,20 @@ def test_the_report_is_one_file_with_everything_and_without_scripts_or_addresses
     for mode in ("pooled", "late", "hybrid"):
         assert f"{outcome.evaluation.metrics[mode]['ndcg@10']['value']:.3f}" in page.text
         assert f"{outcome.differences[mode]['ndcg@10']['value']:+.3f}" in page.text
-    assert f"{outcome.lexical.metrics['recall@10']['value']:.3f}" in page.text
-    assert report(outcome, []) == report(outcome, [])  # the same bytes
+    assert f"{outcome.bm25.metrics['recall@10']['value']:.3f}" in page.text
+    assert html_report(outcome, []) == html_report(outcome, [])  # the same bytes
 
 
 def test_the_first_layer_and_a_seed_of_0_are_told_like_any_other(outcome):
     about = {**outcome.about, "model": {"layer": 0, "query_prompt": "", "commit": None}, "settings": {"seed": 0}}
-    content = report(replace(outcome, about=about), [])
+    content = html_report(replace(outcome, about=about), [])
     assert "<dt>model: layer</dt><dd>0</dd>" in content and "<dt>settings: seed</dt><dd>0</dd>" in content
     assert "query prompt" not in content and "commit" not in content  # there is none
 
 
 def test_a_report_without_counted_scores_leaves_their_picture_out(outcome):
-    observer = replace(outcome.observer, spreads={})
-    content = report(replace(outcome, observer=observer), [])
+    observer = replace(outcome.observer, histograms={})
+    content = html_report(replace(outcome, observer=observer), [])
     assert "Where relevant documents score" not in content and "Query by query" in content
 
 
@@ -95,17 +95,17 @@ def test_pages_are_shown_as_thumbnails_with_heatmaps_for_as_many_queries_as_aske
         assert document.size == (600, 900)
         return Image.new("RGB", (2000, 500), "red")
 
-    found = worst(outcome, pages, 3, heatmap, heatmaps=2)
+    found = failure_cases(outcome, pages, 3, heatmap, heatmaps=2)
     assert len(found) == 3 and len(set(asked)) == 2
-    page = shown(report(outcome, found))
+    page = shown(html_report(outcome, found))
     assert page.tags.count("details") == 2 and "f.pdf, page 3" in page.text
     assert "the page has no patches" in caplog.text
-    assert worst(outcome, pages, 0) == []
+    assert failure_cases(outcome, pages, 0) == []
 
 
 def test_an_absent_bm25_row_is_told_with_its_reason(outcome, shown_collection):
     without = Outcome("base", outcome.evaluation, outcome.observer, outcome.queries, shown_collection.qrels)
-    without.lexical = Lexical("no document has a text: these are images without a text layer", without=60)
-    assert "bm25   " in text(without) and "absent: no document has a text" in text(without)
-    assert "There is no BM25 column: no document has a text" in shown(report(without, [])).text
-    assert without.more()["bm25"]["absent"].startswith("no document") and "bm25" not in without.columns()
+    without.bm25 = BM25Result("no document has a text: these are images without a text layer", without=60)
+    assert "bm25   " in evaluation_table(without) and "absent: no document has a text" in evaluation_table(without)
+    assert "There is no BM25 column: no document has a text" in shown(html_report(without, [])).text
+    assert without.evaluation_json()["bm25"]["absent"].startswith("no document") and "bm25" not in without.columns()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 
-from smart_train.evaluation.report.tables import text, write_metrics_csv, write_query_csv
+from smart_train.evaluation.report.tables import evaluation_table, write_metrics_csv, write_query_csv
 
 
 def test_the_table_names_every_row_and_its_figures_stand_in_columns(outcome):
-    told = text(outcome)
+    told = evaluation_table(outcome)
     lines = told.splitlines()
     assert lines[0].split()[-3:] == ["pooled", "late", "hybrid"] and lines[0].startswith("nDCG@10 (95 % interval)")
     assert [line.split()[0] for line in lines[1:4]] == ["base", "bm25", "before"]
     assert "base hybrid - before (base) hybrid" in told and "base hybrid - bm25" in told
-    head = next(line for line in lines if line.startswith("all measures"))
+    head = next(line for line in lines if line.startswith("all metrics"))
     assert head.split()[2:] == ["pooled", "late", "hybrid", "bm25"]
     assert "nDCG@10 by kind (queries)" in told and "kind 1 (10)" in told
     assert "MB a document" in told and "queries/s" in told

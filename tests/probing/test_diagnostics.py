@@ -29,7 +29,7 @@ def test_alignment_is_the_mean_squared_distance_of_pairs():
     by_hand = sum(squared(q, x) for q, x in zip(queries, documents, strict=True)) / 7
     assert alignment((queries * documents).sum(1)) == pytest.approx(by_hand, abs=1e-12)
     assert alignment([1.0, 1.0]) == 0.0 and alignment([0.0]) == 2.0
-    with pytest.raises(EvaluationError, match="no pair"):
+    with pytest.raises(EvaluationError, match="no relevant query-document pair"):
         alignment([])
 
 

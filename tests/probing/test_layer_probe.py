@@ -13,7 +13,7 @@ from smart_train.evaluation.metrics import interval, paired
 from smart_train.evaluation.retrieval import evaluate_encoded
 from smart_train.models.encoder import SmartEncoder
 from smart_train.probing.every_layer import every_layer
-from smart_train.probing.layer_probe import Probe, Reading, _choose, _decide, chance, probe
+from smart_train.probing.layer_probe import Configuration, Probe, _choose, _decide, chance, probe
 from smart_train.probing.layer_scores import LayerScores, layer_scores
 
 WEIGHTS = (0.5, 4.0)
@@ -54,7 +54,7 @@ def check_readings(base, data, found: Probe) -> None:
                 assert getattr(one, name) == pytest.approx(interval(plain.per_query[one.mode]["ndcg@10"], 100))
         raw = [one.dev["value"] for one in own if one.mode == "hybrid" and one.hybrid.scaling == "none"]
         assert raw == pytest.approx([figure["value"] for figure in figures])
-    first = found.readings[0]
+    first = found.configurations[0]
     pooled = evaluate_encoded(encoded["test"], data.test.qrels, HybridBlock(), k=[10], bootstrap=100)
     assert first.mode == "pooled" and first.layer is None
     assert first.test == pytest.approx(pooled.metrics["pooled"]["ndcg@10"])
@@ -62,10 +62,10 @@ def check_readings(base, data, found: Probe) -> None:
 
 def test_every_reading_is_what_an_encoder_of_that_layer_gives(tiny_bert, text, text_scores):
     found = probe(*text_scores, weights=WEIGHTS, bootstrap=100)
-    assert found.layers == [0, 1, 2, -1] and len(found.readings) == 1 + 4 * 5
+    assert found.layers == [0, 1, 2, -1] and len(found.configurations) == 1 + 4 * 5
     assert found.sizes == {"dev": {"queries": 8, "documents": 24}, "test": {"queries": 8, "documents": 24}}
     check_readings(tiny_bert, text, found)
-    assert len({round(one.test["value"], 6) for one in found.readings}) > 5  # they do differ
+    assert len({round(one.test["value"], 6) for one in found.configurations}) > 5  # they do differ
 
 
 def test_page_images_are_probed_alike(tiny_qwen3vl, page_rows, tmp_path):
@@ -97,7 +97,7 @@ def test_diagnostics_are_of_the_pooled_vectors_then_of_each_layer(tiny_bert, tex
 
 def squeezed(scores: LayerScores) -> LayerScores:
     """The same order, as a model gives it whose cosines all lie in a narrow band: gte-small's are about 0.7 to 0.9."""
-    for side in scores.sides.values():
+    for side in scores.splits.values():
         side.scores = np.array(side.scores)
         side.scores[0] = 0.80 + 0.05 * side.scores[0]
         side.scores[1:] = 0.60 + 0.40 * side.scores[1:]
@@ -109,19 +109,19 @@ def test_standardised_readings_are_the_same_for_a_model_with_narrow_cosines(tiny
     wide = probe(scores, layers, bootstrap=50)
     narrow = probe(squeezed(scored(tiny_bert, text, tmp_path)[0]), layers, bootstrap=50)
     raw_differ = 0
-    for a, b in zip(wide.readings, narrow.readings, strict=True):
+    for a, b in zip(wide.configurations, narrow.configurations, strict=True):
         same = np.allclose(a.values["test"], b.values["test"]) and np.allclose(a.values["dev"], b.values["dev"])
         if a.mode == "hybrid" and a.hybrid.scaling == "none":
             raw_differ += not same
         else:
-            assert same, a.named()
+            assert same, a.describe()
     assert raw_differ > 4  # a raw weight does not carry over
 
 
 def test_the_test_split_has_no_say(text_scores):
     scores, layers = text_scores
     before = probe(scores, layers, bootstrap=50)
-    side = scores.sides["test"]
+    side = scores.splits["test"]
     qrels, side.qrels = side.qrels, {query: {"d1": 1} for query in side.query_ids}
     try:
         after = probe(scores, layers, bootstrap=50)
@@ -133,13 +133,13 @@ def test_the_test_split_has_no_say(text_scores):
         after.chosen,
         after.p,
     )
-    assert [one.hybrid for one in before.readings] == [one.hybrid for one in after.readings]
+    assert [one.hybrid for one in before.configurations] == [one.hybrid for one in after.configurations]
     assert before.gains["dev"] == after.gains["dev"] and before.gains["test"] != after.gains["test"]
 
 
 def test_a_layer_whose_scores_do_not_vary_has_no_standardised_reading_and_is_told(tiny_bert, text, tmp_path, caplog):
     scores, layers = scored(tiny_bert, text, tmp_path)
-    scores.sides["dev"].scores[2] = 0.5
+    scores.splits["dev"].scores[2] = 0.5
     found = probe(scores, layers, weights=WEIGHTS, bootstrap=50)
     assert found.flat == [1] and "layers [1]: a score is the same for all pairs of dev" in caplog.text
     assert [one.hybrid.scaling for one in found.of_layer(1)] == ["none"] * 3
@@ -149,10 +149,10 @@ def test_a_layer_whose_scores_do_not_vary_has_no_standardised_reading_and_is_tol
 # Choosing, on readings that are made up ------------------------------------------------------------------------------
 
 
-def made(layer, mode: str, values: np.ndarray, weight: float = 1.0, scaling: str = "none") -> Reading:
+def made(layer, mode: str, values: np.ndarray, weight: float = 1.0, scaling: str = "none") -> Configuration:
     span = {"value": float(values.mean()), "low": 0.0, "high": 1.0}
     hybrid = HybridBlock(late=weight, scaling=scaling)  # type: ignore[arg-type]
-    return Reading(layer, mode, hybrid, span, span, {"dev": values, "test": values})
+    return Configuration(layer, mode, hybrid, span, span, {"dev": values, "test": values})
 
 
 POOLED = np.array([0.2, 0.4, 0.6, 0.8] * 10)

@@ -102,7 +102,7 @@ def scored(folder, given=None, encoder=None, batch_size=4, **options):
 def test_every_pair_has_its_pooled_score_and_every_layers_late_score(tmp_path, apart):
     given = sides(apart)
     found = scored(tmp_path, given)
-    for name, side in found.sides.items():
+    for name, side in found.splits.items():
         assert side.query_ids == list(given[name].queries) and side.document_ids == list(given[name].corpus)
         assert side.done.all()
         for n, document in enumerate(side.document_ids):
@@ -126,7 +126,7 @@ def test_portions_are_so_much_smaller_as_tokens_are_wider_and_each_is_let_go(tmp
 
 def test_blocks_give_all_pairs_once_and_answers_those_that_are_judged(tmp_path, monkeypatch):
     found = scored(tmp_path)
-    side = found.sides["test"]
+    side = found.splits["test"]
     whole = [side.scores[at].T for at in range(1 + LAYERS)]
     monkeypatch.setattr(module, "READ", 30)
     for layer in range(LAYERS):
@@ -135,7 +135,7 @@ def test_blocks_give_all_pairs_once_and_answers_those_that_are_judged(tmp_path, 
         assert np.array_equal(torch.cat([pooled for *_, pooled, _ in parts], 1).numpy(), whole[0])
         assert np.array_equal(torch.cat([late for *_, late in parts], 1).numpy(), whole[1 + layer])
         assert [part.start for _, part, *_ in parts] == list(range(0, 40, 7))
-    assert side.answers(2).tolist() == [side.scores[2, 5 + b, b] for b in range(4)]  # grade 0 is no answer
+    assert side.relevant_scores(2).tolist() == [side.scores[2, 5 + b, b] for b in range(4)]  # grade 0 is no answer
 
 
 def test_the_sample_has_the_same_token_of_each_layer_and_other_seeds_draw_others(tmp_path, monkeypatch):
@@ -166,8 +166,8 @@ def test_a_pass_that_was_stopped_goes_on_and_gives_the_same_scores(tmp_path, mon
         again = scored(tmp_path / "again", encoder=later)
     assert f"{len(stopped.encoded)} of 40 documents were scored before" in caplog.text
     assert sorted(stopped.encoded + later.encoded) == sorted(page.text for page in sides()["test"].corpus.values())
-    for name, side in again.sides.items():
-        assert np.array_equal(side.scores, whole.sides[name].scores)
+    for name, side in again.splits.items():
+        assert np.array_equal(side.scores, whole.splits[name].scores)
     assert np.array_equal(again.sample.values, whole.sample.values)
     final = Layered()
     scored(tmp_path / "again", encoder=final)
@@ -193,14 +193,14 @@ def test_scores_of_something_else_are_not_gone_on_with(tmp_path, caplog):
     encoder = Layered()
     with caplog.at_level(logging.INFO):
         layer_scores(encoder, sides(), LAYERS, tmp_path / "scores", {"of": "another model"})
-    assert len(encoder.encoded) == 40 and "starting anew" in caplog.text
+    assert len(encoder.encoded) == 40 and "starting again" in caplog.text
     assert (tmp_path / "scores" / "mine.txt").read_text() == "somebody's own"
 
 
 def test_what_cannot_be_scored_is_told(tmp_path, monkeypatch):
     given = sides()
     given["dev"].queries["t0"] = "apple"
-    with pytest.raises(EvaluationError, match="1 queries are on two sides, such as 't0'"):
+    with pytest.raises(EvaluationError, match="1 queries are in two splits, such as 't0'"):
         scored(tmp_path, given)
     given = sides()
     given["dev"].qrels = {query: {"d00": 0} for query in given["dev"].queries}

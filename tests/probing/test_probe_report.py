@@ -10,14 +10,14 @@ from PIL import Image
 
 from smart_train.config.schema import HybridBlock
 from smart_train.evaluation.metrics import interval
-from smart_train.probing.layer_probe import Probe, Reading
-from smart_train.probing.probe_report import draw, number, table, verdict
+from smart_train.probing.layer_probe import Configuration, Probe
+from smart_train.probing.probe_report import draw, number, recommendation, table
 
 
-def reading(layer, mode: str, dev: float, test: float, weight: float = 1.0, scaling: str = "none") -> Reading:
+def reading(layer, mode: str, dev: float, test: float, weight: float = 1.0, scaling: str = "none") -> Configuration:
     values = {side: np.full(20, value) for side, value in (("dev", dev), ("test", test))}
     spans = [interval(values[side], 20) for side in ("dev", "test")]
-    return Reading(layer, mode, HybridBlock(late=weight, scaling=scaling), *spans, values)  # type: ignore[arg-type]
+    return Configuration(layer, mode, HybridBlock(late=weight, scaling=scaling), *spans, values)  # type: ignore[arg-type]
 
 
 def probe(chosen: int = 2, test_low: float = 0.01, candidate: int | None = None, layers=(0, -1)) -> Probe:
@@ -53,26 +53,26 @@ def test_the_table_has_a_line_a_layer_with_the_weight_that_dev_chose():
 
 
 def test_the_verdict_tells_what_was_chosen_how_sure_it_is_and_what_test_says():
-    lines = verdict(probe(chosen=2)).splitlines()
+    lines = recommendation(probe(chosen=2)).splitlines()
     assert lines[0] == "recommended: hybrid, layer 0, late weight 2"
     assert lines[1].startswith("on dev  0.550 beside 0.500 pooled, +5.0 points [+2.0, +8.0]; p = 0.012")
-    assert "the best of 6 readings having been looked for" in lines[1]
+    assert "with 6 configurations compared" in lines[1]
     assert "(the best, hybrid, last layer, late weight 2, has 0.560; this one is simpler)" in lines[1]
     assert lines[2] == "on test 0.560 beside 0.510 pooled, +4.0 points [+1.0, +7.0], p = 0.020"
     assert len(lines) == 3
-    assert "standardised scores, late weight 4" in verdict(probe(chosen=3))
+    assert "standardised scores, late weight 4" in recommendation(probe(chosen=3))
 
 
 def test_a_gain_that_the_test_split_does_not_confirm_is_told():
-    assert "does not confirm the gain" in verdict(probe(test_low=-0.001)).splitlines()[3]
+    assert "does not confirm the gain" in recommendation(probe(test_low=-0.001)).splitlines()[3]
 
 
 def test_where_nothing_is_better_the_pooled_score_is_recommended_and_the_best_is_told():
-    told = verdict(probe(chosen=0, candidate=2))
+    told = recommendation(probe(chosen=0, candidate=2))
     assert told.startswith("recommended: the pooled score alone. On dev nothing is better beyond noise (p < 0.05)")
     assert "the best is hybrid, last layer, late weight 2, 0.560 beside 0.500 pooled; p = 0.012" in told
-    assert "On dev nothing is better: the best is" in verdict(probe(chosen=0))
-    assert verdict(replace(probe(chosen=0), best=0)).endswith("On dev nothing is better: it has 0.500")
+    assert "On dev nothing is better: the best is" in recommendation(probe(chosen=0))
+    assert recommendation(replace(probe(chosen=0), best=0)).endswith("On dev nothing is better: it has 0.500")
 
 
 @pytest.mark.parametrize(

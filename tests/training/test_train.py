@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from smart_train.checks.recipe import check
 from smart_train.config.recipe import read
 from smart_train.config.schema import DataBlock, HybridBlock
-from smart_train.evaluation.baseline import hashes, read_baseline
-from smart_train.evaluation.evaluator import read as held_out
+from smart_train.evaluation.baseline import read_baseline, table_hashes
+from smart_train.evaluation.evaluator import read_data as held_out
 from smart_train.models.encoder import SmartEncoder
 from smart_train.training.run import run
 
@@ -85,7 +85,7 @@ def test_the_table_holds_what_a_plain_count_finds(start, tiny_qwen3, beir_folder
             assert found == pytest.approx(ndcg(encoder, beir_folder, mode), abs=1e-6), (row, mode)
     # And as a baseline it is held against the same data, which its recipe names.
     same = held_out(DataBlock(path=str(beir_folder), dev=4), "test", held_out=True).collection
-    assert read_baseline(output).tables == hashes(same)
+    assert read_baseline(output).tables == table_hashes(same)
 
 
 def test_the_calibrated_hybrid_is_stored_with_the_adapter(start):

@@ -13,11 +13,11 @@ import numpy as np
 from smart_train.core.errors import EvaluationError
 from smart_train.evaluation.bm25 import NAME as BM25
 from smart_train.evaluation.report.outcome import Outcome
-from smart_train.evaluation.report.tables import shown
-from smart_train.evaluation.score_histograms import Spread
+from smart_train.evaluation.report.tables import metric_label
+from smart_train.evaluation.score_histograms import ScoreHistogram
 from smart_train.evaluation.scoring import MODES
 
-# Okabe and Ito's colours, told apart by colour-blind readers; the line styles tell them apart in grey too.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; line styles and markers work in grey, too.
 STYLES: dict[str, dict[str, Any]] = {
     "pooled": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     "late": {"color": "#D55E00", "linestyle": "--", "marker": "s"},
@@ -33,8 +33,11 @@ GRID = {"color": "#E3E6EA", "linewidth": 0.8}
 
 
 def read_log(log: str | Path) -> dict[str, list[tuple[float, float]]]:
-    """A JSONL training log as series: name -> [(step, value)] by step; a step logged twice (a resumed run) counts as
-    it was logged last.  Raises EvaluationError for a line that is no JSON object or has no step, by its number."""
+    """Read a JSONL training log as series: name -> [(step, value)], by step.
+
+    Of a step that was logged twice (by a resumed run) the last line counts.
+    Raises EvaluationError for a line that is not a JSON object with a step, by its number.
+    """
     series: dict[str, dict[float, float]] = {}
     for number, line in enumerate(Path(log).read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -50,12 +53,11 @@ def read_log(log: str | Path) -> dict[str, list[tuple[float, float]]]:
     return {name: sorted(points.items()) for name, points in series.items()}
 
 
-def plot(log: str | Path, path: str | Path, title: str = "") -> None:
-    """Draws a run's JSONL log as a PNG: the loss parts on the left, the dev split's nDCG on the right, over steps.
+def plot_training_log(log: str | Path, path: str | Path, title: str = "") -> None:
+    """Draw a run's JSONL log as a PNG: the loss terms on the left, the dev split's nDCG on the right, over steps.
 
     log: one JSON object a line: {"step": 10, "loss/pooled": 1.2, ...} or {"step": 50, "dev/pooled/ndcg@10": 0.6, ...}
-    Series that are not there are not drawn, nor is a panel without any.
-    Raises EvaluationError where the log has neither, or a line can't be read.
+    Raises EvaluationError if the log has neither, or a line cannot be read.
     """
     series = read_log(log)
     losses = {mode: series[f"loss/{mode}"] for mode in MODES if f"loss/{mode}" in series}
@@ -92,7 +94,7 @@ def _draw(panels: list[tuple[dict[str, list[tuple[float, float]]], str]], path: 
 
 
 def _line(axes: Any, mode: str, points: list[tuple[float, float]]) -> bool:
-    """Draws one series; returns whether it was smoothed."""
+    """Draw one series; return whether it was smoothed."""
     steps, values = [p[0] for p in points], [p[1] for p in points]
     style = dict(STYLES[mode])
     smooth = len(points) >= SMOOTH_FROM
@@ -107,7 +109,7 @@ def _line(axes: Any, mode: str, points: list[tuple[float, float]]) -> bool:
 
 
 def _running_mean(values: list[float], reach: int) -> list[float]:
-    """Mean of the last ``reach`` values: it never looks ahead of the step it stands at."""
+    """Return the mean of the last ``reach`` values at each step."""
     return [sum(part) / len(part) for part in (values[max(0, i + 1 - reach) : i + 1] for i in range(len(values)))]
 
 
@@ -115,9 +117,9 @@ def _running_mean(values: list[float], reach: int) -> list[float]:
 
 
 def metrics_figure(outcome: Outcome) -> str:
-    """nDCG at every cut-off, the others at the deepest, with their intervals: a row each, a mark a mode."""
+    """Draw nDCG at every cut-off and the other metrics at the largest, with intervals: a row each, a mark a column."""
     columns = outcome.columns()
-    every = outcome.measures()
+    every = outcome.metric_names()
     names = [name for name in every if name.startswith("ndcg@") or name.endswith(every[-1].partition("@")[2])]
     figure, (axes,) = _figure(1, 8.6, 0.45 + 0.36 * len(names))
     step = 0.62 / max(1, len(columns) - 1)
@@ -136,7 +138,7 @@ def metrics_figure(outcome: Outcome) -> str:
             markersize=4.5,
             linewidth=1.4,
         )
-    axes.set_yticks(range(len(names)), [shown(name) for name in names])
+    axes.set_yticks(range(len(names)), [metric_label(name) for name in names])
     axes.invert_yaxis()
     axes.set_ylim(len(names) - 0.45, -0.55)
     for row in range(1, len(names)):
@@ -149,20 +151,20 @@ def metrics_figure(outcome: Outcome) -> str:
 
 
 def score_histograms_figure(outcome: Outcome) -> str:
-    """One panel a mode: the density of relevant pairs' scores before that of all others."""
-    found = outcome.observer.spreads
+    """Draw the density of relevant pairs' scores in front of that of all others, one panel a mode."""
+    found = outcome.observer.histograms
     figure, panels = _figure(len(MODES), 10.4, 2.75)
     for axes, mode in zip(panels, MODES, strict=True):
-        _spread(axes, mode, found[mode])
+        _score_histogram(axes, mode, found[mode])
     panels[0].set_ylabel("density")
     return _svg(figure)
 
 
-def _spread(axes: Any, mode: str, spread: Spread) -> None:
-    edges = np.linspace(spread.low, spread.high, len(spread.others) + 1)
-    others = spread.others.double().numpy()
-    relevant, _ = np.histogram(spread.relevant.double().numpy(), edges)
-    low, high = _seen(others + relevant * others.sum() / max(1, relevant.sum()), edges)
+def _score_histogram(axes: Any, mode: str, histogram: ScoreHistogram) -> None:
+    edges = np.linspace(histogram.low, histogram.high, len(histogram.others) + 1)
+    others = histogram.others.double().numpy()
+    relevant, _ = np.histogram(histogram.relevant.double().numpy(), edges)
+    low, high = _visible_range(others + relevant * others.sum() / max(1, relevant.sum()), edges)
     few = max(1, round((high - low) / (edges[1] - edges[0]) / 40))  # some 40 bars are seen
     for counts, colour, label in ((others, OTHERS, "all others"), (relevant, STYLES[mode]["color"], "relevant")):
         joined = np.add.reduceat(counts, np.arange(0, len(counts), few)) / max(1.0, counts.sum())
@@ -170,15 +172,15 @@ def _spread(axes: Any, mode: str, spread: Spread) -> None:
         axes.stairs(joined / np.diff(ends), ends, fill=True, color=colour, alpha=0.75, label=label)
     axes.set_xlim(low, high)
     axes.set_yticks([])
-    share = spread.above()
-    told = "" if share is None else f"\na relevant pair scores above another in {share:.1%}"
-    axes.set_title(f"{mode} score{told}", fontsize=9.5, loc="left")
+    share = histogram.separation()
+    note = "" if share is None else f"\na relevant pair scores above another in {share:.1%}"
+    axes.set_title(f"{mode} score{note}", fontsize=9.5, loc="left")
     axes.set_ylim(top=axes.get_ylim()[1] * 1.18)  # room for the legend
     axes.legend(frameon=False, fontsize=8.5, loc="upper left", handlelength=1.1, ncols=2)
 
 
-def _seen(counts: Any, edges: Any) -> tuple[float, float]:
-    """Where all but a two-thousandth at either end lies."""
+def _visible_range(counts: Any, edges: Any) -> tuple[float, float]:
+    """Return the range without a two-thousandth of the scores at each end."""
     share = np.cumsum(counts) / max(1.0, counts.sum())
     first, last = np.searchsorted(share, 0.0005), np.searchsorted(share, 0.9995)
     width = edges[1] - edges[0]
@@ -186,7 +188,7 @@ def _seen(counts: Any, edges: Any) -> tuple[float, float]:
 
 
 def differences_figure(outcome: Outcome) -> str:
-    """Query by query, sorted: late and hybrid against pooled, hybrid against BM25, each mode against the baseline."""
+    """Draw sorted differences by query: late and hybrid to pooled, hybrid to BM25, each mode to the baseline."""
     values = outcome.values(outcome.metric)
     pairs = [(a, b, values[a], values[b]) for a, b in (("late", "pooled"), ("hybrid", "pooled"))]
     if BM25 in values:
@@ -201,7 +203,7 @@ def differences_figure(outcome: Outcome) -> str:
         _delta(axes, f"{a} - {b}", np.sort([ours[query] - theirs_[query] for query in ours])[::-1])
     for axes in panels[len(pairs) :]:
         axes.set_visible(False)
-    panels[0].set_ylabel(f"difference in {shown(outcome.metric)}")
+    panels[0].set_ylabel(f"difference in {metric_label(outcome.metric)}")
     return _svg(figure)
 
 
@@ -214,8 +216,8 @@ def _delta(axes: Any, title: str, difference: Any) -> None:
     most = max(0.05, float(np.abs(difference).max())) * 1.05
     axes.set_ylim(-most, most)
     axes.set_xlim(0, max(1, len(difference)))
-    told = f"better {better}, same {len(difference) - better - worse}, worse {worse}"
-    axes.set_title(f"{title}\n{told}", fontsize=9.5, loc="left")
+    counts = f"better {better}, same {len(difference) - better - worse}, worse {worse}"
+    axes.set_title(f"{title}\n{counts}", fontsize=9.5, loc="left")
     axes.set_xlabel("queries, sorted")
     axes.grid(axis="y", **GRID)
 
@@ -234,7 +236,7 @@ def _figure(columns: int, width: float, height: float, rows: int = 1) -> tuple[A
 
 
 def _svg(figure: Any) -> str:
-    """Text as paths: it looks the same on every machine, and needs no font."""
+    """Return the figure as SVG, with text as paths, so that it needs no font."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 

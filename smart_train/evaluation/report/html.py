@@ -1,4 +1,4 @@
-"""One HTML file that needs nothing else: escaping, tables, figures, the page and its style."""
+"""Write the HTML report of an evaluation: one file that loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 from smart_train.evaluation.bm25 import NAME as BM25
 from smart_train.evaluation.metrics import Group, Interval
 from smart_train.evaluation.report.charts import differences_figure, metrics_figure, score_histograms_figure
-from smart_train.evaluation.report.failure_cases import Sheet, Worst
+from smart_train.evaluation.report.failure_cases import FailureCase, ShownDocument
 from smart_train.evaluation.report.outcome import Outcome
-from smart_train.evaluation.report.tables import shown, sizes
+from smart_train.evaluation.report.tables import metric_label, sizes_and_speeds
 from smart_train.evaluation.scoring import MODES
 
+SHOWN = 60  # groups of a table
+WHAT = {"file": "file", "kind": "kind of query", "content": "kind of document"}
 STYLE = """
 :root { --ink: #1c2430; --soft: #5d6878; --line: #e3e6ea; --paper: #ffffff; --wash: #f6f7f9; --good: #00754f;
   --bad: #b03224; --bar: #cfe6dd; }
@@ -66,124 +68,74 @@ footer { color: var(--soft); font-size: 13px; margin-top: 22px; }
 """
 
 
-def text(value: object) -> str:
-    """Any value as text that HTML leaves alone; surrogates that no encoding takes become question marks."""
-    return escape(str(value).encode("utf-8", "replace").decode("utf-8"))
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are HTML already; heads are not."""
-    top = "".join(f"<th>{text(name)}</th>" for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def svg_figure(svg: str, told: str) -> str:
-    """A drawing as an image, so that the ids within several of them cannot meet.  told: for those who cannot see it."""
-    raw = base64.b64encode(svg.encode("utf-8")).decode()
-    return f'<figure><img alt="{text(told)}" src="data:image/svg+xml;base64,{raw}"></figure>'
-
-
-def section(title: str, note: str, *parts: str) -> str:
-    """title, note: texts; parts: HTML."""
-    inner = "".join(parts)
-    said = f'<p class="note">{text(note)}</p>' if note else ""
-    return f"<section><h2>{text(title)}</h2>{said}{inner}</section>"
-
-
-def tiles(pairs: Iterable[tuple[str, str]]) -> str:
-    """(figure, what it is): large figures in a row."""
-    cells = (f'<div class="tile"><b>{text(value)}</b><span>{text(what)}</span></div>' for value, what in pairs)
-    return f'<div class="tiles">{"".join(cells)}</div>'
-
-
-def facts(pairs: Iterable[tuple[str, object]]) -> str:
-    return "<dl>" + "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in pairs) + "</dl>"
-
-
-def page(title: str, subtitle: str, *parts: str, foot: str = "") -> str:
-    """The whole file."""
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{text(title)}</title><style>{STYLE}</style></head><body><main>"
-        f"<header><h1>{text(title)}</h1><p>{text(subtitle)}</p></header>"
-        f"{''.join(parts)}<footer>{text(foot)}</footer></main></body></html>\n"
-    )
-
-
-SHOWN = 60  # groups of a table
-WHAT = {"file": "file", "kind": "kind of query", "content": "kind of document"}
-
-
-def report(outcome: Outcome, worst: list[Worst]) -> str:
-    """One self-contained HTML file."""
+def html_report(outcome: Outcome, cases: list[FailureCase]) -> str:
+    """Return the report as one self-contained HTML file."""
     about = outcome.about
     data, model = about.get("data", {}), about.get("model", {})
     name = str(data.get("name", "a collection"))
     told = str(model.get("base", "")) + (f" with {model['adapter']}" if model.get("adapter") else "")
     parts = [
         _tiles(outcome),
-        _figures(outcome),
+        _metrics(outcome),
         _compared(outcome),
-        _spreads(outcome),
+        _score_histograms(outcome),
         section(
             "Query by query",
-            "Each query's difference, sorted: how many are helped, how many are hurt, and by how much.",
-            svg_figure(differences_figure(outcome), "sorted differences of every query, a panel a comparison"),
+            "The difference of each query, sorted: how many queries gain or lose, and how much.",
+            svg_figure(differences_figure(outcome), "sorted differences of every query, one panel a comparison"),
         ),
-        *(_groups(outcome, what, found) for what, found in outcome.parts.items()),
-        _worst(outcome, worst),
-        _how(outcome),
+        *(_groups(outcome, what, found) for what, found in outcome.groups.items()),
+        _failure_cases(outcome, cases),
+        _settings(outcome),
     ]
     subtitle = " · ".join(part for part in (told, str(about.get("date", ""))) if part)
     foot = "Written by smart-train evaluate. Everything shown is in this file; nothing is loaded from elsewhere."
     return page(f"Retrieval on {name}", subtitle, *(part for part in parts if part), foot=foot)
 
 
-def _spreads(outcome: Outcome) -> str:
-    """Nothing where scores were not counted (Plan.spreads)."""
-    if not outcome.observer.spreads:
+def _score_histograms(outcome: Outcome) -> str:
+    """Return "" if scores were not counted."""
+    if not outcome.observer.histograms:
         return ""
     return section(
         "Where relevant documents score",
-        "Scores of relevant query-document pairs before those of all other pairs. The further apart, the easier "
-        "the ranking; what overlaps is where mistakes are made.",
-        svg_figure(score_histograms_figure(outcome), "densities of relevant and other scores, a panel a mode"),
+        "Scores of relevant query-document pairs, in front of those of all other pairs. The further apart they are, "
+        "the easier is the ranking; mistakes are made where they overlap.",
+        svg_figure(score_histograms_figure(outcome), "densities of relevant and other scores, one panel a mode"),
     )
 
 
 def _tiles(outcome: Outcome) -> str:
     one, metric = outcome.evaluation, outcome.metric
-    pairs = [(f"{one.metrics[mode][metric]['value']:.3f}", f"{shown(metric)}, {mode}") for mode in MODES]
-    if words := outcome.found_by_words:
-        pairs.append((f"{words.metrics[metric]['value']:.3f}", f"{shown(metric)}, BM25"))
+    pairs = [(f"{one.metrics[mode][metric]['value']:.3f}", f"{metric_label(metric)}, {mode}") for mode in MODES]
+    if words := outcome.bm25_result:
+        pairs.append((f"{words.metrics[metric]['value']:.3f}", f"{metric_label(metric)}, BM25"))
     pairs += [(f"{one.queries:,}", "queries"), (f"{one.documents:,}", "documents")]
     pairs.append((f"{one.mb_per_document:.3g} MB", "of vectors a document"))
     return tiles(pairs)
 
 
-def _figures(outcome: Outcome) -> str:
+def _metrics(outcome: Outcome) -> str:
     columns = outcome.columns()
     rows = []
-    for name in outcome.measures():
+    for name in outcome.metric_names():
         best = max(found[name]["value"] for found in columns.values())
-        rows.append([text(shown(name)), *(_cell(found[name], best) for found in columns.values())])
+        rows.append([text(metric_label(name)), *(_cell(found[name], best) for found in columns.values())])
     note = (
         f"Means over {outcome.evaluation.queries} queries with 95 % bootstrap intervals; nDCG with linear gain, as "
         "MTEB and BEIR report it. pooled: one vector a document; late: one a token; hybrid: both scores added."
     )
-    if outcome.lexical is not None and outcome.lexical.absent:
-        note += f" There is no BM25 column: {outcome.lexical.absent}."
-    elif outcome.lexical is not None:
-        note += " bm25: words alone, no model."
-        if outcome.lexical.without:
-            note += f" It cannot find {outcome.lexical.without} documents that have no text."
+    if outcome.bm25 is not None and outcome.bm25.absent:
+        note += f" There is no BM25 column: {outcome.bm25.absent}."
+    elif outcome.bm25 is not None:
+        note += " bm25: words alone, without a model."
+        if outcome.bm25.without:
+            note += f" It cannot find {outcome.bm25.without} documents that have no text."
     return section(
-        "How well it finds",
+        "Metrics",
         note,
         table(["", *columns], rows),
-        svg_figure(metrics_figure(outcome), "every measure with its interval"),
+        svg_figure(metrics_figure(outcome), "every metric with its interval"),
     )
 
 
@@ -195,12 +147,12 @@ def _cell(found: Interval, best: float | None = None) -> str:
 
 def _compared(outcome: Outcome) -> str:
     note = (
-        f"Paired over the same queries, in {shown(outcome.metric)}; p from a two-sided randomisation test. A small p "
-        "says that the difference is no accident of these queries, not that it is large."
+        f"Paired over the same queries, in {metric_label(outcome.metric)}; p from a two-sided randomisation test. A "
+        "small p says that the difference is unlikely to be an accident of these queries, not that it is large."
     )
-    parts = [_differences(outcome.inner())]
+    parts = [_differences(outcome.mode_differences())]
     if outcome.baseline is not None:
-        parts += [f"<h3>Against {text(outcome.baseline.name)}</h3>", _differences(outcome.outer())]
+        parts += [f"<h3>Against {text(outcome.baseline.name)}</h3>", _differences(outcome.baseline_differences())]
     return section("Is the difference real?", note, *parts)
 
 
@@ -222,27 +174,28 @@ def _groups(outcome: Outcome, what: str, found: Mapping[str, Group]) -> str:
         best = max(one["value"] for one in group.values.values())
         cells = [_cell(group.values[column], best) for column in columns]
         rows.append([text(name), str(group.queries), *cells])
-    note = f"{shown(outcome.metric)} of the queries of each {WHAT.get(what, what)}. Few queries make wide intervals."
+    label = metric_label(outcome.metric)
+    note = f"{label} of the queries of each {WHAT.get(what, what)}. Few queries make wide intervals."
     if len(found) > SHOWN:
         note += f" The {SHOWN} largest of {len(found)} are shown; evaluation.json has all."
     return section(f"By {WHAT.get(what, what)}", note, table(["", "queries", *columns], rows))
 
 
-# ---------------------------------------------------------------------------------------------- worst queries
+# --- failure cases
 
 
-def _worst(outcome: Outcome, worst: list[Worst]) -> str:
-    if not worst:
+def _failure_cases(outcome: Outcome, cases: list[FailureCase]) -> str:
+    if not cases:
         return ""
     note = (
-        f"The {len(worst)} queries with the lowest {shown(outcome.metric)} of the hybrid score: what was asked for, "
-        "and what was found instead. A green frame marks a relevant document. Judgements are often incomplete: look "
-        "whether what was found answers the query, too."
+        f"The {len(cases)} queries with the lowest {metric_label(outcome.metric)} of the hybrid score: their relevant "
+        "documents, and the documents found instead. A green frame marks a relevant document. Judgements are often "
+        "incomplete: check whether a document that was found is relevant, too."
     )
-    return section("The worst queries", note, *(_query(one, outcome) for one in worst))
+    return section("Queries with the lowest metric", note, *(_query(one, outcome) for one in cases))
 
 
-def _query(one: Worst, outcome: Outcome) -> str:
+def _query(one: FailureCase, outcome: Outcome) -> str:
     about = " · ".join(part for part in (one.kind, one.file, one.query) if part)
     found = {column: len(ranking.get(one.query, ())) for column, ranking in outcome.rankings().items()}
     told = {
@@ -254,7 +207,7 @@ def _query(one: Worst, outcome: Outcome) -> str:
     chips = "".join(
         f'<span class="chip">{text(column)} {one.values[column]:.3f}: {where}</span>' for column, where in told.items()
     )
-    sheets = [_sheet(sheet, "asked for") for sheet in one.wanted]
+    sheets = [_sheet(sheet, "relevant") for sheet in one.wanted]
     sheets += [_sheet(sheet, f"found at {sheet.rank}") for sheet in one.found]
     more = [f"{one.missing} relevant documents are not in the corpus"] if one.missing else []
     more += [f"{one.more} more relevant documents are not shown"] if one.more else []
@@ -268,14 +221,14 @@ def _query(one: Worst, outcome: Outcome) -> str:
 
 
 def _beyond(column: str, found: int, kept: int) -> str:
-    """Of a ranking without a relevant document: BM25's ends where no word is shared."""
+    """Describe a ranking without a relevant document; BM25's ends where no word is shared."""
     few = column == BM25 and found < kept
     return "no relevant one shares a word" if few else f"no relevant one in the first {found}"
 
 
-def _sheet(sheet: Sheet, head: str) -> str:
+def _sheet(sheet: ShownDocument, head: str) -> str:
     score = f", score {sheet.score:.3f}" if sheet.score is not None else ""
-    if head == "asked for":
+    if head == "relevant":
         score = f", rank {sheet.rank}{score}" if sheet.rank is not None else ""
     inner = f'<img alt="" src="{sheet.image}">' if sheet.image else f'<p class="text">{text(sheet.text)}</p>'
     kind = "sheet relevant" if sheet.relevant else "sheet"
@@ -285,29 +238,78 @@ def _sheet(sheet: Sheet, head: str) -> str:
     )
 
 
-def _heatmaps(one: Worst) -> Iterator[str]:
+def _heatmaps(one: FailureCase) -> Iterator[str]:
     seen: set[str] = set()
     for sheet in (*one.wanted, *one.found):
         if sheet.heatmap and sheet.id not in seen:
             seen.add(sheet.id)
-            what = "asked for" if sheet.relevant else f"found at {sheet.rank}"
-            told = f"Which parts of {sheet.place} ({what}) the query's words are like"
-            yield f'<details><summary>{text(told)}</summary><img alt="" src="{sheet.heatmap}"></details>'
+            what = "relevant" if sheet.relevant else f"found at {sheet.rank}"
+            label = f"Which parts of {sheet.place} ({what}) match the query's words"
+            yield f'<details><summary>{text(label)}</summary><img alt="" src="{sheet.heatmap}"></details>'
 
 
-# ---------------------------------------------------------------------------------------------- how
+# --- how it was measured
 
 
-def _how(outcome: Outcome) -> str:
+def _settings(outcome: Outcome) -> str:
     about: Mapping[str, Any] = outcome.about
-    pairs: list[tuple[str, object]] = [("speed and size", "; ".join(sizes(outcome)))]
+    pairs: list[tuple[str, object]] = [("speed and size", "; ".join(sizes_and_speeds(outcome)))]
     for block in ("data", "model", "settings", "machine", "versions"):
         for name, value in about.get(block, {}).items():
             if isinstance(value, Mapping):
                 value = ", ".join(f"{key} {each}" for key, each in value.items())
             if value is not None and value is not False and value not in ("", []):  # 0 is a layer, and a seed
                 pairs.append((f"{block}: {name.replace('_', ' ')}", value))
-    if words := outcome.found_by_words:
+    if words := outcome.bm25_result:
         pairs.append(("BM25", ", ".join(f"{key} {value}" for key, value in words.how.items())))
-    note = "Equal scores are ordered by a hash of query and document, never by position."
+    note = "Equal scores are ordered by a hash of query and document, not by position."
     return section("How this was measured", note, facts(pairs))
+
+
+# --- pieces of HTML
+
+
+def text(value: object) -> str:
+    """Escape a value for HTML; surrogates that no encoding accepts become question marks."""
+    return escape(str(value).encode("utf-8", "replace").decode("utf-8"))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table; cells are HTML, heads are plain text."""
+    top = "".join(f"<th>{text(name)}</th>" for name in head)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def svg_figure(svg: str, alt: str) -> str:
+    """Return a drawing as an image, so that ids within several drawings cannot clash; alt: its description."""
+    raw = base64.b64encode(svg.encode("utf-8")).decode()
+    return f'<figure><img alt="{text(alt)}" src="data:image/svg+xml;base64,{raw}"></figure>'
+
+
+def section(title: str, note: str, *parts: str) -> str:
+    """Return a section; title and note are plain text, parts are HTML."""
+    inner = "".join(parts)
+    intro = f'<p class="note">{text(note)}</p>' if note else ""
+    return f"<section><h2>{text(title)}</h2>{intro}{inner}</section>"
+
+
+def tiles(pairs: Iterable[tuple[str, str]]) -> str:
+    """Return large numbers in a row, from (number, what it is)."""
+    cells = (f'<div class="tile"><b>{text(value)}</b><span>{text(what)}</span></div>' for value, what in pairs)
+    return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> str:
+    return "<dl>" + "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in pairs) + "</dl>"
+
+
+def page(title: str, subtitle: str, *parts: str, foot: str = "") -> str:
+    """Return the whole file."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{text(title)}</title><style>{STYLE}</style></head><body><main>"
+        f"<header><h1>{text(title)}</h1><p>{text(subtitle)}</p></header>"
+        f"{''.join(parts)}<footer>{text(foot)}</footer></main></body></html>\n"
+    )

@@ -15,10 +15,10 @@ from smart_train.evaluation.retrieval import Evaluation
 
 
 def differences(evaluations: Mapping[str, Evaluation], metric: str = "") -> dict[str, dict[str, float]]:
-    """What the run is about, as paired differences over the same queries: each row's hybrid against its pooled, and
-    the last row's hybrid against the first's.  {"trained hybrid - base hybrid": {"value", "low", "high", "p"}}
+    """Return paired differences over the same queries, of each row's hybrid to its pooled, and of the last row's hybrid
+    to the first row's: {"trained hybrid - base hybrid": {"value", "low", "high", "p"}}.
 
-    Raises EvaluationError where the rows were not measured on the same queries.
+    Raises EvaluationError if the rows were not measured on the same queries.
     """
     metric = metric or headline_metric({row: one.metrics for row, one in evaluations.items()})
     pairs = [((row, "hybrid"), (row, "pooled")) for row in evaluations]
@@ -34,10 +34,10 @@ def differences(evaluations: Mapping[str, Evaluation], metric: str = "") -> dict
 
 
 def write_metrics(path: str | Path, evaluations: Mapping[str, Evaluation], **extra: Any) -> None:
-    """Writes ``path`` (metrics.json: rows, modes, measures, nothing else) and evaluation.json beside it.
+    """Write ``path`` (metrics.json: rows, modes, metrics) and evaluation.json beside it.
 
-    evaluation.json holds the rest: sizes, seconds, megabytes per document, the hybrid's weights and constants, the
-    paired differences (``extra`` may bring them), every query's nDCG, and ``extra``.
+    evaluation.json holds the rest: sizes, seconds, megabytes per document, the hybrid's weights and constants, every
+    query's nDCG, ``extra``, and the paired differences, unless ``extra`` has them.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

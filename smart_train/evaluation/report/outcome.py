@@ -1,4 +1,4 @@
-"""All that one evaluation of one model found, side by side: what tables, files and the report are made of."""
+"""Collect the results of evaluating one model: the source of tables, files and the HTML report."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from smart_train.evaluation.baseline import Baseline, Differences
 from smart_train.evaluation.bm25 import NAME as BM25
-from smart_train.evaluation.bm25 import Lexical
+from smart_train.evaluation.bm25 import BM25Result
 from smart_train.evaluation.metrics import Group, Interval, Ranking, paired
 from smart_train.evaluation.retrieval import Evaluation
-from smart_train.evaluation.score_histograms import Observer
+from smart_train.evaluation.score_histograms import ScoreObserver
 from smart_train.evaluation.scoring import MODES
 
 KINDS = ("ndcg", "recall", "mrr", "success")
@@ -19,72 +19,73 @@ KINDS = ("ndcg", "recall", "mrr", "success")
 
 @dataclass
 class Outcome:
-    """row: "base" or "trained"; about: what was evaluated, as JSON (data, model, settings, versions, machine)
+    """Results of one model on one split. A column is a mode, or bm25.
 
-    lexical: the BM25 row, None = it was not asked for; baseline, differences: None, {} = there is none
-    parts: "file", "kind", "content" -> group -> its figures of ``metric``
-    queries, qrels: of the queries that were measured, and of those without an answer
+    row: "base" or "trained"; about: what was evaluated, as JSON (data, model, settings, versions, machine)
+    bm25: None = not requested; baseline, differences: None and {} = no baseline
+    groups: "file", "kind", "content" -> group -> its values of ``metric``
+    queries: query id -> text of the queries in the averages; qrels: of all queries
     kinds, files: query id -> its kind, its file, where they are known
     """
 
     row: str
     evaluation: Evaluation
-    observer: Observer
+    observer: ScoreObserver
     queries: Mapping[str, str]
     qrels: Mapping[str, Mapping[str, int]]
     about: dict[str, Any] = field(default_factory=dict)
-    lexical: Lexical | None = None
+    bm25: BM25Result | None = None
     baseline: Baseline | None = None
     differences: Differences = field(default_factory=dict)
-    parts: dict[str, dict[str, Group]] = field(default_factory=dict)
+    groups: dict[str, dict[str, Group]] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def metric(self) -> str:
-        """The measure that stands for all: nDCG@10, else the deepest nDCG."""
+        """The headline metric: nDCG@10, else the nDCG with the largest cut-off."""
         depths = sorted(int(name[5:]) for name in self.evaluation.metrics["pooled"] if name.startswith("ndcg@"))
         return "ndcg@10" if 10 in depths else f"ndcg@{depths[-1]}"
 
     @property
-    def found_by_words(self) -> Lexical | None:
-        """The BM25 row where there is one with figures."""
-        return self.lexical if self.lexical is not None and not self.lexical.absent else None
+    def bm25_result(self) -> BM25Result | None:
+        """BM25's result, if it has metrics."""
+        return self.bm25 if self.bm25 is not None and not self.bm25.absent else None
 
     def columns(self) -> dict[str, dict[str, Interval]]:
-        """pooled, late, hybrid, and bm25 where it was measured -> measure -> figure."""
-        words = self.found_by_words
-        return {**self.evaluation.metrics, **({BM25: words.metrics} if words else {})}
+        """Return column -> metric -> value with interval; bm25 is there if it has metrics."""
+        bm25 = self.bm25_result
+        return {**self.evaluation.metrics, **({BM25: bm25.metrics} if bm25 else {})}
 
-    def measures(self) -> list[str]:
-        """nDCG at every cut-off, then recall, MRR, success."""
+    def metric_names(self) -> list[str]:
+        """Return the names of the metrics: nDCG at every cut-off, then recall, MRR, success."""
         names = list(self.evaluation.metrics["pooled"])
         return sorted(
             names, key=lambda name: KINDS.index(name.partition("@")[0])
         )  # sorted is stable: cuts stay in order
 
     def values(self, metric: str) -> dict[str, dict[str, float]]:
-        """The same columns -> query id -> value."""
-        words = self.found_by_words
+        """Return column -> query id -> value of a metric."""
+        bm25 = self.bm25_result
         found = {mode: self.evaluation.per_query[mode][metric] for mode in MODES}
-        return {**found, **({BM25: words.per_query[metric]} if words else {})}
+        return {**found, **({BM25: bm25.per_query[metric]} if bm25 else {})}
 
     def rankings(self) -> dict[str, Mapping[str, Ranking]]:
-        """The same columns -> query id -> documents, best first."""
-        words = self.found_by_words
+        """Return column -> query id -> documents, best first."""
+        bm25 = self.bm25_result
         found: dict[str, Mapping[str, Ranking]] = {mode: self.observer.rankings[mode] for mode in MODES}
-        return {**found, **({BM25: words.rankings} if words else {})}
+        return {**found, **({BM25: bm25.rankings} if bm25 else {})}
 
-    def inner(self) -> dict[str, dict[str, float]]:
-        """Paired differences between the columns: {"base late - base pooled": {"value", "low", "high", "p"}}."""
+    def mode_differences(self) -> dict[str, dict[str, float]]:
+        """Return paired differences between columns: {"base late - base pooled": {"value", "low", "high", "p"}}."""
         values, one = self.values(self.metric), self.evaluation
         pairs = [("late", "pooled"), ("hybrid", "pooled"), ("hybrid", "late")]
         pairs += [("hybrid", BM25)] if BM25 in values else []
-        told = {mode: f"{self.row} {mode}" if mode in MODES else mode for mode in values}
-        return {f"{told[a]} - {told[b]}": paired(values[a], values[b], one.bootstrap, one.seed) for a, b in pairs}
+        labels = {mode: f"{self.row} {mode}" if mode in MODES else mode for mode in values}
+        return {f"{labels[a]} - {labels[b]}": paired(values[a], values[b], one.bootstrap, one.seed) for a, b in pairs}
 
-    def outer(self) -> dict[str, dict[str, float]]:
-        """Paired differences to the baseline: {"base late - NAME (base) late": ...}; {} without one."""
+    def baseline_differences(self) -> dict[str, dict[str, float]]:
+        """Return paired differences to the baseline: {"base late - NAME (base) late": ...}; {} without one."""
         if self.baseline is None:
             return {}
         name = self.baseline.name
@@ -93,13 +94,13 @@ class Outcome:
         return {f"{self.row} {mode} - {name} {mode}": self.differences[mode][metric] for mode in MODES}
 
     def first_relevant(self, column: str, query: str) -> int | None:
-        """Rank of the first relevant document, from 1; None = not among those that were kept."""
+        """Return the rank of the first relevant document, from 1; None = not among those that were kept."""
         judged = self.qrels[query]
         ranking = self.rankings()[column].get(query, [])
         return next((place for place, (id, _) in enumerate(ranking, 1) if judged.get(id, 0) > 0), None)
 
     def speed(self) -> dict[str, float | None]:
-        """What was done in a second, of all processes together; None where nothing was."""
+        """Return what all processes together did in a second; None where there was nothing to do."""
         one = self.evaluation
         encoded = one.documents - one.stored
         scoring = one.seconds["scores"]
@@ -113,12 +114,15 @@ class Outcome:
             "pairs_scored": _rate(one.queries * one.documents, scoring),
         }
 
-    def more(self) -> dict[str, Any]:
-        """What evaluation.json has besides the row itself."""
-        found: dict[str, Any] = {"differences": {**self.inner(), **self.outer()}, **self.about}
+    def evaluation_json(self) -> dict[str, Any]:
+        """Return what evaluation.json holds beside the row itself."""
+        found: dict[str, Any] = {
+            "differences": {**self.mode_differences(), **self.baseline_differences()},
+            **self.about,
+        }
         found["speed"] = self.speed()
-        found["separation"] = {mode: spread.above() for mode, spread in self.observer.spreads.items()}
-        found["bm25"] = self.lexical.told() if self.lexical is not None else None
+        found["separation"] = {mode: histogram.separation() for mode, histogram in self.observer.histograms.items()}
+        found["bm25"] = self.bm25.to_json() if self.bm25 is not None else None
         if self.baseline is not None:
             found["baseline"] = {
                 "folder": self.baseline.folder,
@@ -126,7 +130,7 @@ class Outcome:
                 "differences": self.differences,
             }
         found["parts"] = {
-            what: {name: asdict(group) for name, group in some.items()} for what, some in self.parts.items()
+            what: {name: asdict(group) for name, group in some.items()} for what, some in self.groups.items()
         }
         return found
 

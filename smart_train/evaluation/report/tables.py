@@ -1,4 +1,4 @@
-"""An outcome as text for a terminal, and as CSV for other programs."""
+"""Format evaluations as text tables for a terminal, and as CSV files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from smart_train.evaluation.metrics import Interval
 from smart_train.evaluation.report.outcome import Outcome
 from smart_train.evaluation.scoring import MODES
 
-SHOWN = 10  # groups of a kind in the text; evaluation.json and the report have more
+SHOWN = 10  # groups in a table; evaluation.json and the report have more
 CELL = 21
 
 
@@ -21,15 +21,15 @@ Metrics = Mapping[str, Mapping[str, Mapping[str, Interval]]]
 """Row ("base", "trained") -> mode -> "ndcg@10" -> {"value", "low", "high"}: the shape of metrics.json."""
 
 
-def shown(metric: str) -> str:
-    """nDCG@10, recall@10, MRR@10, success@10."""
+def metric_label(metric: str) -> str:
+    """Return a metric's name as people write it: nDCG@10, recall@10, MRR@10, success@10."""
     return metric.replace("ndcg", "nDCG").replace("mrr", "MRR")
 
 
 def table(metrics: Metrics, differences: Mapping[str, Mapping[str, float]] | None = None, metric: str = "") -> str:
-    """One line a row, one column a mode: the value and its 95 % interval; below them the paired differences.
+    """Return the table of a training run: one line a row, one column a mode, then the paired differences.
 
-    metric: "ndcg@10" where it was measured, else the deepest nDCG
+    metric: None = nDCG@10 if it was measured, else the nDCG with the largest cut-off
     """
     metric = metric or headline_metric(metrics)
     head = f"{metric.replace('ndcg', 'nDCG')} (95 % interval)"
@@ -47,59 +47,59 @@ def table(metrics: Metrics, differences: Mapping[str, Mapping[str, float]] | Non
     return "\n".join(lines)
 
 
-def text(outcome: Outcome) -> str:
-    """What the command prints and table.txt holds: figures with intervals, differences, parts, sizes and speeds."""
-    parts = [_head(outcome), _differences(outcome), _measures(outcome)]
-    parts += [_groups(outcome, what) for what in outcome.parts]
-    parts.append("\n".join(sizes(outcome)))
+def evaluation_table(outcome: Outcome) -> str:
+    """Return what ``smart-train evaluate`` prints: metrics with intervals, differences, groups, sizes and speeds."""
+    parts = [_head(outcome), _differences(outcome), _all_metrics(outcome)]
+    parts += [_groups(outcome, what) for what in outcome.groups]
+    parts.append("\n".join(sizes_and_speeds(outcome)))
     return "\n\n".join(part for part in parts if part)
 
 
 def _head(outcome: Outcome) -> str:
-    """One line a row (this model, BM25, the baseline), one column a mode."""
+    """Return one line a row (this model, BM25, the baseline), one column a mode."""
     metric, one = outcome.metric, outcome.evaluation
     rows = [(outcome.row, [_cell(one.metrics[mode][metric]) for mode in MODES])]
-    if outcome.lexical is not None:
-        words = outcome.found_by_words
-        told = _cell(words.metrics[metric]) if words else f"absent: {outcome.lexical.absent}"
-        if words and words.without:
-            told += f"   ({words.without} documents have no text)"
-        rows.append((BM25, [told]))
+    if outcome.bm25 is not None:
+        found = outcome.bm25_result
+        cell = _cell(found.metrics[metric]) if found else f"absent: {outcome.bm25.absent}"
+        if found and found.without:
+            cell += f"   ({found.without} documents have no text)"
+        rows.append((BM25, [cell]))
     if outcome.baseline is not None:
         means = [outcome.baseline.per_query[mode].get(metric, {}) for mode in MODES]
         cells = [f"{sum(mean.values()) / len(mean):.3f}" if mean else "" for mean in means]
         rows.append((outcome.baseline.name, cells))
-    return _grid(f"{shown(metric)} (95 % interval)", MODES, rows)
+    return _grid(f"{metric_label(metric)} (95 % interval)", MODES, rows)
 
 
 def _differences(outcome: Outcome) -> str:
-    found = {**outcome.inner(), **outcome.outer()}
+    found = {**outcome.mode_differences(), **outcome.baseline_differences()}
     width = max(map(len, found)) + 3
-    lines = [f"paired differences in {shown(outcome.metric)} over {outcome.evaluation.queries} queries"]
+    lines = [f"paired differences in {metric_label(outcome.metric)} over {outcome.evaluation.queries} queries"]
     for label, one in found.items():
         lines.append(f"{label.ljust(width)}{signed(one)}   p = {one['p']:.3f}")
     return "\n".join(lines)
 
 
-def _measures(outcome: Outcome) -> str:
-    columns, names = outcome.columns(), outcome.measures()
-    rows = [(shown(name), [f"{each[name]['value']:.3f}" for each in columns.values()]) for name in names]
-    return _grid("all measures", list(columns), rows, 10)
+def _all_metrics(outcome: Outcome) -> str:
+    columns, names = outcome.columns(), outcome.metric_names()
+    rows = [(metric_label(name), [f"{each[name]['value']:.3f}" for each in columns.values()]) for name in names]
+    return _grid("all metrics", list(columns), rows, 10)
 
 
 def _groups(outcome: Outcome, what: str) -> str:
-    found = outcome.parts[what]
+    found = outcome.groups[what]
     columns = list(next(iter(found.values())).values)
     rows = [
         (f"{_short(name)} ({group.queries})", [_cell(group.values[column]) for column in columns])
         for name, group in list(found.items())[:SHOWN]
     ]
     more = f"\n... and {len(found) - SHOWN} more, in evaluation.json" if len(found) > SHOWN else ""
-    return _grid(f"{shown(outcome.metric)} by {what} (queries)", columns, rows) + more
+    return _grid(f"{metric_label(outcome.metric)} by {what} (queries)", columns, rows) + more
 
 
-def sizes(outcome: Outcome) -> list[str]:
-    """Sentences about how much and how fast."""
+def sizes_and_speeds(outcome: Outcome) -> list[str]:
+    """Return sentences about sizes and speeds."""
     one, speed = outcome.evaluation, outcome.speed()
     lines = [
         f"{one.queries} queries, {one.documents} documents, {one.tokens_per_document:.1f} tokens and "
@@ -149,12 +149,12 @@ def _grid(head: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[
     width = max(len(label) for label in (head, *(label for label, _ in rows))) + 3
     lines = [head.ljust(width) + "".join(column.ljust(cell) for column in columns).rstrip()]
     for label, cells in rows:
-        lines.append((label.ljust(width) + "".join(told.ljust(cell) for told in cells)).rstrip())
+        lines.append((label.ljust(width) + "".join(text.ljust(cell) for text in cells)).rstrip())
     return "\n".join(lines)
 
 
 def write_metrics_csv(path: Path, outcome: Outcome) -> None:
-    """row, mode, measure, value, low, high: one line a figure; BM25's row and mode are both called bm25."""
+    """Write row, mode, measure, value, low, high: one line a value; BM25's row and mode are both called bm25."""
     rows = []
     for mode, measures in outcome.columns().items():
         row = outcome.row if mode in MODES else mode
@@ -163,9 +163,9 @@ def write_metrics_csv(path: Path, outcome: Outcome) -> None:
 
 
 def write_query_csv(path: Path, outcome: Outcome) -> None:
-    """One line a query: its text, file and kind, and for each column every measure and the rank of the first relevant
-    document (empty = not among those that were kept)."""
-    columns, names = outcome.columns(), outcome.measures()
+    """Write one line a query: its text, file and kind, and for each column every metric and the rank of the first
+    relevant document (empty = not among those that were kept)."""
+    columns, names = outcome.columns(), outcome.metric_names()
     values = {name: outcome.values(name) for name in names}
     head = ["query", "text", "file", "kind", "relevant"]
     head += [f"{mode} {name}" for mode in columns for name in (*names, "rank")]

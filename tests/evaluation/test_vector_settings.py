@@ -8,7 +8,7 @@ import shutil
 import torch
 
 from smart_train.benchmarks.benchmark_encoder import encoder_hash
-from smart_train.evaluation.evaluator import facts_of
+from smart_train.evaluation.evaluator import vector_settings
 from smart_train.evaluation.vector_store import flatten
 from smart_train.models.encoder import SmartEncoder
 
@@ -23,7 +23,8 @@ def test_the_same_weights_pooled_in_another_way_are_another_encoder(real_base, t
     texts = ["Plants make sugar from light."]
     cosine = torch.sum(before.encode_documents(texts).pooled * after.encode_documents(texts).pooled)
     assert cosine < 0.9
-    then, now = flatten(facts_of(before)), flatten(facts_of(after))
+    then, now = flatten(vector_settings(before)), flatten(vector_settings(after))
     changed = {key: (then[key], now[key]) for key in then if then[key] != now[key]}
-    assert changed == {"modules.1 Pooling.pooling_mode": ("mean", "cls")}
+    pooling = ("mean", "cls")
+    assert changed == {"modules.1 Pooling.pooling_mode": pooling, "processing.pooling": pooling}
     assert encoder_hash(before) != encoder_hash(after)
