@@ -138,7 +138,7 @@ def test_table_and_verdict_are_printed(folder, tiny_bert, tmp_path, capsys):
     start = next(n for n, line in enumerate(lines) if line.startswith("layer"))
     assert [line.split()[0] for line in lines[start + 1 : start + 6]] == ["pooled", "0", "1", "2", "3"]
     assert "recommended: hybrid" in printed and "on test " in printed and "p = " in printed
-    assert "best of 20 readings" in printed  # 4 layers x (late + 2 weights x 2 scalings)
+    assert "with 20 configurations compared" in printed  # 4 layers x (late + 2 weights x 2 scalings)
 
 
 def test_where_nothing_is_better_the_pooled_score_is_recommended(folder, tiny_bert, tmp_path, capsys):
@@ -200,7 +200,7 @@ def test_an_adapter_is_probed_with_its_weights_and_reads_what_was_chosen_from_th
 def test_a_head_is_probed_in_the_layer_it_was_trained_on(folder, tiny_bert, tmp_path, capsys):
     trained = adapter(tiny_bert, tmp_path / "adapter", LateBlock(layer=2, head="linear", dim=8))
     found = probed(tmp_path / "out", folder, "--model", tiny_bert, "--adapter", trained, "--apply")
-    assert "its head reads layer 2 and no other: only the weights are probed" in capsys.readouterr().out
+    assert "head was trained on layer 2: only the weights are probed" in capsys.readouterr().out
     assert found["layers"] == [2] and len(found["readings"]) == 14
     assert SmartEncoder.from_pretrained(trained, device="cpu").late.layer == 2
     assert read(tmp_path / "out" / "late.yaml").late.head.type == "linear"

@@ -204,7 +204,7 @@ def test_what_cannot_be_scored_is_told(tmp_path, monkeypatch):
         scored(tmp_path, given)
     given = sides()
     given["dev"].qrels = {query: {"d00": 0} for query in given["dev"].queries}
-    with pytest.raises(EvaluationError, match="dev has no query with a relevant document to find"):
+    with pytest.raises(EvaluationError, match="dev has no query with a relevant document in its corpus"):
         scored(tmp_path, given)
     given = sides(apart=True)
     given["dev"].corpus["d03"] = Page("something else")
