@@ -328,7 +328,7 @@ evaluation: {{during: false, before: false, after: false, calibrate: false}}
     path = tmp_path / "own.yaml"
     path.write_text(lines)
     recipe = read(path)
-    train(recipe, path)
+    train(recipe)
     side, *_ = load(data_of(recipe))
     for file in (tmp_path / "run" / "negatives").glob("step-*.json"):
         mined = json.loads(file.read_text())
