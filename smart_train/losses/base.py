@@ -107,7 +107,8 @@ class LossTerm:
     With Matryoshka widths, a term that reads exactly one of ``scores.pooled`` and ``scores.late`` whose view it trains
     is called once a width, and the mean over widths is the cost. Everything else has the full width.
 
-    A term has no trainable parameters of its own: they would be neither trained nor saved.
+    A term has no trainable parameters of its own: they would be neither trained nor saved. Checkpoints do not save
+    other state of a term either, so a resumed run starts with that of a new term.
 
     >>> import torch
     >>> class HardestNegative(LossTerm):

@@ -135,16 +135,9 @@ class Joint:
         scores = sum(1 + (cuts[name] if name in averaged else 0) for name in self.scores)
         calls: list[tuple[float, float]] = []
         for term in self.terms:
-            several = [
-                term,
-                *(
-                    changed(one, attribute, value)
-                    for one, attribute, points in self._scheduled
-                    for _, value in points
-                    if one is term
-                ),
-            ]
-            held = max(one.matrices for one in several)
+            mine = [(attribute, points) for one, attribute, points in self._scheduled if one is term]
+            others = [changed(term, attribute, value) for attribute, points in mine for _, value in points]
+            held = max(one.matrices for one in (term, *others))
             calls += [held] * (1 + (cuts[term.matryoshka] if term.matryoshka else 0))
         return scores, calls
 

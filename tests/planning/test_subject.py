@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from smart_train.config.schema import AdapterBlock, DataBlock, LateBlock, ModelBlock, ObjectiveBlock, Recipe
+from smart_train.config.schema import (
+    AdapterBlock,
+    Component,
+    DataBlock,
+    LateBlock,
+    ModelBlock,
+    ObjectiveBlock,
+    Recipe,
+    TermBlock,
+)
 from smart_train.data.collate import TruncatingPreprocess
 from smart_train.models.base_config import read_base
 from smart_train.models.encoder import SmartEncoder
@@ -115,3 +124,17 @@ def test_other_sizes_of_the_same_base_need_no_new_blueprint(tiny_bert):
     assert found.lengths.document > 20
     other = found.changed(Recipe(model=found.recipe.model, data=DataBlock(document_tokens=20)))
     assert other.lengths.document == 20 and other.blueprint is found.blueprint
+
+
+def test_what_is_gathered_and_held_is_what_the_terms_declare(tiny_bert):
+    """A term of a user's own is asked as a built-in one is."""
+    off = TermBlock(0.0)
+    term = Component("own_terms:HardestNegative")
+    own = looked(tiny_bert, objective=ObjectiveBlock(off, off, off, terms=[term]), late=LateBlock(matryoshka=[4, 8]))
+    rows = own.rows(2)
+    assert not rows.uses_pooled and rows.uses_tokens
+    assert own.joint.matrices(0, 2) == (3, [(3.5, 1.3)] * 3)
+    symmetric = looked(tiny_bert, objective=ObjectiveBlock(symmetric=True, schedule={"hardness": [[0, 0], [1, 9]]}))
+    assert symmetric.joint.matrices(1, 0) == (3, [(5.8, 3.5)] * 3)  # by the most that the schedule comes to
+    regularized = looked(tiny_bert, objective=ObjectiveBlock(off, TermBlock(1.0), off, diversity=0.1))
+    assert regularized.joint.matrices() == (1, [(3.5, 1.3), (0.0, 0.0)])
