@@ -18,7 +18,7 @@ LARGEST_TEST = 0.2  # at most this share of all documents is held out only to re
 
 
 @dataclass
-class _Group:
+class FileGroup:
     """Files that stay together because they answer the same query; mostly one file."""
 
     name: str
@@ -55,7 +55,7 @@ def split(
 
     Raises DataError where the wanted number cannot be held out without breaking up a file.
     """
-    groups, free = _groups(collection)
+    groups, free = file_groups(collection)
     total = sum(len(g.queries) for g in groups)
     wanted = {"test": _wanted("test", test, total), "dev": _wanted("dev", dev, total)}
     if sum(wanted.values()) >= max(total, 1):
@@ -66,7 +66,7 @@ def split(
     limit = {"test": test_documents, "dev": dev_documents}
     share = {"test": test, "dev": dev}
     left = sorted(groups, key=lambda g: (hash_id(f"{seed}\n{g.name}"), g.name))
-    splits: dict[str, list[_Group]] = {}
+    splits: dict[str, list[FileGroup]] = {}
     spare = sum(len(g.documents) for g in free)
     for target in ("test", "dev"):
         room = max(0, (limit[target] or 0) - spare)  # what documents without a query cannot fill
@@ -102,7 +102,9 @@ def halves(collection: Collection, seed: int = 0) -> tuple[list[str], list[str],
     in_files = any(document.file is not None for document in collection.corpus.values())
     for kept, view in (("file", collection), ("document", loose)) if in_files else (("document", loose),):
         parts: tuple[list[str], list[str]] = ([], [])
-        for group in sorted(_groups(view)[0], key=lambda g: (-len(g.queries), hash_id(f"{seed}\n{g.name}"), g.name)):
+        for group in sorted(
+            file_groups(view)[0], key=lambda g: (-len(g.queries), hash_id(f"{seed}\n{g.name}"), g.name)
+        ):
             min(parts, key=len).extend(group.queries)
         if 4 * min(map(len, parts)) >= sum(map(len, parts)) > 0:
             return sorted(parts[0]), sorted(parts[1]), kept
@@ -118,8 +120,8 @@ def _wanted(target: str, value: float | int, total: int) -> int:
     return int(value) if value >= 1 or value == 0 else max(1, round(value * total))
 
 
-def _groups(collection: Collection) -> tuple[list[_Group], list[_Group]]:
-    """(groups with queries, groups without); a union-find over the files that each query is answered in."""
+def file_groups(collection: Collection) -> tuple[list[FileGroup], list[FileGroup]]:
+    """Return (groups with queries, groups without), by a union-find over the files that each query is answered in."""
     parent: dict[str, str] = {}
 
     def find(name: str) -> str:
@@ -140,10 +142,10 @@ def _groups(collection: Collection) -> tuple[list[_Group], list[_Group]]:
             parent[second] = first
         if files:
             home[query] = files[0]
-    groups: dict[str, _Group] = {}
+    groups: dict[str, FileGroup] = {}
     for document, name in unit.items():
         root = find(name)
-        groups.setdefault(root, _Group(root)).documents.append(document)
+        groups.setdefault(root, FileGroup(root)).documents.append(document)
     for query, name in home.items():
         groups[find(name)].queries.append(query)
     lost = len(collection.queries) - len(home)
@@ -152,11 +154,11 @@ def _groups(collection: Collection) -> tuple[list[_Group], list[_Group]]:
     return [g for g in groups.values() if g.queries], [g for g in groups.values() if not g.queries]
 
 
-def _choose(groups: list[_Group], queries: int, aim: int, name: str, target: str) -> list[_Group]:
+def _choose(groups: list[FileGroup], queries: int, aim: int, name: str, target: str) -> list[FileGroup]:
     """Groups, in the given order, with about this many queries and, where that is more, ``aim`` documents."""
     if not queries:
         return []
-    chosen: list[_Group] = []
+    chosen: list[FileGroup] = []
     have_queries = have_documents = 0
     for group in groups:
         if have_queries >= queries and have_documents >= aim:
@@ -187,7 +189,7 @@ def _choose(groups: list[_Group], queries: int, aim: int, name: str, target: str
 
 def _place(
     collection: Collection,
-    free: list[_Group],
+    free: list[FileGroup],
     queries: dict[str, list[str]],
     documents: dict[str, list[str]],
     limit: dict[str, int | None],

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from smart_train.core.errors import DataError
 from smart_train.data import store
 from smart_train.data.collection import Collection, Document, content_id, hash_id
-from smart_train.data.split import split
+from smart_train.data.split import file_groups, split
 from smart_train.ingest.pages import Page, read_pages
 from smart_train.ingest.questions.question_set import Question, QuestionSet
 
@@ -161,30 +161,17 @@ def _split_few_files(everything: Collection, dev: float, test: float, seed: int)
 
     Files that share a question (copies of a page) are held out together.
     """
-    parent: dict[str, str] = {}  # union-find over files
-
-    def find(file: str) -> str:
-        while parent.setdefault(file, file) != file:
-            file = parent[file]
-        return file
-
-    files_of = {query: [str(everything.corpus[page].file) for page in row] for query, row in everything.qrels.items()}
-    for files in files_of.values():
-        for file in files[1:]:
-            parent[find(file)] = find(files[0])
-    groups: dict[str, list[str]] = defaultdict(list)
-    for query, files in files_of.items():
-        groups[find(files[0])].append(query)
-    order = {file: hash_id(f"{seed}\n{file}") for file in groups}
-    left = sorted(groups, key=lambda file: (len(groups[file]), order[file]))
+    groups, _ = file_groups(everything)
+    order = {group.name: hash_id(f"{seed}\n{group.name.removeprefix('file:')}") for group in groups}
+    left = sorted(groups, key=lambda group: (len(group.queries), order[group.name]))
     splits: dict[str, list[str]] = {name: [] for name in SPLITS}
     for name, share in (("test", test), ("dev", dev)):
         if share and len(left) > 1:  # the largest group always trains
-            wanted = share * len(files_of)
-            chosen = min(left[:-1], key=lambda file: (abs(len(groups[file]) - wanted), order[file]))
-            splits[name] = groups[chosen]
+            wanted = share * len(everything.qrels)
+            chosen = min(left[:-1], key=lambda group: (abs(len(group.queries) - wanted), order[group.name]))
+            splits[name] = chosen.queries
             left.remove(chosen)
-    splits["train"] = [query for file in left for query in groups[file]]
+    splits["train"] = [query for group in left for query in group.queries]
     return splits
 
 

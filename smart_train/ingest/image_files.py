@@ -35,15 +35,15 @@ def read_image(path: Path, page: int, pixels: int, max_picture: int) -> Any:
             if image.format == "TIFF":
                 image.seek(page - 1)
                 _check_size(image, max_picture)  # the first image of the file may be smaller
-            shrink = math.sqrt(min(1.0, pixels / (image.width * image.height)))
+            scale = math.sqrt(min(1.0, pixels / (image.width * image.height)))
             # a JPEG is decoded at an eighth, a quarter or a half of its size where that is still enough
-            image.draft("RGB", (math.ceil(image.width * shrink), math.ceil(image.height * shrink)))
+            image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))
             image.load()
             ImageOps.exif_transpose(image, in_place=True)  # before resizing, which may lose the orientation
             image = _eight_bits(image)
             if image.mode in ("L", "RGB"):  # before copies are made: a large scan has hundreds of megabytes
-                image = _shrunk(image, pixels)
-            return _shrunk(to_rgb(image), pixels)
+                image = shrink(image, pixels)
+            return shrink(to_rgb(image), pixels)
         except (Unreadable, MemoryError):
             raise
         except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error ... by format
@@ -112,7 +112,8 @@ def _eight_bits(image: Any) -> Any:
     return image
 
 
-def _shrunk(image: Any, pixels: int) -> Any:
+def shrink(image: Any, pixels: int) -> Any:
+    """Return an image of at most ``pixels`` pixels; a smaller one is not enlarged."""
     from PIL import Image
 
     if image.width * image.height <= pixels:

@@ -1,1 +1,1 @@
-"""Queries for pages: in the documents' own words, or asked by a model."""
+"""Queries for pages: in the documents' own words, or written by a model."""

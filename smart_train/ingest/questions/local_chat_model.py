@@ -10,6 +10,7 @@ import torch
 from smart_train.core.errors import DataError
 from smart_train.core.hub import resolve_base
 from smart_train.core.modality import to_rgb
+from smart_train.ingest.image_files import shrink
 from smart_train.ingest.questions.chat_model import Answer, Refusal, Request
 
 
@@ -102,10 +103,7 @@ class LocalChatModel:
                 image = to_rgb(opened)
         except (OSError, ValueError, SyntaxError) as error:
             raise DataError(f"{request.image}: not a readable image ({error}); ingest the folder again") from error
-        shrink = (self.pixels / (image.width * image.height)) ** 0.5 if self.pixels else 1.0
-        if shrink < 1.0:
-            image = image.resize((max(1, int(image.width * shrink)), max(1, int(image.height * shrink))))
-        return image
+        return shrink(image, self.pixels) if self.pixels else image
 
 
 def _load(base: str, dtype: str) -> tuple[Any, Any, bool]:
