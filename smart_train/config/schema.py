@@ -153,30 +153,32 @@ class AdapterBlock:
 @dataclass
 class DataBlock:
     path: str = ""  # pydocs, a local folder or file, or a Hub dataset
-    format: Component = field(
-        default_factory=lambda: Component("auto")
-    )  # auto, beir, mbeir, pages, pydocs, rows, or your own
+    format: Component = field(default_factory=lambda: Component("auto"))  # auto, a format of docs/data.md, or your own
     revision: str | None = None  # of a Hub dataset: branch, tag or commit; pin it, or the metrics may change
     subset: str | None = None  # Hub configuration name
-    split: str = "train"  # rows or qrels of this split are trained on
+    split: str = "train"  # the split to train on
     query: str = "query"  # rows: column of the query text
     document: str | None = None  # rows: column of the document's text; null = positive / document / text, if there
     image: str | None = None  # rows: column of the document's image; null = image, if there; "" = none
     id: str | None = None  # rows: column that names the document (image_filename ...); null = hash of the content
     scores: str | None = None  # rows: column of a teacher's scores of the documents; null = scores, if there; "" = none
     negatives: int = 0  # hard negatives per query; the data must have them
-    limit: int | None = None  # first pairs only; the last query of a retrieval collection keeps all of its own
-    dev: float | int = 0.05  # share (below 1) or number of queries held out to choose by; whole files stay together
-    test: float | int = 0.05  # the same for the reported metrics; ignored where the data has a test split
-    test_documents: int | None = None  # at most this many documents to rank; relevant ones always stay
+    limit: int | None = (
+        None  # train on the first pairs only; the last query of a retrieval collection keeps all of its pairs
+    )
+    dev: float | int = 0.05  # share (below 1) or number of queries to hold out for dev; whole files stay together
+    test: float | int = 0.05  # the same for test; ignored where the data has a test split
+    test_documents: int | None = None  # most documents to rank; relevant ones always stay
     dev_documents: int | None = None  # the same for the dev split: it is ranked during training, so keep it small
-    query_tokens: int | None = None  # queries are cut here, too, while training; null = at model.query_tokens only
-    document_tokens: int | None = None  # the same for documents: short rows train fast, and whole ones are still read
-    length_groups: int = 4  # documents of a batch are encoded in this many groups of like length: less padding
-    length_window: int = 1  # so many batches are sorted by length together: less padding, and negatives of like length
-    source: str | None = None  # a batch is of one source: file, or rows: the column that names it; null = mixed
-    source_temperature: float = 1.0  # 1 = every pair once an epoch; above, small sources are drawn more often
-    source_weights: dict[str, float] = field(default_factory=dict)  # source -> how often it is drawn; 1 where not named
+    query_tokens: int | None = None  # longest query in training; null = model.query_tokens
+    document_tokens: int | None = (
+        None  # longest document in training: short rows train faster; null = model.document_tokens
+    )
+    length_groups: int = 4  # encode the documents of a batch in this many groups by length: less padding
+    length_window: int = 1  # sort this many batches by length together: less padding, and negatives of similar length
+    source: str | None = None  # one source a batch: file, or (rows) the column that names it; null = mixed
+    source_temperature: float = 1.0  # 1 = every pair once an epoch; above 1, small sources are drawn more often
+    source_weights: dict[str, float] = field(default_factory=dict)  # source -> how often it is drawn; default 1
 
     def __post_init__(self) -> None:
         """Let Python programs write the format as recipes do: ``DataBlock(format="beir")``."""

@@ -219,21 +219,21 @@ def dev_and_test(data: DataBlock, test: str | None = None, dev: str | None = Non
         if not (data.dev and data.test):
             raise DataError(f"{data.path} has neither a dev nor a test split: say how much to hold out for both")
         return _held_out(reader, replace(data, split=test_name))
-    whole = reader.read(test_name)
+    reported = reader.read(test_name)
     if dev_name is not None:
-        chosen_on, origin = reader.read(dev_name), f"the data's own splits {dev_name} and {test_name}"
-        texts = set(whole.queries.values())
-        shared = [q for q, text in chosen_on.queries.items() if q in whole.queries or text in texts]
+        chosen, origin = reader.read(dev_name), f"the data's own splits {dev_name} and {test_name}"
+        texts = set(reported.queries.values())
+        shared = [q for q, text in chosen.queries.items() if q in reported.queries or text in texts]
         if shared:
-            chosen_on = chosen_on.select([q for q in chosen_on.queries if q not in set(shared)])
+            chosen = chosen.select([q for q in chosen.queries if q not in set(shared)])
             origin += f"; {len(shared)} queries of {dev_name} are in {test_name} as well, and are left out of it"
     else:
-        left, right, kept = halves(whole)
-        chosen_on, whole = whole.select(left), whole.select(right)
+        left, right, kept = halves(reported)
+        chosen, reported = reported.select(left), reported.select(right)
         origin = f"there is no dev split: the queries of {test_name} in two halves, no {kept}'s queries in both"
     return DevAndTest(
-        _sampled(chosen_on, data.dev, data.dev_documents, "dev"),
-        _sampled(whole, data.test, data.test_documents, "test"),
+        _sampled(chosen, data.dev, data.dev_documents, "dev"),
+        _sampled(reported, data.test, data.test_documents, "test"),
         origin,
     )
 

@@ -69,8 +69,8 @@ def split(
     splits: dict[str, list[FileGroup]] = {}
     spare = sum(len(g.documents) for g in free)
     for target in ("test", "dev"):
-        room = max(0, (limit[target] or 0) - spare)  # what documents without a query cannot fill
-        aim = min(room, int(LARGEST_TEST * len(collection.corpus)))
+        missing = max(0, (limit[target] or 0) - spare)  # what documents without a query cannot fill
+        aim = min(missing, int(LARGEST_TEST * len(collection.corpus)))
         spare = max(0, spare - (limit[target] or 0))
         splits[target] = _choose(left, wanted[target], aim, collection.name, target)
         taken = {g.name for g in splits[target]}

@@ -57,7 +57,7 @@ def open_text(path: Path) -> Iterator[IO[str]]:
             line = next(n for n, raw in enumerate(stream, 1) if "\ufffd" in raw.decode("utf-8", "replace"))
         raise DataError(f"{path}:{line}: not UTF-8 text; convert the file to UTF-8") from error
     except (gzip.BadGzipFile, EOFError) as error:
-        raise DataError(f"{path}: not a whole gzip file ({error}); fetch it again") from error
+        raise DataError(f"{path}: the gzip file is cut off or damaged ({error}); download it again") from error
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:

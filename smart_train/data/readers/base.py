@@ -136,21 +136,21 @@ class Reader(ABC):
 
         Override it where the format can also return ids that dangle, which ``smart-train data check`` then reports.
         """
-        whole = RetrievalDataset(self.name, {}, {}, {})
+        dataset = RetrievalDataset(self.name, {}, {}, {})
         for split in self.splits():
             part = self.read(split)
             for key, document in part.corpus.items():
-                if whole.corpus.setdefault(key, document).text != document.text:
+                if dataset.corpus.setdefault(key, document).text != document.text:
                     what = f"the id {key!r} of {split} is in another split with another content"
                     raise DataError(f"{self.data.path}: {what}; give each document an id of its own")
-            whole.queries |= part.queries
-            whole.splits[split] = part.qrels
+            dataset.queries |= part.queries
+            dataset.splits[split] = part.qrels
             for query, documents in part.negatives.items():
-                before = whole.negatives.get(query, HardNegatives(())).documents
-                whole.negatives[query] = HardNegatives(tuple(dict.fromkeys([*before, *documents])))
+                before = dataset.negatives.get(query, HardNegatives(())).documents
+                dataset.negatives[query] = HardNegatives(tuple(dict.fromkeys([*before, *documents])))
             for query, scores in part.teacher.items():
-                whole.teacher.setdefault(query, {}).update(scores)
-        return whole
+                dataset.teacher.setdefault(query, {}).update(scores)
+        return dataset
 
     # What is known before any row is read; recipes are checked with it.
 
@@ -159,15 +159,15 @@ class Reader(ABC):
         return ()
 
     def no_negatives(self) -> str | None:
-        """Return why the data has no hard negatives; None where it has some, or reading must tell."""
+        """Return why the data has no hard negatives; None where it has some, or only reading shows it."""
         return None
 
     def no_scores(self) -> str | None:
-        """Return why the data has no teacher scores; None where it has some, or reading must tell."""
+        """Return why the data has no teacher scores; None where it has some, or only reading shows it."""
         return None
 
     def image_column(self) -> str | None:
-        """Return the column whose images ``read`` returns; None where there are none, or reading must tell."""
+        """Return the column whose images ``read`` returns; None where there are none, or only reading shows it."""
         return None
 
     # What evaluation asks for besides a collection.

@@ -128,7 +128,7 @@ class BeirReader(Reader):
             queries = [open_files(part_files(self.folder, "queries"))]
             files = qrels_files(self.folder)
             judged = {split: [j for file in files[split] for j in judgements(file)] for split in files}
-            return self._joined(self.folder.name, corpus, queries, judged)
+            return self._join(self.folder.name, corpus, queries, judged)
         corpus, queries, judged = [], [], {}
         for split in self.splits():
             tables = self._hub_tables(split)
@@ -138,7 +138,7 @@ class BeirReader(Reader):
                     table.name != tables[name].name for table in known
                 ):  # some sets have one corpus, some one a split
                     known.append(tables[name])
-        return self._joined(self.data.path.rpartition("/")[2], corpus, queries, judged)
+        return self._join(self.data.path.rpartition("/")[2], corpus, queries, judged)
 
     def problems(self) -> Iterator[Problem]:
         if self.folder is None:
@@ -234,29 +234,31 @@ class BeirReader(Reader):
         path, revision = self.data.path, self.data.revision
         return [hub.table(path, name, split, revision) for split in hub.splits(path, name, revision)]
 
-    def _joined(
+    def _join(
         self, name: str, corpus: Sequence[Table], queries: Sequence[Table], judged: dict[str, list[Judgement]]
     ) -> RetrievalDataset:
-        data, whole = self.data, RetrievalDataset(name, {}, {}, {})
+        data, dataset = self.data, RetrievalDataset(name, {}, {}, {})
         read = (("text",), ("title",), ("image",), FILES, PAGES, HASHES)
         for table in corpus:
             found = read_corpus(table, data.document, data.image, self.folder, must_exist=False)
-            _unite(whole.corpus, found, lambda a, b: (a.text, a.page) == (b.text, b.page), table)
-            _add_other_columns(whole.document_columns, table, CORPUS_IDS, read, (data.document, data.image))
+            _unite(dataset.corpus, found, lambda a, b: (a.text, a.page) == (b.text, b.page), table)
+            _add_other_columns(dataset.document_columns, table, CORPUS_IDS, read, (data.document, data.image))
         for table in queries:
-            _unite(whole.queries, read_queries(table), str.__eq__, table)
-            _add_other_columns(whole.query_columns, table, QUERY_IDS, (("text", "query"),), (data.document, data.image))
+            _unite(dataset.queries, read_queries(table), str.__eq__, table)
+            _add_other_columns(
+                dataset.query_columns, table, QUERY_IDS, (("text", "query"),), (data.document, data.image)
+            )
         for split, rows in judged.items():
-            qrels = whole.splits.setdefault(split, {})
+            qrels = dataset.splits.setdefault(split, {})
             for _, query, document, grade in rows:
                 row = qrels.setdefault(query, {})
                 if row.get(document, grade) != grade:
-                    whole.conflicts.append(f"{query} {document}")
+                    dataset.conflicts.append(f"{query} {document}")
                 row[document] = max(grade, row.get(document, grade))
-        whole.negatives = {query: mined for _, query, mined in negative_rows(self._optional_tables(NEGATIVES))}
+        dataset.negatives = {query: mined for _, query, mined in negative_rows(self._optional_tables(NEGATIVES))}
         for where, query, scores in teacher_rows(self._optional_tables(TEACHER)):
-            whole.teacher[query] = {d: read_score(s, f"{where}: {d}") for d, s in scores.items()}
-        return whole
+            dataset.teacher[query] = {d: read_score(s, f"{where}: {d}") for d, s in scores.items()}
+        return dataset
 
 
 def _label(value: Any) -> str:
@@ -322,9 +324,9 @@ def read_beir(
     judged = [j for file in there[split] for j in judgements(file)]
     documents = read_corpus(open_files(files["corpus"]), text, image, folder)
     queries = read_queries(open_files(files["queries"]))
-    whole = judged_collection(name or f"{folder.name}/{split}", documents, queries, judged)
-    attach(whole, optional_tables(folder, NEGATIVES), optional_tables(folder, TEACHER))
-    return whole
+    collection = judged_collection(name or f"{folder.name}/{split}", documents, queries, judged)
+    attach(collection, optional_tables(folder, NEGATIVES), optional_tables(folder, TEACHER))
+    return collection
 
 
 def is_beir(folder: Path) -> bool:
@@ -398,9 +400,9 @@ def read_corpus(
     home, must_exist: see ``tables.read_image``
     """
     columns = table.columns
-    for given in (text, image):
-        if given and given not in columns:
-            require_column(table, (given,), "documents")
+    for named in (text, image):
+        if named and named not in columns:
+            require_column(table, (named,), "documents")
     key = require_column(table, CORPUS_IDS, "document ids")
     body = find_column(columns, ("text",)) if text is None else text
     picture = find_column(columns, ("image",)) if image is None else image

@@ -88,8 +88,8 @@ def read_pydocs(roots: list[Path] | None = None) -> Collection:
     """Read docstring summaries (queries) and bodies (documents) of the standard library and installed packages.
 
     Kept where summary (4 to 40 words) and body (20 words or more) are each unique over all that was read, compared
-    in lower case with white space normalised, and the body does not contain the summary; so of a vendored copy
-    neither side is kept.  Left out: test folders, this package, files that hardly have documentation.
+    in lower case with white space normalised, and the body does not contain the summary; so neither of a
+    package and its vendored copy is kept.  Left out: test folders, this package, files that hardly have documentation.
     ``Document.file`` is the top-level package; ids are ``package/module.py:Class.method``.  Sorted by id: the same
     installed packages give the same collection.  Files that cannot be parsed are counted in a warning.
 
