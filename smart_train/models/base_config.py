@@ -49,7 +49,7 @@ def read_base(
     text = config.get_text_config()
     layers, hidden = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
     if not isinstance(layers, int) or not isinstance(hidden, int):
-        what = f"{base}: a model of type {config.model_type!r} does not tell num_hidden_layers and hidden_size"
+        what = f"{base}: a model of type {config.model_type!r} has no num_hidden_layers and hidden_size"
         raise BaseNotFound(what, "choose a transformer embedder")
     positions = getattr(text, "max_position_embeddings", None)
     if isinstance(positions, int) and text.model_type in OFFSET:
@@ -67,16 +67,34 @@ class BaseFiles:
 
     @classmethod
     def of(cls, base: str, revision: str | None = None) -> BaseFiles:
-        """Of a base as ``resolve_base`` takes it.  Raises BaseNotFound."""
+        """Return the files of a base, named as ``resolve_base`` takes it.  Raises BaseNotFound."""
         place = resolve_base(base)
         return cls(hub_id(place) or place, revision)
 
     def config(self, base: str, trust_remote_code: bool = False) -> Any:
-        """transformers' configuration; ``base`` is what a BaseNotFound names."""
-        return _config(self, base, trust_remote_code)
+        """Return transformers' configuration.
+
+        base: what a BaseNotFound names; raised where there is none, or where it cannot be read
+        """
+        from transformers import AutoConfig
+
+        subfolder = ""
+        if self.local and not (Path(self.place) / "config.json").is_file():
+            # Older sentence-transformers folders keep the transformer in a folder of its own.
+            modules = self.modules()
+            subfolder = modules[0]["path"] if modules else ""
+            if not (Path(self.place) / subfolder / "config.json").is_file():
+                raise BaseNotFound(f"{base}: the folder has no config.json", "name the folder of a saved model")
+        try:
+            return AutoConfig.from_pretrained(
+                self.place, revision=self.revision, trust_remote_code=trust_remote_code, subfolder=subfolder
+            )
+        except (OSError, ValueError, KeyError) as error:
+            what, fix = _explain(error)
+            raise BaseNotFound((f"{base}: ", what), fix) from error
 
     def json(self, name: str) -> Any | None:
-        """The parsed file, None where it is not there."""
+        """Return the parsed file; None where there is none."""
         from transformers.utils import cached_file
 
         if self.local:
@@ -89,31 +107,12 @@ class BaseFiles:
         return json.loads(Path(found).read_text(encoding="utf8")) if found else None
 
     def modules(self) -> list[dict[str, str]]:
-        """sentence-transformers' list of modules, empty for a plain transformers model."""
+        """Return sentence-transformers' list of modules, empty for a plain transformers model."""
         return self.json("modules.json") or []
 
 
-def _config(fetch: BaseFiles, base: str, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig
-
-    subfolder = ""
-    if fetch.local and not (Path(fetch.place) / "config.json").is_file():
-        # Older sentence-transformers folders keep the transformer in a folder of its own.
-        modules = fetch.modules()
-        subfolder = modules[0]["path"] if modules else ""
-        if not (Path(fetch.place) / subfolder / "config.json").is_file():
-            raise BaseNotFound(f"{base}: the folder has no config.json", "name the folder of a saved model")
-    try:
-        return AutoConfig.from_pretrained(
-            fetch.place, revision=fetch.revision, trust_remote_code=trust_remote_code, subfolder=subfolder
-        )
-    except (OSError, ValueError, KeyError) as error:
-        what, fix = _reason(error)
-        raise BaseNotFound((f"{base}: ", what), fix) from error
-
-
-def _reason(error: BaseException) -> tuple[Message, Message]:
-    """What is wrong and what to do: with the Hub, else with the configuration."""
+def _explain(error: BaseException) -> tuple[Message, Message]:
+    """Return what is wrong and what to do: with the Hub, else with the configuration."""
     found = explain(error)
     if found is not None:
         return found

@@ -1,4 +1,4 @@
-"""The base, loaded as a sentence-transformers model: whole on every process, whatever engine waits for it."""
+"""Load a base as a sentence-transformers model: whole on every process, whichever engine will shard it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ RAM = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 def load_base(
     settings: ModelBlock, place: str, commit: str | None, device: str | torch.device | None
 ) -> SentenceTransformer:
-    """place, commit: a folder and None, or a Hub id and its commit.  Raises BaseNotFound where it can't be had."""
+    """Load the base.
+
+    settings: the recipe's block; place, commit: a folder and None, or a Hub id and its commit
+    Raises BaseNotFound where it cannot be loaded from there.
+    """
     options: dict[str, Any] = {}
     if settings.dtype != "auto":
         options["dtype"] = getattr(torch, settings.dtype)
@@ -31,7 +35,7 @@ def load_base(
         options["quantization_config"] = four_bits(settings.base, _computed_in(settings, place, commit))
     if settings.attention is not None:
         options["attn_implementation"] = settings.attention
-    with hub.hub_errors(settings.base, settings.revision), images_without_torchvision(), loaded_whole():
+    with hub.hub_errors(settings.base, settings.revision), images_without_torchvision(), unsharded():
         base = SentenceTransformer(
             place,
             revision=commit,
@@ -44,7 +48,7 @@ def load_base(
 
 
 def _computed_in(settings: ModelBlock, place: str, commit: str | None) -> torch.dtype:
-    """The products of a base in 4 bits: as model.dtype says, else as the base is stored."""
+    """Return the dtype that a base in 4 bits computes in: as model.dtype says, else as the base is stored."""
     if settings.dtype != "auto":
         return cast(torch.dtype, getattr(torch, settings.dtype))
     stored = BaseFiles(place, commit).config(settings.base, settings.trust_remote_code).dtype
@@ -52,13 +56,13 @@ def _computed_in(settings: ModelBlock, place: str, commit: str | None) -> torch.
 
 
 @contextmanager
-def loaded_whole() -> Iterator[None]:
-    """While a base is loaded in this block, no engine cuts it up or leaves it empty.
+def unsharded() -> Iterator[None]:
+    """Load bases inside this block without sharding.
 
-    transformers cuts weights up as it loads them once it has heard of ZeRO-3, and loads nothing but on rank 0 under
-    FSDP's RAM-efficient loading.  But the final norm is found by a forward, LoRA is drawn by a seed, and the untouched
-    base is ranked: all of one whole model, which the engine cuts up afterwards.  Costs the base's size in host memory
-    for every process of a machine, while they start.
+    transformers shards weights as it loads them when ZeRO-3 is configured, and loads them on rank 0 alone under FSDP's
+    RAM-efficient loading.  But finding the final norm takes a forward, LoRA is drawn by a seed, and the untouched base
+    is ranked: all of this needs a whole model, which the engine shards afterwards.  It costs the base's size in host
+    memory for every process of a machine, while they start.
     """
     config = known._hf_deepspeed_config_weak_ref() if known._hf_deepspeed_config_weak_ref is not None else None
     given = os.environ.get(RAM)

@@ -22,6 +22,7 @@ from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock
 from smart_train.config.typed_values import make_block
 from smart_train.core import hub
 from smart_train.core.embeddings import Embeddings, Features, Tokens
+from smart_train.core.errors import BaseNotFound, SettingError
 from smart_train.core.modality import content_size
 from smart_train.losses import similarity
 from smart_train.models import saving
@@ -31,10 +32,12 @@ from smart_train.models.heads import LateHead
 from smart_train.models.hidden_states import find_blocks, find_final_norm, resolve_layers, set_dropout, text_config
 from smart_train.models.lora import add_lora
 from smart_train.models.pooling import pooling_of, set_pooling
-from smart_train.models.preprocessing import Contents, Role, features_of, prompt_of, same_kind, set_pixel_budget
+from smart_train.models.preprocessing import Contents, Role, by_modality, features_of, prompt_of, set_pixel_budget
 from smart_train.models.token_filters import TokenFilter
 
 logger = logging.getLogger(__name__)
+
+CHOOSE = "choose a transformer embedder"
 
 
 class SmartEncoder(nn.Module):
@@ -46,8 +49,8 @@ class SmartEncoder(nn.Module):
     lora: keys of a LoRA adapter, such as {"r": 32}; short for ``adapter={"kind": "lora", "r": 32}``
     device: where the model is put; None = the best there is
     ``place`` and ``commit`` say where the base was loaded from: a folder and None, or a Hub id and its commit.
-    Raises BaseNotFound where the base cannot be loaded, ExtensionError where a head or token filter cannot, and
-    ValueError where the base gives no token states, lacks a layer, or its final norm can't be found.
+    Raises BaseNotFound where the base cannot be loaded or gives no token states, ExtensionError where a head or token
+    filter cannot be made, and SettingError where the base lacks a layer or its final norm cannot be found.
 
         encoder = SmartEncoder("sentence-transformers/all-MiniLM-L6-v2", late={"layer": 4})
         documents = encoder.encode_documents(["a passage", "another passage"])
@@ -75,9 +78,11 @@ class SmartEncoder(nn.Module):
         self.place, self.commit = hub.locate(base, self.settings.revision)
         self.st = load_base(self.settings, self.place, self.commit, device)
         if not hasattr(self.transformer, "modality_config"):
-            raise ValueError(f"{base}: its first module is {type(self.transformer).__name__}, not a transformer")
+            kind = type(self.transformer).__name__
+            raise BaseNotFound(f"{base}: its first module is {kind}, not a transformer", CHOOSE)
         if self.transformer.module_output_name != "token_embeddings":
-            raise ValueError(f"{base} gives no token states (only {self.transformer.module_output_name})")
+            given = self.transformer.module_output_name
+            raise BaseNotFound(f"{base} gives no token states (only {given})", CHOOSE)
         # Rows of a flattened batch can't be told apart by a mask; chunks of like length save the same padding.
         self.transformer.unpad_inputs = False
         set_pixel_budget(self.transformer.processor, self.settings)
@@ -160,7 +165,8 @@ class SmartEncoder(nn.Module):
             return []
         norm, base = find_final_norm(self.backbone, self._probe), self.settings.base
         if norm is None and self.late.norm == "final":
-            raise ValueError(f"{base} has no final norm (it is a post-norm model); set late.norm to auto or none")
+            what = f"is final, but {base} has no final norm (it is a post-norm model)"
+            raise SettingError("late.norm", what, "write auto or none")
         return [norm] if norm is not None else []
 
     def _probe(self) -> Tensor:
@@ -317,7 +323,7 @@ class SmartEncoder(nn.Module):
         parts: list[tuple[list[int], Embeddings]] = []
         try:
             for start in starts:
-                for rows in same_kind(order[start : start + batch_size], contents):
+                for rows in by_modality(order[start : start + batch_size], contents):
                     features = self.preprocess([contents[i] for i in rows], role)
                     on_device = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in features.items()}
                     batch = self(on_device).cut(pooled_dim, token_dim).to("cpu")

@@ -1,7 +1,7 @@
-"""LoRA through peft: where it goes, how it is added, written and read back key by key.
+"""Add, save, load and merge LoRA adapters, through peft.
 
-Every tensor of an adapter file is accounted for: a missing, an unexpected or a wrongly sized one is an error, as is
-a file of zeros.  (Adapters that load without an error and do nothing are this field's most reported fault.)
+Every tensor of an adapter file is checked: a missing, an unexpected or a wrongly sized one is an error, and so is a
+file of zeros.  (Adapters that load without an error and do nothing are this field's most reported fault.)
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What add_lora sets.  All else of a file must be as peft has it by default: other fields change the base's weights as
 # they are read (pissa), import modules by name (megatron_core) or add tensors that nothing here knows.
 OURS = ("r", "lora_alpha", "lora_dropout", "target_modules", "base_model_name_or_path", "revision", "task_type")
-TOLD = ("inference_mode", "peft_type", "peft_version")
+NOTED = ("inference_mode", "peft_type", "peft_version")
 
 
 def lora_targets(model: nn.Module, adapter: AdapterBlock) -> str:
-    """One regular expression over module names: the linear layers that get LoRA.
+    """Return one regular expression over module names: the linear layers that get LoRA.
 
-    auto: every linear layer of the language model's blocks (of ``adapter.layers`` only, where given); a list: those
-    of them with these last names; a string: used as it is.  With ``adapter.vision`` the vision tower's are added.
+    adapter.targets: "auto" = every linear layer of the language model's blocks (of ``adapter.layers`` only, where
+        given); a list = those of them with these last names; another text = used as it is.  With ``adapter.vision`` the
+        vision tower's linear layers are added
     Raises AdapterError where nothing matches.
     """
     if isinstance(adapter.targets, str) and adapter.targets != "auto":
@@ -76,7 +77,7 @@ def _linear_names(module: nn.Module) -> list[str]:
 
 
 def add_lora(model: nn.Module, adapter: AdapterBlock, base: str, revision: str | None) -> None:
-    """Freezes ``model`` and adds LoRA (Hu et al. 2021) in place; LoRA weights are float32 over a half-precision base.
+    """Freeze ``model`` and add LoRA (Hu et al. 2021) in place; LoRA weights are float32 over a half-precision base.
 
     B starts at zero, so that the vectors are the base's own until the first step.
     """
@@ -105,12 +106,15 @@ def _inject(model: nn.Module, config: LoraConfig) -> None:
 
 
 def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the LoRA parameters of a model by name."""
     return {name: p for name, p in model.named_parameters() if "lora_" in name}
 
 
 def _lora_state(model: Any, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The adapter's tensors under peft's names.  No embeddings are resized here, so peft needn't ask the Hub whether
-    they were (it does by default, at every save)."""
+    """Return the adapter's tensors under peft's names.
+
+    No embeddings are resized here, so peft need not ask the Hub whether they were (by default it does, at every save).
+    """
     tensors: dict[str, Tensor] = get_peft_model_state_dict(
         model, state_dict=state, adapter_name=NAME, save_embedding_layers=False
     )
@@ -118,7 +122,7 @@ def _lora_state(model: Any, state: dict[str, Tensor] | None = None) -> dict[str,
 
 
 def save_lora(model: Any, folder: Path, state: dict[str, Tensor] | None = None) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors as peft does, so that plain peft reads them.
+    """Write adapter_config.json and adapter_model.safetensors as peft does, so that plain peft reads them.
 
     state: the gathered full tensors where the model in memory is sharded; None takes the model's own.
     Raises AdapterError, and writes nothing, where a tensor is empty.
@@ -138,10 +142,10 @@ def save_lora(model: Any, folder: Path, state: dict[str, Tensor] | None = None) 
 
 
 def load_lora(model: Any, folder: Path, trainable: bool = False) -> None:
-    """Adds the adapter of ``folder`` to the plain base ``model``, every key checked.
+    """Add the adapter of ``folder`` to the plain base ``model``.
 
-    Raises AdapterError: no adapter there, keys missing or left over, another shape, or B all zero (an untrained or
-    broken file would load without an error and change nothing).  The model is as it was then.
+    Raises AdapterError, and leaves the model as it was: no adapter there, keys missing or left over, another shape, or
+    B all zero (an untrained or broken file would load without an error and change nothing).
     """
     config = read_config(folder)
     tensors = read_lora(folder)
@@ -165,7 +169,7 @@ def load_lora(model: Any, folder: Path, trainable: bool = False) -> None:
 
 
 def remove_lora(model: Any) -> None:
-    """Takes LoRA out again, with whatever it had learned: the base's own layers are back in their places."""
+    """Remove LoRA and what it learned: put the base's own layers back in their places."""
     for name, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
             parent, _, child = name.rpartition(".")
@@ -176,7 +180,7 @@ def remove_lora(model: Any) -> None:
 
 
 def read_config(folder: Path) -> LoraConfig:
-    """adapter_config.json, where it asks for nothing but what ``add_lora`` sets.  Raises AdapterError."""
+    """Read adapter_config.json; raise AdapterError where it sets anything that ``add_lora`` does not set."""
     path = folder / CONFIG
     if not path.is_file() or not (folder / WEIGHTS).is_file():
         raise AdapterError(f"{folder}: no adapter there ({CONFIG} and {WEIGHTS} are needed)")
@@ -186,7 +190,7 @@ def read_config(folder: Path) -> LoraConfig:
         raise AdapterError(f"{path}: peft_type is {found!r}, expected 'LORA'; nothing was loaded")
     usual = LoraConfig().to_dict()
     for key, value in stored.items():
-        if key in (*OURS, *TOLD) or value == usual.get(key):
+        if key in (*OURS, *NOTED) or value == usual.get(key):
             continue
         if key in usual:
             what = f"{key} is {value!r}, expected {usual[key]!r}, which is all that this package writes"
@@ -197,22 +201,26 @@ def read_config(folder: Path) -> LoraConfig:
 
 
 def read_lora(folder: Path) -> dict[str, Tensor]:
-    """The adapter's tensors under the names they have in the model (without the adapter's own).  AdapterError."""
+    """Read the adapter's tensors under the names they have in the model (without the adapter's own).
+
+    Raises AdapterError.
+    """
     stored = read_tensors(folder / WEIGHTS)
     tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in stored.items()}
     if len(tensors) < len(stored):
         what = f"{len(stored) - len(tensors)} of {len(stored)} tensors are there twice (base_model.model.)"
         raise AdapterError(f"{folder / WEIGHTS}: {what}; nothing was loaded")
-    check_moved(tensors, folder / WEIGHTS)
+    check_nonzero(tensors, folder / WEIGHTS)
     return tensors
 
 
 def load_lora_weights(model: Any, folder: Path) -> None:
-    """Copies the file's tensors into the LoRA that ``model`` has already; the same checks as ``load_lora``."""
+    """Copy the file's tensors into the LoRA that ``model`` already has; the checks are those of ``load_lora``."""
     put_lora(model, read_lora(folder), folder)
 
 
 def put_lora(model: Any, stored: dict[str, Tensor], folder: Path) -> None:
+    """Copy tensors into the model's LoRA; raise AdapterError where names or shapes differ.  folder: for messages"""
     expected = _lora_state(model)
     missing, extra = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
     if missing or extra:
@@ -232,19 +240,19 @@ def put_lora(model: Any, stored: dict[str, Tensor], folder: Path) -> None:
         raise AdapterError(f"{folder / WEIGHTS}: peft left out {result.unexpected_keys[:3]}")
 
 
-def check_moved(tensors: dict[str, Tensor], where: Path | str) -> None:
-    """Raises AdapterError where every LoRA B is zero: such an adapter changes no vector."""
+def check_nonzero(tensors: dict[str, Tensor], where: Path | str) -> None:
+    """Raise AdapterError where every LoRA B is zero: such an adapter changes no vector."""
     bs = [t for name, t in tensors.items() if "lora_B" in name]
     if bs and not any(bool(torch.any(t != 0)) for t in bs):
         raise AdapterError(f"{where}: all {len(bs)} LoRA B matrices are zero, so the adapter changes nothing")
 
 
-# LoRA as weights: added to the layers it belongs to, and several adapters as one.
+# Merging -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Rounding:
-    """What became of the update where weights have fewer digits than it: the share of its length that was lost."""
+    """What rounding took of an update. lost: share of its length; dtype: of the weights"""
 
     lost: float
     dtype: str
@@ -252,7 +260,7 @@ class Rounding:
 
 @torch.no_grad()
 def merge_lora(model: Any) -> Rounding:
-    """W + scale x B A in place of every adapted layer's W; afterwards the model has no LoRA.
+    """Replace every adapted layer's W by W + scale x B A, in place; afterwards the model has no LoRA.
 
     The sum is taken in float32 and rounded once.  In bfloat16 (8 bits) that rounding is as large as a small update:
     the vectors then equal the adapter's to about 1e-2, not 1e-5, and ``lost`` says how much of the update is gone.
@@ -282,11 +290,11 @@ def merge_lora(model: Any) -> Rounding:
 
 
 def weighted_lora(parts: Sequence[tuple[dict[str, Tensor], float, float]]) -> tuple[dict[str, Tensor], int]:
-    """Several adapters' tensors -> one adapter's whose update is exactly the weighted sum of theirs, and its rank.
+    """Return one adapter's tensors whose update is exactly the weighted sum of several adapters', and its rank.
 
-    parts: (tensors by peft's names, alpha / r, weight) of each, with the same layers.  Ranks are put one behind the
-    other: A = [A1; A2 ...], B = [w1 s1 B1, w2 s2 B2 ...], so that B A = sum of w s B A with alpha = r.  Averaging A and
-    B themselves would give other products (B1 A2 among them).
+    parts: (tensors by peft's names, alpha / r, weight) of each, with the same layers
+    Ranks are concatenated: A = [A1; A2 ...], B = [w1 s1 B1, w2 s2 B2 ...], so that B A = sum of w s B A with alpha = r.
+    Averaging A and B themselves would give other products (B1 A2 among them).
     Raises AdapterError where the layers or their widths differ.
     """
     names = parts[0][0].keys()
@@ -306,10 +314,3 @@ def weighted_lora(parts: Sequence[tuple[dict[str, Tensor], float, float]]) -> tu
     if len(ranks) != 1:
         raise AdapterError(f"the adapters have different ranks for different layers ({sorted(ranks)} together)")
     return merged, ranks.pop()
-
-
-def block_list(model: nn.Module, name: str, count: int) -> None:
-    """Keeps the first ``count`` blocks of the list of that name."""
-    parent, _, child = name.rpartition(".")
-    owner = model.get_submodule(parent)
-    setattr(owner, child, nn.ModuleList(list(getattr(owner, child))[:count]))

@@ -1,4 +1,4 @@
-"""A chunk of Features in smaller pieces, rows in order: what bounds the memory of one forward."""
+"""Split a chunk of features into smaller pieces, rows in order, to bound the memory of one forward."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GRID, PATCHES, COUNTS = "image_grid_thw", "pixel_values", "num_images_per_sample
 def split(
     features: Features, rows: int | None = None, tokens: int | None = None, image_token: int | None = None
 ) -> list[Features]:
-    """The rows of a chunk as pieces, in order; a chunk within both limits comes back as it is.
+    """Split the rows of a chunk into pieces, in order; a chunk within both limits comes back as it is.
 
     rows: most rows of a piece (pieces are made alike in size); tokens: most tokens of a piece, padding included, which
     is its rows times its longest row; a single row may be longer.  None = no limit.
@@ -28,7 +28,7 @@ def split(
     """
     for name, limit in (("rows", rows), ("tokens", tokens)):
         if limit is not None and limit < 1:
-            raise ValueError(f"at most {limit} {name} a forward is none at all; give 1 or more, or null for no limit")
+            raise ValueError(f"{name} is {limit}, the most in a forward; give 1 or more, or None for no limit")
     lengths = _lengths(features)
     bounds = _bounds(lengths, rows, tokens)
     if len(bounds) < 2:
@@ -44,7 +44,7 @@ def split(
 
 
 def image_token(config: Any) -> int | None:
-    """Id of the placeholder that stands for a part of an image, from a model's configuration; None = it has none."""
+    """Return the id of the token that stands for a part of an image, from a model's configuration; None = none."""
     for name in ("image_token_id", "image_token_index"):
         if getattr(config, name, None) is not None:
             return int(getattr(config, name))
@@ -52,7 +52,7 @@ def image_token(config: Any) -> int | None:
 
 
 def rows_of(features: Features) -> int:
-    """Number of rows of a chunk."""
+    """Return the number of rows of a chunk."""
     return len(features["input_ids"])
 
 

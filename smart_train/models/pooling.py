@@ -8,6 +8,8 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
+from smart_train.core.errors import SettingError
+
 
 def pooling_name(mode: str | Sequence[str]) -> str:
     """Return a pooling mode as text; several modes, whose vectors are concatenated, are joined with a plus.
@@ -28,20 +30,18 @@ def set_pooling(model: SentenceTransformer, mode: str) -> None:
     """Replace the model's Pooling module by one of this mode, in place.
 
     mode: one of ``sentence_transformers``' ``Pooling.POOLING_MODES``
-    Raises ValueError where the model has no Pooling module, and where a Dense module behind it needs the width that
+    Raises SettingError where the model has no Pooling module, and where a Dense module behind it needs the width that
     the model's own pooling has.
     """
     modules: list[Any] = list(model)
     place = next((place for place, module in enumerate(modules) if isinstance(module, Pooling)), None)
     if place is None:
-        raise ValueError(f"model.pooling is {mode}, but the base has no Pooling module; remove model.pooling")
+        raise SettingError("model.pooling", f"is {mode}, but the base has no Pooling module", "remove it")
     before = modules[place]
     after = Pooling(before.embedding_dimension, mode, include_prompt=before.include_prompt)
     if after.pooling_output_dimension != before.pooling_output_dimension and any(
         hasattr(module, "in_features") for module in modules[place + 1 :]
     ):
-        raise ValueError(
-            f"model.pooling is {mode}, {after.pooling_output_dimension} wide, but the Dense module behind the base's "
-            f"pooling takes {before.pooling_output_dimension}; remove model.pooling"
-        )
+        what = f"is {mode}, {after.pooling_output_dimension} wide, but the Dense module behind the base's pooling takes"
+        raise SettingError("model.pooling", f"{what} {before.pooling_output_dimension}", "remove it")
     model[place] = after

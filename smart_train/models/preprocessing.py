@@ -1,4 +1,4 @@
-"""What an encoder is given: text, images, paths of images, or both together."""
+"""Turn contents (text, images, paths of images, or both together) into the features that a backbone takes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from smart_train.config.schema import ModelBlock
 from smart_train.core.embeddings import Features
+from smart_train.core.errors import DataError, SettingError
 from smart_train.core.modality import modality, to_rgb
 
 Role = Literal["query", "document"]
@@ -18,9 +19,9 @@ Contents = Sequence[Any]
 
 
 def set_pixel_budget(processor: Any, settings: ModelBlock) -> None:
-    """The recipe's bounds on an image's pixels, set where the Qwen-VL family keeps them.
+    """Set the recipe's bounds on an image's pixels, where processors of the Qwen-VL family keep them.
 
-    Raises ValueError where the processor has no such bounds: a budget that is not obeyed must not be recorded.
+    Raises SettingError where the processor has no such bounds: a bound without an effect must not be recorded.
     """
     wanted = {"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}
     wanted = {k: v for k, v in wanted.items() if v is not None}
@@ -29,9 +30,8 @@ def set_pixel_budget(processor: Any, settings: ModelBlock) -> None:
     images = getattr(processor, "image_processor", None)
     size = getattr(images, "size", None)
     if images is None or size is None or "longest_edge" not in dict(size):
-        raise ValueError(
-            f"model.min_pixels / max_pixels: {type(processor).__name__} has no pixel bounds; remove both keys"
-        )
+        key = "model.max_pixels" if settings.max_pixels is not None else "model.min_pixels"
+        raise SettingError(key, f"is given, but {type(processor).__name__} has no pixel bounds", "remove it")
     images.size = {**dict(size), **wanted}
     for name, value in (("min_pixels", settings.min_pixels), ("max_pixels", settings.max_pixels)):
         if value is not None and hasattr(images, name):
@@ -39,7 +39,7 @@ def set_pixel_budget(processor: Any, settings: ModelBlock) -> None:
 
 
 def open_content(content: Any) -> Any:
-    """A path of an image becomes the image, and every image upright, opaque and RGB, as data/collection.py gives it.
+    """Open the images of a content: paths become images, and every image is upright, opaque and RGB.
 
     A path is a pathlib.Path, or the value under "image" of a dict, which may be a list; so may "video", of frames.  A
     plain string is text, always: a document that reads like a file's name must not be opened.
@@ -53,7 +53,7 @@ def open_content(content: Any) -> Any:
 
 
 def _opened(images: Any) -> Any:
-    """An image, or several in their order (of one content, or the frames of a video), opened."""
+    """Open an image, or several in their order (of one content, or the frames of a video)."""
     if isinstance(images, list | tuple):
         return [_opened(image) for image in images]
     return open_content(Path(images) if isinstance(images, str) else images)
@@ -64,22 +64,19 @@ def _read_image(path: Path) -> Any:
         with Image.open(path) as image:
             return to_rgb(image)
     except OSError as error:
-        raise ValueError(f"{path}: not a readable image ({error}); repair it or leave it out") from error
+        raise DataError(f"{path}: not a readable image ({error}); repair it or leave it out") from error
 
 
-def same_kind(rows: list[int], contents: Contents) -> list[list[int]]:
-    """The rows of a batch by kind (text, image, both): a forward takes one kind."""
+def by_modality(rows: list[int], contents: Contents) -> list[list[int]]:
+    """Group the rows of a batch by modality (text, image, both): a forward takes one."""
     groups: dict[str, list[int]] = {}
     for row in rows:
         groups.setdefault(modality(contents[row]), []).append(row)
     return list(groups.values())
 
 
-# Contents -> Features: prompt, length, template, in data workers.
-
-
 def prompt_of(st: SentenceTransformer, settings: ModelBlock, role: Role) -> str | None:
-    """The recipe's prompt for this role, else the base's own, chosen as sentence-transformers does."""
+    """Return the recipe's prompt for this role, else the base's own, chosen as sentence-transformers does."""
     own = settings.query_prompt if role == "query" else settings.document_prompt
     if own is not None:
         return own or None
@@ -91,7 +88,10 @@ def prompt_of(st: SentenceTransformer, settings: ModelBlock, role: Role) -> str 
 def features_of(
     st: Any, settings: ModelBlock, contents: Contents, role: Role, prompt: str | None, limit: int | None
 ) -> Features:
-    """See SmartEncoder.preprocess.  Features carry their role, and how many rows were cut."""
+    """Apply prompt, length limit and chat template, and tokenize; see ``SmartEncoder.preprocess``.
+
+    The features carry their role ("role") and how many rows were cut ("cut").
+    """
     own = settings.query_tokens if role == "query" else settings.document_tokens
     limit = min((n for n in (limit, own) if n is not None), default=None)
     rows = [open_content(content) for content in contents]
@@ -115,12 +115,13 @@ def features_of(
 
 
 def _at_limit(features: Features, limit: int | None) -> int:
-    """Rows of a text batch that fill the limit: cut, or (rarely) just as long."""
+    """Count the rows of a text batch that fill the limit: cut, or (rarely) just as long."""
     mask = features.get("attention_mask")
     return 0 if limit is None or mask is None else int((mask.sum(1) >= limit).sum())
 
 
 def _cut_text(tokenizer: Any, row: Any, limit: int, cut: list[int]) -> Any:
+    """Cut the text of a row to ``limit`` tokens; ``cut`` gets the length of a text that was longer."""
     text = row.get("text") if isinstance(row, dict) else row
     if not isinstance(text, str):
         return row

@@ -1,4 +1,4 @@
-"""Qwen-VL processors on machines without torchvision: images work, videos are refused.
+"""Load Qwen-VL processors on machines without torchvision: images work, videos are refused.
 
 transformers needs torchvision for *videos* only, but Qwen2-VL, Qwen2.5-VL, Qwen3-VL and what descends from them
 cannot be loaded without their video processor.  Pages are images, and those have a Pillow backend that needs no
@@ -24,14 +24,15 @@ from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor as
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor as WholeQwen3VLProcessor
 from transformers.utils import cached_file, is_torchvision_available
 
-log = logging.getLogger(__name__)
+from smart_train.core.errors import SmartTrainError
 
+logger = logging.getLogger(__name__)
 
 WHERE = ["cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder"]
 
 
-class VideoRefused(ValueError):
-    """A video was handed to a processor that was loaded without torchvision."""
+class VideoRefused(SmartTrainError, ValueError):
+    """A processor that was loaded without torchvision got a video."""
 
 
 class ImagesOnly(ProcessorMixin):
@@ -67,7 +68,7 @@ class ImagesOnly(ProcessorMixin):
 
 @cache  # once a class and process; a run loads its base three times
 def report(name: str) -> None:
-    log.warning(
+    logger.warning(
         "torchvision is not installed: %s is loaded for images and text; videos are refused (pip install torchvision "
         "to have them)",
         name,
@@ -75,8 +76,10 @@ def report(name: str) -> None:
 
 
 def read_video_settings(base: Any, where: dict[str, Any]) -> dict[str, Any] | None:
-    """The video processor's settings of a base: a part of processor_config.json since transformers 5, a file of their
-    own before; None where the base was published without."""
+    """Return the video processor's settings of a base; None where the base was published without.
+
+    They are a part of processor_config.json since transformers 5, and a file of their own before.
+    """
     where = {key: where[key] for key in WHERE if key in where}
     for name, part in (("processor_config.json", "video_processor"), ("video_preprocessor_config.json", None)):
         path = cached_file(base, name, _raise_exceptions_for_missing_entries=False, **where)
@@ -107,7 +110,7 @@ FAMILIES = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor, "qw
 
 @contextmanager
 def images_without_torchvision() -> Iterator[None]:
-    """While it is open, AutoProcessor loads Qwen-VL processors also where torchvision is missing: for images only.
+    """Inside this block, AutoProcessor loads Qwen-VL processors also where torchvision is missing: for images only.
 
     Changes nothing where torchvision is installed, and nothing about other processors.  What was loaded inside stays
     usable afterwards, in this process and pickled in another.

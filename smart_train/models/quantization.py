@@ -1,4 +1,4 @@
-"""A base held in 4 bits while LoRA learns on it (QLoRA, Dettmers et al. 2023), and its weights as training saw them."""
+"""Hold a base in 4 bits while LoRA is trained on it (QLoRA, Dettmers et al. 2023), and turn it back into weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ BITS = 4 + 0.127  # a weight: NF4 in blocks of 64, whose scales are quantised to
 
 
 def four_bits(base: str, dtype: torch.dtype) -> Any:
-    """transformers' BitsAndBytesConfig.  dtype: of the products.  Raises BaseNotFound where bitsandbytes is missing."""
+    """Return transformers' BitsAndBytesConfig.
+
+    dtype: in which layers compute.  Raises BaseNotFound where bitsandbytes is not installed.
+    """
     if find_spec("bitsandbytes") is None:
         what = f"{base}: to hold it in 4 bits the package bitsandbytes is needed, which is not installed"
         whole = Setting("model.quantisation", "none", python='pass quantisation="none"')
@@ -29,8 +32,10 @@ def four_bits(base: str, dtype: torch.dtype) -> Any:
 
 
 def write_quantization_config(folder: Path, model: Any) -> None:
-    """Has plain sentence-transformers hold the base of a saved adapter in 4 bits as well: without it, it would take the
-    whole base and give other vectors, and say nothing."""
+    """Write into a saved adapter that plain sentence-transformers holds the base in 4 bits as well.
+
+    Without it, it would take the unquantised base and silently give other vectors.
+    """
     path = folder / "sentence_bert_config.json"
     dtype = str(model.config.quantization_config.bnb_4bit_compute_dtype).removeprefix("torch.")
     content = json.loads(path.read_text(encoding="utf8"))
@@ -40,30 +45,33 @@ def write_quantization_config(folder: Path, model: Any) -> None:
 
 
 def same_kernel(model: Any) -> None:
-    """One kernel for training and reading.  On CPUs with bfloat16 units bitsandbytes would repack weights at the first
-    forward without a gradient: another rounding, and no way back to training."""
+    """Keep bitsandbytes to one kernel for training and inference.
+
+    On CPUs with bfloat16 units it would repack weights at the first forward without a gradient: that rounds in another
+    way, and cannot be undone for training.
+    """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
 def quantised(model: Any) -> str | None:
-    """How the model's weights are quantised ("4bit" = by bitsandbytes), None where they are not."""
+    """Return how the model's weights are quantised ("4bit" = by bitsandbytes); None where they are not."""
     settings = getattr(model.config, "quantization_config", None)
     if settings is None and not getattr(model, "is_quantized", False):
         return None
-    told = settings if isinstance(settings, dict) else getattr(settings, "__dict__", {})
-    method = getattr(told.get("quant_method"), "value", told.get("quant_method"))
-    if method == "bitsandbytes" and (told.get("load_in_4bit") or told.get("_load_in_4bit")):
+    values = settings if isinstance(settings, dict) else getattr(settings, "__dict__", {})
+    method = getattr(values.get("quant_method"), "value", values.get("quant_method"))
+    if method == "bitsandbytes" and (values.get("load_in_4bit") or values.get("_load_in_4bit")):
         return "4bit"
     return str(method or "in an unknown way")
 
 
 @torch.no_grad()
 def dequantise(model: Any) -> None:
-    """Puts the weights that 4 bits stand for in their place: the same products, in as much memory as without.
+    """Replace 4-bit layers by linear layers with the weights that they compute with, in place.
 
-    These, and not the ones that were quantised, are what an adapter was trained on.  LoRA may be around the layers.
+    An adapter was trained on these, and not on the weights before quantisation.  LoRA may be around the layers.
     Raises AdapterError for other ways of quantising, whose products are rounded as well (8 bits, fp8).
     """
     method = quantised(model)

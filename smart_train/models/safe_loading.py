@@ -1,4 +1,8 @@
-"""The files of a saved encoder's folder: their names, and hashes that tell one set of weights from another."""
+"""Read a saved folder without running its code: no pickles, no links, no classes from elsewhere, whole tensors.
+
+``check_folder`` looks at every file before any is loaded; ``read_tensors`` reads weights; ``fingerprint`` and
+``digests`` tell one set of weights from another.
+"""
 
 from __future__ import annotations
 
@@ -18,74 +22,7 @@ from torch import Tensor
 from smart_train.core.errors import AdapterError
 
 SETTINGS, HEAD, VERIFIED = "smart_train.json", "late_head.safetensors", "verified.json"
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over names, sizes and 64 KiB pieces (first, last and 14 between) of a folder's weight files."""
-    digest = hashlib.sha256()
-    files = sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".bin") and p.is_file())
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()}:{size}".encode())
-        with path.open("rb") as stream:
-            for part in range(16):
-                stream.seek(max(0, (size - 65536) * part // 15))
-                digest.update(stream.read(65536))
-    return digest.hexdigest()
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """Path in ``folder`` -> SHA-256 of every weight file, read whole (about a second per gigabyte)."""
-    found = {}
-    for path in sorted(folder.rglob("*.safetensors")):
-        with path.open("rb") as stream:
-            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
-
-
-# Tensors of a safetensors file: the whole file, numbers of a floating kind, every one of them finite.
-
 FLOATING = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Name -> tensor of a file of trained weights.
-
-    Raises AdapterError where the file is cut short or no safetensors at all (a pickle under that name, say), and names
-    the tensor that is of another kind than float32, bfloat16 or float16, or that holds NaN or infinity.
-    """
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(_broken(path, error)) from None
-    for name, tensor in tensors.items():
-        if tensor.dtype not in FLOATING:
-            raise AdapterError(
-                f"{path}: {name} is {str(tensor.dtype).removeprefix('torch.')}, expected float32, bfloat16 or float16; "
-                "nothing was loaded"
-            )
-        wrong = int((~torch.isfinite(tensor)).sum())
-        if wrong:
-            what = f"{wrong} of {tensor.numel()} numbers of {name} are NaN or infinite"
-            raise AdapterError(f"{path}: {what}; it was saved from a run that had failed; nothing was loaded")
-    return tensors
-
-
-def names_of(path: Path) -> set[str]:
-    """Names of a file's tensors, from its header alone.  Raises AdapterError where it is not a whole file."""
-    try:
-        with safe_open(path, "pt") as file:
-            return set(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(_broken(path, error)) from None
-
-
-def _broken(path: Path, error: Exception) -> str:
-    return f"{path} is no whole safetensors file ({error}); download or copy it again; nothing was loaded"
-
-
-# What a folder may hold before anything is read from it: safetensors and JSON, no pickle, no code, nothing elsewhere.
-
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz")
 CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
 # Beside the weights in a checkpoint of a run; no loader of models opens these.
@@ -102,8 +39,11 @@ MODEL_TYPE = "SentenceTransformer"
 CLOSED = "nothing was read from it"
 
 
+# The folder ----------------------------------------------------------------------------------------------------------
+
+
 def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
-    """Raises AdapterError where loading ``folder`` could run code, unpickle, or read what lies elsewhere.
+    """Raise AdapterError where loading ``folder`` could run code, unpickle, or read files outside of it.
 
     Refused: links (but those of the Hub's cache, from snapshots/ into blobs/), pickles and Python files, modules.json
     that names a class outside of sentence-transformers or a folder outside of this one, shards elsewhere, and, unless
@@ -120,7 +60,7 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
         suffix = path.suffix.lower()
         if suffix in PICKLES and not STATES.fullmatch(name):
             what = f"{folder}: {name} is a pickle by its name, which can run code as it is read"
-            raise AdapterError(f"{what}; weights are safetensors: save them as such, or delete it; {CLOSED}")
+            raise AdapterError(f"{what}; save weights as safetensors, or delete it; {CLOSED}")
         if suffix in CODE and not trust_remote_code:
             raise AdapterError(f"{folder}: {name} is code, and an adapter needs none; delete it; {CLOSED}")
         if path.name == PEFT and path.parent != folder:
@@ -132,8 +72,11 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
 
 
 def without_code(folder: Path) -> None:
-    """Takes ``auto_map`` out of a folder that was just saved: it named code of the base's repository that was not used,
-    because transformers has the class itself, or nobody said trust_remote_code."""
+    """Remove ``auto_map`` from a folder that was just saved.
+
+    It names code of the base's repository that was not used: transformers has the class itself, or trust_remote_code
+    was not given.
+    """
     for path in folder.glob("*.json"):
         content = _json(path) if path.name not in WORDS else None
         if isinstance(content, dict) and "auto_map" in content:
@@ -142,8 +85,10 @@ def without_code(folder: Path) -> None:
 
 
 def check_type(folder: Path) -> None:
-    """Raises AdapterError for a folder of another class than SentenceTransformer, such as a multi-vector export:
-    sentence-transformers would read it all the same, with a pooling of its own choice."""
+    """Raise AdapterError for a folder of another class than SentenceTransformer, such as a multi-vector export.
+
+    sentence-transformers would read it all the same, with a pooling of its own choice.
+    """
     path = folder / "config_sentence_transformers.json"
     stored = _json(path) if path.is_file() else {}
     found = stored.get("model_type", MODEL_TYPE) if isinstance(stored, dict) else None
@@ -155,7 +100,7 @@ def check_type(folder: Path) -> None:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Everything below ``folder``, links not followed."""
+    """Yield everything below ``folder``; links are not followed."""
     for root, folders, files in os.walk(folder, followlinks=False):
         for name in sorted([*folders, *files]):
             yield Path(root) / name
@@ -174,7 +119,7 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf8"))
     except (ValueError, OSError, RecursionError) as error:
-        raise AdapterError(f"{path} is no JSON ({error}); download or copy it again; nothing was loaded") from None
+        raise AdapterError(f"{path} is not JSON ({error}); download or copy it again; nothing was loaded") from None
 
 
 def _check_json(name: str, content: Any, path: Path, trust_remote_code: bool) -> None:
@@ -197,7 +142,7 @@ def _check_json(name: str, content: Any, path: Path, trust_remote_code: bool) ->
 
 
 def _pairs(content: Any) -> Iterator[tuple[str, Any]]:
-    """Every key of every block in a JSON file, with its value."""
+    """Yield every key of every block in a JSON file, with its value."""
     if isinstance(content, dict):
         yield from content.items()
     for value in content.values() if isinstance(content, dict) else content:
@@ -229,3 +174,65 @@ def _check_inside(name: Any, path: Path, what: str) -> None:
     windows, posix = PureWindowsPath(str(name)), PurePosixPath(str(name))
     if not isinstance(name, str) or windows.anchor or posix.is_absolute() or ".." in windows.parts or "\0" in name:
         raise AdapterError(f"{path}: {what} {name!r} lies outside of this folder; {CLOSED}")
+
+
+# Weights -------------------------------------------------------------------------------------------------------------
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a file of trained weights: name -> tensor.
+
+    Raises AdapterError where the file is cut short or not safetensors (a pickle under that name, say), and where a
+    tensor is not float32, bfloat16 or float16, or holds NaN or infinity; the message names the tensor.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(_broken(path, error)) from None
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATING:
+            raise AdapterError(
+                f"{path}: {name} is {str(tensor.dtype).removeprefix('torch.')}, expected float32, bfloat16 or float16; "
+                "nothing was loaded"
+            )
+        wrong = int((~torch.isfinite(tensor)).sum())
+        if wrong:
+            what = f"{wrong} of {tensor.numel()} numbers of {name} are NaN or infinite"
+            raise AdapterError(f"{path}: {what}; it was saved from a run that had failed; nothing was loaded")
+    return tensors
+
+
+def names_of(path: Path) -> set[str]:
+    """Return the names of a file's tensors, from its header alone.  Raises AdapterError where the file is not whole."""
+    try:
+        with safe_open(path, "pt") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(_broken(path, error)) from None
+
+
+def _broken(path: Path, error: Exception) -> str:
+    return f"{path} is not a whole safetensors file ({error}); download or copy it again; nothing was loaded"
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a SHA-256 over names, sizes and 64 KiB pieces (first, last and 14 between) of a folder's weight files."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".bin") and p.is_file())
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()}:{size}".encode())
+        with path.open("rb") as stream:
+            for part in range(16):
+                stream.seek(max(0, (size - 65536) * part // 15))
+                digest.update(stream.read(65536))
+    return digest.hexdigest()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return path in ``folder`` -> SHA-256 of every weight file, read whole (about a second per gigabyte)."""
+    found = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        with path.open("rb") as stream:
+            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found

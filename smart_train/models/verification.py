@@ -153,14 +153,14 @@ def write_verified(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
 def encoder_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return (files that make the encoder, other files and links), by their kind and the folders of its modules.
 
-    Raises ValueError where modules.json is not a list of modules.
+    Raises AdapterError where modules.json is not a list of modules.
     """
     modules = folder / "modules.json"
     try:
         listed = json.loads(modules.read_text(encoding="utf8")) if modules.is_file() else []
         names = [str(module["path"]) for module in listed if module["path"]]
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{modules} is not a list of modules ({error}); it was half written, or edited") from None
+        raise AdapterError(f"{modules} is not a list of modules ({error}); it was half written, or edited") from None
     places = [folder, *(folder / name for name in (*names, TEMPLATES))]
     wanted: list[Path] = []
     others: list[Path] = []
@@ -187,15 +187,15 @@ def checksums(folder: Path, known: Mapping[str, str] | None = None) -> dict[str,
 def changed_files(folder: Path) -> dict[str, str]:
     """Return path in ``folder`` -> "changed", "missing" or "new" since verified.json was written.
 
-    Raises ValueError where verified.json is of a version that hashed the weights alone, or is not JSON.
+    Raises AdapterError where verified.json is of a version that hashed the weights alone, or is not JSON.
     """
     path = folder / VERIFIED
     try:
         then = json.loads(path.read_text(encoding="utf8")).get("files")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not JSON that was written here ({error})") from None
+        raise AdapterError(f"{path} is not JSON that was written here ({error})") from None
     if not isinstance(then, dict):
-        raise ValueError(f"{path} is of an older version, which looked at weights alone")
+        raise AdapterError(f"{path} is of an older version, which looked at weights alone")
     now = checksums(folder)
     found = {name: "changed" if name in now else "missing" for name in then if then[name] != now.get(name)}
     return found | {name: "new" for name in now if name not in then}

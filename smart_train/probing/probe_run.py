@@ -30,7 +30,7 @@ from smart_train.models.safe_loading import SETTINGS, VERIFIED, digests
 from smart_train.models.saving import base_identity, modules_of, save, write_late_settings
 from smart_train.models.verification import Inputs, changed_files, compare, reload, verify, write_verified
 from smart_train.probing import probe_report as report
-from smart_train.probing.every_layer import every_layer, fixed, read_layer
+from smart_train.probing.every_layer import every_layer, read_layer, reads_fixed_layers
 from smart_train.probing.layer_probe import Layer, Probe, probe
 from smart_train.probing.layer_scores import layer_scores
 
@@ -102,7 +102,7 @@ def run(
 @contextmanager
 def _readable_layers(encoder: SmartEncoder) -> Iterator[list[Layer]]:
     """Have the encoder give all layers; an encoder with a head reads what the head was trained on."""
-    if fixed(encoder):
+    if reads_fixed_layers(encoder):
         logger.info("the encoder's head was trained on layer %s: only the weights are probed", encoder.late.layer)
         yield [encoder.late.layer]
         return

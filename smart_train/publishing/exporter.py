@@ -29,8 +29,8 @@ from smart_train.core.embeddings import Embeddings
 from smart_train.core.errors import AdapterError, PublishError
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.heads import FirstDimensions, LayerNormLinearHead, LinearHead
-from smart_train.models.hidden_states import find_blocks, find_final_norm, text_config
-from smart_train.models.lora import block_list, merge_lora
+from smart_train.models.hidden_states import find_final_norm, keep_blocks
+from smart_train.models.lora import merge_lora
 from smart_train.models.preprocessing import Role
 from smart_train.models.processors import images_without_torchvision
 from smart_train.models.safe_loading import without_code
@@ -121,24 +121,13 @@ def multi_vector(encoder: SmartEncoder, pooled: int | None) -> MultiVectorEncode
         )
     left_out = encoder.keep.left_out.tolist()
     if encoder.layers[0] != -1:
-        _cut(encoder.backbone, encoder.layers[0])
+        keep_blocks(encoder.backbone, encoder.layers[0])
     if pooled is not None:
         left_out.append(_name_pooled(encoder, pooled))
     mask = MultiVectorMask(_words(encoder.tokenizer, left_out), skiplist_tasks=["query", "document"])
     modules = [transformer, *_head(encoder), mask, Normalize(TOKENS)]
     device = str(encoder.device)
     return MultiVectorEncoder(modules=modules, prompts=prompts, device=device, similarity_fn_name="meanmaxsim")
-
-
-def _cut(backbone: Any, layer: int) -> None:
-    """Takes the blocks above ``layer`` away: what is last then is that layer, through the model's own final norm."""
-    name, blocks = find_blocks(backbone)
-    config, count = text_config(backbone.config), len(blocks)
-    block_list(backbone, name, layer)
-    for key, value in list(vars(config).items()):
-        if key.endswith(("_types", "_layers")) and isinstance(value, list) and len(value) == count:
-            setattr(config, key, value[:layer])
-    config.num_hidden_layers = layer
 
 
 def _head(encoder: SmartEncoder) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""What model/test_hub.py runs in a child process: adapters saved, published, moved on and loaded again.
+"""What core/test_hub.py runs in a child process: adapters saved, published, moved on and loaded again.
 
     python tests/helpers/hub_story.py BASE_FOLDER OUT
 The Hub of its environment holds me/base (the same files as BASE_FOLDER) and the repositories that test_hub.py put

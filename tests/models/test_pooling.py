@@ -15,7 +15,6 @@ from adapters import trained
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import Pooling
-from smart_train.training.checks import check_trainable
 
 from smart_train.checks.recipe import check
 from smart_train.config.recipe import read
@@ -27,6 +26,7 @@ from smart_train.models.encoder import SmartEncoder
 from smart_train.models.pooling import set_pooling
 from smart_train.models.safe_loading import SETTINGS
 from smart_train.models.verification import verify
+from smart_train.training.callbacks.first_step import check_trainable
 
 
 def test_the_modes_of_a_recipe_are_those_of_sentence_transformers():
@@ -129,7 +129,7 @@ def test_several_modes_of_a_base_are_verified_like_one(projected, tmp_path):
 def test_a_width_that_a_dense_module_does_not_take_is_refused(projected):
     base = read_base(projected)
     assert (base.pooling, base.projected, base.pooled) == (("cls", "mean"), True, 16)
-    with pytest.raises(ValueError, match="max, 32 wide, but the Dense module behind the base's pooling takes 64"):
+    with pytest.raises(ValueError, match="max, 32 wide, but the Dense module .* takes 64; remove it"):
         set_pooling(SentenceTransformer(projected, device="cpu"), "max")
 
 

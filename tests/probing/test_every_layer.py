@@ -10,7 +10,7 @@ from tiny_data import draw_page
 from smart_train.config.schema import AdapterBlock, LateBlock
 from smart_train.core.embeddings import Embeddings
 from smart_train.models.encoder import SmartEncoder
-from smart_train.probing.every_layer import every_layer, fixed
+from smart_train.probing.every_layer import every_layer, reads_fixed_layers
 
 OPTIONS = {
     "as it is": LateBlock(),
@@ -89,10 +89,10 @@ def test_an_adapters_layers_are_read_with_its_weights(tmp_path, tiny_qwen3):
 def test_a_head_or_a_mix_can_read_no_other_layer(tiny_bert):
     for late in (LateBlock(head="linear", dim=8), LateBlock(layer=[1, -1])):
         encoder = SmartEncoder(str(tiny_bert), late=late, device="cpu")
-        assert fixed(encoder)
+        assert reads_fixed_layers(encoder)
         with pytest.raises(ValueError, match="can't read others"), every_layer(encoder):
             pass
-    assert not fixed(SmartEncoder(str(tiny_bert), late=LateBlock(layer=1, dim=8), device="cpu"))
+    assert not reads_fixed_layers(SmartEncoder(str(tiny_bert), late=LateBlock(layer=1, dim=8), device="cpu"))
 
 
 def test_an_error_inside_leaves_the_encoder_as_it_was(tiny_bert):

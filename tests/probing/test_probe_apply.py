@@ -132,6 +132,6 @@ def test_a_head_keeps_its_layer_and_gets_its_weights(tmp_path, tiny_bert):
     assert to_adapter(encoder, LateBlock(layer=2, hybrid=HYBRID), folder, QUERIES, DOCUMENTS)
     loaded = SmartEncoder.from_pretrained(folder, device="cpu")
     assert (loaded.late.layer, loaded.late.head.type, loaded.late.hybrid) == (2, "linear", HYBRID)
-    with pytest.raises(ValueError, match="trained on layer 2 and can't read layer 1"):
+    with pytest.raises(ValueError, match="on which its head was trained: it can't read layer 1"):
         to_adapter(loaded, CHOSEN, folder, QUERIES, DOCUMENTS)
     assert SmartEncoder.from_pretrained(folder, device="cpu").late.layer == 2

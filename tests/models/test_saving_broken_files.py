@@ -66,8 +66,8 @@ def cut(path: Path) -> None:
 
 
 BROKEN = {
-    "cut short": (cut, "is no whole safetensors file"),
-    "empty": (lambda path: path.write_bytes(b""), "is no whole safetensors file"),
+    "cut short": (cut, "is not a whole safetensors file"),
+    "empty": (lambda path: path.write_bytes(b""), "is not a whole safetensors file"),
     "whole numbers": (first(lambda t: t.to(torch.int8)), "is int8, expected float32, bfloat16 or float16"),
     "double": (first(torch.Tensor.double), "is float64, expected"),
     "NaN": (first(one_number(float("nan"))), "1 of [0-9]+ numbers of .* are NaN"),
@@ -138,12 +138,12 @@ def test_whole_weights_with_other_keys_are_refused_and_never_drawn_at_random(wha
 def test_whole_weights_cut_short_are_refused(tiny_bert, tmp_path):
     folder = encoder_of(tiny_bert, "full").save_pretrained(tmp_path / "full")
     cut(folder / FULL)
-    with pytest.raises(AdapterError, match=f"{FULL} is no whole safetensors file"):
+    with pytest.raises(AdapterError, match=f"{FULL} is not a whole safetensors file"):
         SmartEncoder.from_pretrained(folder, device="cpu")
 
 
 SETTINGS_BROKEN = {
-    "no JSON": (lambda text: text[:-30], "is no JSON"),
+    "no JSON": (lambda text: text[:-30], "is not JSON"),
     "no block": (lambda text: text.replace('"late": {', '"earlier": {'), "late missing"),
     "a key of a later version": (lambda text: text.replace('"drop"', '"dropped"'), "late has dropped"),
     "no dtype": (lambda text: text.replace('"dtype": "auto"', '"dtype": "load"'), "model.dtype must be one of"),

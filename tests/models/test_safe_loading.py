@@ -139,7 +139,7 @@ def test_it_is_refused_and_no_code_ran(what, folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", [WEIGHTS, HEAD])
 def test_a_pickle_under_the_name_of_the_weights_is_refused(name, folder, tmp_path):
     pickled(folder, tmp_path / "ran", name)
-    with pytest.raises(AdapterError, match=f"{name} is no whole safetensors file"):
+    with pytest.raises(AdapterError, match=f"{name} is not a whole safetensors file"):
         SmartEncoder.from_pretrained(folder, device="cpu")
     assert not (tmp_path / "ran").exists()
 
