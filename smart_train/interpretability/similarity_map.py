@@ -1,4 +1,4 @@
-"""Compute a similarity map: the cosine of every query token with every document token, and where each token stands.
+"""Compute a similarity map: the cosine of every query token with every document token, and the place of each token.
 
 The map explains a late score: ``late = 1/Q sum_i max_j similarity[i, j]``. Sub-word tokens are joined into words, and
 the image tokens of a page are placed on a grid of patches.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 WINDOW = 4  # tokens decoded together: a letter has at most 4 bytes, and at worst each is a token
 WORD = re.compile(r"\w+(?:[-'’.,_@/]\w+)*|[^\w\s]+")
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")  # Thai to Han: no blanks
-BREAK, BLANK = "↵", "␣"  # what stands for a token of white space
+BREAK, BLANK = "↵", "␣"  # shown for a token of white space
 HALF = "\ufffd"  # what decoders put for the bytes of half a letter
 
 
@@ -153,7 +153,7 @@ def _read_tokens(encoder: SmartEncoder, content: Any, text: str, role: Role) -> 
     vectors: Tensor = encoder.encode([content], role).tokens.values
     there = mask[0].bool()
     row, kept = ids[0][there].tolist(), encoder.keep(ids, mask)[0][there].tolist()
-    if not any(kept):  # the pooled vector stands in as the only token
+    if not any(kept):  # the pooled vector is the only token then
         return _Tokens(features, vectors, [Word("(pooled)", (0,))])
     if sum(kept) != len(vectors):
         raise HeatmapError(f"the {role} has {sum(kept)} kept tokens and {len(vectors)} vectors; they must be the same")

@@ -20,10 +20,10 @@ from smart_train.data.collection import hash_id
 from smart_train.data.document_keys import content_hash
 
 MODES = ("pooled", "late", "hybrid")
-NEVER = ("answer", "itself", "duplicate", "window")
+EXCLUDED = ("answer", "itself", "duplicate", "window")
 """Why a document is excluded: it is relevant to the query (or to one of the same words); it is the query itself; it has
 the content of a positive or of an earlier candidate; it is a page next to a positive."""
-PASSED_OVER = ("range", "max_relative", "margin", "skip_top", "more")
+NOT_TAKEN = ("range", "max_relative", "margin", "skip_top", "more")
 """Why a candidate was not taken: its rank, its score (two thresholds), skip_top, or k others were taken."""
 
 
@@ -87,7 +87,7 @@ class MiningOptions:
 
 @dataclass
 class Selected:
-    """documents: (id, score), hardest first; dropped: how many candidates were not taken, by reason (PASSED_OVER)."""
+    """documents: (id, score), hardest first; dropped: how many candidates were not taken, by reason (NOT_TAKEN)."""
 
     documents: list[tuple[str, float]]
     dropped: Counter[str] = field(default_factory=Counter)

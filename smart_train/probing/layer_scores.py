@@ -103,7 +103,7 @@ def _merged(collections: Mapping[str, Collection]) -> _Merged:
             other = merged.corpus.setdefault(id, document)
             if (other.text, other.image is None) != (document.text, document.image is None):
                 raise EvaluationError(
-                    f"the document id {id!r} stands for two contents, one of them in {split}; give each its own id"
+                    f"the document id {id!r} has two contents, one of them in {split}; give each its own id"
                 )
         if shared := merged.queries.keys() & collection.queries.keys():
             raise EvaluationError(

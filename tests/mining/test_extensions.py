@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from random import Random
@@ -338,3 +339,27 @@ evaluation: {{during: false, before: false, after: false, calibrate: false}}
             assert len(ids) == 2 and not set(ids) & side.relevant(query)
             assert max(len(side.corpus[d].text) for d in ids) <= len(shortest[len(side.corpus) // 2].text)
     assert isinstance(side, Collection) and len(list(Path(tmp_path / "run" / "negatives").glob("step-*.json"))) == 2
+
+
+def test_the_examples_of_the_page_work(tmp_path, monkeypatch, tiny_bert):
+    """The miner and the cross-encoder of docs/mining.md, as files beside the working directory."""
+    page = (Path(__file__).parents[2] / "docs" / "mining.md").read_text(encoding="utf8")
+    for name in ("my_models", "my_miners"):
+        (code,) = re.findall(rf"```python\n(# {name}\.py\n.*?)```", page, flags=re.DOTALL)
+        model = f'CrossEncoder("{tiny_bert}", num_labels=1)'
+        (tmp_path / f"{name}.py").write_text(
+            code.replace('CrossEncoder("cross-encoder/ms-marco-MiniLM-L6-v2")', model), encoding="utf8"
+        )
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    collection, encoder = words_collection(30), WordEncoder()
+    miner = load_callable(MINERS, "my_miners:shortest")
+    assert all(len(ids) == 3 for ids in mine(collection, encoder, miner=miner).document_ids().values())
+    scorer = load_callable(RERANKERS, "my_models:cross_encoder")
+    options = MiningOptions(k=2, max_relative=None)
+    reranked = mine(collection, encoder, options, reranker=scorer)
+    query, mined = next(iter(reranked.negatives.items()))
+    scores = teacher_scores(collection, {query: mined.documents}, scorer)[query]
+    assert list(mined.scores) == pytest.approx([scores[d] for d in mined.documents], abs=1e-5)
+    for name in ("my_models", "my_miners"):
+        monkeypatch.delitem(sys.modules, name)

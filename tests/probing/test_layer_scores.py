@@ -208,7 +208,7 @@ def test_what_cannot_be_scored_is_told(tmp_path, monkeypatch):
         scored(tmp_path, given)
     given = sides(apart=True)
     given["dev"].corpus["d03"] = Page("something else")
-    with pytest.raises(EvaluationError, match="'d03' stands for two contents"):
+    with pytest.raises(EvaluationError, match="'d03' has two contents"):
         scored(tmp_path, given)
     with pytest.raises(EvaluationError, match="GB are free; name a folder on another disk"):
         monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())

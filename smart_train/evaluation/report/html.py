@@ -73,7 +73,7 @@ def html_report(outcome: Outcome, cases: list[FailureCase]) -> str:
     about = outcome.about
     data, model = about.get("data", {}), about.get("model", {})
     name = str(data.get("name", "a collection"))
-    told = str(model.get("base", "")) + (f" with {model['adapter']}" if model.get("adapter") else "")
+    encoder = str(model.get("base", "")) + (f" with {model['adapter']}" if model.get("adapter") else "")
     parts = [
         _tiles(outcome),
         _metrics(outcome),
@@ -88,7 +88,7 @@ def html_report(outcome: Outcome, cases: list[FailureCase]) -> str:
         _failure_cases(outcome, cases),
         _settings(outcome),
     ]
-    subtitle = " · ".join(part for part in (told, str(about.get("date", ""))) if part)
+    subtitle = " · ".join(part for part in (encoder, str(about.get("date", ""))) if part)
     foot = "Written by smart-train evaluate. Everything shown is in this file; nothing is loaded from elsewhere."
     return page(f"Retrieval on {name}", subtitle, *(part for part in parts if part), foot=foot)
 
@@ -198,14 +198,15 @@ def _failure_cases(outcome: Outcome, cases: list[FailureCase]) -> str:
 def _query(one: FailureCase, outcome: Outcome) -> str:
     about = " · ".join(part for part in (one.kind, one.file, one.query) if part)
     found = {column: len(ranking.get(one.query, ())) for column, ranking in outcome.rankings().items()}
-    told = {
+    first_relevant = {
         column: _beyond(column, found[column], outcome.observer.top)
         if rank is None
         else f"first relevant at rank {rank}"
         for column, rank in one.ranks.items()
     }
     chips = "".join(
-        f'<span class="chip">{text(column)} {one.values[column]:.3f}: {where}</span>' for column, where in told.items()
+        f'<span class="chip">{text(column)} {one.values[column]:.3f}: {where}</span>'
+        for column, where in first_relevant.items()
     )
     sheets = [_sheet(sheet, "relevant") for sheet in one.wanted]
     sheets += [_sheet(sheet, f"found at {sheet.rank}") for sheet in one.found]
