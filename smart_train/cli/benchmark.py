@@ -13,13 +13,12 @@ from smart_train.cli.options import (
     add_reading,
     check_output,
     check_reading,
-    checks,
     count,
     make_encoder,
     own_gpu,
 )
 from smart_train.core.environment import rank, world
-from smart_train.core.errors import UsageError
+from smart_train.core.errors import UsageError, checks
 from smart_train.core.hub import display_name
 
 MODES = ("pooled", "late", "hybrid")

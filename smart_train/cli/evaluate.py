@@ -14,13 +14,13 @@ from smart_train.cli.options import (
     check_output,
     check_pages,
     check_reading,
-    checks,
     count,
     make_encoder,
     own_gpu,
     whole,
 )
 from smart_train.core.environment import world
+from smart_train.core.errors import checks
 from smart_train.core.hub import display_name
 
 if TYPE_CHECKING:

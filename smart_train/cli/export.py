@@ -17,7 +17,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     export.add_argument("--out", required=True, help="folder to write; it must not be there yet")
     add_options(export)
-    export.set_defaults(run=run, setting_names=ADAPTER_SETTING_NAMES)
+    export.set_defaults(run=run, setting_names={**ADAPTER_SETTING_NAMES, "whole_texts": "--whole-texts"})
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

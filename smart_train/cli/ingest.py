@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smart_train.cli.options import checks, count
-from smart_train.core.errors import DataError, UsageError
+from smart_train.cli.options import count
+from smart_train.core.errors import DataError, UsageError, checks
 
 if TYPE_CHECKING:
     from smart_train.ingest.ingest_options import IngestOptions

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from smart_train.cli.options import ADAPTER_SETTING_NAMES, add_trust, checks, count
-from smart_train.core.errors import UsageError
+from smart_train.cli.options import ADAPTER_SETTING_NAMES, add_trust, count
+from smart_train.core.errors import UsageError, checks
 
 
 def add(commands: argparse._SubParsersAction) -> None:

@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from smart_train.cli.options import SETTING_NAMES, add_model, add_reading, check_reading, checks, count, make_encoder
+from smart_train.cli.options import SETTING_NAMES, add_model, add_reading, check_reading, count, make_encoder
+from smart_train.core.errors import checks
 
 WORDS = {
     "answer": "positives",

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smart_train.core.errors import Setting, SmartTrainError, UsageError
+from smart_train.core.errors import Setting, UsageError
 
 if TYPE_CHECKING:
     from smart_train.data.collection import Document
@@ -55,16 +54,6 @@ def setting_namer(flags: Mapping[str, str]) -> Callable[[Setting], str]:
         return f"give {flag}" if isinstance(setting.value, bool) else f"give {flag} {setting.value}"
 
     return name
-
-
-@contextmanager
-def checks() -> Iterator[None]:
-    """The checks of a command: an error inside means that the request is wrong, and nothing slow has run."""
-    try:
-        yield
-    except SmartTrainError as error:
-        error.status = 2
-        raise
 
 
 def count(text: str) -> int:

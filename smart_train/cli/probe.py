@@ -14,12 +14,11 @@ from smart_train.cli.options import (
     check_output,
     check_pages,
     check_reading,
-    checks,
     count,
     make_encoder,
     whole,
 )
-from smart_train.core.errors import UsageError
+from smart_train.core.errors import UsageError, checks
 
 if TYPE_CHECKING:
     from smart_train.config.schema import DataBlock

@@ -1,4 +1,4 @@
-"""``smart-train publish``: a run's verified adapter to the Hub, with a card of what was measured."""
+"""``smart-train publish``: upload a run's verified adapter to the Hub, with a card of what was measured."""
 
 from __future__ import annotations
 
@@ -13,25 +13,37 @@ from smart_train.core.errors import UsageError
 
 def add(commands: argparse._SubParsersAction) -> None:
     publish = commands.add_parser(
-        "publish", help="upload a run's verified adapter to the Hub, with a card of its figures"
+        "publish", help="upload a run's verified adapter to the Hub, with a card of its metrics"
     )
-    publish.add_argument("run_folder", metavar="RUN", help="a run's folder, or an adapter's")
-    publish.add_argument("--repo", required=True, help="owner/name; it is made, private, if it is missing")
-    publish.add_argument("--public", action="store_true", help="everyone may read it")
-    publish.add_argument("--license", help="of the adapter, as the Hub names it: apache-2.0, mit ...")
-    publish.add_argument("--dry-run", action="store_true", help="list what would go up, and send nothing")
+    publish.add_argument("run_folder", metavar="RUN", help="folder of a run, or of an adapter")
+    publish.add_argument("--repo", required=True, help="owner/name; a private repository is created if it is missing")
+    publish.add_argument("--public", action="store_true", help="the repository may be public (default: private)")
     publish.add_argument(
-        "--branch", "--revision", dest="branch", help="branch to commit to, made if missing (default: main)"
+        "--license", help="licence of the adapter, as the Hub names it: apache-2.0, mit ... (default: not stated)"
     )
-    publish.add_argument("--tag", help="name of this commit, to load it by: v1")
-    publish.add_argument("--commit-message", help="first line of the commit")
+    publish.add_argument("--dry-run", action="store_true", help="list what would be uploaded, and send nothing")
     publish.add_argument(
-        "--include-examples", type=count, default=0, metavar="N", help="show N pairs of the data in the card"
+        "--branch", "--revision", dest="branch", help="branch to commit to, created if it is missing (default: main)"
     )
-    publish.add_argument("--retries", type=int, help="of requests that may pass later (default: 4)")
-    publish.add_argument("--export", choices=KINDS, help="publish whole weights, or a MultiVectorEncoder, made of it")
+    publish.add_argument("--tag", help="name of this commit, such as v1 (default: none)")
+    publish.add_argument("--commit-message", help="first line of the commit (default: what it holds)")
+    publish.add_argument(
+        "--include-examples",
+        type=count,
+        default=0,
+        metavar="N",
+        help="training pairs that the card shows (default: 0)",
+    )
+    publish.add_argument("--export", choices=KINDS, help="publish an export: whole weights, or a MultiVectorEncoder")
     add_options(publish.add_argument_group("with --export"))
-    publish.set_defaults(run=run, setting_names=ADAPTER_SETTING_NAMES)
+    publish.set_defaults(
+        run=run,
+        setting_names={
+            **ADAPTER_SETTING_NAMES,
+            "publish.private": "--public",
+            "publish.examples": "--include-examples",
+        },
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -42,8 +54,6 @@ def run(options: argparse.Namespace) -> None:
         # What git allows, without what only quotes would bring through a shell.
         if name is not None and (not re.fullmatch(r"\w[\w./-]*", name) or ".." in name or name.endswith((".", "/"))):
             raise UsageError(f"--{flag}: {name!r} cannot name a {flag}; use letters, digits, dots, dashes and _")
-    if options.retries is not None and options.retries < 0:
-        raise UsageError(f"--retries: {options.retries} is not 0 or more")
     publish(
         options.run_folder,
         options.repo,
@@ -54,7 +64,6 @@ def run(options: argparse.Namespace) -> None:
         tag=options.tag,
         message=options.commit_message,
         examples=options.include_examples,
-        retries=options.retries,
         export=options.export,
         **_of_export(options),
     )

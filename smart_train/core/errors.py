@@ -7,7 +7,8 @@ keeps its traceback.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Union
 
@@ -33,6 +34,7 @@ __all__ = [
     "TrainingStopped",
     "Unreachable",
     "UsageError",
+    "checks",
     "written",
 ]
 
@@ -205,3 +207,19 @@ class LaunchError(SmartTrainError, ValueError):
     """A launch file of accelerate cannot be read."""
 
     status = 2
+
+
+@contextmanager
+def checks() -> Iterator[None]:
+    """Mark checks that run before the work: an error inside gets exit status 2, since the request is wrong.
+
+    >>> with checks():
+    ...     raise DataError("data.jsonl, line 3: no query; add one")
+    Traceback (most recent call last):
+    smart_train.core.errors.DataError: data.jsonl, line 3: no query; add one
+    """
+    try:
+        yield
+    except SmartTrainError as error:
+        error.status = 2
+        raise

@@ -1,8 +1,10 @@
-"""A SmartEncoder's token view as modules of sentence-transformers' MultiVectorEncoder: no code of ours in the folder.
+"""Export an adapter for programs without this package: whole weights, or a MultiVectorEncoder of sentence-transformers.
+
+"merged" adds LoRA to the base's weights. "multi-vector" expresses the token view as modules of MultiVectorEncoder:
 
 Transformer           the base, LoRA in its weights, without the blocks above the layer that is read
 Dense, Normalize ...  the head: a matrix; LayerNorm as centring, normalising and scaling, exactly
-MultiVectorMask       the tokens that don't count, by their ids
+MultiVectorMask       tokens that are left out, by their ids
 Normalize             vectors of length 1; scores are the mean over query tokens, as here
 """
 
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 
 from smart_train.config.schema import AdapterBlock
 from smart_train.core.embeddings import Embeddings
-from smart_train.core.errors import AdapterError, PublishError
+from smart_train.core.errors import AdapterError, PublishError, Setting
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.heads import FirstDimensions, LayerNormLinearHead, LinearHead
 from smart_train.models.hidden_states import find_final_norm, keep_blocks
@@ -44,12 +46,14 @@ from smart_train.models.verification import (
     write_verified,
 )
 
+logger = logging.getLogger(__name__)
+
 TOKENS = "token_embeddings"
 POOLED = "<|pooled|>"
 
 
 def check_expressible(encoder: SmartEncoder) -> None:
-    """Raises AdapterError for settings that MultiVectorEncoder has no module for, with what can be done instead."""
+    """Raise AdapterError for settings that MultiVectorEncoder has no module for, with what can be done instead."""
     own, late = encoder.settings, encoder.late
     if len(encoder.layers) > 1:
         what = f"late.layer {late.layer} is a mix of {len(encoder.layers)} layers, and MultiVectorEncoder reads one"
@@ -75,15 +79,16 @@ def check_expressible(encoder: SmartEncoder) -> None:
         raise AdapterError(f"{what}, and MultiVectorEncoder reads what comes after; read layer {deep + 1} or above")
     limits = {n: getattr(own, n) for n in ("query_tokens", "document_tokens") if getattr(own, n) is not None}
     if limits and "message" in encoder.st.modalities:
-        told = ", ".join(f"model.{name} {limit}" for name, limit in limits.items())
+        limited = ", ".join(f"model.{name} {limit}" for name, limit in limits.items())
         raise AdapterError(
-            f"{told}: here the text is cut before it enters the chat template, MultiVectorEncoder would cut the whole "
-            "chat; say --whole-texts to export without these limits: longer texts are read whole there"
+            f"{limited}: here the text is cut before it enters the chat template, MultiVectorEncoder would cut the "
+            "whole chat; to export without these limits (longer texts are read whole there), ",
+            Setting("whole_texts", True, python="pass whole_texts=True"),
         )
 
 
 def pooled_id(encoder: SmartEncoder, contents: list[Any], role: Role) -> int | None:
-    """The id of the token that is pooled, where it is left out for its place and not for its id; None otherwise.
+    """Return the id of the pooled token if it is left out by its place and not by its id; None otherwise.
 
     Raises AdapterError where that is a part of the content: MultiVectorMask knows ids alone.
     """
@@ -108,7 +113,7 @@ def pooled_id(encoder: SmartEncoder, contents: list[Any], role: Role) -> int | N
 
 @torch.no_grad()
 def multi_vector(encoder: SmartEncoder, pooled: int | None) -> MultiVectorEncoder:
-    """The encoder's token view, made of its own parts: the encoder is of no use afterwards.
+    """Build a MultiVectorEncoder from the encoder's own parts; the encoder cannot be used afterwards.
 
     LoRA must be in the weights already.  pooled: see ``pooled_id``.
     """
@@ -131,7 +136,7 @@ def multi_vector(encoder: SmartEncoder, pooled: int | None) -> MultiVectorEncode
 
 
 def _head(encoder: SmartEncoder) -> list[nn.Module]:
-    """Modules that give what LateHead gives, but for the last normalising.
+    """Return modules that compute what the head computes, but for the last normalising.
 
     LayerNorm(x) = g (x - mean) / sqrt(var + eps) + b.  With c = (x - mean, sqrt(D eps)), of which the last number is a
     constant, c / |c| = (x - mean, ...) / sqrt(D (var + eps)): Normalize does the division, and the matrix behind it
@@ -166,7 +171,7 @@ def _dense(weight: Tensor, bias: Tensor | None = None) -> Dense:
 
 
 def _words(tokenizer: Any, ids: list[int]) -> list[str]:
-    """The ids as MultiVectorMask stores them: as words of the vocabulary."""
+    """Return the ids as MultiVectorMask stores them: words of the vocabulary."""
     words = [str(word) for word in tokenizer.convert_ids_to_tokens(ids)]
     back = tokenizer.convert_tokens_to_ids(words)
     lost = [word for word, number, found in zip(words, ids, back, strict=True) if number != found]
@@ -177,7 +182,7 @@ def _words(tokenizer: Any, ids: list[int]) -> list[str]:
 
 
 def _name_pooled(encoder: SmartEncoder, pooled: int) -> int:
-    """A second id for the pooled token at the end of a chat: embedded alike, written by the template, left out by it.
+    """Give the pooled token at the end of a chat a second id, with the same embedding, by which it is left out.
 
     A chat that ends in "assistant\\n" pools a line break, of which there are others in the text that count.
     """
@@ -201,19 +206,18 @@ def _name_pooled(encoder: SmartEncoder, pooled: int) -> int:
 
 
 def _ending_in(template: str, tail: str) -> str:
-    """A chat template (Jinja) that writes what ``template`` writes, with its last ``tail`` as the second name."""
+    """Return a chat template (Jinja) that writes what ``template`` does, with its last ``tail`` as the second name."""
     ends = f"chat.endswith({tail!r})"
     renamed = f"{{{{- chat[:-{len(tail)}] ~ {POOLED!r} if {ends} else chat -}}}}"
     return "{% set chat %}\n" + template.removesuffix("\n") + "{% endset %}" + renamed
 
 
-# An adapter as something that others load without this package: whole weights, or a multi-vector encoder.
-
-logger = logging.getLogger(__name__)
+# Exports --------------------------------------------------------------------------------------------------------------
 
 KINDS = ("merged", "multi-vector")
-SUMMED = 1e-4  # accepted in float32: W x + B A x is summed in another order than (W + B A) x, in every layer anew
-ROUNDED = 5e-2  # accepted in half precision: weights are rounded anew, beside what every product is rounded
+# Largest accepted differences of unit vectors.
+SUMMED = 1e-4  # in float32: W x + B A x is summed in another order than (W + B A) x, in every layer
+ROUNDED = 5e-2  # in half precision: merged weights are rounded once more
 
 
 def export(
@@ -229,59 +233,59 @@ def export(
     trust_remote_code: bool = False,
     trust_extensions: Sequence[str] = (),
 ) -> Path:
-    """Writes ``out``, a whole folder with smart_train.json (key "export" says what it is) and verified.json.
+    """Write the export to ``out``, load it again, compare its vectors with the adapter's, and return the folder.
+
+    The folder has smart_train.json (key "export" says what it is) and verified.json.
 
     source: an adapter's folder or Hub id; kind: "merged" or "multi-vector"; out: a folder that is not there yet
     base: the base, where it is not where the adapter was trained
     dtype: of the weights that are written; None = the base's own.  In bfloat16 a merged weight is rounded: the export
         then equals the adapter to 5e-2 instead of 1e-4, and float32 (twice the size) keeps all of it
     whole_texts: multi-vector, chat models: texts over model.query_tokens or document_tokens may be read whole there
-    sides: contents to compare with; None = texts and drawn pages of our own
+    sides: contents to compare with; None = reference texts and drawn pages
     trust_extensions: as ``SmartEncoder.from_pretrained``
-    Raises PublishError, and leaves nothing, where a setting can't be expressed or where the vectors differ.
+    Raises PublishError, and leaves nothing, if a setting cannot be expressed or the vectors differ.
     """
     if kind not in KINDS:
         raise PublishError(f"there is no export {kind!r}; exports are {' and '.join(KINDS)}")
     out = Path(out)
-    try:
-        with whole_folder(out) as part:
-            options: dict[str, Any] = {
-                "base": base,
-                "dtype": dtype,
-                "device": device,
-                "trust_remote_code": trust_remote_code,
-            }
-            encoder = SmartEncoder.from_pretrained(source, trust_extensions=trust_extensions, **options)
-            if encoder.adapter is None and kind == "merged":
-                raise PublishError(f"{source} is no adapter: it has whole weights already, and nothing is to be merged")
-            if whole_texts and kind == "multi-vector" and "message" in encoder.st.modalities:
-                encoder.settings.query_tokens = encoder.settings.document_tokens = None  # as they are read there
-            sides = sides or reference_inputs(encoder)
-            ours = [encoder.encode(contents, role) for role, contents in sides]
-            if kind == "merged":
-                report = _merged(encoder, part, sides, ours, device)
-            else:
-                report = _multi_vector(encoder, part, sides, ours)
-    except AdapterError as error:
-        raise PublishError(str(error).replace(str(part_of(out)), str(out))) from error
+    with new_folder(out) as part:
+        options: dict[str, Any] = {
+            "base": base,
+            "dtype": dtype,
+            "device": device,
+            "trust_remote_code": trust_remote_code,
+        }
+        encoder = SmartEncoder.from_pretrained(source, trust_extensions=trust_extensions, **options)
+        if encoder.adapter is None and kind == "merged":
+            raise PublishError(f"{source} is no adapter: it has whole weights already, so there is nothing to merge")
+        if whole_texts and kind == "multi-vector" and "message" in encoder.st.modalities:
+            encoder.settings.query_tokens = encoder.settings.document_tokens = None  # as they are read there
+        sides = sides or reference_inputs(encoder)
+        ours = [encoder.encode(contents, role) for role, contents in sides]
+        if kind == "merged":
+            report = _merged(encoder, part, out, sides, ours, device)
+        else:
+            report = _multi_vector(encoder, part, out, sides, ours)
     largest = {view: report.get(f"largest_{view}_difference") for view in ("pooled", "token")}
-    told = ", ".join(f"{view} vectors within {most:.0e}" for view, most in largest.items() if most is not None)
-    logger.info("exported %s as %s: %s equals the adapter on %d rows (%s)", source, kind, out, report["rows"], told)
+    differences = ", ".join(f"{view} vectors within {most:.0e}" for view, most in largest.items() if most is not None)
+    logger.info(
+        "exported %s as %s: %s equals the adapter on %d rows (%s)", source, kind, out, report["rows"], differences
+    )
     return out
 
 
-def part_of(out: Path) -> Path:
-    return out.with_name(f".{out.name}.part")
-
-
 @contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to write to that becomes ``out`` when all went well, and is gone otherwise.  Raises PublishError."""
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``out`` if the block succeeds, and is deleted otherwise.
+
+    Raises PublishError if ``out`` exists, and for an AdapterError inside.
+    """
     if out.name in ("", ".."):
-        raise PublishError(f"{out} is no name for a new folder; name a folder that is not there yet")
+        raise PublishError(f"{out} is no name for a new folder; name another")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise PublishError(f"{out} is there already and was left as it is; name a folder that is not there yet")
-    part = part_of(out)
+        raise PublishError(f"{out} already exists and was not changed; name a new folder")
+    part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
@@ -289,34 +293,37 @@ def whole_folder(out: Path) -> Iterator[Path]:
         if out.is_dir():
             out.rmdir()
         part.replace(out)
+    except AdapterError as error:
+        raise PublishError(error.message) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _note_rounding(encoder: SmartEncoder) -> float:
-    """Adds LoRA to the weights; tells what rounding took."""
+def _merge_lora(encoder: SmartEncoder) -> float:
+    """Add LoRA to the weights, and return the share of the update that rounding lost."""
     rounding = merge_lora(encoder.backbone)
     encoder.settings.quantisation = "none"  # 4 bits have become the weights that they stand for
     if rounding.lost > 1e-3:
         logger.warning(
-            "the weights are kept in %s, and rounding them took %.1f %% of the adapter's update; --dtype float32 keeps "
-            "it whole in twice the size",
+            "the weights are kept in %s, and rounding lost %.1f %% of the adapter's update; dtype float32 keeps all of "
+            "it, at twice the size",
             *(rounding.dtype, 100 * rounding.lost),
         )
     return rounding.lost
 
 
 def _facts(kind: str, adapter: AdapterBlock | None, lost: float) -> dict[str, Any]:
-    """What smart_train.json says under "export"."""
+    """Return what smart_train.json says under "export"."""
     told = asdict(adapter) if adapter is not None else None
     return {"kind": kind, "adapter": told, "update_lost_to_rounding": lost}
 
 
 def _merged(
-    encoder: SmartEncoder, folder: Path, sides: Inputs, ours: list[Embeddings], device: str | None
+    encoder: SmartEncoder, folder: Path, out: Path, sides: Inputs, ours: list[Embeddings], device: str | None
 ) -> dict[str, Any]:
+    """Write the merged model to ``folder`` and return its verification. out: its final name, for messages."""
     adapter, own, names = encoder.adapter, encoder.settings, encoder.late.extensions
-    lost = _note_rounding(encoder)
+    lost = _merge_lora(encoder)
     encoder.adapter = AdapterBlock(kind="full")
     save(encoder, folder)
     write_settings(encoder, folder, export=_facts("merged", adapter, lost))
@@ -330,10 +337,13 @@ def _merged(
         trust_remote_code=own.trust_remote_code,
         trust_extensions=names,
     )
-    return write_verified(folder, compare(folder, sides, ours, fresh, SUMMED, ROUNDED))
+    return write_verified(folder, compare(out, sides, ours, fresh, SUMMED, ROUNDED))
 
 
-def _multi_vector(encoder: SmartEncoder, folder: Path, sides: Inputs, ours: list[Embeddings]) -> dict[str, Any]:
+def _multi_vector(
+    encoder: SmartEncoder, folder: Path, out: Path, sides: Inputs, ours: list[Embeddings]
+) -> dict[str, Any]:
+    """Write the MultiVectorEncoder to ``folder`` and return its verification. out: its final name, for messages."""
     from sentence_transformers import MultiVectorEncoder
 
     check_expressible(encoder)
@@ -341,7 +351,7 @@ def _multi_vector(encoder: SmartEncoder, folder: Path, sides: Inputs, ours: list
     if len(pooled) > 1:
         raise AdapterError("queries and documents pool different tokens by their place; export it as merged")
     adapter, device, trust = encoder.adapter, str(encoder.device), encoder.settings.trust_remote_code
-    lost = _note_rounding(encoder)
+    lost = _merge_lora(encoder)
     encoder.adapter = AdapterBlock(kind="full")
     write_settings(encoder, folder, export=_facts("multi-vector", adapter, lost))  # of what it was: it is taken apart
     made = multi_vector(encoder, pooled.pop())
@@ -352,7 +362,7 @@ def _multi_vector(encoder: SmartEncoder, folder: Path, sides: Inputs, ours: list
     gc.collect()
     with images_without_torchvision():
         fresh = MultiVectorEncoder(str(folder), device=device, trust_remote_code=trust)
-    return write_verified(folder, compare_tokens(folder, sides, ours, fresh))
+    return write_verified(folder, compare_tokens(out, sides, ours, fresh))
 
 
 def compare_tokens(folder: Path, sides: Inputs, ours: list[Embeddings], fresh: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What was merged, scored beside its parts: the hybrid fitted on a dev split, all of them ranked on the test split."""
+"""Merge adapters into one (weighted sum of their updates), and score the result beside its parts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from smart_train.models.lora import (
 from smart_train.models.safe_loading import HEAD, SETTINGS, VERIFIED, check_folder, read_tensors
 from smart_train.models.saving import read_settings, save, write_settings
 from smart_train.models.verification import reference_inputs, verify
-from smart_train.publishing.exporter import whole_folder
+from smart_train.publishing.exporter import new_folder
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def rescore(
     progress: bool = False,
     **options: Any,
 ) -> str:
-    """The table of the merged adapter in ``folder`` and of its parts; the former's hybrid is fitted on ``dev`` first.
+    """Return a table of the merged adapter and its parts on ``test``; fit the merged hybrid on ``dev`` first.
 
     parts: row name -> folder or Hub id; each keeps the hybrid that is stored with it; into: folder for metrics.json and
     evaluation.json; options: go to ``load``
@@ -114,23 +114,23 @@ def merge(
     trust_remote_code: bool = False,
     trust_extensions: Sequence[str] = (),
 ) -> Path:
-    """Writes ``out``, an adapter whose update of every layer is the weighted sum of the others', and verifies it.
+    """Write an adapter whose update of every layer is the weighted sum of the others', verify it, return its folder.
 
     sources: folders or Hub ids of LoRA adapters, or of heads on a frozen base, trained on one base with the same
     targets, prompts, layer and kind of head; ranks may differ, and the merged rank is their sum
     weights: one each; where there are heads they must sum to 1, since a head is averaged and not added
-    The hybrid's weights and constants are dropped unless all have the same: they belong to one model's scores.
-    Raises PublishError, and leaves nothing, where the adapters don't belong together, saying in what.
+    The hybrid weights and constants are dropped unless all adapters have the same: they fit one model's scores.
+    Raises PublishError, and leaves nothing, if the adapters do not fit together.
     """
     if len(sources) < 2 or len(sources) != len(weights):
-        raise PublishError(f"{len(sources)} adapters with {len(weights)} weights: name two or more, a weight for each")
+        raise PublishError(f"{len(sources)} adapters with {len(weights)} weights: give two or more, and a weight each")
     if not all(math.isfinite(weight) for weight in weights):
         raise PublishError(f"the weights are {', '.join(map(str, weights))}: give finite numbers; nothing was merged")
     try:
         parts = [read_adapter(source, trust_remote_code) for source in sources]
         check_alike(parts)
         check_heads(parts, weights)
-        with whole_folder(Path(out)) as part:
+        with new_folder(Path(out)) as part:
             encoder = SmartEncoder.from_pretrained(
                 sources[0],
                 base=base,
@@ -139,13 +139,13 @@ def merge(
                 trust_extensions=trust_extensions,
             )
             known = {key: parts[0].settings.get(key) for key in NAMED}  # the base's, wherever it lies now
-            _put_together(encoder, parts, weights, part, base is not None)
+            _merge_into(encoder, parts, weights, part, base is not None)
             save(encoder, part)
-            told = [
+            sources_of = [
                 {"weight": weight, "weights": _weights_of(one.folder), "adapter": asdict(one.settings["adapter"])}
                 for one, weight in zip(parts, weights, strict=True)
             ]
-            write_settings(encoder, part, export={"kind": "merge", "adapters": told}, **known)
+            write_settings(encoder, part, export={"kind": "merge", "adapters": sources_of}, **known)
             queries, documents = (contents for _, contents in reference_inputs(encoder))
             verify(encoder, part, queries, documents, base=base)
     except AdapterError as error:
@@ -154,7 +154,7 @@ def merge(
 
 
 def read_adapter(source: str | Path, trust_remote_code: bool = False) -> Stored:
-    """Everything that a folder or Hub repository holds of an adapter, checked as ``load`` does.  AdapterError."""
+    """Read an adapter from a folder or Hub repository, checked as ``load`` checks it. Raises AdapterError."""
     place, commit = hub.locate(str(source), None)
     folder = Path(place) if commit is None else hub.fetch(place, commit, SETTINGS)
     if folder is None or not (folder / SETTINGS).is_file():
@@ -174,7 +174,7 @@ def read_adapter(source: str | Path, trust_remote_code: bool = False) -> Stored:
 
 
 def check_alike(parts: Sequence[Stored]) -> None:
-    """Raises AdapterError where one was trained on another base, or reads its inputs or tokens in another way."""
+    """Raise AdapterError if the adapters were trained on different bases, or read inputs or tokens differently."""
     first = parts[0]
     for other in parts[1:]:
         pairs = [(key, first.settings[key], other.settings[key]) for key in IDENTITY]
@@ -186,12 +186,12 @@ def check_alike(parts: Sequence[Stored]) -> None:
             pairs += [(f"{block}.{name}", getattr(one, name), getattr(two, name)) for name in names]
         found = [f"{name} is {a!r} and {b!r}" for name, a, b in pairs if a != b]
         if found:
-            told = "; ".join(found[:4])
-            raise AdapterError(f"{first.folder} and {other.folder} can't be merged: {told}; these must be the same")
+            different = "; ".join(found[:4])
+            raise AdapterError(f"{first.folder} and {other.folder} cannot be merged: {different}; they must be equal")
 
 
 def check_heads(parts: Sequence[Stored], weights: Sequence[float]) -> None:
-    """Raises AdapterError where heads can't be averaged by these weights; tells how alike they are."""
+    """Raise AdapterError if the heads cannot be averaged with these weights; warn if they are unlike."""
     shapes = [{name: tuple(t.shape) for name, t in part.head.items()} for part in parts]
     if any(shape != shapes[0] for shape in shapes):
         raise AdapterError(f"the heads have different tensors: {shapes[0]} and {shapes[-1]}; nothing was merged")
@@ -206,15 +206,15 @@ def check_heads(parts: Sequence[Stored], weights: Sequence[float]) -> None:
         if least < 0.5:
             logger.warning(
                 "the heads have a cosine of %.2f: they were drawn from different seeds, and their mean may fit none; "
-                "look at the scores (--data), or train them from the same training.seed",
+                "compare the scores, or train them with the same training.seed",
                 least,
             )
 
 
-def _put_together(
+def _merge_into(
     encoder: SmartEncoder, parts: Sequence[Stored], weights: Sequence[float], folder: Path, moved: bool
 ) -> None:
-    """The first one's encoder becomes that of all.  moved: the base is named as there, not by where it lies now."""
+    """Turn the first adapter's encoder into the merged one. moved: keep the base's stored name, not where it is now."""
     if encoder.adapter is not None and encoder.adapter.kind == "lora":
         lora = [(part.lora, part.scale, weight) for part, weight in zip(parts, weights, strict=True)]
         tensors, rank = weighted_lora(lora)
@@ -234,13 +234,13 @@ def _put_together(
     if any(block != blocks[0] for block in blocks):
         encoder.late.hybrid = HybridBlock()
         logger.info(
-            "the hybrid's weights and constants differ and were dropped (1 x pooled + 1 x late): they belong to one "
-            "model's scores; --data fits them anew"
+            "the hybrid weights and constants differ and were dropped (1 x pooled + 1 x late): they belong to one "
+            "model's scores; fit them again on dev data"
         )
 
 
 def _weights_of(folder: Path) -> dict[str, str]:
-    """Hashes of the adapter's weights, where it was verified: what tells it from others without a path."""
+    """Return the hashes of a verified adapter's weights, which identify it without a path."""
     path = folder / VERIFIED
     found: dict[str, str] = json.loads(path.read_text(encoding="utf8")).get("weights", {}) if path.is_file() else {}
     return {name: found[name] for name in (WEIGHTS, HEAD, CONFIG) if name in found}

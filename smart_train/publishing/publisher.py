@@ -1,4 +1,5 @@
-"""The one error of publishing."""
+"""Publish a run's verified adapter on the Hub: its files, without this machine's paths, and a card of what was
+measured."""
 
 from __future__ import annotations
 
@@ -10,15 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from smart_train.core.errors import PublishError
+from smart_train.core.errors import PublishError, checks
 from smart_train.models.safe_loading import SETTINGS
-from smart_train.publishing.card import card
-from smart_train.publishing.run_record import recorded, shown
+from smart_train.publishing.card import write_card
+from smart_train.publishing.run_record import examples_section, read_facts
 from smart_train.publishing.secrets import Files, check_private
 from smart_train.publishing.upload import Target, check_access, upload
-from smart_train.publishing.upload_files import check_verified, collect, find, read_json
-
-# From a run to the Hub: what was verified goes up, without this machine's paths, with a card of measured facts.
+from smart_train.publishing.upload_files import check_verified, collect, find_adapter, read_json
 
 __all__ = ["PublishError", "check_access", "prepare", "publish"]
 
@@ -36,25 +35,26 @@ def publish(
     tag: str | None = None,
     message: str | None = None,
     examples: int = 0,
-    retries: int | None = None,
     export: str | None = None,
     **options: Any,
 ) -> str:
-    """Uploads a run's adapter, or an adapter's folder, to the Hub in one commit and returns the repository's address.
+    """Upload an adapter to the Hub in one commit, and return the repository's address.
 
-    repo: owner/name, made if it is missing; private: it must not be public then; license: of the adapter, for the
-    card; dry_run: lists what would go up and what was found in it, and sends nothing; branch: made if it is missing,
-    None = main; tag: of the commit; message: the commit's first line; examples: so many pairs of the data go into the
-    card; retries: of requests that may pass later, None = as ``Target`` has it
-    export: "merged" or "multi-vector" publishes what ``exports.export`` makes of the adapter; options: its own
-    Raises PublishError: not verified, a path or a secret in a file, or what the Hub answered; and as ``export`` does.
+    source: a run's folder, or an adapter's
+    repo: owner/name, created if it is missing; private: the repository must not be public
+    license: of the adapter, for the card; dry_run: list what would be uploaded, and send nothing
+    branch: created if it is missing, None = main; tag: of the commit; message: first line of the commit
+    examples: how many pairs of the training data the card shows
+    export: publish the adapter exported as "merged" or "multi-vector"; options: those of ``exporter.export``
+    Raises PublishError if the adapter is not verified, a file holds a path or a secret, or the Hub refuses it.
     """
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo):
-        raise PublishError(f"{repo} is not the form of a repository's name; write it as owner/name; nothing was sent")
-    folder, run = find(Path(source))
-    check_verified(folder)
-    if not dry_run:
-        check_access()  # before an export, which takes its time
+    with checks():
+        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo):
+            raise PublishError(f"{repo} is no name of a repository; write it as owner/name; nothing was sent")
+        folder, run = find_adapter(Path(source))
+        check_verified(folder)
+        if not dry_run:
+            check_access()
     with _exported(folder, export, options) as place:
         files = prepare(place, folder, run, repo, license, examples)
         if dry_run:
@@ -62,20 +62,20 @@ def publish(
 
             logger.info("dry run: nothing was sent")
             return f"{constants.ENDPOINT}/{repo}"
-        target = Target(repo, private, branch, tag, message, **({} if retries is None else {"retries": retries}))
+        target = Target(repo, private, branch, tag, message)
         address, commit = upload(files, target, folder)
     logger.info("published: %s\ncommit: %s", address, commit)
     return address
 
 
 def prepare(place: Path, folder: Path, run: Path | None, repo: str, license: str | None, examples: int = 0) -> Files:
-    """What goes up, listed in the log with sizes and checked for secrets.
+    """Return the files to upload, with the card, checked for secrets; list them in the log with their sizes.
 
-    place: the folder that goes up; folder: the adapter's that it was made of, or the same; run: the run's, or None
+    place: the folder to upload; folder: the adapter that it was exported from, or the same; run: the run's, or None
     """
     files = collect(place, run)
-    section = shown(run, examples) if examples else ""
-    files["README.md"] = card(recorded(files, place, folder, run, repo, license, section)).encode()
+    section = examples_section(run, examples) if examples else ""
+    files["README.md"] = write_card(read_facts(files, place, folder, run, repo, license, section)).encode()
     files = dict(sorted(files.items()))
     sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
     for name, size in sizes.items():
@@ -84,17 +84,17 @@ def prepare(place: Path, folder: Path, run: Path | None, repo: str, license: str
     base = read_json(folder / SETTINGS)["base"]
     roots = [folder.resolve().parent, place.resolve().parent, *([Path(base)] if Path(base).is_absolute() else [])]
     for one in check_private(files, roots):
-        logger.warning("look at it: %s", one)
+        logger.warning("check this: %s", one)
     logger.info("no secret and no path of this machine was found in them")
     return files
 
 
 @contextmanager
 def _exported(folder: Path, kind: str | None, options: dict[str, Any]) -> Iterator[Path]:
-    """``folder``, or what an export makes of it; that lies beside it, as /tmp may be small, and is gone afterwards."""
+    """Yield the folder, or a temporary export of it beside it (/tmp may be small)."""
     if kind is None:
         if options:
-            raise TypeError(f"{', '.join(options)}: of an export, and none is asked for")
+            raise PublishError(f"{', '.join(options)}: only with export; leave it out")
         yield folder
         return
     from smart_train.publishing.exporter import export

@@ -1,4 +1,4 @@
-"""The licence of a base, as its own card states it; never guessed."""
+"""Read what a run and its adapter's folder recorded, for the card: metrics, facts, licence of the base, examples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from smart_train.core.hub import LOCAL, resolve_base
 from smart_train.data.collection import Collection, Document, hash_id
 from smart_train.models.safe_loading import SETTINGS, VERIFIED
 from smart_train.models.verification import encoder_files
-from smart_train.publishing.card import MODES, Told, read_log
+from smart_train.publishing.card import MODES, CardFacts, read_log
 from smart_train.publishing.secrets import Files, header
 from smart_train.publishing.upload_files import FACTS, read_json
 
@@ -26,27 +26,27 @@ UNKNOWN = "unknown: look at the base's own page"
 
 
 def base_licence(settings: dict[str, Any]) -> str:
-    """The licence in the card of a folder, of the local cache, or of the Hub at the adapter's commit; else UNKNOWN, and
-    why in the log.  settings: smart_train.json as it lies here, with the base's true place."""
+    """Return the licence that the base's own card states, or UNKNOWN with the reason in the log.
+
+    settings: smart_train.json as it is here, with the base's true place
+    """
     base, commit = settings["base"], settings["commit"]
     text = _hosted(base, commit) if settings["fingerprint"] is None else _in_folder(base)
-    stated = licence_of(text) if text is not None else None
+    stated = licence_in_card(text) if text is not None else None
     if text is not None and stated is None:
-        logger.warning("the card of the base %s states no licence: look yourself, and say yours with --license", base)
+        logger.warning("the card of the base %s states no licence; look it up, and give your own", base)
     return stated or UNKNOWN
 
 
-def licence_of(card: str) -> str | None:
+def licence_in_card(card: str) -> str | None:
     """What the front matter of a card has as its licence: its id, and the name and link that "other" comes with."""
-    head, _, rest = card.removeprefix("\ufeff").partition("---")
-    block, end, _ = rest.partition("\n---")
-    if head.strip() or not end:
-        return None
+    from huggingface_hub import ModelCard
+
     try:
-        stated = yaml.safe_load(block)
-    except yaml.YAMLError:
+        stated = ModelCard(card.removeprefix("\ufeff"), ignore_metadata_errors=True).data.to_dict()
+    except (ValueError, yaml.YAMLError):
         return None
-    if not isinstance(stated, dict) or not stated.get("license"):
+    if not stated.get("license"):
         return None
     found = stated["license"]
     parts = [", ".join(map(str, found)) if isinstance(found, list) else str(found)]
@@ -60,7 +60,7 @@ def _in_folder(base: str) -> str | None:
     except BaseNotFound:
         path = None
     if path is None or not path.is_file():
-        logger.warning("the base %s has no card here, so its licence is unknown: look yourself", base)
+        logger.warning("the base %s has no card here, so its licence is unknown; look it up", base)
         return None
     return path.read_text(encoding="utf8")
 
@@ -82,24 +82,23 @@ def _hosted(base: str, commit: str | None) -> str | None:
         why = reasons.get(found or "", f"the Hub answered with status {http_status(error)}")
         if isinstance(error, RemoteEntryNotFoundError):
             why = "it has no card"
-        logger.warning("the licence of the base %s is unknown (%s): look yourself", base, why)
+        logger.warning("the licence of the base %s is unknown (%s); look it up", base, why)
         return None
 
 
-# Examples of the data in a card: only where they are asked for, and only after they were shown.
+# Examples of the data ------------------------------------------------------------------------------------------------
 
 WIDTH = 200  # characters of a query or of a document that are shown
-FLAG = "--include-examples"
 
 
-def shown(run: Path | None, count: int) -> str:
+def examples_section(run: Path | None, count: int) -> str:
     """A section with ``count`` pairs that were trained on: the query, and how its document begins.
 
     The data are read again, where the recipe says they are, and must be what the run was of.  A page's image is never
     shown: its file's name and number are.  Raises PublishError where there is no run, no data, or other data.
     """
     if run is None or not (run / "recipe.yaml").is_file():
-        raise PublishError(f"{FLAG} needs the run's folder: which data they were is in its recipe.yaml")
+        raise PublishError("examples need the run's folder, whose recipe.yaml names the data; leave them out")
     train = _data(run)
     pairs = sorted(train.pairs(), key=lambda pair: (hash_id("\n".join(pair)), pair))[:count]
     lines = [f"- {_line(train.queries[query])}\n  - {_document(train.corpus[document])}" for query, document in pairs]
@@ -120,12 +119,12 @@ def _data(run: Path) -> Collection:
     try:
         train = load(data_of(recipe))[0]
     except (DataError, OSError) as error:
-        raise PublishError(f"{FLAG}: the data of {run} can't be read any more ({error}); leave it out") from None
+        raise PublishError(f"no examples: the data of {run} cannot be read ({error}); leave them out") from None
     versions = run / "versions.json"
     stored = json.loads(versions.read_text(encoding="utf8")).get("data") if versions.is_file() else None
     if stored and stored["train"] != train.fingerprint():
         what = f"{recipe.data.path} holds other data than {run} was trained on"
-        raise PublishError(f"{FLAG}: {what}; leave it out, or put the data back")
+        raise PublishError(f"no examples: {what}; leave them out, or put the data back")
     return train
 
 
@@ -145,14 +144,14 @@ def _document(document: Document) -> str:
     return f"an image ({_line(place)})" if place else "an image"
 
 
-# What a run and its adapter's folder have recorded, read for the card.
+# The card's facts ------------------------------------------------------------------------------------------------
 
 FIGURES = ("metrics.json", "evaluation.json", FACTS)
 
 
-def recorded(
+def read_facts(
     files: Files, place: Path, folder: Path, run: Path | None, repo: str, license: str | None, examples: str
-) -> Told:
+) -> CardFacts:
     """files: what goes up, with smart_train.json as others may read it; place: the folder that does
 
     folder: the adapter's that ``place`` was made of, or the same; run: None for an adapter without one
@@ -168,7 +167,7 @@ def recorded(
     figures = {name: read_json(path) for name, path in there.items() if name in FIGURES}
     if "metrics.json" in figures:
         _check_figures(figures["metrics.json"], there["metrics.json"])
-    return Told(
+    return CardFacts(
         repo,
         settings=json.loads(public) if isinstance(public, bytes) else settings,
         verified=read_json(place / VERIFIED),
@@ -193,7 +192,7 @@ def _check_figures(metrics: Any, path: Path) -> None:
             found = [one for name, one in measures.items() if name.startswith("ndcg@")] if measures else []
             if not found or not all(isinstance(one, dict) and {"value", "low", "high"} <= one.keys() for one in found):
                 what = f"{path}: the row {row} has no {mode} nDCG with an interval"
-                raise PublishError(f"{what}; it was not written by a run: move it away, or evaluate again")
+                raise PublishError(f"{what}; no run wrote it; move it away, or evaluate again")
 
 
 def _trained(folder: Path) -> int:
@@ -212,7 +211,7 @@ def _lines(log: Path) -> list[dict[str, Any]]:
             found.append(json.loads(line))
         except ValueError:
             if number < len(lines):
-                raise PublishError(f"{log}, line {number} is no JSON; delete it, or move the log away") from None
+                raise PublishError(f"{log}, line {number} is not JSON; delete it, or move the log away") from None
     return [line for line in found if line]
 
 

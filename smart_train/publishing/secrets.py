@@ -1,4 +1,4 @@
-"""What must not leave this machine: tokens, keys, passwords, paths; looked for in every file that is about to go up."""
+"""Search the files to publish for what must stay here: tokens, keys, passwords, and paths of this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from smart_train.core.errors import PublishError
 
 Files = dict[str, Path | bytes]
-"""Path in the repository -> file here, or content where that is not the same as here."""
+"""Path in the repository -> local file, or its content where that was changed."""
 
 VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")  # words, some of which look like paths
 BINARY = (".safetensors", ".model", ".png")
@@ -49,8 +49,11 @@ MAIL = r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b"
 
 @dataclass(frozen=True)
 class Finding:
-    """file: path in the repository; where: "line 3", "header" ...; shown: as much of it as may be told; grave: it must
-    not go up (an e-mail address may be meant to)"""
+    """One thing found in a file.
+
+    file: path in the repository; where: "line 3", "header" ...; shown: its beginning; grave: it must not be published
+    (an e-mail address may be meant to be)
+    """
 
     file: str
     where: str
@@ -63,21 +66,21 @@ class Finding:
 
 
 def check_private(files: Files, roots: Iterable[Path]) -> list[Finding]:
-    """Raises PublishError where a file tells a secret or a path of this machine; returns what is told as a warning.
+    """Raise PublishError if a file holds a secret or a path of this machine; return findings that only need a warning.
 
-    roots: folders of this machine whose paths are looked for, besides everyone's home
+    roots: folders whose paths are searched for, besides home folders
     """
-    found = list(look(files, roots))
-    grave = [one for one in found if one.grave]
+    findings = list(search(files, roots))
+    grave = [one for one in findings if one.grave]
     if grave:
         lines = [str(one) for one in grave[:SHOWN]]
         more = f"\n(and {len(grave) - SHOWN} more)" if len(grave) > SHOWN else ""
         raise PublishError(";\n".join(lines) + f"{more}; take it out, then publish again; nothing was sent")
-    return found
+    return findings
 
 
-def look(files: Files, roots: Iterable[Path]) -> Iterator[Finding]:
-    """Everything that is found, file by file.  Raises PublishError for a text file that is not UTF-8."""
+def search(files: Files, roots: Iterable[Path]) -> Iterator[Finding]:
+    """Yield every finding, file by file. Raises PublishError for a text file that is not UTF-8."""
     patterns = _patterns(roots)
     for name, file in files.items():
         for where, text, kinds in texts(name, file):
@@ -93,7 +96,7 @@ HERE = "a path of this machine"
 
 
 def _patterns(roots: Iterable[Path]) -> list[tuple[str, re.Pattern[str], bool]]:
-    """(what, pattern, grave): paths of this machine first, which says more than that it is someone's home."""
+    """Return (what, pattern, grave); paths of this machine come first, because they say more than "a user's folder"."""
     # / and /tmp would be found in many a text that has nothing to do with this machine.
     names = {str(root) for root in {Path.home(), Path.cwd(), *roots} if len(root.parts) > 1 and str(root) != "/tmp"}
     found: list[tuple[str, str, bool]] = []
@@ -124,7 +127,7 @@ def _shown(what: str, match: re.Match[str]) -> str:
 
 
 def texts(name: str, file: Path | bytes) -> Iterator[tuple[str, str, str]]:
-    """(where, or "" for a text whose lines count; text; "all" or "secrets", as vocabularies are full of words)."""
+    """Yield (place in the file, or "" for lines of text; text; "all", or "secrets" alone for vocabularies)."""
     last = name.rpartition("/")[2]
     if name.endswith(".safetensors"):
         found = header(name, file)
@@ -149,7 +152,7 @@ def _bytes(file: Path | bytes) -> bytes:
 
 
 def _without_words(text: str) -> str:
-    """A tokenizer's JSON without its vocabulary: templates, normalisers, the names of files it was made of."""
+    """Return a tokenizer's JSON without its vocabulary: templates, normalisers, names of files."""
     content = json.loads(text)
     if isinstance(content, dict):
         content.pop("added_tokens", None)
@@ -159,7 +162,7 @@ def _without_words(text: str) -> str:
 
 
 def header(name: str, file: Path | bytes) -> dict[str, Any]:
-    """The JSON before the tensors of a safetensors file: their shapes by name, and "__metadata__"."""
+    """Return the JSON header of a safetensors file: shapes of the tensors by name, and "__metadata__"."""
     if isinstance(file, Path):
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
@@ -170,7 +173,7 @@ def header(name: str, file: Path | bytes) -> dict[str, Any]:
     try:
         return dict(json.loads(raw))
     except (ValueError, TypeError):
-        raise PublishError(f"{name} is no safetensors file: its header can't be read; save it again") from None
+        raise PublishError(f"{name} is no safetensors file: its header cannot be read; save it again") from None
 
 
 def _png(name: str, file: Path | bytes) -> Iterator[tuple[str, str]]:
@@ -183,4 +186,4 @@ def _png(name: str, file: Path | bytes) -> Iterator[tuple[str, str]]:
             yield from ((f"text {key}", str(value)) for key, value in kept.items() if isinstance(value, str | bytes))
             yield from ((f"EXIF {key}", str(value)) for key, value in image.getexif().items())
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise PublishError(f"{name} is no picture that can be read ({error}); draw it again, or delete it") from None
+        raise PublishError(f"{name} is not a readable picture ({error}); draw it again, or delete it") from None

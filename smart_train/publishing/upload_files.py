@@ -1,4 +1,4 @@
-"""What goes up: the files that were verified, without this machine's paths, and what a run tells beside them."""
+"""Collect the files to publish: what was verified, with this machine's paths replaced by names."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from smart_train.publishing.secrets import Files
 logger = logging.getLogger(__name__)
 
 PEFT = "adapter_config.json"
-FACTS = "facts.json"  # of facts.py, which imports torch
-AGAIN = "finish the run, or verify it again (docs/publishing.md says how)"
+FACTS = "facts.json"  # written by training.run_metadata, which imports torch
+AGAIN = "finish the run, or verify the folder again (docs/publishing.md)"
 
 
-def find(source: Path) -> tuple[Path, Path | None]:
-    """(the adapter's folder, the run's or None) of either of them."""
+def find_adapter(source: Path) -> tuple[Path, Path | None]:
+    """Return (the adapter's folder, the run's folder or None) of either of them."""
     if (source / "adapter" / SETTINGS).is_file():
         return source / "adapter", source
     if not (source / SETTINGS).is_file():
@@ -34,8 +34,10 @@ def find(source: Path) -> tuple[Path, Path | None]:
 
 
 def check_verified(folder: Path) -> None:
-    """Raises PublishError unless every file that can change a vector is as it was when the folder was reloaded and
-    compared, and links to files outside of it are none."""
+    """Raise PublishError unless every file that can change a vector is as it was when the folder was verified.
+
+    Symbolic links are refused: they may lead out of the folder.
+    """
     if not (folder / VERIFIED).is_file():
         raise PublishError(f"{folder} was never verified ({VERIFIED} is missing): it may not load as trained; {AGAIN}")
     try:
@@ -53,7 +55,7 @@ def check_verified(folder: Path) -> None:
 
 
 def collect(folder: Path, run: Path | None) -> Files:
-    """Path in the repository -> file here, or content where that is not the same as here: all but the card."""
+    """Return what is published, but for the card: path in the repository -> local file, or changed content."""
     settings = read_json(folder / SETTINGS)
     base = public_name(settings)
     wanted, left_out = encoder_files(folder)
@@ -62,7 +64,7 @@ def collect(folder: Path, run: Path | None) -> Files:
         files[SETTINGS] = _dump({**settings, "base": base, "model": {**settings["model"], "base": base}})
     if PEFT in files and not is_hub(base):
         files[PEFT] = _dump({**read_json(folder / PEFT), "base_model_name_or_path": base})
-    _seal_again(files, folder)
+    _update_hashes(files, folder)
     for name in ("metrics.json", "curve.png"):
         if run is not None and (run / name).is_file():
             files[name] = run / name
@@ -71,14 +73,14 @@ def collect(folder: Path, run: Path | None) -> Files:
         files["recipe.yaml"] = recipe_without_paths(run, local).encode()
     if left_out:
         names = ", ".join(path.relative_to(folder).as_posix() for path in left_out)
-        logger.info("left out (neither weights as safetensors, JSON nor tokenizer): %s", names)
+        logger.info("not published (neither safetensors, JSON nor tokenizer files): %s", names)
     if base.startswith(LOCAL) and (settings["adapter"] or {}).get("kind") != "full":
-        logger.warning("the base %s is a folder of this machine: who hasn't got it can't use the adapter", base)
+        logger.warning("the base %s is a folder of this machine; nobody without it can use the adapter", base)
     return files
 
 
-def _seal_again(files: Files, folder: Path) -> None:
-    """verified.json with the hashes of what goes up otherwise than it lies here: who downloads it can check them."""
+def _update_hashes(files: Files, folder: Path) -> None:
+    """Put the hashes of changed files into verified.json, so that a download can be checked against them."""
     changed = {name: hashlib.sha256(file).hexdigest() for name, file in files.items() if isinstance(file, bytes)}
     if changed:
         report = read_json(folder / VERIFIED)
@@ -86,7 +88,7 @@ def _seal_again(files: Files, folder: Path) -> None:
 
 
 def public_name(settings: dict[str, Any]) -> str:
-    """The base as others may read it: a Hub id, package:NAME/FOLDER, or local:NAME for a folder of this machine."""
+    """Return the base's name for other machines: a Hub id, package:NAME/FOLDER, or local:NAME for a local folder."""
     base: str = settings["base"]
     if settings["fingerprint"] is None or base.startswith((PACKAGE, LOCAL)):
         return base
@@ -101,7 +103,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf8"))
     except ValueError as error:
-        raise PublishError(f"{path} is no JSON ({error}); it was written by half or edited; {AGAIN}") from None
+        raise PublishError(f"{path} is not JSON ({error}); it was cut short or edited; {AGAIN}") from None
 
 
 def _dump(content: Any) -> bytes:
@@ -112,9 +114,11 @@ def _dump(content: Any) -> bytes:
 
 
 def recipe_without_paths(run: Path, local: list[str]) -> str:
-    """A run's recipe with every path of its machine cut to its last name: absolute ones, those in ``local``, and
-    relative ones that lead somewhere, as a base's, the data's or the run's own may.  Sources of a folder's data are
-    told by number: they are names of its files."""
+    """Return a run's recipe with every local path cut to its last name.
+
+    Local are absolute paths, those in ``local``, and relative ones that exist, such as those of the base, the data or
+    the run. Sources of a folder's data are numbered: their names are its files'.
+    """
     from smart_train.config.recipe import stored
 
     path, facts = run / "recipe.yaml", run / FACTS
@@ -135,8 +139,8 @@ def recipe_without_paths(run: Path, local: list[str]) -> str:
     for value in sorted(found, key=len, reverse=True):
         name = (LOCAL + Path(value).name).replace("\\", "")
         text, count = re.subn(rf"(?<![\w/.~-]){re.escape(value)}(?![\w/.-])", name, text)
-        if not count:  # folded over two lines, or quoted with escapes
-            raise PublishError(f"{path} holds the path {value}, which can't be cut there; cut it by hand")
+        if not count:  # YAML folded it over two lines, or escaped it
+            raise PublishError(f"{path} holds the path {value}, which cannot be replaced there; replace it by hand")
     return f"# The run's recipe, resolved: every key as it was used; {LOCAL}NAME was a path of its machine.\n{text}"
 
 
@@ -150,8 +154,7 @@ def _paths(value: Any, key: str = "") -> Iterator[str]:
 
 
 def _is_folder(value: str) -> bool:
-    """Whether a relative path was a folder's and no id of the Hub: it is there, seen from here.  (A run takes a folder
-    that is there for one, too.)"""
+    """Return whether a relative path is a file or folder here, and not a Hub id. (A run decides in the same way.)"""
     try:
         return Path(value).exists()
     except (OSError, ValueError):  # too long for a name, or no name at all

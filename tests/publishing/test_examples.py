@@ -9,7 +9,7 @@ import pytest
 
 from smart_train.config.recipe import read, save
 from smart_train.publishing.publisher import PublishError, prepare
-from smart_train.publishing.run_record import shown
+from smart_train.publishing.run_record import examples_section
 
 
 @pytest.fixture
@@ -37,14 +37,14 @@ def test_what_goes_up_is_what_was_shown_and_without_asking_nothing_of_it(run, be
 def test_examples_of_other_data_than_the_run_had_are_refused(run, beir_folder, run_copy):
     (run / "versions.json").write_text(json.dumps({"data": {"train": "0" * 64}}))
     with pytest.raises(PublishError, match="holds other data than"):
-        shown(run, 2)
+        examples_section(run, 2)
     recipe = read(run / "recipe.yaml")
     recipe.data.path = str(run / "gone")
     save(recipe, run)
-    with pytest.raises(PublishError, match="can't be read any more"):
-        shown(run, 2)
+    with pytest.raises(PublishError, match="cannot be read"):
+        examples_section(run, 2)
 
 
 def test_examples_need_a_run(run_copy):
-    with pytest.raises(PublishError, match="needs the run's folder"):
-        shown(None, 2)
+    with pytest.raises(PublishError, match="need the run's folder"):
+        examples_section(None, 2)

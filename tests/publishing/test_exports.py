@@ -105,7 +105,7 @@ def test_in_half_precision_rounding_is_told_and_float32_keeps_all_of_it(tiny_ber
     verified = json.loads((half / VERIFIED).read_text())
     assert verified["tolerance"] == 5e-2 and 1e-5 < verified["largest_pooled_difference"] <= 5e-2
     lost = json.loads((half / SETTINGS).read_text())["export"]["update_lost_to_rounding"]
-    assert lost > 1e-3 and f"took {100 * lost:.1f} %" in caplog.text
+    assert lost > 1e-3 and f"rounding lost {100 * lost:.1f} %" in caplog.text
     assert {t.dtype for t in load_file(half / "model.safetensors").values()} == {torch.bfloat16}
     whole = export(adapter, "merged", tmp_path / "whole", dtype="float32")
     assert json.loads((whole / VERIFIED).read_text())["largest_pooled_difference"] <= 1e-5
@@ -158,7 +158,7 @@ def test_a_training_free_base_can_be_exported(real_base, tmp_path):
     ours = SmartEncoder(str(real_base), device="cpu").encode_documents(tiny.TEXTS).tokens.rows()
     for one, other in zip(ours, tokens_of(folder, tiny.TEXTS, "document"), strict=True):
         torch.testing.assert_close(other, one, atol=1e-5, rtol=0)
-    with pytest.raises(PublishError, match="nothing is to be merged"):
+    with pytest.raises(PublishError, match="there is nothing to merge"):
         export(real_base, "merged", tmp_path / "merged")
 
 
@@ -185,7 +185,7 @@ REFUSED = {
     "the embeddings": ("bert", {"layer": 0}, {}, "late.layer 0"),
     "no norm where there is one": ("qwen3", {"layer": 2, "norm": "none"}, {}, "late.norm none"),
     "a layer below image features": ("qwen3vl", {"layer": 2}, {}, "deepstack"),
-    "text cut before the chat": ("qwen3vl", {}, {"query_tokens": 8}, "--whole-texts"),
+    "text cut before the chat": ("qwen3vl", {}, {"query_tokens": 8}, "pass whole_texts=True"),
 }
 
 
@@ -226,14 +226,14 @@ def test_a_folder_that_is_there_is_left_as_it_is(tiny_bert, tmp_path):
     adapter = saved(tiny_bert, tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(PublishError, match="is there already"):
+    with pytest.raises(PublishError, match="already exists and was not changed"):
         export(adapter, "merged", tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize("out", [".", ".."])
 def test_a_folder_without_a_name_of_its_own_is_refused(out, tiny_bert):
-    with pytest.raises(PublishError, match="name a folder that is not there yet"):
+    with pytest.raises(PublishError, match="is no name for a new folder; name another"):
         export(tiny_bert, "multi-vector", out)
 
 
@@ -258,4 +258,4 @@ def test_the_command_says_how_to_load_what_it_wrote(tiny_bert, tmp_path, capsys)
     assert f'MultiVectorEncoder("{out}")' in told and "equals the adapter on 9 rows" in told
     equal_tokens(adapter, out, tiny.TEXTS)
     assert main(["export", str(adapter), "--as", "merged", "--out", str(out)]) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists and was not changed" in capsys.readouterr().err

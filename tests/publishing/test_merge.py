@@ -125,7 +125,7 @@ REFUSED = {
         [1.0, 1.0],
         "sum to 2, and heads are averaged",
     ),
-    "a weight missing": (lambda b, r: saved(b, r / "other", 3), [1.0], "a weight for each"),
+    "a weight missing": (lambda b, r: saved(b, r / "other", 3), [1.0], "a weight each"),
 }
 
 

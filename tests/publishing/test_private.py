@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save
 
 from smart_train.core.errors import PublishError
-from smart_train.publishing.secrets import SHOWN, check_private, look
+from smart_train.publishing.secrets import SHOWN, check_private, search
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJ"
 SECRETS = {  # what it is -> one of them, made up
@@ -56,7 +56,7 @@ HARMLESS = [
 
 
 def found(text: str, name: str = "card.md") -> list[str]:
-    return [one.what for one in look({name: text.encode()}, []) if one.grave]
+    return [one.what for one in search({name: text.encode()}, []) if one.grave]
 
 
 @pytest.mark.parametrize("what", [*SECRETS, *PATHS])
@@ -90,7 +90,7 @@ def test_a_password_in_a_url_is_shown_without_it_and_its_host_stays_readable():
 def test_folders_of_this_machine_are_found_as_they_are_and_as_json_writes_them(tmp_path):
     place = tmp_path / "büro"
     for text in (str(place / "x"), json.dumps({"from": str(place)}), f"'{place}'", f"{place},"):
-        assert "a path of this machine" in [one.what for one in look({"a.json": text.encode()}, [place])]
+        assert "a path of this machine" in [one.what for one in search({"a.json": text.encode()}, [place])]
     assert found(f"{tmp_path.name} and {place}ry") == []
     home = str(Path.home())
     assert "a path of this machine" in found(f"see {home}/notes") and "a path of this machine" in found(str(Path.cwd()))
@@ -136,7 +136,7 @@ def test_texts_inside_a_picture_are_read(kind):
 
 
 def test_a_picture_that_is_none_is_told():
-    with pytest.raises(PublishError, match=r"curve\.png is no picture"):
+    with pytest.raises(PublishError, match=r"curve\.png is not a readable picture"):
         check_private({"curve.png": b"\x89PNG a picture"}, [])
 
 
