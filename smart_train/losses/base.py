@@ -200,6 +200,12 @@ def name_problem(name: Any) -> str | None:
     return f"is {name!r}, which the log uses already" if name in RESERVED else None
 
 
+def no_loss() -> tuple[str, str]:
+    """Return what is wrong, and what to do, where no term tells documents apart (regularizers do not)."""
+    names = [name for name in LOSSES.builtin if "pairs" in LOSSES.resolve(name).mean_over]
+    return "every weight is 0, so there is no loss", f"give {', '.join(names[:-1])} or {names[-1]} a weight"
+
+
 def declaration_problems(term: LossTerm) -> Iterator[tuple[str, str]]:
     """Yield (what is wrong, what to do) for a term whose declaration cannot be right, or that has parameters."""
     kind = type(term).__name__

@@ -20,9 +20,9 @@ def grade_matrix(known: KnownPositives, keys: Tensor) -> Tensor:
     """
     owner = _owners(known, keys)
     ids, column = torch.unique(keys[:, 0], return_inverse=True)
-    place, there = _find(known.keys[:, 0], ids)
+    place, present = _find(known.keys[:, 0], ids)
     table = known.grades.new_zeros(len(known.lengths), len(ids) + 1, dtype=torch.float32)
-    spot = owner * table.shape[1] + torch.where(there, place, len(ids))  # the last column is for those not here
+    spot = owner * table.shape[1] + torch.where(present, place, len(ids))  # the last column is for those not here
     table.view(-1).scatter_reduce_(0, spot, known.grades.float(), "amax")
     return table[:, column]
 
@@ -55,13 +55,13 @@ def relevance_mask(known: KnownPositives, keys: Tensor, neighbour_pages: int | N
     >>> relevance_mask(known, torch.tensor([[7, 5, 0, -1], [8, 5, 0, -1], [9, 6, 0, -1]]))
     tensor([[ True,  True, False]])
     """
-    found = grade_matrix(known, keys) > 0
-    row, place = found.nonzero(as_tuple=True)
+    listed = grade_matrix(known, keys) > 0
+    row, place = listed.nonzero(as_tuple=True)
     rows = torch.cat([_owners(known, keys), row])
     positives = torch.cat([known.keys, keys[place]])
-    mask = found | _same_content(rows, positives[:, 1], keys[:, 1], len(found))
+    mask = listed | _same_content(rows, positives[:, 1], keys[:, 1], len(listed))
     if neighbour_pages is not None:
-        mask |= _near(rows, positives[:, 2:], keys[:, 2:], len(found), neighbour_pages)
+        mask |= _near(rows, positives[:, 2:], keys[:, 2:], len(listed), neighbour_pages)
     return mask
 
 
@@ -85,10 +85,10 @@ def _later(values: Tensor) -> Tensor:
 def _same_content(rows: Tensor, positives: Tensor, contents: Tensor, queries: int) -> Tensor:
     """[B, N] bool from contents of positives [A] of the queries ``rows`` [A], and of documents [N]."""
     unique, column = torch.unique(contents, return_inverse=True)
-    place, there = _find(positives, unique)
-    there = there & (positives != 0)
+    place, present = _find(positives, unique)
+    present = present & (positives != 0)
     table = torch.zeros(queries, len(unique), dtype=torch.bool, device=contents.device)
-    table[rows[there], place[there]] = True
+    table[rows[present], place[present]] = True
     return table[:, column]
 
 
@@ -103,9 +103,9 @@ def _near(rows: Tensor, positives: Tensor, pages: Tensor, queries: int, window: 
     levels, level = torch.unique(pages[numbered, 1], return_inverse=True)
     spot, order = torch.sort(file * (len(levels) + 1) + level)  # small numbers, whatever the hashes and pages are
 
-    place, there = _find(positives[:, 0], files)
-    there = there & (positives[:, 0] != 0) & (positives[:, 1] >= 0)
-    rows, place, page = rows[there], place[there] * (len(levels) + 1), positives[there, 1]
+    place, present = _find(positives[:, 0], files)
+    present = present & (positives[:, 0] != 0) & (positives[:, 1] >= 0)
+    rows, place, page = rows[present], place[present] * (len(levels) + 1), positives[present, 1]
     begin = torch.searchsorted(spot, place + torch.searchsorted(levels, page - window))
     end = torch.searchsorted(spot, place + torch.searchsorted(levels, page + window, right=True))
 
@@ -119,12 +119,12 @@ def _near(rows: Tensor, positives: Tensor, pages: Tensor, queries: int, window: 
 
 
 def _find(values: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
-    """Places of values [A] in the sorted, unique ``among`` [U], and whether they are there at all (else 0)."""
+    """Places of values [A] in the sorted, unique ``among`` [U], and whether each is present (its place is 0 if not)."""
     if not len(among):
         return torch.zeros_like(values), torch.zeros_like(values, dtype=torch.bool)
     place = torch.searchsorted(among, values.contiguous()).clamp_(max=len(among) - 1)
-    there = among[place] == values
-    return place * there, there
+    present = among[place] == values
+    return place * present, present
 
 
 def _owners(known: KnownPositives, keys: Tensor) -> Tensor:

@@ -22,12 +22,12 @@ from smart_train.config.schema import HybridBlock, ObjectiveBlock
 from smart_train.core.embeddings import Embeddings
 from smart_train.core.errors import LossError
 from smart_train.losses.base import (
-    LOSSES,
     VIEWS,
     BatchEmbeddings,
     LossTerm,
     Scores,
     declaration_problems,
+    no_loss,
 )
 from smart_train.losses.labels import Labels
 from smart_train.losses.recipe_terms import read_terms
@@ -78,11 +78,7 @@ class Joint:
         growing = {term.name for term, attribute, _ in self._scheduled if attribute == "weight"}
         self.terms = tuple(term for term in terms if term.weight or term.name in growing)
         if not any("pairs" in term.mean_over for term in self.terms):
-            learning = [name for name in LOSSES.builtin if "pairs" in LOSSES.resolve(name).mean_over]
-            raise LossError(
-                "objective: every weight is 0, so there is no loss; give "
-                f"{', '.join(learning[:-1])} or {learning[-1]} a weight"
-            )
+            raise LossError("objective: {}; {}".format(*no_loss()))
         self.at(0.0)
 
     @classmethod
@@ -96,10 +92,10 @@ class Joint:
         >>> [term.name for term in Joint.from_recipe(ObjectiveBlock(diversity=0.1)).terms]
         ['pooled', 'late', 'diversity']
         """
-        found = read_terms(objective, trusted)
-        if found.problems:
-            raise LossError("\n".join(f"{p.key}: {p.what}; {p.fix}" for p in found.problems))
-        return cls(*(one.term for one in found.active), schedule=found.schedule)
+        recipe = read_terms(objective, trusted)
+        if recipe.problems:
+            raise LossError("\n".join(f"{p.key}: {p.what}; {p.fix}" for p in recipe.problems))
+        return cls(*(one.term for one in recipe.active), schedule=recipe.schedule)
 
     # -- what the terms declare
 

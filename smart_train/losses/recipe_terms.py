@@ -17,7 +17,7 @@ from typing import Any
 from smart_train.config.schema import Component, ObjectiveBlock, Where
 from smart_train.config.typed_values import WRONG, Problem, fit
 from smart_train.core.errors import ExtensionError
-from smart_train.losses.base import LOSSES, LossTerm, declaration_problems, name_problem
+from smart_train.losses.base import LOSSES, LossTerm, declaration_problems, name_problem, no_loss
 from smart_train.losses.contrastive import Contrastive
 from smart_train.losses.schedule import points_problem, scheduled_problems
 
@@ -49,7 +49,7 @@ class RecipeTerm:
 
 @dataclass
 class RecipeTerms:
-    """Everything that a recipe says of its loss.
+    """The loss terms of a recipe.
 
     terms: every term that could be made, the built-in ones that are off included; problems: what is wrong, by key
     """
@@ -99,26 +99,24 @@ def read_terms(objective: ObjectiveBlock, trusted: bool = True, where: Where | N
 
     trusted: False refuses every term that is not of this package; where: which keys the recipe itself writes
     """
-    found = RecipeTerms(objective)
+    result = RecipeTerms(objective)
     replaced = {entry.type for entry in objective.terms if entry.type in LOSSES.builtin}
     for name in LOSSES.builtin:
         if name not in replaced:
-            found.terms.append(_short(name, objective))
+            result.terms.append(_short(name, objective))
         elif _written(name, objective, where):
             what = "is given, and objective.terms has the same term"
-            found.problems.append(Problem(f"objective.{name}", what, "keep one of the two"))
+            result.problems.append(Problem(f"objective.{name}", what, "keep one of the two"))
     for number, entry in enumerate(objective.terms):
-        one = _entry(entry, f"objective.terms.{number}", objective, trusted, found.problems)
-        found.terms += [one] if one is not None else []
-    for one in found.terms:
-        found.problems += [Problem(one.key(option), what, fix) for option, what, fix in one.term.problems()]
-    found.problems += [*_same_names(found), *_off(found), *_schedule(found)]
-    if not found.learns and not any(problem.key.startswith("objective.terms") for problem in found.problems):
-        learning = [name for name in LOSSES.builtin if "pairs" in LOSSES.resolve(name).mean_over]
-        what = "every weight is 0, so there is no loss"
-        found.problems.append(Problem("objective", what, f"give {', '.join(learning[:-1])} or {learning[-1]} a weight"))
-    found.problems = list(dict.fromkeys(found.problems))
-    return found
+        one = _entry(entry, f"objective.terms.{number}", objective, trusted, result.problems)
+        result.terms += [one] if one is not None else []
+    for one in result.terms:
+        result.problems += [Problem(one.key(option), what, fix) for option, what, fix in one.term.problems()]
+    result.problems += [*_same_names(result), *_off(result), *_schedule(result)]
+    if not result.learns and not any(problem.key.startswith("objective.terms") for problem in result.problems):
+        result.problems.append(Problem("objective", *no_loss()))
+    result.problems = list(dict.fromkeys(result.problems))
+    return result
 
 
 def _short(name: str, objective: ObjectiveBlock) -> RecipeTerm:
@@ -213,20 +211,20 @@ def _fitted(cls: type[LossTerm], options: Mapping[str, Any], key: str, problems:
     return fitted
 
 
-def _same_names(found: RecipeTerms) -> Iterator[Problem]:
+def _same_names(result: RecipeTerms) -> Iterator[Problem]:
     taken: dict[str, RecipeTerm] = {}
-    for one in found.active:
+    for one in result.active:
         if one.term.name in taken:
             what = f"is named {one.term.name}, as {taken[one.term.name].block} is"
             yield Problem(one.block, what, "give one of them another name (name: ...)")
         taken[one.term.name] = one
 
 
-def _off(found: RecipeTerms) -> Iterator[Problem]:
-    """Options of the contrastive terms while all of these are off."""
-    if any(isinstance(one.term, Contrastive) for one in found.active):
+def _off(result: RecipeTerms) -> Iterator[Problem]:
+    """Options of the contrastive terms, given while all of these are off."""
+    if any(isinstance(one.term, Contrastive) for one in result.active):
         return
-    defaults, objective = ObjectiveBlock(), found.objective
+    defaults, objective = ObjectiveBlock(), result.objective
     names = [name for name in LOSSES.builtin if issubclass(LOSSES.resolve(name), Contrastive)]
     for option in Contrastive.shared_options:
         if option in objective.schedule or getattr(objective, option) != getattr(defaults, option):
@@ -234,28 +232,28 @@ def _off(found: RecipeTerms) -> Iterator[Problem]:
             yield Problem(f"objective.{option}", what, "remove it, or give one of them a weight")
 
 
-def _schedule(found: RecipeTerms) -> Iterator[Problem]:
+def _schedule(result: RecipeTerms) -> Iterator[Problem]:
     """Keys, points and values of objective.schedule, and that there is a loss when training begins."""
-    schedule, wrong = found.objective.schedule, False
+    schedule, wrong = result.objective.schedule, False
     for key, points in schedule.items():
-        for what, fix in _key_problems(key, points, found):
+        for what, fix in _key_problems(key, points, result):
             wrong = True
             yield Problem(SCHEDULE + key, what, fix)
-    if schedule and not wrong and found.learns:
-        learning = [one for one in found.active if "pairs" in one.term.mean_over]
+    if schedule and not wrong and result.learns:
+        learning = [one for one in result.active if "pairs" in one.term.mean_over]
         points_of = [schedule.get(one.schedule_name("weight"), [[0.0, one.term.weight]]) for one in learning]
         if not any(points[0][1] for points in points_of):
             what = "every weight of the loss is 0 when training begins, so the first steps would learn nothing"
             yield Problem("objective.schedule", what, "let one weight start above 0")
 
 
-def _key_problems(key: str, points: Any, found: RecipeTerms) -> Iterator[tuple[str, str]]:
+def _key_problems(key: str, points: Any, result: RecipeTerms) -> Iterator[tuple[str, str]]:
     """What is wrong with one key of objective.schedule, and what to do."""
-    targets, what = found.targets(key), points_problem(points)
+    targets, what = result.targets(key), points_problem(points)
     if not targets:
-        near = get_close_matches(key, found.schedulable, 1, 0.5)
-        fix = f"choose from {', '.join(found.schedulable)}"
-        if near and near[0] not in found.objective.schedule:
+        near = get_close_matches(key, result.schedulable, 1, 0.5)
+        fix = f"choose from {', '.join(result.schedulable)}"
+        if near and near[0] not in result.objective.schedule:
             yield f"cannot be scheduled, the nearest is {near[0]}", f"write {near[0]}, or {fix}"
         else:
             yield "cannot be scheduled", fix

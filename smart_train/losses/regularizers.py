@@ -94,7 +94,7 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def _blocks(values: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Rows of like length together: (rows [r], where [r, T] in ``values``, there [r, T] bool, padded [r, T, d])."""
+    """Rows of like length together: (rows [r], where [r, T] in ``values``, real [r, T] bool, padded [r, T, d])."""
     counts = lengths.tolist()
     starts = lengths.cumsum(0) - lengths
     order = sorted(range(len(counts)), key=lambda row: -counts[row])
@@ -103,10 +103,10 @@ def _blocks(values: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor, T
         longest = counts[order[begin]]
         rows = torch.tensor(order[begin : begin + max(1, BLOCK // (longest * values.shape[1]))], device=values.device)
         offset = torch.arange(longest, device=values.device)
-        there = offset < lengths[rows].unsqueeze(1)
-        where = (starts[rows].unsqueeze(1) + offset).masked_fill(~there, 0)
+        real = offset < lengths[rows].unsqueeze(1)
+        where = (starts[rows].unsqueeze(1) + offset).masked_fill(~real, 0)
         # Zero vectors fill up: they have cosine 0 with everything, so that no sum needs a mask.
-        yield rows, where, there, _wide(values[where]).masked_fill(~there.unsqueeze(2), 0.0)
+        yield rows, where, real, _wide(values[where]).masked_fill(~real.unsqueeze(2), 0.0)
         begin += len(rows)
 
 
@@ -134,10 +134,10 @@ class _OffDiagonal(torch.autograd.Function):
             return None, None
         scale = torch.where(lengths > 1, 4 * gradient / _pairs(lengths), 0.0)
         result = torch.zeros_like(values)
-        for rows, where, there, x in _blocks(values, lengths):
+        for rows, where, real, x in _blocks(values, lengths):
             product = (x @ x.mT) @ x if x.shape[1] <= x.shape[2] else x @ (x.mT @ x)
             slope = (product - x.square().sum(2, keepdim=True) * x) * scale[rows, None, None]
-            result[where[there]] = slope[there].to(result.dtype)
+            result[where[real]] = slope[real].to(result.dtype)
         return result, None
 
 
@@ -166,9 +166,9 @@ class _WithPooled(torch.autograd.Function):
         pooled, values, lengths = ctx.saved_tensors
         scale = 2 * gradient / lengths
         to_pooled, to_values = torch.zeros_like(pooled), torch.zeros_like(values)
-        for rows, where, there, x in _blocks(values, lengths):
+        for rows, where, real, x in _blocks(values, lengths):
             p = pooled[rows].to(x.dtype).unsqueeze(2)
             cosines = (x @ p) * scale[rows, None, None]
             to_pooled[rows] = (x.mT @ cosines).squeeze(2).to(to_pooled.dtype)
-            to_values[where[there]] = (cosines @ p.mT)[there].to(to_values.dtype)
+            to_values[where[real]] = (cosines @ p.mT)[real].to(to_values.dtype)
         return to_pooled, to_values, None
