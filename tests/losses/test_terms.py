@@ -352,6 +352,9 @@ def test_a_saved_recipe_with_terms_reads_as_it_was(tmp_path):
     assert again == recipe and "late" not in plain(recipe)["objective"]
     assert read_terms(again.objective, where=again.where).problems == []
     assert [one.term.name for one in read_terms(again.objective).active] == ["pooled", "late", "hardest"]
+    other = read(tmp_path / "mine.yaml", ["objective.terms=[{type: late, weight: -1}]"])
+    (problem,) = read_terms(other.objective, where=other.where).problems
+    assert (problem.key, other.where.place(problem.key)) == ("objective.terms.0.weight", "command line")
 
 
 def test_reading_a_recipe_imports_nothing_that_it_names_and_a_downloaded_one_never_does(tmp_path, monkeypatch):
