@@ -13,6 +13,7 @@ from smart_train.checks.bounds import Problems
 from smart_train.checks.data import check_data, check_data_block, check_reader, check_sources
 from smart_train.checks.evaluation import check_evaluation
 from smart_train.checks.late import check_head, check_late, check_layers, check_widths
+from smart_train.checks.launch import check_launch
 from smart_train.checks.mining import check_mining
 from smart_train.checks.model import check_lengths, check_model, check_pooling, check_quantised, check_vision
 from smart_train.checks.objective import (
@@ -23,9 +24,8 @@ from smart_train.checks.objective import (
     check_term_widths,
     check_trained,
 )
-from smart_train.checks.training import check_best, check_callbacks, check_launch, check_trackers
+from smart_train.checks.training import check_best, check_callbacks, check_trackers, check_training
 from smart_train.config.schema import Recipe
-from smart_train.config.training_arguments import check_training
 from smart_train.config.typed_values import Problem, RecipeError
 from smart_train.core.errors import BaseNotFound
 from smart_train.models.base_config import BaseConfig, read_base

@@ -1,16 +1,15 @@
-"""What a launch says of a run against what its recipe says: DeepSpeed's settings, precision, which engine.
+"""Check the block ``training``: its values, trackers, callbacks, and the metric that chooses the best checkpoint.
 
-DeepSpeed takes over batch sizes, clipping and precision: a number in its file that differs from the recipe's would win
-without a word, or end the run after the model has been loaded.  "auto" leaves each to the recipe.
+Values are tried on a TrainingArguments that starts no process group, opens no DeepSpeed engine and makes no folder.
+What an engine or a device refuses beyond that shows only when the run starts.
 """
 
 from __future__ import annotations
 
+import copy
 import json
-import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,164 +17,29 @@ from typing import Any
 
 from smart_train.checks.bounds import Problems, at_least, component
 from smart_train.config.schema import Recipe
-from smart_train.config.training_arguments import CALLBACKS
+from smart_train.config.training_arguments import CALLBACKS, OWN
 from smart_train.config.typed_values import Problem
-from smart_train.core.environment import world
+from smart_train.core.environment import rank
 
-FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"  # what `accelerate launch` says to its processes
-LAUNCHED = "the launch file's deepspeed_config"
-STAGES = (0, 1, 2, 3)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """DeepSpeed's settings and where they are: a file, the recipe itself, or the file accelerate was launched with."""
-
-    values: dict[str, Any]
-    place: str | None = None  # None = in the recipe
-
-    def problem(self, key: str, what: str, fix: str) -> Problem:
-        return Problem(key if self.place else f"training.deepspeed.{key}", what, fix, self.place)
-
-    def at(self, key: str) -> Any:
-        """The value at a dotted key; None where there is none."""
-        value: Any = self.values
-        for name in key.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        return value
-
-
-def check_launch(recipe: Recipe) -> Problems:
-    """Against this process's environment: of a launch it has what the launch file says; otherwise nothing."""
-    yield from _precision(recipe.training)
-    own = recipe.training.get("deepspeed")
-    launched = _on("ACCELERATE_USE_DEEPSPEED")
-    if own and launched and os.environ.get(FILE) != own:
-        what = f"is given, but accelerate was launched with {os.environ.get(FILE) or LAUNCHED}, which would be ignored"
-        yield Problem("training.deepspeed", what, "keep one of the two")
-    if own and _on("ACCELERATE_USE_FSDP"):
-        what = "is given, but accelerate was launched with FSDP: one engine has the weights"
-        yield Problem("training.deepspeed", what, "remove it, or launch with a file of launch/ for DeepSpeed")
-    found = _settings(own) if own else _launched() if launched else None
-    if isinstance(found, Problem):
-        yield found
-    elif found is not None:
-        for one in CHECKS:
-            yield from one(recipe, found)
-
-
-def _on(name: str) -> bool:
-    return os.environ.get(name, "").lower() in ("true", "1")
-
-
-def _precision(training: dict[str, Any]) -> Problems:
-    """accelerate's mixed_precision wins where the recipe is silent, and loses without a word where it is not."""
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    ours = next((name for name in ("fp16", "bf16") if training.get(name)), "no")
-    if launched not in ("no", ours):
-        what = f"the launch file's mixed_precision is {launched}, but the recipe's is {ours}"
-        fix = "remove mixed_precision from the launch file, and say here what is meant (training.bf16: true)"
-        yield Problem("training.bf16", what, fix)
-
-
-# Where the settings are ----------------------------------------------------------------------------------------------
-
-
-def _settings(given: Any) -> Settings | None:
-    """Those of training.deepspeed; None for a file that is missing or not JSON (recipe_training.py tells that)."""
-    if isinstance(given, dict):
-        return Settings(given)
-    try:
-        if str(given).startswith("{"):
-            return Settings(json.loads(given))
-        return Settings(json.loads(Path(given).read_text(encoding="utf8")), str(given))
-    except (OSError, ValueError):
-        return None
-
-
-def _launched() -> Settings | Problem:
-    """Those of `accelerate launch`: a file it names, or single values that became variables of the environment."""
-    file = os.environ.get(FILE)
-    if file is None:
-        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-        values: dict[str, Any] = {"zero_optimization": {"stage": _number(stage)}}
-        for key in ("gradient_clipping", "gradient_accumulation_steps"):
-            values[key] = _number(os.environ.get(f"ACCELERATE_{key.upper()}", "auto"))
-        return Settings(values, LAUNCHED)
-    try:
-        return Settings(json.loads(Path(file).read_text(encoding="utf8")), file)
-    except OSError:
-        fix = "run the command from the folder above launch/, or write the whole path there"
-        return Problem("deepspeed_config_file", f"there is no file {file} in {Path.cwd()}", fix, "the launch file")
-    except ValueError as error:
-        return Problem("", f"this is not JSON ({error})", "correct that file", file)
-
-
-def _number(text: str) -> Any:
-    try:
-        value = float(text)
-    except ValueError:
-        return text
-    return int(value) if value.is_integer() else value
-
-
-# What they say -------------------------------------------------------------------------------------------------------
-
-
-def _stage(recipe: Recipe, settings: Settings) -> Problems:
-    stage = settings.at("zero_optimization.stage")
-    if stage not in STAGES:
-        what = "is not given" if stage is None else f"is {stage!r}, which is no stage"
-        yield settings.problem("zero_optimization.stage", what, "write 2 to share gradients and moments, 3 weights too")
-
-
-def _sizes(recipe: Recipe, settings: Settings) -> Problems:
-    """Batch, accumulation and clipping are the recipe's."""
-    training = recipe.training
-    per_device = training.get("per_device_train_batch_size", 8)
-    share = recipe.objective.batch // world() if recipe.objective.batch else per_device
-    steps = training.get("gradient_accumulation_steps", 1)
-    limit = training.get("max_grad_norm", 1.0) or 0.0
-    name = "objective.batch's share" if recipe.objective.batch else "training.per_device_train_batch_size"
-    wanted = {
-        "train_micro_batch_size_per_gpu": (share, name),
-        "gradient_accumulation_steps": (steps, "training.gradient_accumulation_steps"),
-        "train_batch_size": (share * steps * world(), "the recipe's batch x accumulation x processes"),
-        "gradient_clipping": (limit, "training.max_grad_norm"),
-    }
-    absent = {"gradient_accumulation_steps": 1, "gradient_clipping": 0.0}  # what DeepSpeed does without the key
-    for key, (ours, whose) in wanted.items():
-        given = settings.at(key)
-        theirs = absent.get(key, ours) if given is None else given
-        if theirs == "auto" or (isinstance(theirs, int | float) and math.isclose(theirs, ours)):
-            continue
-        what = "is not given, which is no clipping" if key == "gradient_clipping" and given is None else f"is {theirs}"
-        yield settings.problem(key, f"{what}, but {whose} is {ours:g}", 'write "auto": the recipe then decides')
-
-
-def _halves(recipe: Recipe, settings: Settings) -> Problems:
-    for name in ("bf16", "fp16"):
-        given, ours = settings.at(f"{name}.enabled"), bool(recipe.training.get(name))
-        if given not in (None, "auto", ours):
-            what = f"is {json.dumps(given)}, but training.{name} is {json.dumps(ours)}"
-            yield settings.problem(f"{name}.enabled", what, 'write "auto": the recipe then decides')
-
-
-def _optimizer(recipe: Recipe, settings: Settings) -> Problems:
-    for key, ours in (("optimizer", "optim, learning_rate, head_learning_rate"), ("scheduler", "lr_scheduler_type")):
-        if settings.at(key) is not None:
-            what = f"would replace what the recipe's training block says ({ours})"
-            yield settings.problem(key, what, "remove it there")
-
-
-CHECKS: list[Callable[[Recipe, Settings], Problems]] = [_stage, _sizes, _halves, _optimizer]
-
-
-# Whether what is to be seen of a run can be: trackers that are installed, and a best checkpoint chosen by a figure
-
+AT_LEAST: dict[str, tuple[float, bool]] = {  # name -> (limit, whether the limit itself is allowed)
+    "learning_rate": (0, False),
+    "head_learning_rate": (0, False),
+    "per_device_train_batch_size": (1, True),
+    "per_device_eval_batch_size": (1, True),
+    "gradient_accumulation_steps": (1, True),
+    "num_train_epochs": (0, False),
+    "weight_decay": (0, True),
+    "max_grad_norm": (0, True),
+    "dataloader_num_workers": (0, True),
+    "save_total_limit": (1, True),
+    "eval_steps": (0, False),
+    "save_steps": (0, False),
+    "logging_steps": (0, False),
+    "warmup_steps": (0, True),
+}
 MODES = ("pooled", "late", "hybrid")
 MEASURES = ("ndcg", "recall", "mrr", "success")
-TRACKERS = {  # name in report_to -> (module, what is installed for it)
+TRACKERS = {  # name in report_to -> (module, package to install)
     "wandb": ("wandb", "wandb"),
     "tensorboard": ("tensorboard", "tensorboard"),
     "trackio": ("trackio", "trackio"),
@@ -193,8 +57,138 @@ TRACKERS = {  # name in report_to -> (module, what is installed for it)
 KEY = "training.metric_for_best_model"
 
 
+def check_training(recipe: Recipe) -> list[Problem]:
+    """Return what TrainingArguments would refuse or silently ignore."""
+    given = recipe.training
+    problems = _limits(given) + _steps(given) + _files(given) + _precision(given) + _wandb_login(given)
+    return problems or _dry_run(given)
+
+
+def _limits(given: dict[str, Any]) -> list[Problem]:
+    problems = []
+    for name, (limit, allowed) in AT_LEAST.items():
+        value = given.get(name)
+        if value is not None and (value < limit or (value == limit and not allowed)):
+            bound = f"at least {limit:g}" if allowed else f"above {limit:g}"
+            problems.append(Problem(f"training.{name}", f"is {value:g}, must be {bound}", f"write a value {bound}"))
+    if given.get("max_steps", -1) == 0 or given.get("max_steps", -1) < -1:
+        fix = "write a positive number of steps, or remove it to train num_train_epochs"
+        problems.append(Problem("training.max_steps", f"is {given['max_steps']}, which is no number of steps", fix))
+    return problems
+
+
+def _steps(given: dict[str, Any]) -> list[Problem]:
+    problems = []
+    for what, default in (("eval", "no"), ("save", "steps")):
+        strategy, steps = given.get(f"{what}_strategy", default), given.get(f"{what}_steps")
+        if what == "eval" and strategy == "steps" and steps is None:
+            fix = "write eval_steps: a number of steps"
+            problems.append(Problem("training.eval_strategy", "is steps, but eval_steps is not given", fix))
+        if steps is not None and strategy != "steps":
+            fix = f"write {what}_strategy: steps, or remove {what}_steps"
+            text = f"has no effect while {what}_strategy is {strategy}"
+            problems.append(Problem(f"training.{what}_steps", text, fix))
+    return problems
+
+
+def _files(given: dict[str, Any]) -> list[Problem]:
+    """Settings named by a path must exist and be JSON."""
+    problems = []
+    for name in ("deepspeed", "fsdp_config", "accelerator_config"):
+        value = given.get(name)
+        if not isinstance(value, str) or value.startswith("{"):
+            continue
+        if not Path(value).is_file():
+            problems.append(Problem(f"training.{name}", f"there is no file {value}", "correct the path"))
+            continue
+        try:
+            json.loads(Path(value).read_text(encoding="utf8"))
+        except ValueError as error:
+            problems.append(Problem(f"training.{name}", f"{value} is not JSON ({error})", "correct that file"))
+    return problems
+
+
+def _precision(given: dict[str, Any]) -> list[Problem]:
+    """bf16 and fp16 exclude each other, and this machine must have the one."""
+    import torch
+    from transformers.utils import is_torch_bf16_gpu_available
+
+    problems = []
+    for a, b in (("bf16", "fp16"), ("bf16_full_eval", "fp16_full_eval")):
+        if given.get(a) and given.get(b):
+            problems.append(Problem(f"training.{b}", f"{a} and {b} are both true", f"keep one; {a} where the GPU can"))
+    cpu = bool(given.get("use_cpu"))
+    if given.get("bf16") and not cpu and not is_torch_bf16_gpu_available():
+        what = "bf16 is true, but this machine has no GPU that computes in it"
+        fix = "write bf16: false, or use_cpu: true to train in bf16 on the CPU"
+        problems.append(Problem("training.bf16", what, fix, here=True))
+    if given.get("fp16") and not given.get("bf16") and (cpu or not torch.cuda.is_available()):
+        what = "fp16 is true, but there is no GPU to train on"
+        fix = "write fp16: false (on a CPU: bf16: true with use_cpu: true)"
+        problems.append(Problem("training.fp16", what, fix, here=True))
+    return problems
+
+
+def _wandb_login(given: dict[str, Any]) -> list[Problem]:
+    """wandb without a key would stop a run after the model has been loaded."""
+    names = given.get("report_to") or []
+    names = [names] if isinstance(names, str) else names
+    if not {"wandb", "all"} & set(names) or rank() != 0:  # "all" is what is installed, and wandb is
+        return []
+    mode = os.environ.get("WANDB_MODE", "")
+    if mode in ("offline", "disabled", "dryrun", "shared") or wandb_key():
+        return []
+    fix = "run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline, or write report_to: none"
+    return [Problem("training.report_to", "is wandb, but wandb has no API key here", fix, here=True)]
+
+
+def wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    logins = _texts([os.environ.get("NETRC", "~/.netrc"), "~/_netrc"])
+    settings = _texts(["~/.config/wandb/settings", "wandb/settings"])
+    host = os.environ.get("WANDB_BASE_URL", "wandb").split("://")[-1]
+    return any(host in text for text in logins) or any(
+        re.search(r"(?m)^\s*(api_key\s*=|mode\s*=\s*(offline|disabled))", text) for text in settings
+    )
+
+
+def _texts(paths: list[str]) -> list[str]:
+    files = (Path(path).expanduser() for path in paths)
+    return [file.read_text(encoding="utf8", errors="replace") for file in files if file.is_file()]
+
+
+def _dry_run(given: dict[str, Any]) -> list[Problem]:
+    """Run TrainingArguments' own checks, without the device, the process group and the engines it would start."""
+    import torch
+    from transformers import TrainingArguments
+
+    class DryArguments(TrainingArguments):
+        @property
+        def device(self) -> torch.device:  # the real one joins the process group
+            return torch.device("cpu")
+
+    values = {k: v for k, v in copy.deepcopy(given).items() if k not in OWN and k not in ("deepspeed", "fsdp")}
+    switches = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
+    kept = {name: os.environ.pop(name) for name in switches if name in os.environ}
+    try:
+        DryArguments(output_dir="unused", **values)
+    except (ValueError, TypeError, ImportError, KeyError, NotImplementedError) as error:
+        text = " ".join(str(error).split()).rstrip(".")
+        named = [name for name in given if f"--{name}" in text or f"`{name}`" in text]
+        named += [name for name in given if name in text and name not in named]
+        key = f"training.{named[0]}" if named else "training"
+        return [Problem(key, f"transformers refuses it: {text}", "correct it, see TrainingArguments")]
+    finally:
+        os.environ.update(kept)
+    return []
+
+
+# -- callbacks, trackers, the best checkpoint
+
+
 def check_callbacks(recipe: Recipe) -> Problems:
-    """training.callbacks are importable, TrainerCallbacks, and accept their options."""
+    """Callbacks must be importable TrainerCallback classes that accept their options."""
     for chosen in recipe.training.get("callbacks") or []:
         problems = list(component("training.callbacks", chosen, CALLBACKS))
         yield from problems
@@ -202,8 +196,8 @@ def check_callbacks(recipe: Recipe) -> Problems:
             continue
         from transformers import TrainerCallback
 
-        found = CALLBACKS.resolve(chosen.type)
-        if not (isinstance(found, type) and issubclass(found, TrainerCallback)):
+        callback = CALLBACKS.resolve(chosen.type)
+        if not (isinstance(callback, type) and issubclass(callback, TrainerCallback)):
             what = f"names {chosen.type}, which is no transformers.TrainerCallback class"
             yield Problem("training.callbacks", what, "derive it from transformers.TrainerCallback, or remove it")
 
@@ -224,11 +218,11 @@ def check_trackers(recipe: Recipe) -> Problems:
             yield Problem("training.report_to", what, f"write none, all, or some of {', '.join(TRACKERS)}")
         elif find_spec(TRACKERS[name][0]) is None:
             what = f"names {name}, whose package is not installed"
-            yield Problem("training.report_to", what, f"pip install {TRACKERS[name][1]}, or leave it out", here=True)
+            yield Problem("training.report_to", what, f"pip install {TRACKERS[name][1]}, or remove it", here=True)
 
 
 def check_best(recipe: Recipe) -> Problems:
-    """What chooses the best checkpoint, lowers the rate, or ends the training, is measured."""
+    """The metric that chooses the best checkpoint, lowers the rate or ends the training must be measured."""
     training, evaluation = recipe.training, recipe.evaluation
     yield from at_least("evaluation.patience", evaluation.patience, 1)
     ranked = training.get("eval_strategy", "no") != "no"
@@ -248,7 +242,7 @@ def check_best(recipe: Recipe) -> Problems:
 
 
 def _metric(recipe: Recipe, metric: str | None) -> Problems:
-    """The figure is one of those measured, the larger the better, and can change."""
+    """The metric must be one of those measured, larger is better, and must be able to change."""
     cuts = recipe.evaluation.k
     measured = [f"{mode}/{name}@{cut}" for mode in reversed(MODES) for name in MEASURES for cut in cuts]
     usual = f"hybrid/ndcg@{10 if 10 in cuts else max(cuts)}"
@@ -264,13 +258,13 @@ def _metric(recipe: Recipe, metric: str | None) -> Problems:
         what = f"is {metric}, but adapter.kind is frozen: the pooled vectors are the base's at every step"
         yield Problem(KEY, what, f"write {usual}, or late/...")
     if recipe.training.get("greater_is_better") is False:
-        what = f"is false, but every figure of the dev split is the better the larger it is ({metric})"
+        what = f"is false, but for every metric of the dev split larger is better ({metric})"
         yield Problem("training.greater_is_better", what, "remove it")
 
 
 def _kept(recipe: Recipe) -> Problems:
-    """The best evaluation has a checkpoint.  (Strategies that differ, and steps that are no multiple, are refused by
-    transformers.)"""
+    """The best evaluation must have a checkpoint.  (transformers refuses strategies that differ, and steps that are no
+    multiple.)"""
     training = recipe.training
     every, saved = training.get("eval_steps"), training.get("save_steps", 500)
     steps = training.get("save_strategy", "steps") == training.get("eval_strategy") == "steps"

@@ -95,10 +95,12 @@ It may name every weight (`late.weight`, `teacher.weight`, `diversity`, `NAME.we
 {blocks}
 ## training
 
-The names are those of transformers' TrainingArguments; and one of our own:
+The names are those of transformers' TrainingArguments; and two of our own:
 
 - `training.head_learning_rate` (a number or null, default `null`): learning rate of the late head and the layer mix;
   null = learning_rate. A head that starts new wants about ten times the backbone's.
+- `training.callbacks` (a list of names, `package.module:Class` or {{type: NAME, option: value}}, default `[]`):
+  transformers.TrainerCallback classes of your own, added to the trainer. `SmartTrainer(callbacks=[...])` in Python.
 
 Names that are refused, and what to write:
 

@@ -198,7 +198,7 @@ def _vision_broken() -> bool:
 
 
 def _tracker(name: str) -> str:
-    from smart_train.config.training_arguments import wandb_key
+    from smart_train.checks.training import wandb_key
 
     if find_spec(name) is None:
         return "not installed"

@@ -166,8 +166,8 @@ def _evaluate_row(
         logger.info("%s: the late weight of the hybrid score is %g, from nDCG on dev %s", row, weight, values)
         written, key = recipe.late.hybrid.late, "late.hybrid.late"
         if key in recipe.where.lines and written != weight:
-            what = "%s: the calibrated weight replaces %s: %g; evaluation.calibrate: false keeps it"
-            logger.info(what, row, key, written)
+            what = "%s: the calibrated weight %g replaces %s: %g; evaluation.calibrate: false keeps it"
+            logger.info(what, row, weight, key, written)
         if save_to is not None:
             encoder.save_settings(save_to)
     logger.info("%s: ranking the test split", row)

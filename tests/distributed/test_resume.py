@@ -198,7 +198,7 @@ def test_two_ranks_go_on_as_they_would_have(engine, tiny_bert, tmp_path):
             told = found["failed"][what]
             full, other = (0, 1) if (what, engine) == ("engine", "FSDP2") else (1, 0)
             assert f"rank {full}: the disk is full" in told and f"rank {other}" not in told
-            assert "checkpoint-2 is whole" in told
+            assert "checkpoint-2 is complete" in told
             assert found["failed"][f"{what}, steps"] == ([1, 2], [])
     for told in (found["refused"] for found in ranks):
         if engine.startswith("DeepSpeed"):

@@ -24,7 +24,7 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from launches import CACHED, FEW, FOUR, LAUNCH, PAGES, RECIPES, ROOT, check_run, environment, program, run, words
 from ranks import run_ranks
 
-from smart_train.checks.training import check_launch
+from smart_train.checks.launch import check_launch
 from smart_train.config.schema import Recipe
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.hidden_states import find_blocks
@@ -249,7 +249,7 @@ def ran(command: list[str], recipe: str, engine: str, output: Path, overrides: d
     arguments = [str(RECIPES / f"{recipe}.yaml"), *words({**overrides, "output": output})]
     printed = run([*command, *arguments], **variables)
     assert ENGINES[engine] in printed.splitlines(), printed[-3000:]
-    assert ("FSDP was asked for" in printed) == (engine == "fsdp2")
+    assert ("FSDP was launched, but" in printed) == (engine == "fsdp2")
     check_run(output, printed, TERMS[recipe])
     return printed
 

@@ -98,14 +98,14 @@ def test_the_calibrated_hybrid_is_stored_with_the_adapter(start):
 
 def test_a_late_weight_of_the_recipe_that_calibration_replaces_is_told(start, caplog):
     short = ("training.max_steps=1", "evaluation.before=false")
-    told = "of the recipe gives way to the calibrated"
+    told = "replaces late.hybrid.late"
     with caplog.at_level("INFO"):
         output, _ = start(*short)
     assert told not in caplog.text  # the recipe named none
     chosen = SmartEncoder.from_pretrained(output / "adapter", device="cpu").late.hybrid.late
     with caplog.at_level("INFO"):
         start(*short, "late.hybrid.late=3.5")  # no weight of the grid
-    line = f"trained: late.hybrid.late 3.5 {told} {chosen:g}; evaluation.calibrate: false keeps it"
+    line = f"trained: the calibrated weight {chosen:g} {told}: 3.5; evaluation.calibrate: false keeps it"
     assert caplog.text.count(told) == 1 and line in caplog.text
     caplog.clear()
     with caplog.at_level("INFO"):
