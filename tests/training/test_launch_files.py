@@ -31,15 +31,15 @@ from smart_train.models.hidden_states import find_blocks
 from smart_train.training.arguments import training_arguments
 
 ENGINES = {
-    "single": "1 processes, one process, no engine, cpu",
-    "ddp": "2 processes, DDP, cpu",
-    "fsdp2": "2 processes, DDP, cpu",  # accelerate has no FSDP on a CPU; the run says that, see below
-    "zero2": "2 processes, DeepSpeed ZeRO-2, cpu",
-    "zero3": "2 processes, DeepSpeed ZeRO-3, cpu",
-    "zero3_offload": "2 processes, DeepSpeed ZeRO-3, cpu",
-    "ddp_nodes": "2 processes, DDP, cpu",
-    "zero3_nodes": "2 processes, DeepSpeed ZeRO-3, cpu",
-    "cpu": "2 processes, DDP, cpu",
+    "single": "1 process on CPU, not distributed",
+    "ddp": "2 processes on CPU, DDP",
+    "fsdp2": "2 processes on CPU, DDP",  # accelerate has no FSDP on a CPU; the run says that, see below
+    "zero2": "2 processes on CPU, DeepSpeed ZeRO-2",
+    "zero3": "2 processes on CPU, DeepSpeed ZeRO-3",
+    "zero3_offload": "2 processes on CPU, DeepSpeed ZeRO-3",
+    "ddp_nodes": "2 processes on CPU, DDP",
+    "zero3_nodes": "2 processes on CPU, DeepSpeed ZeRO-3",
+    "cpu": "2 processes on CPU, DDP",
 }
 NODES = ("ddp_nodes", "zero3_nodes")
 JSONS = ("zero2", "zero3", "zero3_offload")
