@@ -77,43 +77,43 @@ PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmea
 @dataclass
 class ModelBlock:
     base: str = ""  # Hub id, local folder, or package:NAME/FOLDER (a model that an installed Python package carries)
-    revision: str | None = None  # Hub branch, tag or commit; pin it, or the adapter may meet other weights later
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # how the base is held in memory
-    quantisation: Literal["none", "4bit"] = "none"  # 4bit: the frozen base in a quarter of the memory (QLoRA), slower
-    pooling: PoolingMode | None = None  # replaces the base's Pooling module; null = the base's own, which the log names
+    revision: str | None = None  # Hub branch, tag or commit; pin it, or the weights may change later
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the base in memory; auto = as it is stored
+    quantisation: Literal["none", "4bit"] = "none"  # 4bit (QLoRA): the frozen base in a quarter of the memory; slower
+    pooling: PoolingMode | None = None  # replaces the base's pooling; null = the base's own; the log names it
     attention: str | None = None  # sdpa, flash_attention_2, eager ...; null = what transformers chooses
-    dropout: float | None = None  # of the base while it trains; null = the base's own; 0 is faster on a CPU by a third
-    trust_remote_code: bool = False  # run model code that lies in the base's repository
-    query_prompt: str | None = None  # put before a query (chat models: the system message); null = the base's own
+    dropout: float | None = None  # dropout rate of the base in training; null = its own; 0 is a third faster on a CPU
+    trust_remote_code: bool = False  # run model code of the base's repository
+    query_prompt: str | None = None  # text before a query (chat models: the system message); null = the base's own
     document_prompt: str | None = None  # the same for a document
-    query_tokens: int | None = None  # longest query text; null = the base's own limit; images are never cut
-    document_tokens: int | None = None  # longest document text
-    min_pixels: int | None = None  # pixel budget of an image, lower bound
-    max_pixels: int | None = None  # pixel budget, upper bound: tokens per page and memory grow with it
-    matryoshka: list[int] = field(default_factory=list)  # pooled widths trained along with the whole one
+    query_tokens: int | None = None  # longest query text, in tokens; null = the base's own limit; images are never cut
+    document_tokens: int | None = None  # longest document text, in tokens; null = the base's own limit
+    min_pixels: int | None = None  # least pixels of an image; smaller images are enlarged
+    max_pixels: int | None = None  # most pixels of an image; tokens per page and memory grow with it
+    matryoshka: list[int] = field(default_factory=list)  # shorter pooled widths that are trained too, such as [256, 64]
 
 
 @dataclass
 class HybridBlock:
-    pooled: float = 1.0  # lambda of the pooled score
-    late: float = 1.0  # lambda of the late score; the best value differs between models: calibrate it
+    pooled: float = 1.0  # weight of the pooled score
+    late: float = 1.0  # weight of the late score; the best value differs between models: calibrate it
     scaling: Literal["none", "standardised"] = "none"  # standardised: (score - mean) / std, fitted on the dev split
-    pooled_mean: float = 0.0  # of the pooled scores; the four constants are fitted, then stored with the adapter
-    pooled_std: float = 1.0  # standard deviation, above 0
-    late_mean: float = 0.0  # the same of the late scores
-    late_std: float = 1.0  # standard deviation, above 0
+    pooled_mean: float = 0.0  # mean of the pooled scores; all four constants are fitted and stored with the adapter
+    pooled_std: float = 1.0  # standard deviation of the pooled scores, above 0
+    late_mean: float = 0.0  # mean of the late scores
+    late_std: float = 1.0  # standard deviation of the late scores, above 0
 
 
 @dataclass
 class LateBlock:
-    layer: int | list[int] = -1  # 0 = embeddings, k = output of block k, -1 = last; a list = a learned softmax mix
-    norm: Literal["auto", "final", "none"] = "auto"  # for other layers than the last: the model's own final norm
+    layer: int | list[int] = -1  # 0 = embeddings, k = output of block k, -1 = last; a list = a learned mix of layers
+    norm: Literal["auto", "final", "none"] = "auto"  # of layers before the last; auto = the model's final norm, if any
     head: Component = field(default_factory=lambda: Component("none"))  # none, linear, layernorm_linear, or your own
-    dim: int | None = None  # token width d; null = hidden size; with head none = the first d dimensions
-    matryoshka: list[int] = field(default_factory=list)  # narrower token widths trained along with the whole one
+    dim: int | None = None  # token width; null = hidden size; head none keeps the first dimensions
+    matryoshka: list[int] = field(default_factory=list)  # shorter token widths that are trained too, such as [64, 32]
     keep: list[Component] = field(default_factory=list)  # token filters: no_punctuation, or your own; all must agree
     drop: list[Literal["punctuation"]] = field(default_factory=list)  # [punctuation] = keep: [no_punctuation]
-    hybrid: HybridBlock = field(default_factory=HybridBlock)  # how the two scores become one
+    hybrid: HybridBlock = field(default_factory=HybridBlock)  # how pooled and late score are added
 
     def __post_init__(self) -> None:
         """Let Python programs write components as recipes do: ``LateBlock(head="linear")``."""
@@ -141,12 +141,12 @@ def _component(key: str, value: Any) -> Component:
 
 @dataclass
 class AdapterBlock:
-    kind: Literal["lora", "full", "frozen"] = "lora"  # lora; full = every weight; frozen = only the head
-    r: int = 32  # LoRA rank: capacity and size of the adapter
+    kind: Literal["lora", "full", "frozen"] = "lora"  # what is trained: full = every weight; frozen = only the head
+    r: int = 32  # LoRA rank: more capacity, larger adapter
     alpha: int = 32  # LoRA scale is alpha / r
     dropout: float = 0.0  # on the LoRA input
-    targets: str | list[str] = "auto"  # auto = the linear layers of the language model's blocks; names; or a regex
-    layers: list[int] | None = None  # blocks (1 = first) that get LoRA; null = all; few upper ones cost less backward
+    targets: str | list[str] = "auto"  # auto = all linear layers of the blocks; or names; or a regex
+    layers: list[int] | None = None  # blocks with LoRA (1 = first); null = all; few upper ones train faster
     vision: bool = False  # also adapt the vision tower
 
 

@@ -24,7 +24,7 @@ from smart_train.core import hub
 from smart_train.core.embeddings import Embeddings, Features, Tokens
 from smart_train.core.errors import BaseNotFound, SettingError
 from smart_train.core.modality import content_size
-from smart_train.losses import similarity
+from smart_train.losses.similarity import scores
 from smart_train.models import saving
 from smart_train.models.base_config import BaseFiles
 from smart_train.models.base_loading import load_base
@@ -191,6 +191,11 @@ class SmartEncoder(nn.Module):
         """Return the recipe's prompt for this role, else the base's own, chosen as sentence-transformers does."""
         return prompt_of(self.st, self.settings, role)
 
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Prompts by role, "" for none; as sentence-transformers' ``prompts``."""
+        return {"query": self.prompt("query") or "", "document": self.prompt("document") or ""}
+
     def preprocess(self, contents: Contents, role: Role, limit: int | None = None) -> Features:
         """Tokenize rows and prepare their images, on the CPU.
 
@@ -272,6 +277,10 @@ class SmartEncoder(nn.Module):
         """Encode documents, with the document prompt and length; see ``encode``."""
         return self.encode(contents, "document", **options)
 
+    # sentence-transformers' names for the same
+    encode_query = encode_queries
+    encode_document = encode_documents
+
     def encode(
         self,
         contents: Contents,
@@ -342,7 +351,11 @@ class SmartEncoder(nn.Module):
         """Return [B, N] pooled, late or hybrid scores of contents or Embeddings; options go to ``encode``."""
         q = queries if isinstance(queries, Embeddings) else self.encode_queries(queries, **options)
         x = documents if isinstance(documents, Embeddings) else self.encode_documents(documents, **options)
-        return similarity.scores(q, x, mode, self.late.hybrid)
+        return scores(q, x, mode, self.late.hybrid)
+
+    def similarity(self, queries: Any, documents: Any) -> Tensor:
+        """Return [B, N] hybrid scores, as ``score`` does; sentence-transformers' name for it."""
+        return self.score(queries, documents)
 
     # -- folders
 

@@ -358,3 +358,12 @@ def test_blocks_are_written_as_in_a_recipe(tiny_bert):
 def test_a_wrong_block_is_refused_as_in_a_recipe(blocks, message, tiny_bert):
     with pytest.raises(ValueError, match=message):
         SmartEncoder(str(tiny_bert), device="cpu", **blocks)
+
+
+def test_the_names_of_sentence_transformers_mean_the_same(tiny_qwen3):
+    encoder = SmartEncoder(str(tiny_qwen3), device="cpu")
+    queries, documents = encoder.encode_query(["a chart"]), encoder.encode_document(["a chart", "violin"])
+    assert torch.equal(queries.pooled, encoder.encode_queries(["a chart"]).pooled)
+    assert torch.equal(documents.pooled, encoder.encode_documents(["a chart", "violin"]).pooled)
+    assert torch.equal(encoder.similarity(queries, documents), encoder.score(queries, documents, mode="hybrid"))
+    assert encoder.prompts == {"query": tiny.PROMPTS["query"], "document": ""}
