@@ -36,6 +36,7 @@ from smart_train.core.errors import AdapterError, ExtensionError, Setting, writt
 from smart_train.core.hub import LOCAL, PACKAGE
 from smart_train.models.heads import HEADS, LateHead, file_name, parameter_name
 from smart_train.models.lora import CONFIG, load_lora, read_config, read_lora, save_lora
+from smart_train.models.pooling import pooling_name
 from smart_train.models.preprocessing import Role
 from smart_train.models.quantization import write_quantization_config
 from smart_train.models.safe_loading import (
@@ -309,22 +310,10 @@ class Saved:
     """A saved folder, checked as far as it can be without its base."""
 
     folder: Path
-    settings: dict[str, Any]  # as read_settings gives them
-
-    @property
-    def model(self) -> ModelBlock:
-        block: ModelBlock = self.settings["model"]
-        return block
-
-    @property
-    def late(self) -> LateBlock:
-        block: LateBlock = self.settings["late"]
-        return block
-
-    @property
-    def adapter(self) -> AdapterBlock | None:
-        block: AdapterBlock | None = self.settings["adapter"]
-        return block
+    settings: dict[str, Any]  # of smart_train.json
+    model: ModelBlock
+    late: LateBlock
+    adapter: AdapterBlock | None
 
     @property
     def kind(self) -> str | None:
@@ -371,7 +360,8 @@ def open_saved(
     if not checkpoint:
         check_folder(folder, trust_remote_code)
     check_type(folder)
-    saved = Saved(folder, read_settings(folder))
+    settings = read_settings(folder)
+    saved = Saved(folder, settings, settings["model"], settings["late"], settings["adapter"])
     check_extensions(saved.late, trust_extensions, folder / SETTINGS)
     trained = saved.late.layer
     if layer is not None and layer != trained and (folder / HEAD).is_file():
@@ -403,6 +393,8 @@ def restore(encoder: Encoder, saved: Saved, trainable: bool = False) -> None:
         encoder.st.requires_grad_(False)
         load_lora(encoder.backbone, saved.folder, trainable)
     encoder.adapter = saved.adapter
+    if saved.model.pooling is not None:
+        check_pooling_modules(encoder, saved.folder)
     load_head(encoder, saved.folder)
 
 
@@ -472,6 +464,28 @@ def check_processing(encoder: Encoder, stored: dict[str, Any], folder: Path) -> 
         raise AdapterError(
             f"{folder}: {stored['base']} formats its inputs otherwise than when this was trained ({listed}), which "
             "changes vectors; restore its tokenizer, processor and module files, or train again; nothing was loaded"
+        )
+
+
+def check_pooling_modules(encoder: Encoder, folder: Path) -> None:
+    """Raise AdapterError where plain SentenceTransformer(folder) would pool in another way.
+
+    Without modules.json it makes up a mean pooling and says nothing.  It cannot read the folder of a frozen backbone.
+    """
+    if encoder.adapter is None or encoder.adapter.kind == "frozen":
+        return
+    path = folder / "modules.json"
+    modules = json.loads(path.read_text(encoding="utf8")) if path.is_file() else []
+    found = [module["type"].rpartition(".")[2] for module in modules]
+    wanted = [type(module).__name__ for module in encoder.st]
+    pooled = [m["path"] for m in modules if m["type"].endswith(".Pooling")]
+    config = folder / pooled[0] / "config.json" if pooled else None
+    stored = json.loads(config.read_text(encoding="utf8")) if config and config.is_file() else {}
+    mode = pooling_name(stored["pooling_mode"]) if "pooling_mode" in stored else None
+    if found != wanted or (encoder.pooling is not None and mode != encoder.pooling):
+        raise AdapterError(
+            f"{path}: expected the modules {wanted} with {encoder.pooling} pooling, found {found} with {mode}; plain "
+            "sentence-transformers would give other pooled vectors; save the folder again"
         )
 
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from smart_train.core.embeddings import Embeddings
 from smart_train.core.errors import AdapterError
 from smart_train.models.encoder import SmartEncoder
-from smart_train.models.pooling import pooling_name
 from smart_train.models.preprocessing import Role
 from smart_train.models.safe_loading import VERIFIED, digests
+from smart_train.models.saving import check_pooling_modules
 
 logger = logging.getLogger(__name__)
 
@@ -109,28 +109,6 @@ def add_difference(report: dict[str, Any], folder: Path, role: Role, view: str, 
         raise AdapterError(
             f"{folder}: reloaded, a {role}'s {view} vectors differ by {report[key]:.2e} (at most "
             f"{report['tolerance']:.0e} is accepted); what was saved is not what was trained"
-        )
-
-
-def check_pooling_modules(encoder: SmartEncoder, folder: Path) -> None:
-    """Raise AdapterError where plain SentenceTransformer(folder) would pool in another way.
-
-    Without modules.json it makes up a mean pooling and says nothing.  It cannot read the folder of a frozen backbone.
-    """
-    if encoder.adapter is None or encoder.adapter.kind == "frozen":
-        return
-    path = folder / "modules.json"
-    modules = json.loads(path.read_text(encoding="utf8")) if path.is_file() else []
-    found = [module["type"].rpartition(".")[2] for module in modules]
-    wanted = [type(module).__name__ for module in encoder.st]
-    pooled = [m["path"] for m in modules if m["type"].endswith(".Pooling")]
-    config = folder / pooled[0] / "config.json" if pooled else None
-    stored = json.loads(config.read_text(encoding="utf8")) if config and config.is_file() else {}
-    mode = pooling_name(stored["pooling_mode"]) if "pooling_mode" in stored else None
-    if found != wanted or (encoder.pooling is not None and mode != encoder.pooling):
-        raise AdapterError(
-            f"{path}: expected the modules {wanted} with {encoder.pooling} pooling, found {found} with {mode}; plain "
-            "sentence-transformers would give other pooled vectors; save the folder again"
         )
 
 

@@ -36,11 +36,10 @@ from smart_train.models.lora import merge_lora
 from smart_train.models.preprocessing import Role
 from smart_train.models.processors import images_without_torchvision
 from smart_train.models.safe_loading import without_code
-from smart_train.models.saving import save, write_settings
+from smart_train.models.saving import check_pooling_modules, save, write_settings
 from smart_train.models.verification import (
     Inputs,
     add_difference,
-    check_pooling_modules,
     compare,
     reference_inputs,
     write_verified,

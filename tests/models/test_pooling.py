@@ -154,3 +154,11 @@ def test_a_recipe_is_told_before_a_model_is_loaded(projected, tiny_bert, triples
     with pytest.raises(RecipeError, match="line 3: model.pooling: must be one of cls, max, .*nearest is mean"):
         read(recipe_of(tmp_path, base=tiny_bert, mode="meen", data=triples_file))
     assert check(read(recipe_of(tmp_path, base=tiny_bert, mode="max", data=triples_file))).pooled == 32
+
+
+def test_a_folder_whose_modules_pool_otherwise_than_its_settings_say_is_refused(tiny_bert, tmp_path):
+    folder = trained(tiny_bert, AdapterBlock(r=4), pooling="max").save_pretrained(tmp_path)
+    config = folder / "1_Pooling" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "pooling_mode": "mean"}))
+    with pytest.raises(AdapterError, match="with max pooling, found .* with mean; plain sentence-transformers would"):
+        SmartEncoder.from_pretrained(folder, device="cpu")
