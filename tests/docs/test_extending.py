@@ -114,34 +114,34 @@ def check_parts(desk: Path, encoder: SmartEncoder, sections: set[str]) -> None:
 def test_the_page_has_an_example_of_everything():
     sections = ["A token head", "A token filter", "A data reader", "A loss term", "A callback"]
     assert list(ADDED) == sections
-    assert len(PROGRAMS) == 5
+    assert len(PROGRAMS) == 6
     for section in sections:
         sources = [source for where, name, source in blocks() if where == section and name not in PROGRAMS]
         assert max(len(source.splitlines()) for source in sources) <= 30
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_every_program_of_the_page_runs(name, desk, capsys):
+def test_every_program_of_the_page_runs(name, desk, monkeypatch):
     """In this process, since a start of Python costs more than the two steps."""
-    sys.path.insert(0, str(desk))
-    try:
-        run = runpy.run_path(name, run_name="__main__")
-    finally:
-        sys.path.remove(str(desk))
+    monkeypatch.syspath_prepend(str(desk))
+    if name == "encode_with_my_head.py":
+        trained = runpy.run_path("train_with_my_head.py", run_name="__main__")["model"]
+    run = runpy.run_path(name, run_name="__main__")
     if "trainer" in run:
         assert run["trainer"].state.global_step == 2
     part = name.removesuffix(".py").rpartition("_")[2]
-    if part == "head":
-        ours = run["model"].encode_queries(["what is a zebra"])
-        theirs = run["again"].encode_queries(["what is a zebra"])
+    if name == "encode_with_my_head.py":
+        ours = trained.encode_queries(["what is a zebra"])
+        theirs = run["model"].encode_queries(["what is a zebra"])
         torch.testing.assert_close(theirs.tokens.values, ours.tokens.values, rtol=0, atol=1e-6)
-        assert ours.tokens.values.shape[1] == 16
+        assert theirs.tokens.values.shape[1] == 16
     elif part == "filter":
         assert run["documents"].tokens.lengths.tolist() == [7]  # of eight tokens, the first is [CLS]
     elif part == "callback":
         assert (desk / "step.txt").read_text() == "2"
     else:
-        again = SmartEncoder.from_pretrained(desk / "runs" / part / "adapter", device="cpu")
+        names = [HEAD] if part == "head" else []
+        again = SmartEncoder.from_pretrained(desk / "runs" / part / "adapter", device="cpu", trust_extensions=names)
         ours, theirs = run["model"].encode_queries(["a zebra"]), again.encode_queries(["a zebra"])
         torch.testing.assert_close(theirs.pooled, ours.pooled, rtol=0, atol=1e-6)
 
@@ -200,13 +200,29 @@ def test_each_of_them_on_two_ranks(section, desk, tiny_bert):
     check_parts(desk, launch(desk, tiny_bert, ADDED[section], *two), {section})
 
 
-def test_an_adapter_with_an_extension_is_refused_without_trust(desk):
-    sys.path.insert(0, str(desk))
-    try:
-        runpy.run_path("train_with_my_head.py", run_name="__main__")
-    finally:
-        sys.path.remove(str(desk))
+def test_an_adapter_with_an_extension_is_refused_without_trust(desk, monkeypatch):
+    monkeypatch.syspath_prepend(str(desk))
+    runpy.run_path("train_with_my_head.py", run_name="__main__")
     del sys.modules["my_head"]
     with pytest.raises(ValueError, match="my_head:GatedHead"):
         SmartEncoder.from_pretrained(desk / "runs" / "head" / "adapter", device="cpu")
     assert "my_head" not in sys.modules
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if name.startswith("train_")])
+def test_every_training_program_runs_on_two_ranks(name, desk):
+    """``accelerate launch PROGRAM.py``; without GPUs the processes meet over gloo."""
+    two = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
+    variables = environment(ACCELERATE_USE_CPU="true")
+    done = shell([program("accelerate"), "launch", *two, name], desk, **variables)
+    assert done is None, done
+    part = name.removesuffix(".py").rpartition("_")[2]
+    if part == "callback":
+        assert (desk / "step.txt").read_text() == "2"
+    else:
+        names = [HEAD] if part == "head" else []
+        again = SmartEncoder.from_pretrained(desk / "runs" / part / "adapter", device="cpu", trust_extensions=names)
+        assert again.encode_queries(["a zebra"]).pooled.isfinite().all()
+    lines = (desk / "runs" / part / "log.jsonl").read_text().splitlines()
+    assert any("gather/MiB" in json.loads(line) for line in lines)  # the ranks exchanged embeddings
