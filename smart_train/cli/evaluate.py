@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
             read_data,
             write_report,
         )
-        from smart_train.evaluation.report.tables import evaluation_table
+        from smart_train.evaluation.report.metric_tables import evaluation_table
 
         if options.baseline is not None:
             read_baseline(options.baseline, options.baseline_row)

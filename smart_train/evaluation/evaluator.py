@@ -33,9 +33,9 @@ from smart_train.evaluation.encode import encode_shards, queries_in_corpus
 from smart_train.evaluation.metrics import Group, group_of_best_document, groups
 from smart_train.evaluation.report.failure_cases import Heatmap, failure_cases
 from smart_train.evaluation.report.html import html_report
+from smart_train.evaluation.report.metric_tables import evaluation_table, write_metrics_csv, write_query_csv
 from smart_train.evaluation.report.metrics_json import write_metrics
 from smart_train.evaluation.report.outcome import Outcome
-from smart_train.evaluation.report.tables import evaluation_table, write_metrics_csv, write_query_csv
 from smart_train.evaluation.retrieval import evaluate_encoded
 from smart_train.evaluation.score_histograms import ScoreObserver
 from smart_train.evaluation.vector_store import VectorStore

@@ -12,7 +12,7 @@ from smart_train.core.embeddings import Embeddings
 from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation.encode import Encoded, encode
 from smart_train.evaluation.metrics import Interval, Ranking, interval, measure
-from smart_train.evaluation.progress import timed
+from smart_train.evaluation.progress_log import timed
 from smart_train.evaluation.protocols import Collection, Encoder
 from smart_train.evaluation.ranking import rank_views
 from smart_train.evaluation.score_histograms import ScoreObserver

@@ -18,8 +18,8 @@ from smart_train.core import hub
 from smart_train.core.errors import AdapterError, PublishError
 from smart_train.data.collection import Collection
 from smart_train.evaluation.calibration import calibrate
+from smart_train.evaluation.report.metric_tables import table
 from smart_train.evaluation.report.metrics_json import differences, write_metrics
-from smart_train.evaluation.report.tables import table
 from smart_train.evaluation.retrieval import Evaluation, evaluate
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.heads import parameter_name

@@ -40,8 +40,8 @@ from smart_train.evaluation.baseline import table_hashes
 from smart_train.evaluation.calibration import calibrate
 from smart_train.evaluation.metrics import Interval
 from smart_train.evaluation.report.charts import plot_training_log
+from smart_train.evaluation.report.metric_tables import table
 from smart_train.evaluation.report.metrics_json import differences, write_metrics
-from smart_train.evaluation.report.tables import table
 from smart_train.evaluation.retrieval import Evaluation, evaluate
 from smart_train.losses.joint import Joint
 from smart_train.mining.extensions import MINERS, RERANKERS, load_callable

@@ -12,8 +12,8 @@ from smart_train.config.schema import HybridBlock
 from smart_train.core.errors import EvaluationError
 from smart_train.evaluation.metrics import paired
 from smart_train.evaluation.report.charts import STYLES, plot_training_log, read_log
+from smart_train.evaluation.report.metric_tables import table
 from smart_train.evaluation.report.metrics_json import differences, write_metrics
-from smart_train.evaluation.report.tables import table
 from smart_train.evaluation.retrieval import Evaluation
 
 

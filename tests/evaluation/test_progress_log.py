@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 
-from smart_train.evaluation import progress
-from smart_train.evaluation.progress import ProgressLog, format_duration
+from smart_train.evaluation import progress_log
+from smart_train.evaluation.progress_log import ProgressLog, format_duration
 
 
 def test_progress_is_logged_with_the_time_left_and_short_work_says_nothing(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     now = [0.0]
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(progress_log.time, "perf_counter", lambda: now[0])
     log = ProgressLog("documents encoded", 1000, done=200, every=30)
     for seconds in (10, 10, 10):
         now[0] += seconds

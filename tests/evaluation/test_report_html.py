@@ -14,8 +14,8 @@ from smart_train.data.collection import Document
 from smart_train.evaluation.bm25 import BM25Result
 from smart_train.evaluation.report.failure_cases import failure_cases
 from smart_train.evaluation.report.html import html_report
+from smart_train.evaluation.report.metric_tables import evaluation_table
 from smart_train.evaluation.report.outcome import Outcome
-from smart_train.evaluation.report.tables import evaluation_table
 
 
 class Page(HTMLParser):

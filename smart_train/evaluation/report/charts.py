@@ -12,8 +12,8 @@ import numpy as np
 
 from smart_train.core.errors import EvaluationError
 from smart_train.evaluation.bm25 import NAME as BM25
+from smart_train.evaluation.report.metric_tables import metric_label
 from smart_train.evaluation.report.outcome import Outcome
-from smart_train.evaluation.report.tables import metric_label
 from smart_train.evaluation.score_histograms import ScoreHistogram
 from smart_train.evaluation.scoring import MODES
 

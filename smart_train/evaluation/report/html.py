@@ -11,8 +11,8 @@ from smart_train.evaluation.bm25 import NAME as BM25
 from smart_train.evaluation.metrics import Group, Interval
 from smart_train.evaluation.report.charts import differences_figure, metrics_figure, score_histograms_figure
 from smart_train.evaluation.report.failure_cases import FailureCase, ShownDocument
+from smart_train.evaluation.report.metric_tables import metric_label, sizes_and_speeds
 from smart_train.evaluation.report.outcome import Outcome
-from smart_train.evaluation.report.tables import metric_label, sizes_and_speeds
 from smart_train.evaluation.scoring import MODES
 
 SHOWN = 60  # groups of a table

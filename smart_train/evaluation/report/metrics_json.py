@@ -10,7 +10,7 @@ from typing import Any
 
 from smart_train.core.atomic_io import replacing
 from smart_train.evaluation.metrics import paired
-from smart_train.evaluation.report.tables import headline_metric
+from smart_train.evaluation.report.metric_tables import headline_metric
 from smart_train.evaluation.retrieval import Evaluation
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 
-from smart_train.evaluation.report.tables import evaluation_table, write_metrics_csv, write_query_csv
+from smart_train.evaluation.report.metric_tables import evaluation_table, write_metrics_csv, write_query_csv
 
 
 def test_the_table_names_every_row_and_its_figures_stand_in_columns(outcome):
