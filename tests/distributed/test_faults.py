@@ -240,7 +240,7 @@ def test_a_step_that_is_left_out_leaves_no_trace_on_any_rank(kind, two):
 
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(two):
     for message, there in (two[0]["signal"], two[1]["signal"]):
-        assert message.startswith("SIGTERM: stopped after step 2; go on by the same command") and there
+        assert message.startswith("SIGTERM: stopped after step 2; resume with the same command") and there
 
 
 def test_data_too_few_for_the_ranks_are_refused_or_trained_on_all_of_them(two):
