@@ -6,7 +6,7 @@ Plain and cached training call the same function, so that they cannot differ.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ class Step:
     hybrid: weights of the hybrid score; pooled_widths, token_widths: Matryoshka cuts
     progress: share of the training that is done, for schedules
     dtype: what tokens are rounded to before they are gathered and compared (see ``token_dtype``); None = as they are
+    terms: the loss that it computes
     Raises LossError where the objective describes no loss.
     """
 
@@ -37,13 +38,13 @@ class Step:
     token_widths: Sequence[int] = ()
     progress: float = 0.0
     dtype: torch.dtype | None = None
-    joint: Joint | None = None
+    joint: InitVar[Joint | None] = None
+    terms: Joint = field(init=False)
     gather: Gather = field(init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, joint: Joint | None) -> None:
         self.gather = Gather(self.objective.gather_group, enabled=self.objective.gather)
-        if self.joint is None:
-            self.joint = Joint.from_recipe(self.objective)
+        self.terms = joint if joint is not None else Joint.from_recipe(self.objective)
 
     def loss(self, both: Embeddings, batch: Batch) -> Loss:
         """Return this rank's part of the loss.
@@ -53,14 +54,13 @@ class Step:
         The mean over ranks of the returned totals is the mean over all drawn pairs of the world, and the mean over
         ranks of their gradients its gradient, exactly (see distributed/gather.py).
         """
-        assert self.joint is not None
         if self.dtype is not None:
             both = Embeddings(both.pooled, both.tokens.to(self.dtype))
         queries, own = both.split(len(batch.query_ids))
-        documents, mine = self.gather.documents(own, "pooled" in self.joint.views, "tokens" in self.joint.views)
-        labels = self._labels(batch, mine, len(documents), self.joint.reads)
+        documents, mine = self.gather.documents(own, "pooled" in self.terms.views, "tokens" in self.terms.views)
+        labels = self._labels(batch, mine, len(documents), self.terms.reads)
         widths = self.pooled_widths, self.token_widths
-        return self.joint(queries, documents, labels, self.hybrid, *widths, progress=self.progress)
+        return self.terms(queries, documents, labels, self.hybrid, *widths, progress=self.progress)
 
     def _labels(self, batch: Batch, mine: slice, count: int, reads: Collection[str]) -> Labels:
         """Labels over the ``count`` gathered documents, of which the columns ``mine`` are this rank's.
