@@ -47,25 +47,25 @@ def _gib(text: str) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    from smart_train.planning.machine import look, traps
+    from smart_train.planning.machine import inspect_machine, known_problems
 
     recipe = _recipe(options)
-    machine = look(Path(recipe.output or f"runs/{recipe.name}") if recipe is not None else Path("runs"))
-    found = list(traps(machine))
+    machine = inspect_machine(Path(recipe.output or f"runs/{recipe.name}") if recipe is not None else Path("runs"))
+    found = list(known_problems(machine))
     if not options.json:
         print("\n".join(_machine(machine, found)), flush=True)
     if recipe is None:
         if options.json:
             print(json.dumps({"machine": machine.plain(), "traps": found}, indent=2))
         return
-    from smart_train.planning.doctor import examine
+    from smart_train.planning.doctor import diagnose
 
     launches, broken = _launches(options.launch, recipe)
     gpus = [options.gpus] if options.gpus else [len(machine.gpus)] if machine.gpus else list(WHEN_NONE)
     if recipe.training.get("use_cpu"):
         gpus = gpus[:1]
     memory = options.memory or machine.memory
-    report = examine(recipe, launches, gpus, memory, machine.ram)
+    report = diagnose(recipe, launches, gpus, memory, machine.ram)
     if options.json:
         told = {"machine": machine.plain(), "traps": [*found, *broken], "recipe": report.plain()}
         print(json.dumps(told, indent=2, default=str))

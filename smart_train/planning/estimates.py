@@ -1,4 +1,4 @@
-"""Bytes that a training step needs, by formula: weights, gradients, optimiser, embeddings, logits, what crosses ranks.
+"""Estimate the bytes of a training step by formula: weights, gradients, optimiser, embeddings, logits, traffic.
 
 Each docstring says what is exact.  Allocators add to all of it: gaps of a twentieth to a tenth are usual.
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 FLOAT = 4
-BUCKET = 500_000_000  # numbers: DeepSpeed's reduce_bucket_size where nothing is said
+BUCKET = 500_000_000  # numbers: DeepSpeed's reduce_bucket_size by default
 LIVE = 1_000_000_000  # numbers: its stage3_max_live_parameters
 TILES = 2 * (1 << 27)  # bytes: MaxSim's tile of similarities on a GPU, and its maxima and places on the way
 WINNERS, WINNER = 1 << 19, 30  # places that MaxSim's backward sorts at once, and bytes of each
@@ -24,8 +24,11 @@ WINNERS, WINNER = 1 << 19, 30  # places that MaxSim's backward sorts at once, an
 
 @dataclass(frozen=True)
 class Weights:
-    """frozen, trained: numbers of parameters; frozen_bytes, trained_bytes: as they are held before any engine;
-    block: parameters of the largest transformer block, outside: of everything that is in no block."""
+    """Parameters of an encoder.
+
+    frozen, trained: how many; frozen_bytes, trained_bytes: as they are held before any engine; block: those of the
+    largest transformer block; outside: those in no block
+    """
 
     frozen: int
     trained: int
@@ -62,7 +65,7 @@ class Engine:
 
     @property
     def sharded(self) -> bool:
-        """Whether weights are collected in every forward."""
+        """Return whether weights are gathered in every forward."""
         return self.kind == "fsdp" or (self.kind == "zero" and self.stage == 3)
 
 
@@ -242,7 +245,7 @@ def weights_volume(weights: Weights, engine: Engine, forwards: int = 1) -> int:
     return int(share * 2 * weights.trained_bytes)
 
 
-# Bytes that towers of transformer blocks keep between forward and backward, by formula.
+# Activations: bytes that towers of transformer blocks keep between forward and backward -------------------------------
 
 
 @dataclass(frozen=True)

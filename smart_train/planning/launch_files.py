@@ -1,4 +1,4 @@
-"""Launch files of accelerate, and what they make of a number of GPUs: which engine, over how many ranks."""
+"""Read accelerate's launch files: which engine they start, and on how many ranks."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class Launch:
     fsdp: dict[str, Any] = field(default_factory=dict)
 
     def ranks(self, gpus: int) -> int:
-        """On machines of so many GPUs each."""
+        """Return the number of ranks. gpus: of each machine"""
         if self.kind == "NO":
             return 1
         return self.processes or gpus * self.machines
 
-    def each(self, gpus: int) -> int:
-        """Ranks that share a machine, and its RAM."""
+    def ranks_per_machine(self, gpus: int) -> int:
+        """Return the ranks of one machine, which share its RAM. gpus: of each machine"""
         return max(1, self.ranks(gpus) // self.machines)
 
     def engine(self, gpus: int, half: bool, hidden: int = 0) -> Engine:
-        """half: the run trains in bfloat16 or float16; hidden: the width that transformers fills "auto" sizes by."""
+        """Return the engine. half: the run trains in bfloat16 or float16; hidden: width that fills "auto" sizes"""
         world = self.ranks(gpus)
         if self.kind == "DEEPSPEED":
             return _deepspeed(self.zero, world, half, hidden)
@@ -82,7 +82,7 @@ def _offloaded(zero: dict[str, Any], name: str) -> bool:
 
 
 def shipped() -> list[Path]:
-    """The launch files that come with this package: beside it in a checkout, else where pip puts data."""
+    """Return the launch files of this package: of the checkout, else where pip puts data."""
     beside = sorted((Path(__file__).resolve().parents[2] / "launch").glob("*.yaml"))
     if beside:
         return beside
@@ -94,7 +94,7 @@ def shipped() -> list[Path]:
 
 
 def default_file() -> tuple[str, dict[str, Any]]:
-    """The file that ``accelerate launch`` reads without --config_file, and its settings; ("", {}) = there is none."""
+    """Return the file that ``accelerate launch`` reads without --config_file, and its settings, or ("", {})."""
     from accelerate.commands.config.config_args import default_config_file
 
     path = Path(default_config_file).expanduser()
@@ -107,9 +107,9 @@ def default_file() -> tuple[str, dict[str, Any]]:
 
 
 def read_launch(path: Path) -> Launch:
-    """A launch file, with the DeepSpeed JSON that it names: as seen from here, or beside the file.
+    """Read a launch file, with the DeepSpeed JSON that it names (relative to here, or beside the file).
 
-    Raises LaunchError: not there, no YAML, no JSON, no distributed_type.
+    Raises LaunchError if a file is missing or not YAML or JSON, or names no distributed_type.
     """
     found = _mapping(path, yaml.safe_load, yaml.YAMLError)
     kind = found.get("distributed_type", "")
@@ -124,7 +124,7 @@ def read_launch(path: Path) -> Launch:
 
 
 def read_deepspeed(path: Path) -> Launch:
-    """A DeepSpeed JSON by itself, as ``training.deepspeed`` names one.  Raises LaunchError."""
+    """Read a DeepSpeed JSON by itself, as ``training.deepspeed`` names one. Raises LaunchError."""
     return Launch(path.stem, "DEEPSPEED", zero=_block(path, _mapping(path, json.loads, ValueError), ZERO))
 
 

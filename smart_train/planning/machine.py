@@ -1,4 +1,4 @@
-"""What this machine has for training, and what is known to go wrong on machines like it."""
+"""Inspect this machine: GPUs, memory, versions, and known problems of machines like it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRACKERS = ("wandb", "tensorboard", "trackio")
 
 @dataclass(frozen=True)
 class Gpu:
-    """memory, free: bytes; capability: (major, minor), None where the vendor has none"""
+    """One GPU. memory, free: bytes; capability: (major, minor), None where the vendor has none"""
 
     name: str
     memory: int
@@ -34,7 +34,9 @@ class Gpu:
 
 @dataclass
 class Machine:
-    """ram, free_ram, disk, shared: bytes, None = not known here; shared: /dev/shm; disk: free, where output goes.
+    """What this machine has for training.
+
+    ram, free_ram, disk, shared: bytes, None = not known here; shared: /dev/shm; disk: free, where output goes.
 
     cuda: of torch's build, None = a build without; backends: of torch.distributed; kernels: what is importable beside
     torch: fused MaxSim, flash-attn; launcher: accelerate's default file and its settings, ("", {}) = there is none
@@ -66,8 +68,8 @@ class Machine:
         return min((gpu.memory for gpu in self.gpus), default=None)
 
 
-def look(output: Path) -> Machine:
-    """This machine now.  output: a path whose disk is looked at; it need not be there yet."""
+def inspect_machine(output: Path) -> Machine:
+    """Inspect this machine. output: a path whose disk is measured; it need not exist."""
     import torch
     import torch.distributed as dist
 
@@ -99,8 +101,8 @@ def look(output: Path) -> Machine:
     )
 
 
-def traps(machine: Machine) -> Iterator[str]:
-    """What is known to go wrong here, one sentence each, with what to do."""
+def known_problems(machine: Machine) -> Iterator[str]:
+    """Yield known problems of this machine, one sentence each, with what to do."""
     if machine.driver and not machine.cuda:
         yield "there is an NVIDIA driver, but torch is a build for CPUs; install torch's CUDA build"
     if machine.cuda and not machine.gpus:
@@ -145,7 +147,7 @@ def _launcher_traps(machine: Machine) -> Iterator[str]:
         yield f"{what}; write training.bf16 in the recipe"
 
 
-# Looking -------------------------------------------------------------------------------------------------------------
+# Inspection ----------------------------------------------------------------------------------------------------------
 
 
 def _gpus() -> list[Gpu]:
@@ -163,7 +165,7 @@ def _gpus() -> list[Gpu]:
 
 
 def _ram() -> tuple[int | None, int | None]:
-    """(total, free) bytes, a container's limit included."""
+    """Return (total, free) bytes, with a container's limit."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf8").splitlines()
     except OSError:
@@ -183,7 +185,7 @@ def _disk(output: Path) -> int | None:
 
 
 def _imports(name: str) -> bool:
-    """Whether a package is there and can be imported; kernels fail in their own ways without a driver."""
+    """Return whether a package can be imported; kernels fail in their own ways without a driver."""
     if find_spec(name) is None:
         return False
     try:

@@ -1,4 +1,4 @@
-"""A recipe without its weights: encoder shapes, longest rows, and one rank's share of a step."""
+"""Model a recipe's memory without loading weights: encoder shapes, longest rows, one rank's share of a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from smart_train.config.schema import Recipe
 from smart_train.losses.joint import Joint
 from smart_train.models.base_config import BaseConfig, BaseFiles
 from smart_train.planning import estimates
-from smart_train.planning import estimates as activations
 from smart_train.planning.blueprint import Blueprint
 from smart_train.planning.estimates import Engine, Precision, Rows, Tower, Weights
 from smart_train.training.batch_size import chunk_rows
@@ -28,11 +27,11 @@ class Lengths:
     patches: int = 0
 
 
-class Subject:
-    """A recipe that is looked at: its blueprint, and what it comes to on some ranks.
+class MemoryModel:
+    """The memory of a recipe on any number of ranks.
 
-    on_cpu: it trains on a CPU.  images: documents are page images.
-    Raises what the blueprint raises.
+    on_cpu: it trains on a CPU; images: documents are page images
+    Raises what ``Blueprint`` raises.
     """
 
     def __init__(self, recipe: Recipe, base: BaseConfig, images: bool, on_cpu: bool) -> None:
@@ -46,9 +45,9 @@ class Subject:
         if recipe.model.dropout == 0:
             self.towers = {name: replace(tower, dropouts=0) for name, tower in self.towers.items()}
 
-    def changed(self, recipe: Recipe) -> Subject:
-        """The same base and adapter with other sizes."""
-        other: Subject = object.__new__(Subject)
+    def changed(self, recipe: Recipe) -> MemoryModel:
+        """Return the model of another recipe with the same base and adapter."""
+        other: MemoryModel = object.__new__(MemoryModel)
         other.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("lengths", "joint")}, recipe=recipe)
         return other
 
@@ -96,14 +95,14 @@ class Subject:
         return "message" in settings.get("modality_config", {}) or ("chat_template" in tokenizer and self.base.vision)
 
     def _around(self, role: str) -> int:
-        """Prompt and template, which chat models get on top of the text's limit."""
+        """Return the tokens of prompt and template, which come on top of the text's limit."""
         stored = (self.files.json("config_sentence_transformers.json") or {}).get("prompts") or {}
         own = getattr(self.recipe.model, f"{role}_prompt")
         prompt = own if own is not None else stored.get(role) or ""
         return CHAT * self._chat + len(prompt) // LETTERS
 
     def _image(self) -> tuple[int, int]:
-        """(patches, tokens) of the largest image: its pixels by the patch, and by what is merged into a token."""
+        """Return (patches, tokens) of the largest image."""
         vision = self.blueprint.config.vision_config
         patch = int(getattr(vision, "patch_size", 14))
         merge = int(getattr(vision, "spatial_merge_size", 1))
@@ -124,7 +123,7 @@ class Subject:
         return images.get("max_pixels") or found
 
     def pairs(self, ranks: int) -> int:
-        """Of one rank; rounded up where ``objective.batch`` cannot be shared evenly."""
+        """Return the pairs of one rank, rounded up if ``objective.batch`` cannot be shared evenly."""
         batch = self.recipe.objective.batch
         return -(-batch // ranks) if batch else int(self.recipe.training.get("per_device_train_batch_size", 8))
 
@@ -150,13 +149,13 @@ class Subject:
 
     # -- chunks
 
-    def sides(self, rows: Rows) -> list[tuple[int, int, int]]:
-        """(rows, tokens of one, patches of one) of queries and documents."""
+    def inputs(self, rows: Rows) -> list[tuple[int, int, int]]:
+        """Return (rows, tokens of one, patches of one) of queries and of documents."""
         lengths = self.lengths
         return [(rows.queries, lengths.query, 0), (rows.documents, lengths.document, lengths.patches)]
 
     def chunk(self, length: int, patches: int = 0) -> int:
-        """Most rows of one forward; without any limit, many."""
+        """Return the most rows of one forward; many without a limit."""
         most, budget = chunk_rows(self.recipe.objective), self.recipe.objective.chunk_tokens
         limits = [n for n in (most, max(1, budget // length) if budget else None) if n]
         return min(limits, default=1 << 30)
@@ -165,13 +164,16 @@ class Subject:
 
     @property
     def stored_half(self) -> bool:
-        """Whether a frozen or trained weight is held in half precision."""
+        """Return whether some weight is held in half precision."""
         weights = self.weights
         return weights.frozen_bytes + weights.trained_bytes < estimates.FLOAT * weights.all
 
     def precision(self, engine: Engine) -> Precision:
-        """Autocast casts what linear layers read wherever their weights, or LoRA's, are float32; DeepSpeed holds all in
-        the half precision instead."""
+        """Return the sizes of numbers.
+
+        Autocast casts the inputs of linear layers whose weights, or LoRA's, are float32; DeepSpeed holds everything in
+        half precision instead.
+        """
         weights = self.weights
         count, held = (weights.frozen, weights.frozen_bytes) if weights.frozen else (weights.trained, 0)
         size = 2 if held and held < 3 * count else weights.trained_bytes // count if not held else estimates.FLOAT
@@ -184,21 +186,21 @@ class Subject:
         return Precision(state, compute, casting, inputs, compute if self.on_cpu else 1, matrix)
 
     def activations(self, engine: Engine, ranks: int) -> tuple[int, int]:
-        """(bytes kept at once, of the widest moment besides): of the largest chunk with gradient caching, else of both
-        sides whole."""
-        sides = self.sides(self.rows(ranks))
-        chunks = [self._side(engine, min(count, self.chunk(*one)), *one) for count, *one in sides]
+        """Return (bytes kept at once, bytes of the widest moment besides): of the largest chunk with gradient caching,
+        else of all queries and documents."""
+        inputs = self.inputs(self.rows(ranks))
+        chunks = [self._side(engine, min(count, self.chunk(*one)), *one) for count, *one in inputs]
         widest = max(besides for _, besides in chunks)
         if self.cached:
             return max(kept for kept, _ in chunks) + self._casts(engine), widest
-        return sum(self._side(engine, *side)[0] for side in sides) + self._casts(engine), widest
+        return sum(self._side(engine, *side)[0] for side in inputs) + self._casts(engine), widest
 
     def _side(self, engine: Engine, rows: int, length: int, patches: int) -> tuple[int, int]:
-        """(kept, besides) of rows of one length, each with an image of so many patches."""
+        """Return (kept, besides) of rows of one length, each with an image of this many patches."""
         precision, late, trains = self.precision(engine), self.recipe.late, self.recipe.adapter.kind != "frozen"
         width = late.dim or self.base.hidden
         mixed = len(late.layer) if isinstance(late.layer, list) else 1
-        kept = activations.reading(self.base.hidden, width, late.head.type, precision, rows * length, trains, mixed)
+        kept = estimates.reading(self.base.hidden, width, late.head.type, precision, rows * length, trains, mixed)
         if patches and self.towers["vision"].full:  # the first layer's input
             kept += rows * patches * self._patch_numbers() * precision.compute
         widest = 0
@@ -206,12 +208,12 @@ class Subject:
             if one:
                 tower = self.towers[name]
                 again = trains and self.checkpointing
-                kept += activations.saved(tower, precision, rows * one, one, again) if trains else 0
-                widest = max(widest, activations.besides(tower, precision, rows * one, one, again))
+                kept += estimates.saved(tower, precision, rows * one, one, again) if trains else 0
+                widest = max(widest, estimates.besides(tower, precision, rows * one, one, again))
         return kept, widest
 
     def _casts(self, engine: Engine) -> int:
-        """Autocast's copies of float32 weights, kept for the backward; with checkpointing those of one block."""
+        """Return the bytes of autocast's copies of float32 weights; with checkpointing, of one block."""
         precision, weights = self.precision(engine), self.weights
         if (
             not self.half

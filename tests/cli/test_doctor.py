@@ -122,7 +122,7 @@ def test_without_a_gpu_it_says_how_to_ask_for_one(told, recipe):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     printed = told(recipe)
-    assert "no GPU here: --memory GIB says what would fit on one" in printed
+    assert "no GPU here; give the memory of one (--memory GIB) to see what fits" in printed
     assert "\n1 GPU\n" in printed and "\n8 GPUs\n" in printed
 
 

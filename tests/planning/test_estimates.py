@@ -32,8 +32,8 @@ from smart_train.planning.estimates import (
     weights_volume,
 )
 from smart_train.planning.launch_files import Launch
-from smart_train.planning.memory_model import Lengths, Subject
-from smart_train.planning.memory_requirements import need
+from smart_train.planning.memory_model import Lengths, MemoryModel
+from smart_train.planning.memory_requirements import memory_requirement
 from smart_train.training.gradcache import cached_backward
 
 NEAR = 1.3  # factor that an estimate may be off, either way
@@ -88,9 +88,9 @@ def made(
     return encoder, Recipe(**blocks, training=block)  # type: ignore[arg-type]
 
 
-def subject(recipe: Recipe, pages: bool, query: int, document: int) -> Subject:
+def subject(recipe: Recipe, pages: bool, query: int, document: int) -> MemoryModel:
     """Of rows as long as the ones that are run."""
-    found = Subject(recipe, read_base(recipe.model.base), pages, on_cpu=True)
+    found = MemoryModel(recipe, read_base(recipe.model.base), pages, on_cpu=True)
     found.__dict__["lengths"] = Lengths(query, document, PATCHES * pages)
     return found
 
@@ -173,7 +173,7 @@ def test_the_peak_is_near_to_the_most_that_a_step_holds(case, tiny_models):
 
     found = peak_bytes(run)
     widths = [side[0]["input_ids"].shape[1] for side in (rows.queries, rows.documents)]
-    expected = need(subject(recipe, False, *widths), Launch("single", "NO"), 1)
+    expected = memory_requirement(subject(recipe, False, *widths), Launch("single", "NO"), 1)
     held = expected.states.weights + expected.states.optimiser  # there before, or made by no step yet
     assert found / NEAR < expected.peak - held < found * NEAR
 

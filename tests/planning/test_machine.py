@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from smart_train.planning import launch_files as launches
-from smart_train.planning.machine import Gpu, Machine, look, traps
+from smart_train.planning.machine import Gpu, Machine, inspect_machine, known_problems
 
 GIB = 1 << 30
 FINE = Machine(
@@ -42,7 +42,7 @@ def no_torchvision(monkeypatch):
 
 
 def test_a_machine_in_order_is_told_nothing():
-    assert list(traps(FINE)) == []
+    assert list(known_problems(FINE)) == []
     assert FINE.memory == 80 * GIB
     other = replace(FINE, gpus=[*FINE.gpus, Gpu("small", 24 * GIB, 24 * GIB, True)])
     assert other.memory == 24 * GIB and replace(FINE, gpus=[]).memory is None
@@ -65,7 +65,7 @@ def test_a_machine_in_order_is_told_nothing():
     ],
 )
 def test_each_trap_is_told_by_itself(changed, said):
-    (line,) = traps(replace(FINE, **changed))
+    (line,) = known_problems(replace(FINE, **changed))
     assert re.search(said, line), line
 
 
@@ -77,7 +77,7 @@ def test_accelerates_own_default_file_is_looked_at(monkeypatch, tmp_path):
     monkeypatch.setattr(theirs, "default_config_file", str(file))
     assert launches.default_file() == ("", {})
     file.write_text(yaml.safe_dump({"distributed_type": "MULTI_CPU", "mixed_precision": "fp16"}))
-    lines = list(traps(replace(FINE, launcher=launches.default_file())))
+    lines = list(known_problems(replace(FINE, launcher=launches.default_file())))
     assert len(lines) == 3 and all(str(file) in line for line in lines)
     assert "one process; take --config_file launch/cpu.yaml" in lines[1] and "mixed_precision fp16" in lines[2]
     file.write_text("- no\n- mapping\n")
@@ -88,9 +88,9 @@ def test_a_package_that_is_there_and_cannot_be_imported_is_not_called_there(monk
     (tmp_path / "late_interaction_kernels.py").write_text("raise RuntimeError('0 active drivers')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "late_interaction_kernels", raising=False)
-    assert look(tmp_path).kernels["late-interaction-kernels"] is False
+    assert inspect_machine(tmp_path).kernels["late-interaction-kernels"] is False
     monkeypatch.setitem(sys.modules, "late_interaction_kernels", _module("late_interaction_kernels"))
-    assert look(tmp_path).kernels["late-interaction-kernels"] is True
+    assert inspect_machine(tmp_path).kernels["late-interaction-kernels"] is True
 
 
 def _module(name: str) -> types.ModuleType:
@@ -100,6 +100,6 @@ def _module(name: str) -> types.ModuleType:
 
 
 def test_the_disk_is_that_of_an_output_that_is_not_there_yet(tmp_path):
-    found = look(tmp_path / "runs" / "mine").disk
+    found = inspect_machine(tmp_path / "runs" / "mine").disk
     assert found is not None and abs(found - shutil.disk_usage(tmp_path).free) < GIB
-    assert look(Path("runs")).disk is not None
+    assert inspect_machine(Path("runs")).disk is not None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from smart_train.config.schema import AdapterBlock, DataBlock, LateBlock, ModelBlock, ObjectiveBlock, Recipe
-from smart_train.planning.doctor import lowered
+from smart_train.planning.doctor import reduce_memory
 
 
 def recipe(**blocks: Any) -> Recipe:
@@ -35,7 +35,7 @@ def peak(found: Recipe) -> Any:
 
 
 def least(limit: float, given: Recipe | None = None, measure: Any = peak) -> tuple[dict[str, Any], int]:
-    changes, found = lowered(given or recipe(), measure, lambda one: one.peak <= limit * (1 << 20), 1024)
+    changes, found = reduce_memory(given or recipe(), measure, lambda one: one.peak <= limit * (1 << 20), 1024)
     return changes, found.peak >> 20
 
 

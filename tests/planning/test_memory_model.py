@@ -22,18 +22,18 @@ from smart_train.data.collate import TruncatingPreprocess
 from smart_train.models.base_config import read_base
 from smart_train.models.encoder import SmartEncoder
 from smart_train.planning.estimates import Engine
-from smart_train.planning.memory_model import CHAT, Subject
+from smart_train.planning.memory_model import CHAT, MemoryModel
 
 LONG = "the invoice with a total amount due and a chart of yearly revenue by region " * 60
 
 
-def looked(folder: Path, images: bool = False, on_cpu: bool = True, **blocks: Any) -> Subject:
+def looked(folder: Path, images: bool = False, on_cpu: bool = True, **blocks: Any) -> MemoryModel:
     model = ModelBlock(**{"base": str(folder), **blocks.pop("model", {})})
     recipe = Recipe(model=model, **blocks)
-    return Subject(recipe, read_base(str(folder)), images, on_cpu)
+    return MemoryModel(recipe, read_base(str(folder)), images, on_cpu)
 
 
-def longest(found: Subject, role: str, content: Any) -> int:
+def longest(found: MemoryModel, role: str, content: Any) -> int:
     """Tokens of a long row as training preprocesses it."""
     model, data = found.recipe.model, found.recipe.data
     encoder = SmartEncoder(model.base, model=model, device="cpu")

@@ -51,8 +51,8 @@ def test_the_engines_of_the_shipped_files():
 
 def test_ranks_of_a_machine_share_its_memory():
     nodes = read_launch(LAUNCH / "ddp_nodes.yaml")
-    assert nodes.machines == 2 and nodes.ranks(8) == 16 and nodes.each(8) == 8
-    assert read_launch(LAUNCH / "single.yaml").each(8) == 1
+    assert nodes.machines == 2 and nodes.ranks(8) == 16 and nodes.ranks_per_machine(8) == 8
+    assert read_launch(LAUNCH / "single.yaml").ranks_per_machine(8) == 1
 
 
 def test_settings_within_accelerates_file_count_as_a_json_does(tmp_path):
