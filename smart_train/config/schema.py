@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from inspect import isclass, isfunction
 from typing import Any, Literal
 
+from smart_train.core.errors import SettingError
+
 
 @dataclass
 class Where:
@@ -135,7 +137,7 @@ class LateBlock:
 def _component(key: str, value: Any) -> Component:
     component = value if isinstance(value, Component) else Component.parse(value)
     if component is None:
-        raise ValueError(f"{key} is {value!r}; write a name, package.module:Class or {{type: NAME, option: value}}")
+        raise SettingError(key, f"is {value!r}", "write a name, package.module:Class or {type: NAME, option: value}")
     return component
 
 
