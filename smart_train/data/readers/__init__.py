@@ -1,1 +1,1 @@
-"""Readers: one module per data format."""
+"""Readers: one module per data format; base.py says what a reader is and chooses one."""
