@@ -67,7 +67,7 @@ class Blueprint(nn.Module):
         return {id(layer.weight) for layer in layers}
 
     def counts(self) -> dict[str, int]:
-        """As training counts them (training/checks.py), without its refusals."""
+        """As training counts them (training/callbacks/first_step.py), without its refusals."""
         found = {"trainable": 0, "lora": 0, "head": 0, "backbone": 0, "all": 0}
         for name, parameter in self.named_parameters():
             found["all"] += parameter.numel()
