@@ -1,1 +1,1 @@
-"""Everything that knows of several processes: groups, gathers, signals, failures."""
+"""One package for everything that involves several processes: the process group, gathers, signals, failures."""

@@ -15,8 +15,8 @@ NEGATIVE = re.compile(r"negatives?(_\d+)?")
 NOT_TEXT = ("label", "labels", "score", "scores", "similarity", "id", "query_id", "document_id")
 
 
-def to_collection(data: Any, name: str) -> Collection:
-    """Return a Collection: the one given, or one made of rows of texts.
+def to_collection(data: Any, name: str) -> tuple[Collection, int]:
+    """Return a Collection (the one given, or one made of rows of texts), and how many negatives a row has at most.
 
     Rows are a ``datasets.Dataset`` or a list of dicts.  Their columns are found by name (query or anchor, positive or
     document, negative, negative_1 ...), else by position (query, positive, negatives ...).  A cell of a negative column
@@ -25,12 +25,13 @@ def to_collection(data: Any, name: str) -> Collection:
     Raises:
         DataError: the columns do not say which text is which, or a cell is no text.
 
-    >>> found = to_collection([{"anchor": "a query", "positive": "a passage", "negative": "another"}], "pairs")
-    >>> len(found.queries), len(found.corpus), [len(ids) for ids in found.negatives.values()]
-    (1, 2, [1])
+    >>> rows = [{"anchor": "a query", "positive": "a passage", "negative": "another"}]
+    >>> collection, negatives = to_collection(rows, "pairs")
+    >>> len(collection.queries), len(collection.corpus), negatives
+    (1, 2, 1)
     """
     if isinstance(data, Collection):
-        return data
+        return data, 0
     if isinstance(data, Mapping | str) or not isinstance(data, Iterable):
         raise DataError(
             f"{name} is a {type(data).__name__}; give a Collection, one split of a datasets.Dataset, or a list of dicts"
@@ -40,7 +41,7 @@ def to_collection(data: Any, name: str) -> Collection:
     if columns is None:
         columns = list(rows[0]) if rows else []
     query, positive, negatives = choose_columns(list(columns), name)
-    collection = Collection(name, {}, {}, {})
+    collection, most = Collection(name, {}, {}, {}), 0
     for number, row in enumerate(rows):
         where = f"{name}, row {number}"
         if set(row) != set(columns):
@@ -50,17 +51,17 @@ def to_collection(data: Any, name: str) -> Collection:
         document_id = _add(collection, _text(row[positive], positive, where))
         collection.qrels.setdefault(query_id, {})[document_id] = 1
         listed = collection.negatives.setdefault(query_id, [])
-        for column in negatives:
-            cell = row[column]
-            for one in cell if isinstance(cell, list | tuple) else [cell]:
-                negative_id = _add(collection, _text(one, column, where))
-                if negative_id not in listed:
-                    listed.append(negative_id)
+        cells = [(column, cell) for column in negatives for cell in _cells(row[column])]
+        most = max(most, len(cells))
+        for column, cell in cells:
+            negative_id = _add(collection, _text(cell, column, where))
+            if negative_id not in listed:
+                listed.append(negative_id)
     for query_id, listed in collection.negatives.items():  # another row's positive is no negative of its query
         collection.negatives[query_id] = [one for one in listed if one not in collection.qrels[query_id]]
     if not collection.queries:
         raise DataError(f"{name} has no rows")
-    return collection
+    return collection, most
 
 
 def choose_columns(columns: list[str], name: str) -> tuple[str, str, list[str]]:
@@ -82,6 +83,10 @@ def choose_columns(columns: list[str], name: str) -> tuple[str, str, list[str]]:
             f"{' or '.join(QUERY)}, {' or '.join(POSITIVE)}, and negative, negative_1 ..."
         )
     return columns[0], columns[1], columns[2:]
+
+
+def _cells(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _text(value: Any, column: str, where: str) -> str:

@@ -75,7 +75,7 @@ class SmartTrainer(Trainer):
         callbacks: of transformers, added to this trainer's own.
         objective: batch size over all GPUs, chunks, gathering and false negatives, as a recipe's block ``objective``;
             None = its defaults.
-        negatives: hard negatives per query in a batch.
+        negatives: hard negatives per query in a batch; None = as many as a row has, and 0 for a Collection.
         query_tokens, document_tokens: longest texts while training; None = the encoder's own limits.
         length_groups: documents of a batch are encoded in so many groups of like length, for less padding.
         data_collator: rows of ``train_dataset`` -> Batch, in place of the one that is made of the options above;
@@ -114,7 +114,7 @@ class SmartTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] | None = None,
         *,
         objective: ObjectiveBlock | None = None,
-        negatives: int = 0,
+        negatives: int | None = None,
         query_tokens: int | None = None,
         document_tokens: int | None = None,
         length_groups: int = 4,
@@ -135,6 +135,11 @@ class SmartTrainer(Trainer):
                 f"one process sees {args.n_gpu} GPUs, and torch's DataParallel would take a batch's rows apart; write "
                 f"accelerate launch --multi_gpu --num_processes {args.n_gpu} ..., or set CUDA_VISIBLE_DEVICES=0"
             )
+        if model.adapter is None and not list(model.head.parameters()):
+            raise TrainingStopped(
+                "the encoder has neither an adapter nor a late head, so there is nothing to train; make it with "
+                'SmartEncoder(base, lora={"r": 32}), or with adapter={"kind": "full"}'
+            )
         adapter = model.adapter or AdapterBlock(kind="frozen")
         self.parameter_counts = check_trainable(model, adapter)
         wants_caching = objective.batch is not None if gradient_caching is None else gradient_caching
@@ -144,19 +149,21 @@ class SmartTrainer(Trainer):
         check_best_is_measured(args, self.evaluator is not None, patience)
 
         if data_collator is None:
-            collection = to_collection(train_dataset, "train_dataset")
+            collection, in_a_row = to_collection(train_dataset, "train_dataset")
             train_dataset = Pairs(collection)
             check_steps(args, len(train_dataset))
             check_pages(objective, collection.corpus.values(), collection.name)
             data_collator = Collator(
                 collection,
                 TruncatingPreprocess(model.preprocess, query_tokens, document_tokens),
-                negatives=negatives,
+                negatives=in_a_row if negatives is None else negatives,
                 length_groups=length_groups,
                 seed=args.seed,
                 chunk_rows=chunk_rows(objective),
                 split=splitter(model, objective),
             )
+        elif isinstance(train_dataset, Collection):
+            train_dataset = Pairs(train_dataset)
         self.pair_groups = pair_groups
 
         self.run_dir = run_dir or Path(str(args.output_dir))
@@ -377,7 +384,7 @@ class SmartTrainer(Trainer):
     def _make_evaluator(self, eval_dataset: Any, k: Sequence[int], batch_size: int) -> Evaluator | None:
         if eval_dataset is None:
             return None
-        dev = to_collection(eval_dataset, "eval_dataset")
+        dev, _ = to_collection(eval_dataset, "eval_dataset")
 
         def rank(encoder: SmartEncoder) -> dict[str, float]:
             group = ProcessGroup(lockstep=self.engine.sharded)

@@ -16,6 +16,7 @@ from smart_train import SmartEncoder, SmartTrainer, TrainingArguments
 from smart_train.checks.recipe import check
 from smart_train.config.recipe import plain, read
 from smart_train.config.typed_values import RecipeError
+from smart_train.core.errors import TrainingStopped
 
 MODULE = """
     from transformers import TrainerCallback
@@ -95,8 +96,10 @@ class Steps(TrainerCallback):
 
 
 ROWS = [
-    {"anchor": query, "positive": document.text}
-    for query, document in zip(texts(False).queries.values(), texts(False).corpus.values(), strict=True)
+    {"anchor": query, "positive": document.text, "negative": f"nothing about it, {number}"}
+    for number, (query, document) in enumerate(
+        zip(texts(False).queries.values(), texts(False).corpus.values(), strict=True)
+    )
 ]
 
 
@@ -114,6 +117,7 @@ def test_the_python_api_trains_evaluates_saves_and_loads(tiny_bert, tmp_path):
     assert trainer.train().global_step == 2 and steps.seen == [1, 2]
     lines = [json.loads(line) for line in (tmp_path / "mine" / "log.jsonl").read_text().splitlines()]
     assert {"loss/pooled", "loss/late"} <= set(lines[0]) and "loss/hybrid" not in lines[0]
+    assert lines[0]["batch/negatives"] == 4.0
     assert [line["step"] for line in lines if "dev/hybrid/ndcg@10" in line] == [1, 2]
     model.save_pretrained(tmp_path / "adapter")
     loaded = SmartEncoder.from_pretrained(tmp_path / "adapter", device="cpu")
@@ -127,3 +131,6 @@ def test_a_trainer_without_data_or_options_is_told_what_it_lacks(tiny_bert, tmp_
         SmartTrainer(model, TrainingArguments(str(tmp_path), use_cpu=True))
     with pytest.raises(ValueError, match="there are 24 training pairs, and a step takes 64"):
         SmartTrainer(model, TrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=64), ROWS)
+    bare = SmartEncoder(str(tiny_bert), device="cpu")
+    with pytest.raises(TrainingStopped, match="neither an adapter nor a late head, .*lora="):
+        SmartTrainer(bare, TrainingArguments(str(tmp_path), use_cpu=True), ROWS)

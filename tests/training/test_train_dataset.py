@@ -28,14 +28,14 @@ def texts(collection) -> dict[str, tuple[set[str], list[str]]]:
 @pytest.mark.parametrize("names", [("query", "positive", "negative"), ("anchor", "document", "negative_1"), "abc"])
 def test_rows_become_pairs_by_name_or_by_position(kind, names):
     rows = [dict(zip(names, row.values(), strict=True)) for row in ROWS]
-    found = to_collection(Dataset.from_list(rows) if kind == "dataset" else rows, "rows").check()
-    assert texts(found) == {"a": ({"p", "q"}, ["n"]), "b": ({"p"}, ["n"])}
+    found, negatives = to_collection(Dataset.from_list(rows) if kind == "dataset" else rows, "rows")
+    assert negatives == 1 and texts(found.check()) == {"a": ({"p", "q"}, ["n"]), "b": ({"p"}, ["n"])}
     assert len(found.corpus) == 3
 
 
 def test_names_go_before_position_and_a_cell_may_list_negatives():
-    found = to_collection([{"negatives": ["x", "y"], "positive": "p", "anchor": "a"}], "rows")
-    assert texts(found) == {"a": ({"p"}, ["x", "y"])}
+    found, negatives = to_collection([{"negatives": ["x", "y"], "positive": "p", "anchor": "a"}], "rows")
+    assert negatives == 2 and texts(found) == {"a": ({"p"}, ["x", "y"])}
 
 
 @pytest.mark.parametrize(
