@@ -165,17 +165,13 @@ class DataBlock:
     id: str | None = None  # rows: column that names the document (image_filename ...); null = hash of the content
     scores: str | None = None  # rows: column of a teacher's scores of the documents; null = scores, if there; "" = none
     negatives: int = 0  # hard negatives per query; the data must have them
-    limit: int | None = (
-        None  # train on the first pairs only; the last query of a retrieval collection keeps all of its pairs
-    )
+    limit: int | None = None  # train on the first pairs only; the last query of a collection keeps all of its pairs
     dev: float | int = 0.05  # share (below 1) or number of queries to hold out for dev; whole files stay together
     test: float | int = 0.05  # the same for test; ignored where the data has a test split
     test_documents: int | None = None  # most documents to rank; relevant ones always stay
     dev_documents: int | None = None  # the same for the dev split: it is ranked during training, so keep it small
     query_tokens: int | None = None  # longest query in training; null = model.query_tokens
-    document_tokens: int | None = (
-        None  # longest document in training: short rows train faster; null = model.document_tokens
-    )
+    document_tokens: int | None = None  # longest document in training: short is fast; null = model.document_tokens
     length_groups: int = 4  # encode the documents of a batch in this many groups by length: less padding
     length_window: int = 1  # sort this many batches by length together: less padding, and negatives of similar length
     source: str | None = None  # one source a batch: file, or (rows) the column that names it; null = mixed
