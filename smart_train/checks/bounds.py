@@ -1,4 +1,4 @@
-"""Bounds of single values, told alike wherever a recipe is checked."""
+"""Check single values of a recipe: bounds, duplicates, widths, components."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smart_train.config.schema import Component, LateBlock
-from smart_train.core.errors import ExtensionError
+from smart_train.core.errors import ExtensionError, ExtensionResultError
 from smart_train.core.registry import Registry
 
 HEADS = Registry(
@@ -132,7 +132,7 @@ class LateHead(nn.Module):
     def forward(self, states: list[Tensor]) -> Tensor:
         """states: one [n, H] per layer, normed already -> [n, d], L2-normalised float32.
 
-        Raises ExtensionError where the head gives another shape.
+        Raises ExtensionResultError where the head returns another shape.
         """
         hidden = states[0]
         if self.mix is not None:
@@ -144,7 +144,7 @@ class LateHead(nn.Module):
         if not isinstance(vectors, Tensor) or tuple(vectors.shape) != expected:
             got = list(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
             what = f"the head {self.name!r} returned {got} for states {list(hidden.shape)}"
-            raise ExtensionError(what, f"return a tensor {list(expected)}: a vector of late.dim for each state")
+            raise ExtensionResultError(what, f"return a tensor {list(expected)}: a vector of late.dim for each state")
         return F.normalize(vectors.float(), dim=-1)
 
 

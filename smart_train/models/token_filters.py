@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from smart_train.config.schema import Component
-from smart_train.core.errors import ExtensionError
+from smart_train.core.errors import ExtensionError, ExtensionResultError
 from smart_train.core.registry import Registry
 
 TOKEN_FILTERS = Registry(
@@ -112,7 +112,7 @@ class TokenFilter:
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """input_ids, attention_mask: [B, T] -> bool [B, T], True = the token counts; a row may be empty.
 
-        Raises ExtensionError where a filter returns another shape or dtype.
+        Raises ExtensionResultError where a filter returns another shape or dtype.
         """
         if self.left_out.device != input_ids.device:
             self.left_out = self.left_out.to(input_ids.device)
@@ -127,7 +127,7 @@ class TokenFilter:
             if not isinstance(found, Tensor) or found.dtype != torch.bool or found.shape != input_ids.shape:
                 got = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
                 fix = f"return a torch.bool tensor {list(input_ids.shape)}, the shape of input_ids"
-                raise ExtensionError(f"the token filter {name!r} returned {got}", fix)
+                raise ExtensionResultError(f"the token filter {name!r} returned {got}", fix)
             kept = kept & found
         return kept
 
