@@ -237,6 +237,8 @@ def main() -> None:
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for shape in options.shapes:
         names = [n for n in SHAPES[shape] if not options.only or n in options.only]
+        if not names:
+            parser.error(f"--only: none of these is a contender of {shape}; choose from {', '.join(SHAPES[shape])}")
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for repeat in range(options.repeats):
             turn = repeat % len(names)
