@@ -94,6 +94,12 @@ class Registry:
         except ValueError:  # some classes written in C have no signature
             return
         try:
+            accepted.bind_partial(*(arguments or ()))
+        except TypeError:
+            count = len(arguments or ())
+            what = f"the {self.kind} {name!r} does not accept the {count} arguments that every {self.kind} gets"
+            raise ExtensionError(what, "compare it with the example in docs/extending.md") from None
+        try:
             accepted.bind_partial(**options) if arguments is None else accepted.bind(*arguments, **options)
         except TypeError as error:
             kinds = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)

@@ -28,6 +28,10 @@ class WideHead(TwoLayerHead):
         return nn.functional.pad(super().forward(states), (0, 1))
 
 
+class NoArguments:
+    """Wrong: a head is made with the hidden size and the token width."""
+
+
 class NoModule:
     def __init__(self, hidden_size: int, token_width: int) -> None:
         pass

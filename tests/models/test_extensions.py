@@ -95,6 +95,7 @@ def test_a_tensor_of_the_head_that_is_missing_is_refused(saved, tmp_path):
     [
         ("own_parts:WideHead", r"returned \[\d+, 6\] for states .*; return a tensor \[\d+, 5\]"),
         ("own_parts:NoModule", "is not a torch.nn.Module"),
+        ("own_parts:NoArguments", "does not accept the 2 arguments that every head gets; compare it with the example"),
         ("own_parts:Nothing", "own_parts has no Nothing"),
         (
             {"type": "own_parts:TwoLayerHead", "width": 3},
