@@ -22,26 +22,35 @@ def add(commands: argparse._SubParsersAction) -> None:
     data = commands.add_parser("data", help="check a data set, send it to the Hub, fetch one")
     kinds = data.add_subparsers(required=True, metavar="COMMAND")
 
-    check = kinds.add_parser("check", help="tell what is wrong with a data set, and what would be dropped")
+    check = kinds.add_parser("check", help="report what is wrong with a data set, and what would be dropped")
     check.add_argument("path", help="folder (BEIR, ingest ...), table, or Hub dataset")
-    check.add_argument("--fix", metavar="OUT", help="write what is left to this new folder")
-    check.add_argument("--ignore", action="append", default=[], metavar="KIND", help="neither look for it nor drop it")
-    check.add_argument("--similar", type=float, default=0.8, help="queries this similar are the same: %(default)s")
-    check.add_argument("--jobs", type=int, help="threads that decode images (default: one a core)")
-    check.add_argument("--no-images", action="store_true", help="decode none: broken ones and copies stay unknown")
+    check.add_argument("--fix", metavar="OUT", help="new folder to write the clean data to")
+    check.add_argument(
+        "--ignore", action="append", default=[], metavar="KIND", help="kind of finding to ignore; may be repeated"
+    )
+    check.add_argument(
+        "--similar",
+        type=float,
+        default=0.8,
+        help="similarity from which queries count as the same (default: %(default)s)",
+    )
+    check.add_argument("--jobs", type=int, help="threads that decode images (default: one for each core)")
+    check.add_argument(
+        "--no-images", action="store_true", help="do not decode images; broken ones and copies stay unknown"
+    )
     for name in ("format", "query", "document", "image", "id", "subset", "revision"):
         check.add_argument(f"--{name}", help=f"as data.{name} in a recipe")
     check.set_defaults(run=_check)
 
     push = kinds.add_parser("push", help="upload a data set to the Hub, images inside")
     push.add_argument("path", help="folder of a data set")
-    push.add_argument("--repo", required=True, help="owner/name; it is made, private, if it is missing")
-    push.add_argument("--public", action="store_true", help="everyone may read it")
+    push.add_argument("--repo", required=True, help="owner/name; a private repository is created if it is missing")
+    push.add_argument("--public", action="store_true", help="the repository may be public (default: private)")
     push.set_defaults(run=_push, setting_names={"public": "--public"})
 
     pull = kinds.add_parser("pull", help="fetch a data set from the Hub into a folder")
     pull.add_argument("repo", help="owner/name")
-    pull.add_argument("--out", required=True, help="folder to write; it must not be there yet")
+    pull.add_argument("--out", required=True, help="folder to write; it must not exist")
     pull.add_argument("--revision", help="branch, tag or commit (default: the newest)")
     pull.add_argument("--subset", help="configuration, or language of a set of several")
     pull.set_defaults(run=_pull)
@@ -62,7 +71,7 @@ def _check(options: argparse.Namespace) -> int:
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs: {options.jobs} is not 1 or more")
     if options.fix and _filled(Path(options.fix)):
-        raise UsageError(f"--fix: {options.fix} is there and not empty; name a new folder")
+        raise UsageError(f"--fix: {options.fix} already exists and is not empty; name a new folder")
     given = {name: getattr(options, name) for name in ("document", "image", "id", "subset", "revision")}
     named = {name: value for name in ("format", "query") if (value := getattr(options, name)) is not None}
     data = DataBlock(path=options.path, **named, **given)
@@ -115,7 +124,7 @@ def _pull(options: argparse.Namespace) -> None:
     from smart_train.data.hub_transfer import pull
 
     if _filled(Path(options.out)):
-        raise UsageError(f"--out: {options.out} is there and not empty; name a new folder")
+        raise UsageError(f"--out: {options.out} already exists and is not empty; name a new folder")
     whole = pull(options.repo, options.out, options.revision, options.subset)
     print(f"{options.out}: {len(whole.corpus):,} documents, {len(whole.queries):,} queries")
 

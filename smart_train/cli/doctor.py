@@ -25,14 +25,21 @@ peak: the most at once, with 1 GiB for CUDA. MiB a step: received by a rank, emb
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    about = "tell what this machine has, what a recipe needs and what fits"
+    about = "report what this machine has, what a recipe needs, and what fits"
     doctor = commands.add_parser("doctor", help=about, description=about)
-    doctor.add_argument("file", nargs="?", help="a recipe; without one, the machine alone")
+    doctor.add_argument("file", nargs="?", help="a recipe (default: report the machine only)")
     doctor.add_argument("overrides", nargs="*", metavar="key=value", help="as for train; before any flag")
-    doctor.add_argument("--gpus", type=count, help="of one machine (default: those here, else 1 and 8)")
-    doctor.add_argument("--memory", type=_gib, metavar="GIB", help="of one GPU (default: that of those here)")
-    doctor.add_argument("--launch", action="append", metavar="FILE", help="launch file (default: all that are shipped)")
-    doctor.add_argument("--json", action="store_true", help="for machines; sizes in bytes")
+    doctor.add_argument("--gpus", type=count, help="GPUs of one machine (default: those here, else 1 and 8)")
+    doctor.add_argument(
+        "--memory", type=_gib, metavar="GIB", help="memory of one GPU, in GiB (default: that of the GPUs here)"
+    )
+    doctor.add_argument(
+        "--launch",
+        action="append",
+        metavar="FILE",
+        help="launch file to try; may be repeated (default: all shipped ones)",
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON, with sizes in bytes")
     doctor.set_defaults(run=run)
 
 

@@ -1,4 +1,4 @@
-"""``smart-train evaluate``: measures pooled, late and hybrid retrieval on data, beside BM25 and another evaluation."""
+"""``smart-train evaluate``: measure pooled, late and hybrid retrieval, beside BM25 and another evaluation."""
 
 from __future__ import annotations
 
@@ -35,21 +35,31 @@ def add(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument("data", help=DATA)
     add_model(evaluate, "folder of a trained adapter; its settings are used")
     evaluate.add_argument("--output", help="folder for metrics.json, evaluation.json, table.txt, two .csv, report.html")
-    evaluate.add_argument("--split", default="test", help="whose queries are measured: %(default)s")
+    evaluate.add_argument("--split", default="test", help="split to measure (default: %(default)s)")
     evaluate.add_argument("--data", nargs="+", default=[], dest="words", metavar="KEY=VALUE", help=WORDS)
-    evaluate.add_argument("--k", type=count, nargs="+", default=[1, 5, 10], help="cut-offs: 1 5 10")
-    evaluate.add_argument("--bootstrap", type=count, default=1000, help="resamples of an interval: %(default)s")
-    evaluate.add_argument("--seed", type=whole, default=0, help="of the resampling: %(default)s")
-    evaluate.add_argument("--baseline", metavar="DIR", help="--output of another evaluation, or a run, to compare with")
     evaluate.add_argument(
-        "--baseline-row", metavar="ROW", help="base or trained, where it has both (default: the last)"
+        "--k", type=count, nargs="+", default=[1, 5, 10], help="cut-offs of the metrics (default: 1 5 10)"
+    )
+    evaluate.add_argument(
+        "--bootstrap", type=count, default=1000, help="resamples of a confidence interval (default: %(default)s)"
+    )
+    evaluate.add_argument("--seed", type=whole, default=0, help="seed of the resampling (default: %(default)s)")
+    evaluate.add_argument("--baseline", metavar="DIR", help="folder of an evaluation or a run to compare with")
+    evaluate.add_argument(
+        "--baseline-row", metavar="ROW", help="row of --baseline: base or trained (default: the last)"
     )
     evaluate.add_argument("--no-bm25", dest="bm25", action="store_false", help="leave the BM25 row out")
-    evaluate.add_argument("--store", metavar="DIR", help="keep documents' vectors there, and go on with what is there")
-    evaluate.add_argument("--processes", type=count, default=1, help="share the work among so many: %(default)s")
+    evaluate.add_argument(
+        "--store", metavar="DIR", help="folder to keep document vectors in; a later run continues there"
+    )
+    evaluate.add_argument(
+        "--processes", type=count, default=1, help="processes that share the work (default: %(default)s)"
+    )
     shown = "queries with the lowest metric to show in the report: %(default)s"
     evaluate.add_argument("--failure-cases", "--worst", type=whole, default=10, metavar="N", help=shown)
-    evaluate.add_argument("--heatmaps", type=whole, default=3, help="of them with heatmaps of pages: %(default)s")
+    evaluate.add_argument(
+        "--heatmaps", type=whole, default=3, help="worst queries with heatmaps of their pages (default: %(default)s)"
+    )
     add_reading(evaluate)
     names = {**SETTING_NAMES, "evaluation.k": "--k", "evaluation.bm25": "--no-bm25"}
     evaluate.set_defaults(run=run, setting_names=names)

@@ -15,18 +15,22 @@ def add(commands: argparse._SubParsersAction) -> None:
     export.add_argument(
         "--as", dest="kind", required=True, choices=KINDS, help="whole weights, or token vectors for MultiVectorEncoder"
     )
-    export.add_argument("--out", required=True, help="folder to write; it must not be there yet")
+    export.add_argument("--out", required=True, help="folder to write; it must not exist")
     add_options(export)
     export.set_defaults(run=run, setting_names={**ADAPTER_SETTING_NAMES, "whole_texts": "--whole-texts"})
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What an export needs to be told beside its kind; ``publish --export`` takes the same."""
-    parser.add_argument("--base", help="the base, where it is not where the adapter was trained")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the weights that are written (default: the base's own)")
-    parser.add_argument("--whole-texts", action="store_true", help="chat models: texts over a limit are read whole")
+    parser.add_argument(
+        "--base", help="the base, if it has moved since training (default: where the adapter was trained)"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the written weights (default: the base's own)")
+    parser.add_argument(
+        "--whole-texts", action="store_true", help="chat models: export without the adapter's limits of texts"
+    )
     add_trust(parser)
-    parser.add_argument("--device", help="cpu, cuda:0 ... (default: the best there is)")
+    parser.add_argument("--device", help="cpu, cuda:0 ... (default: a GPU if there is one)")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     heatmap.add_argument("--text", help="the document as text; with a page it is read together with it")
     add_model(heatmap, "folder of a trained adapter; its settings are used")
     heatmap.add_argument("--output", required=True, help="the picture, a .png file")
-    how = "of the query's tokens in the page's large picture, a matrix' last row: their mean, or the best: %(default)s"
+    how = "how the query's tokens are combined: sum (their mean), or max (the best) (default: %(default)s)"
     heatmap.add_argument("--over", choices=["sum", "max"], default="sum", help=how)
     add_reading(heatmap)
     heatmap.set_defaults(run=run, setting_names=SETTING_NAMES)
@@ -46,11 +46,11 @@ def run(options: argparse.Namespace) -> None:
     picture = draw(found, options.over)
     output.parent.mkdir(parents=True, exist_ok=True)
     picture.save(output)
-    print(_told(found))
+    print(_summary(found))
     print(f"the picture: {output}")
 
 
-def _told(found: SimilarityMap) -> str:
+def _summary(found: SimilarityMap) -> str:
     """The score, and what every query word found: {word, share of the score, best document word or patch}."""
     places = {token: word.text for word in found.document_words for token in word.tokens}
     if found.grid is not None:

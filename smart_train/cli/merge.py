@@ -14,21 +14,23 @@ def add(commands: argparse._SubParsersAction) -> None:
     about = "write the weighted sum of several adapters of one base, and score it beside them"
     merge = commands.add_parser("merge", help=about, description=about)
     merge.add_argument("adapters", nargs="+", help="folders or Hub ids; same base, targets, layer and head")
-    merge.add_argument("--weights", type=float, nargs="+", help="one each (default: all the same, 1 together)")
+    merge.add_argument("--weights", type=float, nargs="+", help="one for each adapter (default: equal, with sum 1)")
     merge.add_argument("--out", required=True, help="folder to write: adapter/ and, with --data, metrics.json")
-    merge.add_argument("--data", help="score them on its test split, and fit the hybrid on its dev split")
+    merge.add_argument(
+        "--data", help="data to score them on: test is measured, the hybrid is fitted on dev (default: not scored)"
+    )
     merge.add_argument("--split", help="split to report on (default: test, or the only one)")
     merge.add_argument("--dev-split", help="split to fit on (default: dev, else half of the other)")
-    merge.add_argument("--base", help="the base, where it is not where the adapters were trained")
-    merge.add_argument("--batch-size", type=count, default=32, help="rows encoded at once: %(default)s")
+    merge.add_argument("--base", help="the base, if it has moved since training (default: where they were trained)")
+    merge.add_argument("--batch-size", type=count, default=32, help="rows encoded at once (default: %(default)s)")
     add_trust(merge)
-    merge.add_argument("--device", help="cpu, cuda:0 ... (default: the best there is)")
+    merge.add_argument("--device", help="cpu, cuda:0 ... (default: a GPU if there is one)")
     merge.set_defaults(run=run, setting_names={**ADAPTER_SETTING_NAMES, "data.path": "--data", "data.split": "--split"})
 
 
 def run(options: argparse.Namespace) -> None:
     if len(options.adapters) < 2:
-        raise UsageError("one adapter is nothing to merge; name two or more")
+        raise UsageError("only one adapter is named; name two or more")
     weights = options.weights or [1 / len(options.adapters)] * len(options.adapters)
     if len(weights) != len(options.adapters):
         raise UsageError(f"--weights: {len(options.adapters)} adapters and {len(weights)} weights; give one each")

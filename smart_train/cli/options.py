@@ -1,4 +1,4 @@
-"""What several commands share: the flags that say how a model reads, and the encoder that they make."""
+"""Options that several commands share, their checks, and the encoder that they make."""
 
 from __future__ import annotations
 
@@ -91,20 +91,26 @@ def add_reading(parser: argparse.ArgumentParser, chosen: bool = True) -> None:
     """How the model reads: what an adapter brings along, and what it does not; without ``chosen``, neither layer nor
     weight, for a command that finds them."""
     if chosen:
-        parser.add_argument("--layer", type=int, help="tokens' layer: 0 = embeddings, k = block k, -1 = last (default)")
-        parser.add_argument("--late-weight", type=_weight, help="weight of the late score in the hybrid (pooled has 1)")
+        parser.add_argument(
+            "--layer", type=int, help="layer of the token vectors: 0 = embeddings, k = block k (default: -1, the last)"
+        )
+        parser.add_argument(
+            "--late-weight", type=_weight, help="weight of the late score in the hybrid; pooled has 1 (default: 1)"
+        )
     else:
         parser.set_defaults(layer=None, late_weight=None)
-    parser.add_argument("--query-tokens", type=count, help="longest query (default: the model's own limit)")
-    parser.add_argument("--document-tokens", type=count, help="longest document text")
-    parser.add_argument("--query-prompt", help="put before a query (default: the model's own)")
-    parser.add_argument("--document-prompt", help="put before a document")
-    parser.add_argument("--max-pixels", type=count, help="pixel budget of an image")
-    parser.add_argument("--batch-size", type=count, default=32, help="rows encoded at once: %(default)s")
+    parser.add_argument("--query-tokens", type=count, help="longest query, in tokens (default: the model's own limit)")
+    parser.add_argument(
+        "--document-tokens", type=count, help="longest document text, in tokens (default: the model's own limit)"
+    )
+    parser.add_argument("--query-prompt", help="text before a query (default: the model's own)")
+    parser.add_argument("--document-prompt", help="text before a document (default: the model's own)")
+    parser.add_argument("--max-pixels", type=count, help="most pixels of an image (default: the model's own)")
+    parser.add_argument("--batch-size", type=count, default=32, help="rows encoded at once (default: %(default)s)")
     parser.add_argument("--revision", help="Hub branch, tag or commit of --model (default: the newest)")
-    parser.add_argument("--dtype", choices=DTYPES, help="how the base is held in memory (default: as it is stored)")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the base in memory (default: as it is stored)")
     add_trust(parser)
-    parser.add_argument("--device", help="cpu, cuda:0 ... (default: the best there is)")
+    parser.add_argument("--device", help="cpu, cuda:0 ... (default: a GPU if there is one)")
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

@@ -46,12 +46,16 @@ def add(commands: argparse._SubParsersAction) -> None:
     probe.add_argument("--dev-split", help="split to choose on (default: dev or validation, else half of the other)")
     probe.add_argument("--dev", type=_amount, help="queries to choose on (default: all; pydocs: 200)")
     probe.add_argument("--test", type=_amount, help="queries to report on (default: all; pydocs: 300)")
-    probe.add_argument("--dev-documents", type=count, help="documents to rank for them (default: all; pydocs: 400)")
-    probe.add_argument("--test-documents", type=count, help="the same for the test queries (pydocs: 1500)")
+    probe.add_argument("--dev-documents", type=count, help="documents to rank for --dev (default: all; pydocs: 400)")
+    probe.add_argument("--test-documents", type=count, help="documents to rank for --test (default: all; pydocs: 1500)")
     probe.add_argument("--weights", type=_weight, nargs="+", help="late weights tried (default: 0.25 0.5 1 2 4 8)")
-    probe.add_argument("--k", type=count, default=10, help="cut-off of the nDCG that chooses: %(default)s")
-    probe.add_argument("--bootstrap", type=count, default=1000, help="resamples of an interval: %(default)s")
-    probe.add_argument("--seed", type=whole, default=0, help="of resampling and the diagnostics' sample: %(default)s")
+    probe.add_argument("--k", type=count, default=10, help="cut-off of the nDCG that chooses (default: %(default)s)")
+    probe.add_argument(
+        "--bootstrap", type=count, default=1000, help="resamples of a confidence interval (default: %(default)s)"
+    )
+    probe.add_argument(
+        "--seed", type=whole, default=0, help="seed of the resampling and the diagnostics (default: %(default)s)"
+    )
     add_reading(probe, chosen=False)
     probe.set_defaults(run=run, setting_names={**SETTING_NAMES, "evaluation.k": "--k"})
 

@@ -1,4 +1,4 @@
-"""The YAML: read, overridden from the command line, saved with its run; and a recipe that is run as a script."""
+"""Read recipes from YAML, apply overrides, and save a resolved recipe with its run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from smart_train.config.schema import Component, ObjectiveBlock, Recipe, Where
-from smart_train.config.typed_values import Problem, RecipeError, build, told
+from smart_train.config.typed_values import Problem, RecipeError, build, describe_value
 
 __all__ = ["BOOT", "CLOSE", "Problem", "RecipeError", "of_words", "plain", "read", "save", "stored"]
 
@@ -26,17 +26,17 @@ PACKAGES += ["datasets", "tokenizers", "safetensors", "numpy", "pillow", "late-i
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a file, with ``key=value`` overrides put on top; values are YAML: ``late.layer=[1,2]``.
+    """Read a recipe file and apply ``key=value`` overrides; their values are YAML: ``late.layer=[1,2]``.
 
-    Raises RecipeError: no such file, not YAML, unknown or repeated keys, wrong types.  Whether the values fit the
-    model, the data and each other is for ``recipe_check.check``.
+    Raises RecipeError: no such file, not YAML, unknown or repeated keys, wrong types.  ``checks.recipe.check`` checks
+    whether the values fit the model, the data and each other.
     """
     where = Where(str(path))
     return _made(_parse(_text(Path(path), where), where), overrides, where)
 
 
 def of_words(values: dict[str, Any], overrides: Sequence[str]) -> Recipe:
-    """A recipe of plain values and ``key=value`` words of a command line; raises as ``read``."""
+    """Return the recipe of plain values and ``key=value`` overrides; raises as ``read``."""
     return _made(values, overrides, Where("command line"))
 
 
@@ -49,7 +49,7 @@ def _made(values: dict[str, Any], overrides: Sequence[str], where: Where) -> Rec
 
 
 def stored(path: str | Path) -> dict[str, Any]:
-    """What ``save`` wrote, as nested dicts; unlike ``read``, it checks nothing and loads no other package."""
+    """Return what ``save`` wrote, as nested dicts; unlike ``read``, it checks nothing and loads no other package."""
     found: dict[str, Any] = yaml.safe_load(Path(path).read_text(encoding="utf8"))
     return found
 
@@ -74,7 +74,7 @@ def _plain_value(value: Any) -> Any:
 
 
 def save(recipe: Recipe, folder: str | Path, fingerprints: dict[str, str] | None = None) -> Path:
-    """Writes the resolved recipe and what it ran with: FOLDER/recipe.yaml, FOLDER/versions.json.
+    """Write the resolved recipe and the versions it ran with: FOLDER/recipe.yaml, FOLDER/versions.json.
 
     fingerprints: split -> fingerprint of its data.  ``read`` of the written file gives an equal recipe.
     """
@@ -91,13 +91,13 @@ def save(recipe: Recipe, folder: str | Path, fingerprints: dict[str, str] | None
 
 
 def block(name: str, values: dict[str, Any], head: str = "") -> str:
-    """One block of a recipe as YAML, to read by itself or to copy into one; head: text that is put before."""
+    """Return one block of a recipe as YAML, to read by itself or to copy into one. head: comment before it"""
     comment = "".join(f"# {line}".rstrip() + "\n" for line in head.splitlines())
     return comment + yaml.safe_dump({name: values}, sort_keys=False, allow_unicode=True, width=110)
 
 
 def versions() -> dict[str, str]:
-    """Package -> installed version, of those that can change a result."""
+    """Return package -> installed version, for packages that can change a result."""
     found = {}
     for name in PACKAGES:
         try:
@@ -132,7 +132,7 @@ def _fail(where: Where, line: int | None, key: str, what: str, fix: str) -> Reci
 
 
 def _text(path: Path, where: Where) -> str:
-    """The file's text; raises RecipeError where it cannot be both YAML and Python and looks as if it should be."""
+    """Return the file's text; raises RecipeError if it starts with a boot line and is not both YAML and Python."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -163,7 +163,7 @@ def _text(path: Path, where: Where) -> str:
 
 
 def _parse(text: str, where: Where) -> dict[str, Any]:
-    """Nested plain values; ``where`` gets the line of every key."""
+    """Return nested plain values; ``where`` gets the line of every key."""
     loader = _Loader(text)
     try:
         documents: list[yaml.Node] = []
@@ -192,7 +192,7 @@ def _parse(text: str, where: Where) -> dict[str, Any]:
 
 
 def _values(loader: _Loader, node: yaml.Node, key: str, where: Where, lines: dict[str, Any], around: tuple = ()) -> Any:
-    """A node's plain value; fills ``lines``, and raises RecipeError for a repeated key or one that is no text."""
+    """Return a node's plain value; fill ``lines``; raises RecipeError for a repeated key or one that is not text."""
     if id(node) in around:
         raise _fail(where, node.start_mark.line + 1, key, "an alias contains itself", "write the values out")
     if isinstance(node, yaml.SequenceNode):
@@ -217,7 +217,7 @@ def _values(loader: _Loader, node: yaml.Node, key: str, where: Where, lines: dic
 
 
 def _override(override: str, values: dict[str, Any], where: Where) -> None:
-    """Puts ``key=value`` into ``values``; the key's line becomes "command line"."""
+    """Put ``key=value`` into ``values``; the key's line becomes "command line"."""
     key, equals, text = override.partition("=")
     if not equals or key.startswith("-") or not all(key.split(".")):
         what = f"{override!r} is not key=value"
@@ -239,7 +239,9 @@ def _override(override: str, values: dict[str, Any], where: Where) -> None:
             inner = block[name] = {}
             where.lines.setdefault(path, None)
         if not isinstance(inner, dict):
-            problem = Problem(key, f"{path} is no block, it is {told(inner)}", f"write {path}=VALUE", "command line")
+            problem = Problem(
+                key, f"{path} is no block, it is {describe_value(inner)}", f"write {path}=VALUE", "command line"
+            )
             raise RecipeError([problem], where)
         block = inner
     block[last] = value

@@ -258,24 +258,24 @@ class EvaluationBlock:
 
 @dataclass
 class PublishBlock:
-    repo: str | None = None  # me/name on the Hub; null = not published
-    private: bool = True  # a new repository is made private
-    license: str | None = None  # of the adapter; null = not stated
+    repo: str | None = None  # owner/name on the Hub, to publish to when the run ends; null = do not publish
+    private: bool = True  # create the repository as a private one, and refuse one that is public
+    license: str | None = None  # licence of the adapter for the card, such as apache-2.0; null = not stated
 
 
 @dataclass
 class Recipe:
-    name: str = "run"  # of the run: its folder, its trackers
-    output: str | None = None  # run folder; null = runs/NAME
-    model: ModelBlock = field(default_factory=ModelBlock)  # which embedder, and how text and images enter it
-    late: LateBlock = field(default_factory=LateBlock)  # the token view: which hidden states, head, hybrid weights
+    name: str = "run"  # name of the run, for its folder and its trackers
+    output: str | None = None  # folder of the run; null = runs/NAME
+    model: ModelBlock = field(default_factory=ModelBlock)  # the embedder, and how it reads text and images
+    late: LateBlock = field(default_factory=LateBlock)  # token vectors: hidden states, head, filters, hybrid weights
     adapter: AdapterBlock = field(default_factory=AdapterBlock)  # what is trained
-    data: DataBlock = field(default_factory=DataBlock)  # what it is trained and tested on
-    mining: MiningBlock = field(default_factory=MiningBlock)  # hard negatives found with what is being trained
+    data: DataBlock = field(default_factory=DataBlock)  # the data to train and test on
+    mining: MiningBlock = field(default_factory=MiningBlock)  # hard negatives, mined with the model during training
     objective: ObjectiveBlock = field(default_factory=ObjectiveBlock)  # the terms of the loss
     training: dict[str, Any] = field(default_factory=dict)  # transformers TrainingArguments + head_learning_rate
     evaluation: EvaluationBlock = field(default_factory=EvaluationBlock)  # what is measured, and when
-    publish: PublishBlock = field(default_factory=PublishBlock)  # where the adapter goes
+    publish: PublishBlock = field(default_factory=PublishBlock)  # where the adapter is published
 
     def __post_init__(self) -> None:
         self.where = Where()  # no field: a recipe's place is no part of its content

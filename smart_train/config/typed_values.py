@@ -1,7 +1,7 @@
-"""Plain values -> typed blocks, with an error for everything that does not fit.
+"""Turn plain values into typed blocks, with an error for everything that does not fit.
 
-Types are strict: a silent conversion is a mistake that shows hours later.  A whole number where a number is wanted is
-the one exception.
+Types are strict: a silent conversion is a mistake that shows hours later. The one exception is a whole number where a
+number is expected.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PLURAL = {
     int: "whole numbers",
     float: "numbers",
 }
-MEANT = {  # words of other programs -> the key here
+MEANT = {  # keys of other programs -> the key here
     "lr": "training.learning_rate",
     "epochs": "training.num_train_epochs",
     "batch_size": "training.per_device_train_batch_size",
@@ -90,7 +90,7 @@ class RecipeError(SmartTrainError, ValueError):
 
 
 def build(values: dict[str, Any], training: dict[str, Any], moved: dict[str, str], where: Where) -> Recipe:
-    """The recipe of nested plain values.
+    """Return the recipe of nested plain values.
 
     training: name -> type hint of every key the block ``training`` may have; moved: names that it had once -> the fix
     Raises RecipeError with every problem found.
@@ -133,13 +133,13 @@ def make_block(cls: type[T], value: T | Mapping[str, Any] | None, name: str) -> 
 
 
 def _block(cls: Any, values: Any, prefix: str, problems: list[Problem], training: dict[str, Any]) -> Any:
-    """One dataclass; an empty block (null) means its defaults."""
+    """Return one dataclass; an empty block (null) means its defaults."""
     if values is None:
         values = {}
     hints = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]
     if not isinstance(values, dict):
-        what = f"must be a block of keys, got {told(values)}"
+        what = f"must be a block of keys, got {describe_value(values)}"
         problems.append(Problem(prefix[:-1], what, f"its keys are {', '.join(names)}"))
         return cls()
     found: dict[str, Any] = {}
@@ -161,13 +161,15 @@ def _block(cls: Any, values: Any, prefix: str, problems: list[Problem], training
 
 
 def _values_of(hint: Any) -> Any:
-    """The type of the values of a block whose keys are free; Any where the hint names none."""
+    """Return the type of the values of a block with free keys; Any if the hint names none."""
     return typing.get_args(hint)[1] if typing.get_origin(hint) is dict else Any
 
 
 def _entries(values: dict[str, Any], hint: Any, prefix: str, problems: list[Problem]) -> dict[str, Any]:
-    """The entries of a block whose keys are free and whose values are of one type; blocks inside of it are dotted keys
-    (an override writes them so), of which the last one counts."""
+    """Return the entries of a block with free keys and values of one type.
+
+    A block inside it becomes dotted keys, as an override writes them; of equal keys the last one counts.
+    """
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
@@ -183,7 +185,7 @@ def is_block(hint: Any) -> bool:
 
 
 def keys(cls: Any = Recipe, prefix: str = "") -> list[str]:
-    """Every dotted key of the recipe, blocks included, without those of ``training``."""
+    """Return every dotted key of the recipe, blocks included, without those of ``training``."""
     out = []
     for name, hint in typing.get_type_hints(cls).items():
         out.append(prefix + name)
@@ -197,8 +199,11 @@ def _like(a: str, b: str) -> float:
 
 
 def nearest(key: str, siblings: list[str], elsewhere: list[str]) -> str:
-    """The valid dotted key that was probably meant: one of the same block if it is spelt alike, else a key of this
-    name in another block, else the most alike of the same block."""
+    """Return the valid dotted key that was probably meant.
+
+    A key of the same block if it is spelt alike, else a key of this name in another block, else the nearest one of the
+    same block.
+    """
     leaf = key.rpartition(".")[2]
 
     def alike(other: str) -> float:
@@ -222,10 +227,10 @@ def unknown(key: str, siblings: list[str], training: dict[str, Any]) -> Problem:
 
 
 def fit(value: Any, hint: Any, key: str, problems: list[Problem]) -> Any:
-    """The value as its type says, or WRONG with a problem added."""
+    """Return the value as its type says, or WRONG with a problem added."""
     fitted = _fit(value, hint)
     if fitted is WRONG:
-        what = f"must be {described(hint)}, got {told(value)}"
+        what = f"must be {described(hint)}, got {describe_value(value)}"
         if isinstance(value, float) and not isfinite(value):
             what = f"must be finite, got {value}"
         problems.append(Problem(key, what, _fix(value, hint)))
@@ -237,7 +242,7 @@ def _options(hint: Any) -> list[Any]:
 
 
 def _choices(hint: Any) -> list[str]:
-    """The texts that are allowed, where the hint lists them."""
+    """Return the texts that are allowed, if the hint lists them."""
     options = _options(hint)
     if any(isinstance(o, type) and issubclass(o, Enum) for o in options):
         return [str(member.value) for o in options if isinstance(o, type) and issubclass(o, Enum) for member in o]
@@ -271,7 +276,7 @@ def _fit(value: Any, hint: Any) -> Any:
 
 
 def described(hint: Any) -> str:
-    """The type in words."""
+    """Return a type in words."""
     words = [f"one of {', '.join(_choices(hint))}"] if _choices(hint) else []
     for option in _options(hint):
         if typing.get_origin(option) is list or option is list:
@@ -285,14 +290,14 @@ def described(hint: Any) -> str:
 
 
 def _plural(hint: Any) -> str:
-    """The type of a list's items in words."""
+    """Return the type of a list's items in words."""
     if typing.get_origin(hint) is list:
         return f"lists of {_plural((typing.get_args(hint) or (Any,))[0])}"
     return str(PLURAL.get(hint) or " or ".join(_choices(hint)) or "values")
 
 
-def told(value: Any) -> str:
-    """A value as the reader wrote it, with its kind where that is the mistake."""
+def describe_value(value: Any) -> str:
+    """Return a value as the reader wrote it, with its type."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Write a file completely or not at all."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path, mark: str = "") -> Iterator[Path]:
-    """A path beside ``path`` to write to, which takes its place when the block ends: who reads sees the old file or the
-    new one, and a run that is stopped, or an error inside, leaves the old one.
+    """Yield a temporary path beside ``path``, which replaces it when the block succeeds.
 
-    mark: makes the name beside it this process's own, where several write the same file at once
+    A reader sees the old file or the new one; an error inside, or a killed process, leaves the old one.
+    mark: makes the temporary name unique if several processes write the file at once
     """
     part = path.with_name(f"{path.name}{mark}.part")
     yield part
