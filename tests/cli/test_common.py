@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from smart_train.cli.benchmark import _filed
+from smart_train.cli.benchmark import _result_name
 from smart_train.cli.main import main
 from smart_train.cli.options import check_output
 from smart_train.core.hub import display_name
@@ -44,4 +44,4 @@ def test_a_run_s_adapter_is_told_by_its_run_and_never_by_where_it_lies(tmp_path)
     (tmp_path / "free").mkdir()
     run, free = str(tmp_path / "mine" / "adapter"), str(tmp_path / "free")
     assert [display_name(run), display_name(free), display_name("me/mine")] == ["mine/adapter", "free", "me/mine"]
-    assert [_filed(run), _filed(free), _filed("me/mine")] == ["local/mine", "local/free", "me/mine"]
+    assert [_result_name(run), _result_name(free), _result_name("me/mine")] == ["local/mine", "local/free", "me/mine"]
