@@ -24,7 +24,7 @@ from launches import LAUNCH, environment, log_of, program, words
 from smart_train.cli.main import main
 from smart_train.core.errors import Preempted
 
-FAULTY = Path(__file__).with_name("faulty.py")
+FAULTY = Path(__file__).parents[1] / "helpers" / "faulty.py"
 LAUNCHERS: dict[str, list[str]] = {
     "python": [sys.executable],
     "accelerate, one process": ["accelerate", "launch"],
@@ -239,7 +239,7 @@ def test_statuses_of_a_stopped_and_of_a_failed_run(monkeypatch, capsys, tmp_path
     waited: list[float] = []
     passed_on: list[str] = []
     monkeypatch.setattr("time.sleep", waited.append)
-    monkeypatch.setattr("smart_train.cli.main.tell", passed_on.append)
+    monkeypatch.setattr("smart_train.cli.main.report_to_other_machines", passed_on.append)
     monkeypatch.setattr("smart_train.cli.main.end_process_after", lambda seconds: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -248,4 +248,4 @@ def test_statuses_of_a_stopped_and_of_a_failed_run(monkeypatch, capsys, tmp_path
     assert capsys.readouterr().err.startswith("stopped, because another rank ended ([pair.cc:534] Connection closed")
     assert waited == [30] and not (tmp_path / "error.json").exists(), "the launcher names the rank that failed"
     (told,) = passed_on  # for other machines: the rank that was killed could write nothing
-    assert told.startswith("rank 0 lost a rank, which could say nothing itself: [pair.cc:534] Connection closed")
+    assert told.startswith("rank 0 lost a rank, which could report nothing itself: [pair.cc:534] Connection closed")
