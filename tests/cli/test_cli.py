@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -60,6 +61,7 @@ def test_the_package_is_a_program():
     assert done.returncode == 0
     assert all(command in done.stdout for command in ("train", "new", "evaluate"))
     assert python("-m", "smart_train", "trian").returncode == 2
+    assert python("-m", "smart_train", "--version").stdout == f"smart-train {version('smart-train')}\n"
 
 
 # train ---------------------------------------------------------------------------------------------------------------
