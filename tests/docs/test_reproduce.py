@@ -122,5 +122,5 @@ def test_a_plain_model_becomes_an_embedder_whose_vector_is_its_last_token_s_stat
     assert torch.allclose(encoder.encode_queries(["the invoice"]).pooled[0], expected, atol=1e-5)
     from last_token_base import make
 
-    with pytest.raises(SystemExit, match="is there already"):
+    with pytest.raises(SystemExit, match="exists already; name a new folder"):
         make(str(plain), made)
