@@ -26,6 +26,7 @@ from ranks import run_ranks
 
 from smart_train.checks.launch import check_launch
 from smart_train.config.schema import Recipe
+from smart_train.core.errors import written
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.hidden_states import find_blocks
 from smart_train.training.arguments import training_arguments
@@ -178,7 +179,7 @@ def told(monkeypatch, training: dict | None = None, batch: int | None = None, **
         monkeypatch.setenv(name, value)
     recipe = Recipe(training=training or {})
     recipe.objective.batch = batch
-    return [problem.told(recipe.where) for problem in check_launch(recipe)]
+    return [written(problem.message(recipe.where)) for problem in check_launch(recipe)]
 
 
 @pytest.mark.parametrize("name", JSONS)
@@ -204,7 +205,7 @@ def test_settings_that_contradict_the_recipe_are_told_with_file_and_key(monkeypa
         'write "auto": the recipe then decides',
         f'{file}: gradient_clipping: is 1.0, but training.max_grad_norm is 0.5; write "auto": the recipe then decides',
         f'{file}: fp16.enabled: is true, but training.fp16 is false; write "auto": the recipe then decides',
-        f"{file}: scheduler: would replace what the recipe's training block says (lr_scheduler_type); remove it there",
+        f"{file}: scheduler: would replace what the recipe's training block sets (lr_scheduler_type); remove it there",
     ]
 
 
