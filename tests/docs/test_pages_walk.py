@@ -145,7 +145,7 @@ def test_every_python_block_of_a_page_runs(page, desk, tmp_path):
     shutil.copytree(desk, folder, symlinks=True)
     for number, source in pages.python_blocks(page):
         source = source.replace("sentence-transformers/all-MiniLM-L6-v2", MINILM)
-        if "make_trainer(" in source:  # a fragment of a run: tests/training/test_remine.py has it whole
+        if "make_trainer(" in source:  # a fragment of a run: tests/training/test_mining_rounds.py has it whole
             compile(source, f"{page.name}:{number}", "exec")
             continue
         trouble = shell(["python", "-c", source], folder, **environment())
