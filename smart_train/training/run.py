@@ -31,6 +31,7 @@ from smart_train.config.recipe import save as save_recipe
 from smart_train.config.schema import LateBlock, Recipe
 from smart_train.config.training_arguments import make_callbacks
 from smart_train.core.environment import rank, world
+from smart_train.core.errors import EvaluationError
 from smart_train.data.batch_sampler import PairGroups, pair_groups
 from smart_train.data.collate import Pairs
 from smart_train.data.collection import Collection
@@ -310,7 +311,10 @@ def _report(
         logger.info("metrics: %s", output / "metrics.json")
     log = output / "log.jsonl"
     if log.is_file():
-        plot_training_log(log, output / "curve.png", title=recipe.name)
-        logger.info("chart: %s", output / "curve.png")
+        try:
+            plot_training_log(log, output / "curve.png", title=recipe.name)
+            logger.info("chart: %s", output / "curve.png")
+        except (EvaluationError, OSError) as error:  # the run is saved and measured: a picture does not fail it
+            logger.warning("no chart: %s", error)
     logger.info("adapter: %s", output / "adapter")
     return {row: one.metrics for row, one in rows.items()}

@@ -128,7 +128,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
     chosen = {name: getattr(options, name) for name in ("device", "tiny", "pairs", "chunk", "steps", "workers")}
     sizes = {} if options.tiny else {"text": gpu_model.TEXT_2B, "vision": gpu_model.VISION_2B, "from": gpu_model.SOURCE}
-    return chosen | {"model": sizes or "tests/tiny.py: qwen3vl"}
+    return chosen | {"model": sizes or "tests/helpers/tiny.py: qwen3vl"}
 
 
 def main() -> None:

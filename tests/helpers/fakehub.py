@@ -4,7 +4,7 @@
         commit = hub.put("me/base", folder)
         subprocess.run(..., env=hub.environment(tmp_path))     # the client reads its settings when it is imported
 
-By hand: python tests/fakehub.py [PORT]
+By hand: python tests/helpers/fakehub.py [PORT]
 """
 
 from __future__ import annotations

@@ -119,6 +119,16 @@ def test_without_calibration_the_weights_are_the_recipes(start):
     assert stored == HybridBlock(late=3.0)
 
 
+def test_a_run_that_logged_no_loss_ends_without_a_chart_and_says_so(start, caplog):
+    quiet = ("training.logging_first_step=false", "evaluation.during=false")
+    with caplog.at_level("INFO", logger="smart_train"):
+        folder, metrics = start("training.max_steps=1", "training.logging_steps=50", *quiet)
+    assert metrics["trained"] and (folder / "metrics.json").is_file() and (folder / "adapter").is_dir()
+    assert not (folder / "curve.png").exists()
+    [line] = [record for record in caplog.records if record.getMessage().startswith("no chart: ")]
+    assert line.levelname == "WARNING" and "log.jsonl: nothing to draw" in line.getMessage()
+
+
 def test_an_earlier_run_is_moved_aside_and_kept(start, tmp_path):
     output, first = start()
     again, _ = start("training.max_steps=1")
