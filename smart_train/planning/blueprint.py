@@ -116,6 +116,8 @@ def _adapt(blueprint: Blueprint, adapter: AdapterBlock) -> None:
         return
     for part in (blueprint.backbone, blueprint.dense):
         part.requires_grad_(adapter.kind == "full")
+        if adapter.kind == "full":
+            part.float()  # as training/weights.py holds what is trained
     pooler = getattr(blueprint.backbone, "pooler", None)
     if adapter.kind == "full" and isinstance(pooler, nn.Module):
         pooler.requires_grad_(False)

@@ -52,6 +52,7 @@ from smart_train.training.gradcache import cached_backward
 from smart_train.training.loss_step import Step, token_dtype
 from smart_train.training.nonfinite import NonfiniteGuard, SkipBatch
 from smart_train.training.train_dataset import to_collection
+from smart_train.training.weights import train_in_float32
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +143,7 @@ class SmartTrainer(Trainer):
             )
         adapter = model.adapter or AdapterBlock(kind="frozen")
         self.parameter_counts = check_trainable(model, adapter)
+        train_in_float32(model)
         wants_caching = objective.batch is not None if gradient_caching is None else gradient_caching
         self.gradient_caching = wants_caching and adapter.kind != "frozen"
         check_batch(args, objective.batch, self.gradient_caching)

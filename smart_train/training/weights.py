@@ -1,8 +1,9 @@
-"""Load the trained weights of a saved folder into an encoder in memory, under any engine."""
+"""The trained weights: keep them in float32, and load those of a saved folder into an encoder, under any engine."""
 
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,35 @@ from smart_train.training.engine import reshard
 
 ADAPTER_KEYS = ("kind", "r", "alpha", "targets", "layers", "vision")  # must be equal; dropout may change
 LATE_KEYS = ("layer", "norm", "head", "dim", "keep", "drop")
+HALF = (torch.bfloat16, torch.float16)
+
+logger = logging.getLogger(__name__)
+
+
+def train_in_float32(encoder: SmartEncoder) -> None:
+    """Hold every trained weight in float32, whatever the base is stored in, and log it where that changes something.
+
+    bfloat16 has 8 bits: a weight near 1 cannot take a step below 2^-9, and most updates of a fine-tuning are smaller,
+    so they would be rounded away.  Where the backbone itself is trained, all of it becomes float32 (a frozen layer
+    between trained ones computes in their dtype), and ``model.dtype`` is float32 from then on, so that saved weights are
+    read as they were trained.  Frozen weights under LoRA or a head stay as they are stored.
+    """
+    halves = {p.dtype for p in encoder.parameters() if p.requires_grad and p.dtype in HALF}
+    if not halves:
+        return
+    if encoder.adapter is not None and encoder.adapter.kind == "full":
+        encoder.st.float()
+        if encoder.settings.dtype != "auto":
+            encoder.settings.dtype = "float32"
+    for parameter in encoder.parameters():
+        if parameter.requires_grad and parameter.dtype in HALF:
+            parameter.data = parameter.data.float()
+    stored = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in halves))
+    logger.info(
+        "%s is in %s; the trained weights are float32 (16 bytes each with gradient and Adam's moments) and are saved "
+        "so; training.bf16: true computes in bfloat16 and keeps them in float32",
+        *(encoder.settings.base, stored),
+    )
 
 
 def load_weights(encoder: SmartEncoder, folder: Path) -> None:
