@@ -34,8 +34,8 @@ def train_in_float32(encoder: SmartEncoder) -> None:
 
     bfloat16 has 8 bits: a weight near 1 cannot take a step below 2^-9, and most updates of a fine-tuning are smaller,
     so they would be rounded away.  Where the backbone itself is trained, all of it becomes float32 (a frozen layer
-    between trained ones computes in their dtype), and ``model.dtype`` is float32 from then on, so that saved weights are
-    read as they were trained.  Frozen weights under LoRA or a head stay as they are stored.
+    between trained ones computes in their dtype), and ``model.dtype`` is float32 from then on, so that what is
+    saved is read as it was trained.  Frozen weights under LoRA or a head stay as they are stored.
     """
     halves = {p.dtype for p in encoder.parameters() if p.requires_grad and p.dtype in HALF}
     if not halves:
