@@ -17,7 +17,7 @@ from typing import Any
 from smart_train.checks.bounds import Problems
 from smart_train.config.schema import Recipe
 from smart_train.config.typed_values import Problem
-from smart_train.core.environment import world
+from smart_train.core.environment import lost_processes, world
 
 FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"  # set by `accelerate launch` for its processes
 LAUNCHED = "the launch file's deepspeed_config"
@@ -45,6 +45,13 @@ class Settings:
 def check_launch(recipe: Recipe) -> Problems:
     """Compare the recipe with this process's environment, which holds what a launch file sets."""
     yield from _precision(recipe.training)
+    if lost_processes():
+        what = "accelerate was asked for several processes and started one, which would train alone"
+        fix = (
+            "on CPUs, launch with --config_file launch/cpu.yaml (then --num_processes N) and training.use_cpu=true; "
+            "for one process, give --num_processes 1 and unset MASTER_ADDR"
+        )
+        yield Problem("", what, fix, "the launch")
     own = recipe.training.get("deepspeed")
     launched = _on("ACCELERATE_USE_DEEPSPEED")
     if own and launched and os.environ.get(FILE) != own:

@@ -20,6 +20,7 @@ __all__ = [
     "EvaluationError",
     "ExtensionError",
     "ExtensionResultError",
+    "FolderInUse",
     "HeatmapError",
     "LaunchError",
     "LossError",
@@ -173,6 +174,12 @@ class CheckpointError(SmartTrainError, RuntimeError):
 
 class NothingToResume(SmartTrainError, RuntimeError):
     """The recipe resumes a run that does not exist."""
+
+    status = 2
+
+
+class FolderInUse(SmartTrainError, RuntimeError):
+    """Another process is writing to the folder that this one was to write to."""
 
     status = 2
 

@@ -4,6 +4,7 @@ A run's folder:
     recipe.yaml, versions.json   the resolved recipe; versions and data fingerprints
     facts.json                   counts of the data, the machine it ran on
     log.jsonl                    every logged line
+    owner.json                   the process that writes here, while it runs
     checkpoints/                 what training.resume_from_checkpoint needs
     adapter/                     what is loaded and published: see models/saving.py
     metrics.json, evaluation.json, curve.png
@@ -16,6 +17,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,7 @@ from smart_train.training.batch_size import check_steps, with_batch_share
 from smart_train.training.dataloader import plan_batches
 from smart_train.training.engine import check_launched, check_quantised, is_sharded, prepare_deepspeed
 from smart_train.training.mining_rounds import MiningRounds
-from smart_train.training.run_dir import prepare_run_dir, resumed_run, warn_of_other_data
+from smart_train.training.run_dir import owned_run_dir, resumed_run, warn_of_other_data
 from smart_train.training.run_metadata import log_counts, write_run_metadata
 from smart_train.training.trainer import SmartTrainer
 
@@ -92,14 +94,19 @@ def run(recipe: Recipe) -> dict[str, Any]:
     """Run a checked recipe; return what metrics.json holds, on rank 0; {} on other ranks.
 
     Every rank of a launch calls it, and ranks its share of the documents before, during and after training; rank 0
-    alone writes.  Raises Preempted where a signal ended the training; nothing that was written is lost.
+    alone writes, and owns the folder until the run ends.  Raises Preempted where a signal ended the training; nothing
+    that was written is lost.
     """
     if recipe.publish.repo:
         check_access()  # before training, so that a missing token does not stop the run at its end
-    main = rank() == 0
     output = Path(recipe.output or f"runs/{recipe.name}")
+    with owned_run_dir(output, recipe) if rank() == 0 else nullcontext():
+        return _run(recipe, output)
+
+
+def _run(recipe: Recipe, output: Path) -> dict[str, Any]:
+    main = rank() == 0
     if main:
-        prepare_run_dir(output, recipe)
         _log_idle_cores()
     splits = Splits(*load(data_of(recipe), teacher=needs_teacher(recipe)))
     if main:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import yaml
 from smart_train.config.recipe import plain
 from smart_train.config.schema import Recipe
 from smart_train.core.errors import NothingToResume
+from smart_train.core.folder_lock import NAME as LOCK
+from smart_train.core.folder_lock import FolderLock
 
 logger = logging.getLogger(__name__)
 
@@ -42,21 +46,30 @@ NO_EFFECT += tuple(
 NO_EFFECT += tuple(f"training.dataloader_{name}" for name in ("num_workers", "prefetch_factor", "persistent_workers"))
 
 
-def prepare_run_dir(output: Path, recipe: Recipe) -> None:
-    """Move an earlier run in OUTPUT to OUTPUT.1, OUTPUT.2 ..., so that nothing is overwritten.
+@contextmanager
+def owned_run_dir(output: Path, recipe: Recipe) -> Iterator[None]:
+    """Own OUTPUT within the block (see core/folder_lock.py), and move an earlier run in it to OUTPUT.1, OUTPUT.2 ...,
+    so that nothing is overwritten.
 
     A run that is resumed stays where it is.  Where the checkpoint is in another run's folder, which may have been
-    moved, a copy of its log is continued in OUTPUT.  Raises NothingToResume.
+    moved, a copy of its log is continued in OUTPUT.
+
+    Raises:
+        NothingToResume: there is no such run or checkpoint.
+        FolderInUse: another run is writing to OUTPUT; nothing was moved.
+        SettingError: OUTPUT cannot be written.
     """
     run = resumed_run(recipe, output)
     if run is not None:
         _check_exists(run, output, recipe)
-        _warn_of_changes(run, recipe)
-    if run is None or run.resolve() != output.resolve():
-        _move_aside(output)
-    output.mkdir(parents=True, exist_ok=True)
-    if run is not None and run.resolve() != output.resolve() and (run / "log.jsonl").is_file():
-        shutil.copyfile(run / "log.jsonl", output / "log.jsonl")
+    with FolderLock(output) as lock:
+        if run is not None:
+            _warn_of_changes(run, recipe)
+        if run is None or run.resolve() != output.resolve():
+            _move_aside(lock)
+            if run is not None and (run / "log.jsonl").is_file():
+                shutil.copyfile(run / "log.jsonl", output / "log.jsonl")
+        yield
 
 
 def resumed_run(recipe: Recipe, output: Path) -> Path | None:
@@ -80,13 +93,14 @@ def _check_exists(run: Path, output: Path, recipe: Recipe) -> None:
         )
 
 
-def _move_aside(output: Path) -> None:
-    if not output.exists() or not any(output.iterdir()):
+def _move_aside(lock: FolderLock) -> None:
+    output = lock.folder
+    if all(path.name == LOCK for path in output.iterdir()):
         return
     number = 1
     while (moved := output.with_name(f"{output.name}.{number}")).exists():
         number += 1
-    output.rename(moved)
+    lock.move_folder(moved)
     begun = [folder.name for folder in (moved / "checkpoints").glob("checkpoint-*")]
     unfinished = begun and not (moved / "adapter" / "verified.json").is_file()
     hint = f"; it was not finished, resume it with {KEY}={moved}/checkpoints/{_newest(begun)}" if unfinished else ""

@@ -21,7 +21,7 @@ from resumed import differences, left, log_of
 
 from smart_train.config.recipe import read
 from smart_train.core.errors import NothingToResume
-from smart_train.training.run_dir import changes, prepare_run_dir, resumed_run
+from smart_train.training.run_dir import changes, owned_run_dir, resumed_run
 
 STEPS = 10
 PATIENCE = 300.0  # seconds for a run, on a machine that others use, too
@@ -153,18 +153,20 @@ def test_a_run_that_goes_on_stays_where_it_is(resuming, tmp_path):
     folder = checkpoint(tmp_path / "run")
     for value in ("true", str(folder)):
         recipe, output = resuming(value)
-        prepare_run_dir(output, recipe)
+        with owned_run_dir(output, recipe):
+            pass
         assert folder.is_dir() and resumed_run(recipe, output).resolve() == output.resolve()
     assert not (tmp_path / "run.1").exists()
 
 
 def test_there_must_be_something_to_go_on_from(resuming, tmp_path):
     recipe, output = resuming("true")
-    with pytest.raises(NothingToResume, match=r"no run to resume in .*run: it has no checkpoints; correct output"):
-        prepare_run_dir(output, recipe)
+    told = r"no run to resume in .*run: it has no checkpoints; correct output"
+    with pytest.raises(NothingToResume, match=told), owned_run_dir(output, recipe):
+        pass
     recipe, output = resuming(str(tmp_path / "elsewhere" / "checkpoints" / "checkpoint-9"))
-    with pytest.raises(NothingToResume, match="there is no folder .*checkpoint-9"):
-        prepare_run_dir(output, recipe)
+    with pytest.raises(NothingToResume, match="there is no folder .*checkpoint-9"), owned_run_dir(output, recipe):
+        pass
     assert not output.exists()
 
 
@@ -173,8 +175,8 @@ def test_another_run_in_the_way_is_moved_and_the_moved_runs_log_goes_on(resuming
     earlier, second = checkpoint(tmp_path / "run.1"), checkpoint(tmp_path / "run", 1)
     (tmp_path / "run.1" / "log.jsonl").write_text('{"step": 1}\n')
     recipe, output = resuming(str(earlier))
-    with caplog.at_level(logging.INFO):
-        prepare_run_dir(output, recipe)
+    with caplog.at_level(logging.INFO), owned_run_dir(output, recipe):
+        pass
     assert (tmp_path / "run.2" / "checkpoints" / second.name).is_dir() and earlier.is_dir()
     assert f"training.resume_from_checkpoint={tmp_path}/run.2/checkpoints/checkpoint-1" in caplog.text
     assert (output / "log.jsonl").read_text() == '{"step": 1}\n'
@@ -189,6 +191,7 @@ def test_each_key_that_differs_from_the_run_that_goes_on_is_told(resuming, tmp_p
     recipe, output = resuming("true", *more)
     keys = [key for key, *_ in changes(output / "recipe.yaml", recipe)]
     assert sorted(keys) == ["data.negatives", "objective.late.temperature", "training.learning_rate"]
-    prepare_run_dir(output, recipe)
+    with owned_run_dir(output, recipe):
+        pass
     assert "training.learning_rate is 0.5, but the run was started with 0.01" in caplog.text
     assert not changes(output / "recipe.yaml", resuming("true")[0])
