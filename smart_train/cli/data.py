@@ -13,7 +13,7 @@ from smart_train.core.errors import UsageError
 if TYPE_CHECKING:
     from smart_train.data.validate import Report
 
-FOUND = 3
+PROBLEMS = 3
 SHOWN = 5  # ids of a finding
 
 
@@ -78,12 +78,12 @@ def _check(options: argparse.Namespace) -> int:
     report = validate(
         read_all(data), not options.no_images, options.jobs, options.similar, options.ignore, _shown("decoding")
     )
-    print("\n".join(told(report)), flush=True)
+    print("\n".join(report_lines(report)), flush=True)
     if not report.findings:
         return 0
     if not options.fix:
         print(f"Nothing was changed. Write what is left: smart-train data check {options.path} --fix OUT")
-        return FOUND
+        return PROBLEMS
     if report.emptied():
         fix = "--ignore KIND keeps what a kind of finding takes"
         raise DataError(f"nothing would be left of {', '.join(report.emptied())}, so nothing was written; {fix}")
@@ -92,15 +92,16 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
-def told(report: Report) -> list[str]:
-    """The lines of a report: what there is, what was found, what would be dropped."""
+def report_lines(report: Report) -> list[str]:
+    """Return the lines of a report: the counts, the problems and what would be dropped."""
     from smart_train.data.collection import first_few
     from smart_train.data.validate import KINDS
 
-    whole = report.dataset
-    pages = sum(document.image is not None for document in whole.corpus.values())
-    splits = ", ".join(f"{name} {len(qrels):,}" for name, qrels in whole.splits.items())
-    lines = [f"{whole.name}: {len(whole.corpus):,} documents ({pages:,} with an image), {len(whole.queries):,} queries"]
+    dataset = report.dataset
+    pages = sum(document.image is not None for document in dataset.corpus.values())
+    splits = ", ".join(f"{name} {len(qrels):,}" for name, qrels in dataset.splits.items())
+    lines = [f"{dataset.name}: {len(dataset.corpus):,} documents ({pages:,} with an image)"]
+    lines[0] += f", {len(dataset.queries):,} queries"
     lines[0] += f"; judged in {splits}" if splits else "; no qrels"
     for finding in report.findings:
         where = f" ({finding.where})" if finding.where else ""
@@ -125,8 +126,8 @@ def _pull(options: argparse.Namespace) -> None:
 
     if _filled(Path(options.out)):
         raise UsageError(f"--out: {options.out} already exists and is not empty; name a new folder")
-    whole = pull(options.repo, options.out, options.revision, options.subset)
-    print(f"{options.out}: {len(whole.corpus):,} documents, {len(whole.queries):,} queries")
+    dataset = pull(options.repo, options.out, options.revision, options.subset)
+    print(f"{options.out}: {len(dataset.corpus):,} documents, {len(dataset.queries):,} queries")
 
 
 def _filled(path: Path) -> bool:

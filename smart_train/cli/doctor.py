@@ -1,4 +1,4 @@
-"""``smart-train doctor``: what this machine has, what a recipe needs, what fits."""
+"""``smart-train doctor``: report what this machine has, what a recipe needs and what fits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 WHEN_NONE = (1, 8)  # numbers of GPUs that are looked at on a machine without any
 ABOUT = """GiB of one GPU (of one process on a CPU); rows are the longest that the recipe allows.
-Exact: weights, gradients, optimiser, embeddings, gathers. whole (collected weights and buckets): the most there can be.
+Exact: weights, gradients, optimiser, embeddings, gathers. whole: upper bound of gathered weights and buckets.
 Estimates: logits; activations, 0.85 to 1.25 of what torch saved for BERT, ModernBERT, Qwen3 and Qwen3-VL.
 peak: the most at once, with 1 GiB for CUDA. MiB a step: received by a rank, embeddings and weights."""
 
@@ -58,12 +58,12 @@ def run(options: argparse.Namespace) -> None:
 
     recipe = _recipe(options)
     machine = inspect_machine(Path(recipe.output or f"runs/{recipe.name}") if recipe is not None else Path("runs"))
-    found = list(known_problems(machine))
+    problems = list(known_problems(machine))
     if not options.json:
-        print("\n".join(_machine(machine, found)), flush=True)
+        print("\n".join(_machine_lines(machine, problems)), flush=True)
     if recipe is None:
         if options.json:
-            print(json.dumps({"machine": machine.plain(), "traps": found}, indent=2))
+            print(json.dumps({"machine": machine.plain(), "traps": problems}, indent=2))
         return
     from smart_train.planning.doctor import diagnose
 
@@ -74,10 +74,10 @@ def run(options: argparse.Namespace) -> None:
     memory = options.memory or machine.memory
     report = diagnose(recipe, launches, gpus, memory, machine.ram)
     if options.json:
-        told = {"machine": machine.plain(), "traps": [*found, *broken], "recipe": report.plain()}
-        print(json.dumps(told, indent=2, default=str))
+        values = {"machine": machine.plain(), "traps": [*problems, *broken], "recipe": report.plain()}
+        print(json.dumps(values, indent=2, default=str))
         return
-    print("\n".join(_told(report, options.file, memory, broken)))
+    print("\n".join(_recipe_lines(report, options.file, memory, broken)))
 
 
 def _recipe(options: argparse.Namespace) -> Any:
@@ -89,7 +89,7 @@ def _recipe(options: argparse.Namespace) -> Any:
 
 
 def _launches(given: list[str] | None, recipe: Any) -> tuple[list[Launch], list[str]]:
-    """Launch files that can be read, the recipe's own DeepSpeed settings, and what is wrong with others."""
+    """Return the launch files that can be read, the recipe's own DeepSpeed settings, and what is wrong with others."""
     from smart_train.core.errors import LaunchError
     from smart_train.planning.launch_files import read_deepspeed, read_launch, shipped
 
@@ -98,21 +98,21 @@ def _launches(given: list[str] | None, recipe: Any) -> tuple[list[Launch], list[
     readers = [(read_launch, path) for path in paths]
     if isinstance(named, str) and not named.startswith("{"):
         readers.append((read_deepspeed, Path(named)))
-    found, broken = [], []
+    read, broken = [], []
     for reader, path in readers:
         try:
-            found.append(reader(path))
+            read.append(reader(path))
         except LaunchError as error:
             broken.append(str(error))
-    if not found:
+    if not read:
         raise UsageError("\n".join(["no launch file can be read; name one: --launch launch/ddp.yaml", *broken]))
-    return found, broken
+    return read, broken
 
 
-# Laying out ----------------------------------------------------------------------------------------------------------
+# The report -----------------------------------------------------------------------------------------------------------
 
 
-def _machine(machine: Machine, traps: list[str]) -> Iterator[str]:
+def _machine_lines(machine: Machine, problems: list[str]) -> Iterator[str]:
     yield "machine"
     for number, gpu in enumerate(machine.gpus):
         capability = ".".join(map(str, gpu.capability)) if gpu.capability else "-"
@@ -130,11 +130,11 @@ def _machine(machine: Machine, traps: list[str]) -> Iterator[str]:
     kernels = [f"{name} {'yes' if there else 'no'}" for name, there in machine.kernels.items()]
     yield _line("kernels", ", ".join([*kernels, f"compiler {machine.compiler or 'none'}"]))
     yield _line("trackers", ", ".join(f"{name} {state}" for name, state in machine.trackers.items()))
-    for trap in traps:
-        yield _line("look out", trap)
+    for problem in problems:
+        yield _line("look out", problem)
 
 
-def _told(report: Diagnosis, file: str, memory: int | None, broken: list[str]) -> Iterator[str]:
+def _recipe_lines(report: Diagnosis, file: str, memory: int | None, broken: list[str]) -> Iterator[str]:
     subject, counts = report.subject, report.subject.blueprint.counts()
     yield f"\nrecipe {file}"
     parts = ", ".join(f"{name} {counts[name]:,}" for name in ("lora", "head", "backbone") if counts[name])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from inspect import isclass, isfunction
 from typing import Any, Literal
 
-from smart_train.core.errors import SettingError
+from smart_train.core.errors import ExtensionError, SettingError
 
 
 @dataclass
@@ -64,7 +64,9 @@ class Component:
         if isclass(name) or isfunction(name):
             name = f"{name.__module__}:{name.__qualname__}"
             if "<" in name:
-                raise ValueError(f"{name} cannot be found again by its name; define it at the top level of a module")
+                raise ExtensionError(
+                    f"{name} cannot be found again by its name", "define it at the top level of a module"
+                )
         return cls(name, options) if isinstance(name, str) and name else None
 
     def plain(self) -> str | dict[str, Any]:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smart_train.core.errors import UsageError
+
 Features = dict[str, Any]
 """Model inputs of some rows: ``input_ids``, ``attention_mask``, ``pixel_values`` ..., as ``SmartEncoder.preprocess``
 makes them. Padding exists in here and nowhere else."""
@@ -79,7 +81,7 @@ class Tokens:
 
     def cut(self, width: int) -> Tokens:
         """Keep the first ``width`` dimensions, normalised again (Matryoshka, Kusupati et al. 2022, arXiv 2205.13147).
-        Raises ValueError for more than there are."""
+        Raises UsageError for more than there are."""
         _check_cut(width, self.width, "tokens")
         return Tokens(_normalised(self.values[:, :width]), self.lengths)
 
@@ -111,7 +113,7 @@ class Embeddings:
         return Embeddings(self.pooled.to(*args, **kwargs), self.tokens.to(*args, **kwargs))
 
     def cut(self, pooled: int | None = None, tokens: int | None = None) -> Embeddings:
-        """Keep the first dimensions of either view, normalised again; None leaves a view as it is. Raises ValueError
+        """Keep the first dimensions of either view, normalised again; None leaves a view as it is. Raises UsageError
         for more than there are."""
         _check_cut(pooled, self.pooled.shape[1], "pooled vectors")
         cut = self.pooled if pooled is None else _normalised(self.pooled[:, :pooled])
@@ -141,7 +143,7 @@ def _normalised(vectors: Tensor) -> Tensor:
 
 def _check_cut(width: int | None, there: int, what: str) -> None:
     if width is not None and not 1 <= width <= there:
-        raise ValueError(f"{what} are {there} wide and can't be cut to {width}; choose 1 to {there}")
+        raise UsageError(f"{what} are {there} wide and can't be cut to {width}; choose 1 to {there}")
 
 
 KEYS = ("id", "content", "file", "page")

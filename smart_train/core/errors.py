@@ -29,6 +29,7 @@ __all__ = [
     "Preempted",
     "PublishError",
     "RankError",
+    "RanksDiffer",
     "Setting",
     "SettingError",
     "SmartTrainError",
@@ -117,7 +118,7 @@ class _WhatAndFix(SmartTrainError, ValueError):
 
 
 class UsageError(SmartTrainError, ValueError):
-    """An argument of a command is wrong, or arguments do not go together."""
+    """An argument of a command or function is wrong, or arguments do not go together."""
 
     status = 2
 
@@ -196,6 +197,12 @@ class Preempted(SmartTrainError):
 
 class RankError(SmartTrainError, RuntimeError):
     """Another rank failed; the message has its number and its error."""
+
+
+class RanksDiffer(SmartTrainError, ValueError):
+    """The ranks of one run do not run the same model and recipe."""
+
+    on_every_rank = True
 
 
 class EvaluationError(SmartTrainError, ValueError):

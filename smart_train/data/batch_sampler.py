@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from smart_train.core.errors import DataError
+from smart_train.core.errors import DataError, SettingError
 from smart_train.core.modality import content_size
 from smart_train.data.collection import Collection, Document, first_few, hash_id
 
@@ -58,7 +58,7 @@ def pair_groups(
     """Return the PairGroups of (query id, document id) pairs.
 
     source: None = all pairs are of one; "file" = the file of the document; anything else = its ``Document.source``
-    Raises DataError where no document has such a source, ValueError for weights of sources that are not there.
+    Raises DataError where no document has such a source, SettingError for weights of sources that are not there.
 
     >>> corpus = {"d1": Document("d1", "one"), "d2": Document("d2", "two"), "d3": Document("d3", "one")}
     >>> data = Collection("demo", corpus, {"q1": "a", "q2": "b"}, {"q1": {"d1": 1, "d2": 1}, "q2": {"d3": 1}})
@@ -80,7 +80,8 @@ def pair_groups(
         raise DataError(f"{collection.name}: {what}; write data.source: null")
     for name in (weights or {}).keys() - sources.keys():
         near = get_close_matches(name, sources, 1) or [first_few(list(sources))]
-        raise ValueError(f"data.source_weights: there is no source {name!r} in the training pairs; write {near[0]}")
+        what = f"there is no source {name!r} in the training pairs"
+        raise SettingError("data.source_weights", what, f"write {near[0]}")
     return PairGroups(
         np.array([number[contents[name]] for _, name in pairs], dtype=np.int64),
         {name: np.array(places, dtype=np.int64) for name, places in sources.items()},
@@ -127,7 +128,7 @@ class PairBatchSampler(Sampler[list[int]]):
     A round goes through a source once.  Weights and temperature say how many of its batches an epoch takes: the next
     ones, so that a round may last several epochs, or an epoch have several rounds.  Sources that cannot fill a batch
     share batches.  The number of batches is the same in every epoch.
-    Raises ValueError where not one batch can be filled.
+    Raises SettingError where not one batch can be filled.
     """
 
     batch_size = None  # says to accelerate that sizes vary; it would otherwise fill up or drop short batches
@@ -181,10 +182,8 @@ class PairBatchSampler(Sampler[list[int]]):
         full = [name for name in sources if batches[name]]
         if not full:
             pairs = sum(map(len, self.groups.sources.values()))
-            raise ValueError(
-                f"{pairs} training pairs do not fill one batch of {self.size} (objective.batch, or "
-                "per_device_train_batch_size x processes), in which no document comes twice: not one step; write fewer"
-            )
+            what = f"{pairs} training pairs do not fill one batch of {self.size}, in which no document comes twice"
+            raise SettingError("objective.batch", what, "write fewer (or a smaller per_device_train_batch_size)")
         weight, temperature = self.groups.weights, self.groups.temperature
         weights = [weight.get(name, 1.0) * batches[name] ** (1 / temperature) for name in full]
         shares = apportion(np.array(weights), sum(batches.values()))
@@ -207,7 +206,7 @@ class PairBatchSampler(Sampler[list[int]]):
         named = [name for name in small if name in weights]
         if named:
             what = f"do not fill a batch of {self.size} pairs, so their share cannot be chosen"
-            raise ValueError(f"data.source_weights: {first_few(named)} {what}; leave them out, or write 0")
+            raise SettingError("data.source_weights", f"{first_few(named)} {what}", "leave them out, or write 0")
         merged = {SMALL: np.sort(np.concatenate([sources.pop(name) for name in small]))}
         return {**sources, **merged}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from smart_train.core.environment import cores
-from smart_train.core.errors import DataError
+from smart_train.core.errors import DataError, UsageError
 from smart_train.data.collection import DEV_SPLITS, TEST_SPLITS, Document, HardNegatives, Qrels, RetrievalDataset
 from smart_train.data.document_keys import content_hash
 from smart_train.data.near_duplicates import near_duplicates
@@ -82,7 +82,7 @@ def validate(
     """
     unknown = set(ignore) - set(KINDS)
     if unknown:
-        raise ValueError(f"{', '.join(sorted(unknown))}: no such kind of problem; choose from {', '.join(KINDS)}")
+        raise UsageError(f"{', '.join(sorted(unknown))}: no such kind of problem; choose from {', '.join(KINDS)}")
     run = _Validation(dataset, set(ignore))
     run.documents(images, jobs or cores(), progress)
     run.queries()

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from smart_train.core.embeddings import Embeddings, Tokens
+from smart_train.core.errors import RanksDiffer, SettingError
 
 SLICE = 1 << 28  # bytes that one collective receives at most; a buffer of that size is held beside the rows
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -33,7 +34,7 @@ class Gather:
     """Exchange of embeddings and keys between ranks in one training step.
 
     group_size: so many consecutive ranks gather together; None = all ranks. Ranks 0 .. group_size-1 are the first
-        group: choose the GPUs of one machine where the world is large. Raises ValueError where it does not divide the
+        group: choose the GPUs of one machine where the world is large. Raises SettingError where it does not divide the
         number of ranks.
     enabled: False = every rank has its own documents alone (``shares`` still weights the ranks' means).
 
@@ -51,10 +52,8 @@ class Gather:
         self.bytes = 0
         self._group: Any = None  # None = all ranks
         if group_size is not None and (group_size < 1 or self.world % group_size):
-            raise ValueError(
-                f"objective.gather_group is {group_size}, which does not divide the {self.world} ranks of this run; "
-                "choose a divisor of it, or null for all ranks"
-            )
+            what = f"is {group_size}, which does not divide the {self.world} ranks of this run"
+            raise SettingError("objective.gather_group", what, "choose a divisor of it, or null for all ranks")
         self.size = (group_size or self.world) if enabled else 1
         self.rank = place % self.size
         if 1 < self.size < self.world:
@@ -69,7 +68,7 @@ class Gather:
         sent: pooled is [N, 0] then, tokens are one token of width 0 a row.
         Differentiable, one node for both views. A row's gradient is the sum over ranks; half dtypes are summed in
         float32. A view whose own rows need no gradient sends none back.
-        Raises ValueError, on every rank, where ranks differ in width, dtype or need of a gradient.
+        Raises RanksDiffer, on every rank, where ranks differ in width, dtype or need of a gradient.
         """
         self._check()
         if self.size == 1:
@@ -149,7 +148,7 @@ class Gather:
         table = self._header(mine, device).tolist()
         for rank, line in enumerate(table):
             if line[2:] != table[0][2:]:
-                raise ValueError(
+                raise RanksDiffer(
                     f"documents can't be gathered: rank {rank} of its group has {_in_words(line)}, rank 0 has "
                     f"{_in_words(table[0])}; every rank must run the same model and recipe"
                 )

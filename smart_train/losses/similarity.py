@@ -10,6 +10,7 @@ from torch import Tensor
 
 from smart_train.config.schema import HybridBlock
 from smart_train.core.embeddings import Embeddings, Tokens
+from smart_train.core.errors import UsageError
 from smart_train.losses.maxsim import maxsim
 
 
@@ -50,7 +51,7 @@ def hybrid_scores(pooled: Tensor, late: Tensor, hybrid: HybridBlock) -> Tensor:
 
 
 def scores(queries: Embeddings, documents: Embeddings, mode: str, hybrid: HybridBlock) -> Tensor:
-    """Return [B, N] scores by mode: pooled, late or hybrid. Raises ValueError for another word."""
+    """Return [B, N] scores by mode: pooled, late or hybrid. Raises UsageError for another word."""
     if mode == "pooled":
         return pooled_scores(queries.pooled, documents.pooled)
     if mode == "late":
@@ -58,4 +59,4 @@ def scores(queries: Embeddings, documents: Embeddings, mode: str, hybrid: Hybrid
     if mode == "hybrid":
         pooled = pooled_scores(queries.pooled, documents.pooled)
         return hybrid_scores(pooled, late_scores(queries.tokens, documents.tokens), hybrid)
-    raise ValueError(f"mode is pooled, late or hybrid, not {mode!r}")
+    raise UsageError(f"mode is pooled, late or hybrid, not {mode!r}")

@@ -22,7 +22,7 @@ from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock
 from smart_train.config.typed_values import make_block
 from smart_train.core import hub
 from smart_train.core.embeddings import Embeddings, Features, Tokens
-from smart_train.core.errors import BaseNotFound, SettingError
+from smart_train.core.errors import BaseNotFound, SettingError, UsageError
 from smart_train.core.modality import content_size
 from smart_train.losses.similarity import scores
 from smart_train.models import saving
@@ -69,7 +69,7 @@ class SmartEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if lora is not None and adapter is not None:
-            raise ValueError("lora and adapter are both given; give one of them")
+            raise UsageError("lora and adapter are both given; give one of them")
         if lora is not None:
             adapter = {"kind": "lora", **lora}
         self.settings = replace(make_block(ModelBlock, model, "model"), base=base)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from smart_train.core.embeddings import Features
+from smart_train.core.errors import SettingError
 
 GRID, PATCHES, COUNTS = "image_grid_thw", "pixel_values", "num_images_per_sample"
 
@@ -24,7 +25,7 @@ def split(
 
     Columns that are padding in every row of a piece are cut off, on either side.  ``cut``, a count, stays with the
     first piece.  Tensors come as views, without a copy.
-    Raises ValueError for a limit below 1, and for a key whose layout is not known, naming it.
+    Raises ValueError for a limit below 1, SettingError for a key whose layout is not known, naming it.
     """
     for name, limit in (("rows", rows), ("tokens", tokens)):
         if limit is not None and limit < 1:
@@ -92,10 +93,8 @@ def _layout(name: str, value: Any, features: Features, rows: int) -> str:
     # One entry a row: counts, or an image of fixed size a row (CLIP), or several in one tensor (Idefics).
     if len(value) == rows and name in (COUNTS, PATCHES, "pixel_attention_mask"):
         return "rows"
-    raise ValueError(
-        f"features[{name!r}] of shape {tuple(value.shape)} can't be divided into pieces of {rows} rows: its layout is "
-        "not known; leave out objective.batch, chunk_rows and chunk_tokens for this model"
-    )
+    what = f"features[{name!r}] of shape {tuple(value.shape)} can't be divided into pieces: its layout is not known"
+    raise SettingError("objective.batch", what, "leave it, chunk_rows and chunk_tokens out for this model")
 
 
 def _image_bounds(features: Features, rows: int, image_token: int | None) -> list[tuple[int, int]]:

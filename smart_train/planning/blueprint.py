@@ -1,4 +1,4 @@
-"""An encoder without its weights: every parameter with its shape and dtype, built from configuration files alone."""
+"""Build an encoder without weights: each parameter's shape and dtype, from configuration files alone."""
 
 from __future__ import annotations
 
@@ -46,45 +46,45 @@ class Blueprint(nn.Module):
         return resolve_layers(late.layer, len(find_blocks(self.backbone)[1]))
 
     def weights(self) -> Weights:
-        """What engines hold: numbers, bytes, the largest block, what is in no block."""
+        """Return the sizes of the weights: numbers, bytes, the largest block, those in no block."""
         counts = {True: [0, 0], False: [0, 0]}
         small = self._in_four_bits()
         for parameter in self.parameters():
-            found = counts[parameter.requires_grad]
-            found[0] += parameter.numel()
+            total = counts[parameter.requires_grad]
+            total[0] += parameter.numel()
             bits = BITS if id(parameter) in small else 8 * parameter.element_size()
-            found[1] += int(parameter.numel() * bits / 8)
+            total[1] += int(parameter.numel() * bits / 8)
         blocks = [_size(block) for _, blocks in _stacks(self.backbone) for block in blocks]
         (trained, trained_bytes), (frozen, frozen_bytes) = counts[True], counts[False]
         outside = trained + frozen - sum(blocks)
         return Weights(frozen, trained, frozen_bytes, trained_bytes, max(blocks, default=0), outside)
 
     def _in_four_bits(self) -> set[int]:
-        """Weights of the base's linear layers, where model.quantisation says so."""
+        """Return the ids of the weights that model.quantisation stores in 4 bits."""
         if not self.quantised:
             return set()
         layers = [m for n, m in self.backbone.named_modules() if isinstance(m, nn.Linear) and "lora_" not in n]
         return {id(layer.weight) for layer in layers}
 
     def counts(self) -> dict[str, int]:
-        """As training counts them (training/callbacks/first_step.py), without its refusals."""
-        found = {"trainable": 0, "lora": 0, "head": 0, "backbone": 0, "all": 0}
+        """Count the parameters as training does (training/callbacks/first_step.py), without its checks."""
+        counts = {"trainable": 0, "lora": 0, "head": 0, "backbone": 0, "all": 0}
         for name, parameter in self.named_parameters():
-            found["all"] += parameter.numel()
+            counts["all"] += parameter.numel()
             if parameter.requires_grad:
                 part = "lora" if "lora_" in name else "head" if name.startswith("head.") else "backbone"
-                found[part] += parameter.numel()
-                found["trainable"] += parameter.numel()
-        return found
+                counts[part] += parameter.numel()
+                counts["trainable"] += parameter.numel()
+        return counts
 
     def towers(self) -> dict[str, Tower]:
-        """text, and vision where the base has one: what activations follow from."""
-        found = {}
+        """Return the shapes of the text tower and of a vision tower, from which activations are estimated."""
+        towers: dict[str, Tower] = {}
         for name, blocks in _stacks(self.backbone):
             kind = "vision" if is_vision(name) else "text"
-            if kind not in found:
-                found[kind] = _tower(blocks, _heads(self.config, kind))
-        return found
+            if kind not in towers:
+                towers[kind] = _tower(blocks, _heads(self.config, kind))
+        return towers
 
 
 def _backbone(config: Any, dtype: torch.dtype, trust: bool) -> nn.Module:
@@ -97,19 +97,19 @@ def _backbone(config: Any, dtype: torch.dtype, trust: bool) -> nn.Module:
 
 def _dense(files: BaseFiles) -> tuple[nn.ModuleList, list[str]]:
     """sentence-transformers' Dense modules, and names of modules that may have weights and are not counted."""
-    found, unknown = nn.ModuleList(), []
+    dense, unknown = nn.ModuleList(), []
     for module in files.modules():
         kind = module["type"].rpartition(".")[2]
         if kind == "Dense":
             config = files.json(f"{module['path']}/config.json") or {}
-            found.append(nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True)))
+            dense.append(nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True)))
         elif kind not in PLAIN:
             unknown.append(kind)
-    return found, unknown
+    return dense, unknown
 
 
 def _adapt(blueprint: Blueprint, adapter: AdapterBlock) -> None:
-    """As SmartEncoder does it."""
+    """Freeze and adapt the parameters as SmartEncoder does."""
     if adapter.kind == "lora":
         blueprint.dense.requires_grad_(False)
         add_lora(blueprint.backbone, adapter, "blueprint", None)
@@ -172,16 +172,16 @@ def _tower(blocks: nn.ModuleList, heads: int) -> Tower:
     """Widths of a stack, read from its first block with a gradient, else from its first; see estimates.Tower."""
     first = next((n for n, b in enumerate(blocks) if any(p.requires_grad for p in b.parameters())), len(blocks))
     block = blocks[first if first < len(blocks) else 0]
-    found = _linears(block)
+    parts = _linears(block)
     norms: list[Any] = [m for m in block.modules() if "norm" in type(m).__name__.lower() and hasattr(m, "weight")]
     linears = [m for m in block.modules() if isinstance(m, nn.Linear)]
-    hidden = found.out.out_features if found else linears[0].in_features if linears else norms[0].weight.numel()
-    query = found.out.in_features if found else hidden
-    key = (sum(layer.out_features for layer in found.into) - query) // 2 if found else hidden
-    inner = found.down.in_features if found else 4 * hidden
+    hidden = parts.out.out_features if parts else linears[0].in_features if linears else norms[0].weight.numel()
+    query = parts.out.in_features if parts else hidden
+    key = (sum(layer.out_features for layer in parts.into) - query) // 2 if parts else hidden
+    inner = parts.down.in_features if parts else 4 * hidden
     wide = [norm for norm in norms if norm.weight.numel() == hidden]
     full = any(p.requires_grad for n, p in block.named_parameters() if "lora_" not in n)
-    lora, shared, ranks = _inputs(block, found, full)
+    lora, shared, ranks = _inputs(block, parts, full)
     return Tower(
         layers=len(blocks),
         hidden=hidden,
@@ -189,8 +189,8 @@ def _tower(blocks: nn.ModuleList, heads: int) -> Tower:
         key=key,
         inner=inner,
         heads=heads,
-        gated=found is not None and sum(layer.out_features for layer in found.up) == 2 * inner,
-        fused=found is not None and len(found.into) == 1,
+        gated=parts is not None and sum(layer.out_features for layer in parts.up) == 2 * inner,
+        fused=parts is not None and len(parts.into) == 1,
         qk_norm=len(norms) > len(wide),
         rms=bool(wide) and "rms" in type(wide[0]).__name__.lower(),
         norms=len(wide),
@@ -203,7 +203,7 @@ def _tower(blocks: nn.ModuleList, heads: int) -> Tower:
     )
 
 
-def _inputs(block: nn.Module, found: _Linears | None, full: bool) -> tuple[int, int, int]:
+def _inputs(block: nn.Module, parts: _Linears | None, full: bool) -> tuple[int, int, int]:
     """Widths of the inputs that trained linear layers keep: each its own, shared ones once; r summed."""
     adapted: dict[int, Any] = {
         id(m.base_layer): m for m in block.modules() if hasattr(m, "base_layer") and hasattr(m, "lora_A")
@@ -212,8 +212,8 @@ def _inputs(block: nn.Module, found: _Linears | None, full: bool) -> tuple[int, 
     kept = [m for m in linears if full or id(m) in adapted]
     ranks = sum(a.out_features for m in kept if id(m) in adapted for a in adapted[id(m)].lora_A.values())
     separate = sum(m.in_features for m in kept)
-    if found is None:
+    if parts is None:
         return separate, separate, ranks
-    groups = [found.into, found.up, [found.down]]
+    groups = [parts.into, parts.up, [parts.down]]
     shared = sum(max((m.in_features for m in group if m in kept), default=0) for group in groups)
     return separate, shared, ranks

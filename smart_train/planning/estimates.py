@@ -208,8 +208,8 @@ def logits(rows: Rows, scores: int, terms: Sequence[tuple[float, float]]) -> tup
     """
     kept = sum(held for _, held in terms)
     most = max((most - held for most, held in terms), default=0.0)
-    one = FLOAT * rows.pairs * rows.group * rows.documents
-    return int(one * (scores + kept + most)), int(one * (scores + kept))
+    matrix = FLOAT * rows.pairs * rows.group * rows.documents
+    return int(matrix * (scores + kept + most)), int(matrix * (scores + kept))
 
 
 def gather_volume(rows: Rows, columns: int = 0, once: bool = False, trained_pooled: bool = True) -> int:
@@ -333,7 +333,7 @@ def saved(tower: Tower, precision: Precision, tokens: int, length: int, checkpoi
     return (tower.layers - tower.first) * saved_block(tower, precision, tokens, length)
 
 
-def besides(tower: Tower, precision: Precision, tokens: int, length: int, checkpointing: bool = False) -> int:
+def transient(tower: Tower, precision: Precision, tokens: int, length: int, checkpointing: bool = False) -> int:
     """Bytes of the widest moment of a forward or backward beside what is kept; an estimate.
 
     Forward the MLP's branches, its input and output; backward their gradients, which are as many; with activation
@@ -343,7 +343,7 @@ def besides(tower: Tower, precision: Precision, tokens: int, length: int, checkp
     return again + tokens * precision.compute * (tower.inner * (3 if tower.gated else 2) + 2 * tower.hidden)
 
 
-def reading(
+def readout(
     hidden: int, width: int, head: str, precision: Precision, tokens: int, backbone: bool = True, layers: int = 1
 ) -> int:
     """Bytes kept behind the blocks: the final norm's input and the pooling's product (4 h and a state, where the

@@ -200,7 +200,7 @@ class MemoryModel:
         precision, late, trains = self.precision(engine), self.recipe.late, self.recipe.adapter.kind != "frozen"
         width = late.dim or self.base.hidden
         mixed = len(late.layer) if isinstance(late.layer, list) else 1
-        kept = estimates.reading(self.base.hidden, width, late.head.type, precision, rows * length, trains, mixed)
+        kept = estimates.readout(self.base.hidden, width, late.head.type, precision, rows * length, trains, mixed)
         if patches and self.towers["vision"].full:  # the first layer's input
             kept += rows * patches * self._patch_numbers() * precision.compute
         widest = 0
@@ -209,7 +209,7 @@ class MemoryModel:
                 tower = self.towers[name]
                 again = trains and self.checkpointing
                 kept += estimates.saved(tower, precision, rows * one, one, again) if trains else 0
-                widest = max(widest, estimates.besides(tower, precision, rows * one, one, again))
+                widest = max(widest, estimates.transient(tower, precision, rows * one, one, again))
         return kept, widest
 
     def _casts(self, engine: Engine) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from smart_train.config.schema import ObjectiveBlock
 from smart_train.core.embeddings import Features
 from smart_train.core.environment import world
-from smart_train.core.errors import TrainingStopped
+from smart_train.core.errors import SettingError, TrainingStopped
 from smart_train.data.collection import Document
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.microbatches import image_token, split
@@ -19,7 +19,7 @@ from smart_train.training.arguments import SmartTrainingArguments
 def with_batch_share(training: dict[str, Any], objective: ObjectiveBlock) -> dict[str, Any]:
     """Return the block ``training`` with each rank's share of objective.batch, which counts the pairs of all ranks.
 
-    Call it before TrainingArguments are made, which settle DeepSpeed's "auto" sizes.  Raises ValueError where the
+    Call it before TrainingArguments are made, which settle DeepSpeed's "auto" sizes.  Raises SettingError where the
     processes cannot share the batch evenly.
     """
     if objective.batch is None:
@@ -27,24 +27,20 @@ def with_batch_share(training: dict[str, Any], objective: ObjectiveBlock) -> dic
     ranks = world()
     share, rest = divmod(objective.batch, ranks)
     if rest or not share:
-        raise ValueError(
-            f"objective.batch is {objective.batch}, which {ranks} processes cannot share evenly; "
-            f"write {max(1, share) * ranks} or another multiple of {ranks}"
-        )
+        what = f"is {objective.batch}, which {ranks} processes cannot share evenly"
+        raise SettingError("objective.batch", what, f"write {max(1, share) * ranks} or another multiple of {ranks}")
     return training | {"per_device_train_batch_size": share}
 
 
 def check_batch(args: SmartTrainingArguments, batch: int | None, cached: bool) -> None:
-    """Raise ValueError where the ranks draw another number of pairs than ``batch``, the recipe's.
+    """Raise SettingError where the ranks draw another number of pairs than ``batch``, the recipe's.
 
     Raises TrainingStopped for optimizers that move weights within a backward, before gradient caching is done.
     """
     drawn = args.train_batch_size * args.world_size
     if batch is not None and batch != drawn:
-        raise ValueError(
-            f"objective.batch is {batch}, but {args.world_size} processes draw {drawn} pairs together "
-            f"({args.train_batch_size} each); set per_device_train_batch_size to its share"
-        )
+        what = f"is {batch}, but {args.world_size} processes draw {drawn} pairs together ({args.train_batch_size} each)"
+        raise SettingError("objective.batch", what, "set per_device_train_batch_size to its share")
     optimizer = str(getattr(args.optim, "value", args.optim))
     if cached and ("lomo" in optimizer or "layerwise" in optimizer):
         raise TrainingStopped(
@@ -54,23 +50,19 @@ def check_batch(args: SmartTrainingArguments, batch: int | None, cached: bool) -
 
 
 def check_steps(args: SmartTrainingArguments, pairs: int) -> None:
-    """Raise ValueError where the training pairs do not fill one batch and short batches are dropped."""
+    """Raise SettingError where the training pairs do not fill one batch and short batches are dropped."""
     batch = args.train_batch_size * args.world_size
     if args.dataloader_drop_last and pairs < batch:
-        raise ValueError(
-            f"there are {pairs} training pairs, and a step takes {batch} (objective.batch, or "
-            f"per_device_train_batch_size x processes), so there is not one step; write at most {pairs}"
-        )
+        what = f"there are {pairs} training pairs, and a step takes {batch}, so there is not one step"
+        raise SettingError("objective.batch", what, f"write at most {pairs}, or less in per_device_train_batch_size")
 
 
 def check_pages(objective: ObjectiveBlock, documents: Iterable[Document], name: str) -> None:
-    """Raise ValueError where neighbouring pages are to be no negatives and no document is known to be a page."""
+    """Raise SettingError where neighbouring pages are to be no negatives and no document is known to be a page."""
     near = objective.neighbour_pages
     if near is not None and not any(d.file is not None and d.page is not None for d in documents):
-        raise ValueError(
-            f"objective.neighbour_pages is {near}, but no document of {name} names its file and its page, so nothing "
-            "would be left out; remove it, or give the documents both (docs/data.md)"
-        )
+        what = f"is {near}, but no document of {name} names its file and its page, so nothing would be left out"
+        raise SettingError("objective.neighbour_pages", what, "remove it, or give the documents both (docs/data.md)")
 
 
 def chunk_rows(objective: ObjectiveBlock) -> int | None:

@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import seed_worker
 
 from smart_train.core.embeddings import Batch, Features
+from smart_train.core.errors import SettingError
 from smart_train.data.batch_sampler import PairBatchSampler, PairGroups
 from smart_train.distributed.signals import outlast_first_signal
 
@@ -91,13 +92,11 @@ def train_loader(
 ) -> DataLoader[Any]:
     """Return a loader of this rank's share of planned batches, prepared by accelerate as Trainer's own loader is.
 
-    Raises ValueError where accelerate is told to divide batches itself: it cuts tensors, and these are row numbers.
+    Raises SettingError where accelerate is told to divide batches itself: it cuts tensors, and these are row numbers.
     """
     if accelerator.split_batches or accelerator.dispatch_batches:
-        raise ValueError(
-            "training.accelerator_config: split_batches and dispatch_batches cut a batch of tensors, and a batch here "
-            "is planned for all processes together; remove them"
-        )
+        what = "split_batches and dispatch_batches cut batches of tensors, and ours are planned for all processes"
+        raise SettingError("training.accelerator_config", what, "remove them")
     loader: DataLoader[Any] = DataLoader(
         pairs,
         batch_sampler=batches,

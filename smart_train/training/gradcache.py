@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from smart_train.core.embeddings import Embeddings, Features, Tokens
+from smart_train.core.errors import ExtensionResultError
 from smart_train.losses.joint import Loss
 
 
@@ -168,9 +169,10 @@ def _surrogate(own: Embeddings, pooled: Tensor | None, tokens: Tensor | None, si
     """sum(e * dL/de): a scalar whose gradient is the chunk's summand.  A side without a gradient stays out of it, so
     that what it alone would have trained gets none, as in one pass."""
     if (len(own), len(own.tokens.values)) != size:
-        raise ValueError(
+        raise ExtensionResultError(
             f"a chunk had {size[0]} rows and {size[1]} tokens the first time and {len(own)} and "
-            f"{len(own.tokens.values)} the second; its forward depends on something besides weights and random states"
+            f"{len(own.tokens.values)} the second",
+            "its forward depends on something besides weights and random states: remove that, or objective.batch",
         )
     sides = [(own.pooled, pooled), (own.tokens.values, tokens)]
     terms = [(side * gradient).sum() for side, gradient in sides if gradient is not None]

@@ -21,7 +21,7 @@ from smart_train.losses.labels import Labels
 
 
 @dataclass
-class Step:
+class LossStep:
     """Turn a rank's embeddings into its loss.
 
     objective: how documents are gathered and labelled, and the loss, unless ``joint`` is given

@@ -49,7 +49,7 @@ from smart_train.training.dataloader import (
 )
 from smart_train.training.engine import Engine, full_state_dict, full_tensor, restore_order
 from smart_train.training.gradcache import cached_backward
-from smart_train.training.loss_step import Step, token_dtype
+from smart_train.training.loss_step import LossStep, token_dtype
 from smart_train.training.nonfinite import NonfiniteGuard, SkipBatch
 from smart_train.training.train_dataset import to_collection
 from smart_train.training.weights import train_in_float32
@@ -198,7 +198,7 @@ class SmartTrainer(Trainer):
         self.checkpoints = CheckpointManager(self, self.engine, self.means, self.run_dir / "log.jsonl")
         self.callback_handler.callbacks.insert(0, self.checkpoints)  # first: it cuts the log before others write to it
         dtype = token_dtype(objective.similarity, args.device, args.bf16)
-        self.step = Step(
+        self.step = LossStep(
             objective, model.late.hybrid, model.settings.matryoshka, model.late.matryoshka, dtype=dtype, joint=loss
         )
 

@@ -27,7 +27,7 @@ from saved_tensors import peak_bytes
 from smart_train.config.schema import AdapterBlock, HybridBlock, LateBlock, ModelBlock, ObjectiveBlock, TermBlock
 from smart_train.core.embeddings import Batch, Embeddings, KnownPositives, Tokens
 from smart_train.distributed import gather
-from smart_train.training.loss_step import Step
+from smart_train.training.loss_step import LossStep
 
 RECEIVED = 128  # bytes into Linux's struct tcp_info: tcpi_bytes_received, 64 bits
 
@@ -129,11 +129,11 @@ def made(case: Case, alone: int = 0) -> Callable[[], Any]:
     """What runs one step: forward of the loss and backward.  alone: nothing is gathered, and there are so many
     documents here."""
     objective = replace(case.objective, gather=not alone)
-    step = Step(objective, HybridBlock(), dtype=torch.bfloat16 if case.half else None)
+    step = LossStep(objective, HybridBlock(), dtype=torch.bfloat16 if case.half else None)
     documents = alone or case.pairs
     both, batch = leaves(case, documents), labels(case.pairs, documents, dist.get_rank())
 
-    def run() -> Step:
+    def run() -> LossStep:
         both.pooled.grad = both.tokens.values.grad = None  # so that its memory is counted anew
         step.loss(both, batch).total.backward()
         return step
@@ -166,7 +166,7 @@ def measure(cases: list[Case]) -> list[dict[str, Any]]:
     return found
 
 
-def _volume(case: Case, run: Callable[[], Step]) -> dict[str, int]:
+def _volume(case: Case, run: Callable[[], LossStep]) -> dict[str, int]:
     """counted: as the log's gather/MiB; wire: of the sockets, with what ``shares`` and the barrier send."""
     dist.barrier()
     run().gather.take_bytes()
@@ -180,7 +180,7 @@ def _volume(case: Case, run: Callable[[], Step]) -> dict[str, int]:
 
 def _forward_wire(case: Case) -> int:
     """The same of the gathers alone, without a backward."""
-    step = Step(case.objective, HybridBlock(), dtype=torch.bfloat16 if case.half else None)
+    step = LossStep(case.objective, HybridBlock(), dtype=torch.bfloat16 if case.half else None)
     both, batch = leaves(case, case.pairs), labels(case.pairs, case.pairs, dist.get_rank())
     dist.barrier()
     before = received()
@@ -216,7 +216,7 @@ def steps(base: str, sizes: list[int], lengths: tuple[int, int], repeats: int) -
     trained = sum(p.numel() * p.element_size() for p in encoder.parameters() if p.requires_grad)
     several = dist.get_world_size() > 1
     wrapped: Any = DistributedDataParallel(encoder) if several else encoder
-    step, found = Step(ObjectiveBlock(), HybridBlock()), {}
+    step, found = LossStep(ObjectiveBlock(), HybridBlock()), {}
     for pairs in sizes:
         batch = labels(pairs, pairs, dist.get_rank())
         chunks = [features(pairs, length) for length in lengths]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +22,35 @@ def test_every_error_says_what_it_is_and_has_a_status_that_commands_document():
     assert RecipeError.status == 2 and Preempted.status == 75
     for one in CLASSES:
         assert one.__doc__ and one.status in (1, 2, 75), one
+
+
+def test_plain_errors_are_left_to_wrong_calls_of_functions():
+    """What a user's settings, files or models can cause is a SmartTrainError, so that a command prints one sentence."""
+    plain: Counter[str] = Counter()
+    root = Path(errors.__file__).parents[1]
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            call = node.exc if isinstance(node, ast.Raise) else None
+            name = call.func if isinstance(call, ast.Call) else None
+            if isinstance(name, ast.Name) and name.id in ("ValueError", "TypeError", "RuntimeError", "OSError"):
+                plain[path.relative_to(root).as_posix()] += 1
+    assert plain == {
+        "core/embeddings.py": 3,  # shapes that do not fit
+        "data/batch_sampler.py": 1,  # a batch that the ranks cannot share, which the check of the recipe refuses first
+        "data/collate.py": 2,  # limits below 1, which the check of the recipe refuses first
+        "data/near_duplicates.py": 1,  # a share that the command refuses first
+        "distributed/gather.py": 2,  # another process group, a dtype that is not gathered
+        "evaluation/encode.py": 1,  # the wrong function for sharded weights
+        "ingest/questions/chat_endpoint.py": 1,  # caught in that file
+        "losses/false_negatives.py": 2,  # shapes that do not fit
+        "losses/labels.py": 1,  # labels that a term reads and did not declare
+        "losses/maxsim.py": 3,  # shapes that do not fit
+        "models/encoder.py": 1,  # a string where a list is taken
+        "models/microbatches.py": 3,  # limits below 1, image features that contradict each other
+        "training/checkpoint.py": 1,  # of one rank; every rank raises CheckpointError because of it
+        "training/gradcache.py": 1,  # a plan that leaves out a chunk
+        "training/mining_rounds.py": 1,  # arguments that exclude each other
+    }
 
 
 def test_a_front_end_names_the_settings_of_an_error_and_python_has_its_own_spelling():

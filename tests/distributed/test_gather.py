@@ -122,7 +122,7 @@ def checks() -> dict[str, Any]:
 
 
 def groups_of_two() -> dict[str, Any]:
-    with pytest.raises(ValueError, match="gather_group is 3, which does not divide the 4 ranks"):
+    with pytest.raises(ValueError, match="gather_group: is 3, which does not divide the 4 ranks"):
         Gather(3)
     gather = Gather(2)
     rows, own = gather.documents(Embeddings(torch.full((1, 2), dist.get_rank() + 0.5), Tokens(torch.ones(1, 2), ONE)))
@@ -283,7 +283,7 @@ def test_one_process_gets_its_own_back():
         assert torch.equal(gather.columns(values), values[None])
         assert gather.shares(3, 0) == [1.0, 1.0]
         assert gather.take_bytes() == 0
-    with pytest.raises(ValueError, match="gather_group is 2, which does not divide the 1 ranks"):
+    with pytest.raises(ValueError, match="gather_group: is 2, which does not divide the 1 ranks"):
         Gather(2)
 
 

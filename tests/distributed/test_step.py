@@ -19,7 +19,7 @@ from smart_train.core.embeddings import Batch, Embeddings, Tokens
 from smart_train.data.collate import Collator
 from smart_train.data.collection import Collection, Document
 from smart_train.distributed.gather import Gather
-from smart_train.training.loss_step import Step
+from smart_train.training.loss_step import LossStep
 
 OFF = TermBlock(0.0)
 JOINT = ObjectiveBlock(TermBlock(0.7, 0.2), TermBlock(1.3, 0.1), TermBlock(0.4, 0.15))
@@ -91,7 +91,7 @@ def outcome(name: str, given: Batch) -> tuple[Any, ...]:
     """This rank's loss, gradient and numbers."""
     table = Table()
     cuts = CUTS if name in NARROWER else ([], [])
-    loss = Step(OPTIONS[name], HybridBlock(1.0, 0.5), *cuts, progress=0.3).loss(table(given), given)
+    loss = LossStep(OPTIONS[name], HybridBlock(1.0, 0.5), *cuts, progress=0.3).loss(table(given), given)
     loss.total.backward()
     return loss.total.detach(), table.vectors.grad, loss.parts
 

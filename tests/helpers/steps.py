@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from smart_train.config.schema import Component, HybridBlock, ObjectiveBlock, TeacherBlock, TermBlock
 from smart_train.core.embeddings import Batch, Embeddings, Features
 from smart_train.data.collection import Collection, Document
-from smart_train.training.loss_step import Step
+from smart_train.training.loss_step import LossStep
 from smart_train.training.trainer import SmartTrainer
 
 ON, OFF = TermBlock(1.0, 0.05), TermBlock(0.0, 0.05)
@@ -72,8 +72,8 @@ def pages() -> Collection:
     return Collection("pages", corpus, queries, {f"q{n}": {f"d{n}": 1} for n in range(12)})
 
 
-def step(objective: ObjectiveBlock, progress: float = 0.3) -> Step:
-    made = Step(objective, HybridBlock())
+def step(objective: ObjectiveBlock, progress: float = 0.3) -> LossStep:
+    made = LossStep(objective, HybridBlock())
     made.progress = progress
     return made
 

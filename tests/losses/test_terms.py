@@ -35,7 +35,7 @@ from smart_train.core.errors import LossError
 from smart_train.losses import Joint, Labels
 from smart_train.losses.base import LOSSES
 from smart_train.losses.recipe_terms import read_terms
-from smart_train.training.loss_step import Step
+from smart_train.training.loss_step import LossStep
 
 OFF = TermBlock(0.0)
 ALONE = ObjectiveBlock(OFF, OFF, OFF)
@@ -263,7 +263,7 @@ def step_on(rows: tuple[list[int], list[int]]) -> tuple[torch.Tensor, list[torch
         torch.tensor([(mine.index(q), own.index(x)) for q, x in POSITIVES if q in mine]),
     )
     both = Embeddings.cat([queries.select(mine), documents.select(own)])
-    loss = Step(OWN, HybridBlock(), [4], [2, 4]).loss(both, given)
+    loss = LossStep(OWN, HybridBlock(), [4], [2, 4]).loss(both, given)
     return loss.total.detach(), gradients(loss.total, queries, documents), loss.parts
 
 

@@ -29,7 +29,7 @@ def test_a_rank_draws_its_share_of_the_batch(world, share, monkeypatch):
 @pytest.mark.parametrize(("batch", "fix"), [(10, "write 8 or"), (3, "write 4 or")])
 def test_a_batch_that_cannot_be_shared_is_refused(batch, fix, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ValueError, match=f"objective.batch is {batch}, which 4 processes cannot share evenly; {fix}"):
+    with pytest.raises(ValueError, match=f"objective.batch: is {batch}, which 4 processes cannot share evenly; {fix}"):
         with_batch_share({}, ObjectiveBlock(batch=batch))
 
 
@@ -59,7 +59,7 @@ def test_neighbouring_pages_need_pages(file, page, fine):
     if fine:
         check_pages(ObjectiveBlock(neighbour_pages=0), documents, "mine")
         return
-    with pytest.raises(ValueError, match=r"neighbour_pages is 0, but no document of mine names its file and its page"):
+    with pytest.raises(ValueError, match=r"neighbour_pages: is 0, but no document of mine names its file and its page"):
         check_pages(ObjectiveBlock(neighbour_pages=0), documents, "mine")
 
 

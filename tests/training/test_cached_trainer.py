@@ -220,7 +220,7 @@ def test_pages_are_cached_in_chunks_of_their_own_rows(make):
 
 
 def test_a_batch_that_the_ranks_do_not_draw_is_refused(make):
-    with pytest.raises(ValueError, match=r"objective.batch is 16, but 1 processes draw 4 pairs .*per_device"):
+    with pytest.raises(ValueError, match=r"objective.batch: is 16, but 1 processes draw 4 pairs .*per_device"):
         make("bert", LORA, {}, replace(JOINT, batch=16))
 
 

@@ -8,7 +8,7 @@ from formula import draw
 
 from smart_train.config.schema import HybridBlock, ObjectiveBlock
 from smart_train.core.embeddings import Batch, Embeddings, KnownPositives
-from smart_train.training.loss_step import Step, token_dtype
+from smart_train.training.loss_step import LossStep, token_dtype
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -35,7 +35,7 @@ def test_only_the_late_scores_are_rounded_and_gradients_come_back_in_float32():
     found = {}
     for dtype in (None, torch.bfloat16):
         leaf = both.tokens.values.detach().clone().requires_grad_(True)
-        step = Step(ObjectiveBlock(), HybridBlock(), dtype=dtype)
+        step = LossStep(ObjectiveBlock(), HybridBlock(), dtype=dtype)
         loss = step.loss(Embeddings(both.pooled, type(both.tokens)(leaf, both.tokens.lengths)), batch)
         loss.total.backward()
         assert leaf.grad.dtype == torch.float32 and loss.total.dtype == torch.float32
