@@ -15,6 +15,7 @@ import yaml
 
 from smart_train.config.schema import Component, ObjectiveBlock, Recipe, Where
 from smart_train.config.typed_values import Problem, RecipeError, build, describe_value
+from smart_train.core.bounded_yaml import BoundedLoader, load_yaml
 
 __all__ = ["BOOT", "CLOSE", "Problem", "RecipeError", "of_words", "plain", "read", "save", "stored"]
 
@@ -49,8 +50,19 @@ def _made(values: dict[str, Any], overrides: Sequence[str], where: Where) -> Rec
 
 
 def stored(path: str | Path) -> dict[str, Any]:
-    """Return what ``save`` wrote, as nested dicts; unlike ``read``, it checks nothing and loads no other package."""
-    found: dict[str, Any] = yaml.safe_load(Path(path).read_text(encoding="utf8"))
+    """Return what ``save`` wrote, as nested dicts; unlike ``read``, it checks no key and loads no other package.
+
+    Raises RecipeError for a file that is not YAML, or no block of keys.
+    """
+    where = Where(str(path))
+    try:
+        found = load_yaml(Path(path).read_text(encoding="utf8"))
+    except UnicodeDecodeError as error:
+        raise _fail(where, None, "", f"it is not UTF-8 text ({error.reason})", "restore what the run wrote") from None
+    except yaml.YAMLError as error:
+        raise _fail(where, *_problem(error), "restore what the run wrote") from None
+    if not isinstance(found, dict):
+        raise _fail(where, None, "", "a recipe is a block of keys", "restore what the run wrote")
     return found
 
 
@@ -110,8 +122,8 @@ def versions() -> dict[str, str]:
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's booleans (no, off and on are text) and numbers (1e-4 is a number)."""
+class _Loader(BoundedLoader):
+    """BoundedLoader with YAML 1.2's booleans (no, off and on are text) and numbers (1e-4 is a number)."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -129,6 +141,14 @@ _Loader.add_implicit_resolver(
 def _fail(where: Where, line: int | None, key: str, what: str, fix: str) -> RecipeError:
     place = where.file if line is None else f"{where.file}, line {line}"
     return RecipeError([Problem(key, what, fix, place)], where)
+
+
+def _problem(error: yaml.YAMLError) -> tuple[int | None, str, str]:
+    """Return line, key ("") and message of an error of PyYAML."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return None, "", f"this is not YAML: {error}"
+    mark = error.problem_mark or error.context_mark
+    return mark.line + 1 if mark else None, "", f"this is not YAML: {error.problem or error.context}"
 
 
 def _text(path: Path, where: Where) -> str:
@@ -180,13 +200,12 @@ def _parse(text: str, where: Where) -> dict[str, Any]:
             line = bodies[0].start_mark.line + 1
             raise _fail(where, line, "", "a recipe is a block of keys", "write key: value lines, such as model:")
         return _values(loader, bodies[0], "", where, where.lines)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        what = f"this is not YAML: {error.problem or error.context}"
-        fix = "indent with spaces" if "\\t" in what else "correct the line; text with ': ' or ' #' needs quotes"
-        raise _fail(where, mark.line + 1 if mark else None, "", what, fix) from None
     except yaml.YAMLError as error:
-        raise _fail(where, None, "", f"this is not YAML: {error}", "remove the characters named") from None
+        line, key, what = _problem(error)
+        fix = "indent with spaces" if "\\t" in what else "correct the line; text with ': ' or ' #' needs quotes"
+        if not isinstance(error, yaml.MarkedYAMLError):
+            fix = "remove the characters named"
+        raise _fail(where, line, key, what, fix) from None
     finally:
         loader.dispose()
 
@@ -195,12 +214,24 @@ def _values(loader: _Loader, node: yaml.Node, key: str, where: Where, lines: dic
     """Return a node's plain value; fill ``lines``; raises RecipeError for a repeated key or one that is not text."""
     if id(node) in around:
         raise _fail(where, node.start_mark.line + 1, key, "an alias contains itself", "write the values out")
+    if isinstance(node, yaml.CollectionNode) and node.tag not in ("tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"):
+        mark = node.start_mark
+        raise yaml.constructor.ConstructorError(
+            None, None, f"could not determine a constructor for the tag {node.tag!r}", mark
+        )
     if isinstance(node, yaml.SequenceNode):
         inside = (*around, id(node))
         lines.update({f"{key}.{n}": item.start_mark.line + 1 for n, item in enumerate(node.value)})
         return [_values(loader, item, f"{key}.{n}", where, lines, inside) for n, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node, deep=True)
+        value = loader.construct_object(node, deep=True)
+        if isinstance(value, str) and (bad := re.search("[\\0\ud800-\udfff]", value)):
+            what = f"the text holds {bad.group()!a}, which no file name and no UTF-8 text can"
+            raise _fail(where, node.start_mark.line + 1, key, what, "remove that character")
+        if isinstance(value, int) and value.bit_length() > 64:
+            what = f"{node.value[:20]}... has {len(node.value)} digits"
+            raise _fail(where, node.start_mark.line + 1, key, what, "write a number below 2^64")
+        return value
     found: dict[str, Any] = {}
     first: dict[str, int] = {}
     for name_node, value_node in node.value:
@@ -228,6 +259,7 @@ def _override(override: str, values: dict[str, Any], where: Where) -> None:
         node = yaml.compose(text, Loader=_Loader)
         value = None if node is None else _values(_Loader(""), node, key, shown, {})
     except yaml.YAMLError as error:
+        text = text if len(text) <= 80 else f"{text[:80]}..."
         what = f"{text!r} is not YAML ({getattr(error, 'problem', None) or error})"
         raise RecipeError([Problem(key, what, f"quote it twice: {key}='\"{text}\"'", "command line")], where) from None
     block = values

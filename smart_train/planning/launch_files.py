@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from smart_train.core.bounded_yaml import load_yaml
 from smart_train.core.errors import LaunchError
 from smart_train.planning.estimates import BUCKET, LIVE, Engine
 
@@ -101,7 +102,7 @@ def default_file() -> tuple[str, dict[str, Any]]:
     if not path.is_file():
         return "", {}
     try:
-        return str(path), _mapping(path, yaml.safe_load, yaml.YAMLError)  # JSON is YAML
+        return str(path), _mapping(path, load_yaml, yaml.YAMLError)  # JSON is YAML
     except LaunchError:
         return str(path), {}
 
@@ -111,7 +112,7 @@ def read_launch(path: Path) -> Launch:
 
     Raises LaunchError if a file is missing or not YAML or JSON, or names no distributed_type.
     """
-    found = _mapping(path, yaml.safe_load, yaml.YAMLError)
+    found = _mapping(path, load_yaml, yaml.YAMLError)
     kind = found.get("distributed_type", "")
     kind = "NO" if kind is False else str(kind).upper()  # YAML takes a NO without quotes for false
     if not kind:
@@ -156,6 +157,10 @@ def _mapping(path: Path, parse: Any, error: type[Exception]) -> dict[str, Any]:
         found = parse(path.read_text(encoding="utf8"))
     except OSError as failed:
         raise LaunchError(f"{path}: it cannot be read ({failed.strerror}); correct the path") from None
+    except UnicodeDecodeError as failed:
+        raise LaunchError(f"{path}: it is not UTF-8 text ({failed.reason}); save it as UTF-8") from None
+    except RecursionError:  # of JSON
+        raise LaunchError(f"{path}: too many levels deep; correct it") from None
     except error as failed:
         raise LaunchError(f"{path}: {' '.join(str(failed).split())}; correct that line") from None
     if not isinstance(found, dict):

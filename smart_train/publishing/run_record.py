@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from smart_train.core.bounded_yaml import load_yaml
 from smart_train.core.errors import BaseNotFound, PublishError
 from smart_train.core.hub import LOCAL, resolve_base
 from smart_train.data.collection import Collection, Document, hash_id
@@ -40,13 +42,12 @@ def base_licence(settings: dict[str, Any]) -> str:
 
 def licence_in_card(card: str) -> str | None:
     """What the front matter of a card has as its licence: its id, and the name and link that "other" comes with."""
-    from huggingface_hub import ModelCard
-
+    block = re.match(r"\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|\Z)", card, re.DOTALL)
     try:
-        stated = ModelCard(card.removeprefix("\ufeff"), ignore_metadata_errors=True).data.to_dict()
-    except (ValueError, yaml.YAMLError):
+        stated = load_yaml(block.group(1)) if block else None
+    except yaml.YAMLError:
         return None
-    if not stated.get("license"):
+    if not isinstance(stated, dict) or not stated.get("license"):
         return None
     found = stated["license"]
     parts = [", ".join(map(str, found)) if isinstance(found, list) else str(found)]

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from smart_train.config.recipe import plain
+from smart_train.config.recipe import plain, stored
 from smart_train.config.schema import Recipe
 from smart_train.core.errors import NothingToResume
 from smart_train.core.folder_lock import NAME as LOCK
@@ -130,12 +130,12 @@ def warn_of_other_data(run: Path | None, fingerprints: dict[str, str]) -> None:
         logger.warning("the data of %s have changed since the run in %s was started", ", ".join(other), run)
 
 
-def changes(stored: Path, recipe: Recipe) -> list[tuple[str, Any, Any]]:
+def changes(file: Path, recipe: Recipe) -> list[tuple[str, Any, Any]]:
     """Return (key, value of the stored recipe, value of this one) of every key that differs and may change a result."""
-    if not stored.is_file():
+    if not file.is_file():
         return []
     ours = yaml.safe_load(yaml.safe_dump(plain(recipe)))
-    before, now = (_flat(values) for values in (yaml.safe_load(stored.read_text(encoding="utf8")), ours))
+    before, now = (_flat(values) for values in (stored(file), ours))
     ignored = [
         key for key in before.keys() | now.keys() if any(key == one or key.startswith(f"{one}.") for one in NO_EFFECT)
     ]
