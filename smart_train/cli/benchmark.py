@@ -36,7 +36,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         "or its tasks (default: all 78)",
     )
     benchmark.add_argument("--output", required=True, help="folder for results; tasks that it has are not run again")
-    benchmark.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: all three")
+    benchmark.add_argument(
+        "--modes", nargs="+", choices=MODES, default=list(MODES), help="scores to measure (default: pooled late hybrid)"
+    )
     benchmark.add_argument("--workers", type=count, help="processes that decode images, for MTEB (default: none)")
     benchmark.add_argument(
         "--name", help="organisation/model under which MTEB's results are filed (default: the base or adapter)"

@@ -55,7 +55,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument(
         "--processes", type=count, default=1, help="processes that share the work (default: %(default)s)"
     )
-    shown = "queries with the lowest metric to show in the report: %(default)s"
+    shown = "queries with the lowest metric to show in the report (default: %(default)s)"
     evaluate.add_argument("--failure-cases", "--worst", type=whole, default=10, metavar="N", help=shown)
     evaluate.add_argument(
         "--heatmaps", type=whole, default=3, help="worst queries with heatmaps of their pages (default: %(default)s)"

@@ -42,7 +42,10 @@ def _add_page_options(ingest: argparse.ArgumentParser) -> None:
     ingest.add_argument("--no-images", action="store_true", help="store the text of pages only")
     ingest.add_argument("--no-text", action="store_true", help="store the images of pages only")
     ingest.add_argument(
-        "--characters", type=count, default=pages.characters, help="most characters of a text page: %(default)s"
+        "--characters",
+        type=count,
+        default=pages.characters,
+        help="most characters of a text page (default: %(default)s)",
     )
     ingest.add_argument(
         "--encoding", help="encoding of text files that are not UTF-8 and declare none, such as cp1252 (default: skip)"
@@ -51,12 +54,21 @@ def _add_page_options(ingest: argparse.ArgumentParser) -> None:
     ingest.add_argument(
         "--ocr", metavar="MODULE:FUNCTION", help="reads the text of page images without a text layer: image -> str"
     )
-    ingest.add_argument("--max-pages", type=count, default=most.pages, help="most pages of a file: %(default)s")
-    ingest.add_argument("--max-bytes", type=count, default=most.file_bytes, help="most bytes of a file: %(default)s")
     ingest.add_argument(
-        "--max-picture", type=count, default=most.picture, help="most pixels of an image in a file: %(default)s"
+        "--max-pages", type=count, default=most.pages, help="most pages of a file (default: %(default)s)"
     )
-    ingest.add_argument("--seconds", type=float, default=most.seconds, help="most seconds for a page: %(default)s")
+    ingest.add_argument(
+        "--max-bytes", type=count, default=most.file_bytes, help="most bytes of a file (default: %(default)s)"
+    )
+    ingest.add_argument(
+        "--max-picture",
+        type=count,
+        default=most.picture,
+        help="most pixels of an image in a file (default: %(default)s)",
+    )
+    ingest.add_argument(
+        "--seconds", type=float, default=most.seconds, help="most seconds for a page (default: %(default)s)"
+    )
 
 
 def _add_question_options(ingest: argparse.ArgumentParser) -> None:
@@ -64,7 +76,7 @@ def _add_question_options(ingest: argparse.ArgumentParser) -> None:
         "--questions",
         default=SOURCES[0],
         metavar="SOURCE",
-        help="where queries come from: own-words (default), vlm, none, or a chat model of your own, MODULE:CLASS",
+        help="source of queries: own-words, vlm, none, or your own chat model, MODULE:CLASS (default: %(default)s)",
     )
     ingest.add_argument("--vlm", metavar="MODEL", help="with --questions vlm: a local model, or its name on a server")
     ingest.add_argument("--endpoint", metavar="URL", help="server of --vlm (.../v1); the pages are sent to it")

@@ -39,14 +39,23 @@ def add(commands: argparse._SubParsersAction) -> None:
     mine.add_argument("data", help="folder with a corpus, queries and qrels; with --out, any data that a recipe reads")
     add_model(mine, "folder of a trained adapter: mine again with what was trained")
     mine.add_argument("--out", help="folder that all of the data is written to, with its negatives")
-    mine.add_argument("--mode", choices=("pooled", "late", "hybrid"), default="hybrid", help="score: %(default)s")
-    mine.add_argument("-k", "--negatives", dest="k", type=count, default=8, help="most per query: %(default)s")
+    mine.add_argument(
+        "--mode",
+        choices=("pooled", "late", "hybrid"),
+        default="hybrid",
+        help="score to mine with (default: %(default)s)",
+    )
+    mine.add_argument(
+        "-k", "--negatives", dest="k", type=count, default=8, help="most negatives per query (default: %(default)s)"
+    )
     _thresholds(mine)
-    mine.add_argument("--split", default="train", help="qrels whose queries get negatives: %(default)s")
-    mine.add_argument("--dev", type=_share, help="as data.dev of the recipe that trains on it: no candidates")
-    mine.add_argument("--test", type=_share, help="the same of data.test")
-    mine.add_argument("--dev-documents", type=count, help="as data.dev_documents of that recipe: no candidates either")
-    mine.add_argument("--test-documents", type=count, help="the same of data.test_documents")
+    mine.add_argument("--split", default="train", help="split whose queries get negatives (default: %(default)s)")
+    mine.add_argument(
+        "--dev", type=_share, help="data.dev of the recipe that will train on this: its dev documents are not mined"
+    )
+    mine.add_argument("--test", type=_share, help="data.test of that recipe: its test documents are not mined")
+    mine.add_argument("--dev-documents", type=count, help="data.dev_documents of that recipe: these are not mined")
+    mine.add_argument("--test-documents", type=count, help="data.test_documents of that recipe: these are not mined")
     mine.add_argument("--miner", metavar="NAME", help="find negatives with package.module:function (docs/mining.md)")
     mine.add_argument(
         "--reranker", metavar="NAME", help="judge candidates with package.module:function, such as a cross-encoder"
@@ -61,22 +70,34 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _thresholds(mine: argparse.ArgumentParser) -> None:
     mine.add_argument(
-        "--max-relative", type=float, default=0.95, help="a negative scores below this share of the positive's: 0.95"
+        "--max-relative",
+        type=float,
+        default=0.95,
+        help="most of a negative's score, as a share of the positive's (default: %(default)s)",
     )
     mine.add_argument("--no-max-relative", action="store_const", const=None, dest="max_relative", help="no such limit")
-    mine.add_argument("--margin", type=float, help="a negative scores below the positive by more than this")
+    mine.add_argument(
+        "--margin", type=float, help="least distance of a negative's score below the positive's (default: none)"
+    )
     mine.add_argument(
         "--range",
         type=int,
         nargs=2,
         default=(0, 100),
         metavar=("FIRST", "END"),
-        help="ranks that are considered: 0 100",
+        help="ranks that are considered, from FIRST to before END (default: 0 100)",
     )
-    mine.add_argument("--skip-top", type=int, default=0, help="leave out this many of the hardest that pass")
-    mine.add_argument("--window", type=int, help="exclude pages at most this far from a positive in its file")
-    mine.add_argument("--sampling", choices=("top", "random"), default="top", help="of those that pass: %(default)s")
-    mine.add_argument("--seed", type=int, default=0, help="of --sampling random")
+    mine.add_argument("--skip-top", type=int, default=0, help="hardest negatives to leave out (default: %(default)s)")
+    mine.add_argument(
+        "--window", type=int, help="leave out pages at most this many from a positive in its file (default: none)"
+    )
+    mine.add_argument(
+        "--sampling",
+        choices=("top", "random"),
+        default="top",
+        help="how negatives are chosen of those that pass (default: %(default)s)",
+    )
+    mine.add_argument("--seed", type=int, default=0, help="seed of --sampling random (default: %(default)s)")
 
 
 def _share(text: str) -> float | int:
