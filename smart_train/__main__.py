@@ -1,4 +1,4 @@
-"""``python -m smart_train`` and ``accelerate launch -m smart_train`` are the command ``smart-train``."""
+"""Run the command line: ``python -m smart_train`` and ``accelerate launch -m smart_train`` are ``smart-train``."""
 
 import sys
 

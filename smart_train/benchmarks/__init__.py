@@ -1,1 +1,1 @@
-"""Public benchmarks: MTEB and MMEB-V2."""
+"""Run public benchmarks: MTEB and MMEB-V2."""

@@ -1,4 +1,4 @@
-"""The 78 tasks of MMEB-V2: files, instructions, candidates and metric of each.
+"""List the 78 tasks of MMEB-V2: files, instructions, candidates and metric of each.
 
 Sources. Tasks, candidates and layout: VLM2Vec-V2 (arXiv 2507.04590) and its repository TIGER-AI-Lab/VLM2Vec,
 experiments/public/eval/*.yaml, src/constant/dataset_hf_path.py and docs/mmebv2_reproduction/README.md (the 24 sets of

@@ -191,7 +191,7 @@ class PooledModel(MtebModel):
 
 
 class SharedEncoder:
-    """What the models of one encoder share: the encoder, its prompts, and rankings that other modes will ask for.
+    """State that the models of one encoder share: the encoder, its prompts, and rankings for the other modes.
 
     task_prompts: None = the encoder's own prompts; else a template for MTEB's prompt of each task
     """

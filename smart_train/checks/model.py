@@ -49,7 +49,7 @@ def check_quantised(recipe: Recipe) -> Problems:
 
 
 def check_pooling(recipe: Recipe, base: BaseConfig) -> Problems:
-    """The base has a Pooling module to replace, and what stands behind it takes the new width."""
+    """Check that the base has a Pooling module to replace, and that the next module takes the new width."""
     mode = recipe.model.pooling
     if mode is not None and not base.pooling:
         what = f"is {mode}, but the base has no Pooling module that it could replace"
@@ -71,7 +71,7 @@ def check_lengths(recipe: Recipe, base: BaseConfig) -> Problems:
 
 
 def check_vision(recipe: Recipe, base: BaseConfig) -> Problems:
-    """Nothing about images is asked of a model that sees none."""
+    """Check that image settings are left out for a model that reads no images."""
     if base.vision:
         return
     asked = {

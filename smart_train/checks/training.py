@@ -222,7 +222,7 @@ def check_trackers(recipe: Recipe) -> Problems:
 
 
 def check_best(recipe: Recipe) -> Problems:
-    """The metric that chooses the best checkpoint, lowers the rate or ends the training must be measured."""
+    """Check that the metric that chooses the best checkpoint, lowers the rate or ends the training is measured."""
     training, evaluation = recipe.training, recipe.evaluation
     yield from at_least("evaluation.patience", evaluation.patience, 1)
     ranked = training.get("eval_strategy", "no") != "no"

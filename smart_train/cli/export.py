@@ -1,4 +1,4 @@
-"""``smart-train export``: an adapter as whole weights, or as a multi-vector encoder of sentence-transformers."""
+"""``smart-train export``: write an adapter as merged weights or as a MultiVectorEncoder of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What an export needs to be told beside its kind; ``publish --export`` takes the same."""
+    """Add the options of an export; ``publish --export`` takes the same."""
     parser.add_argument(
         "--base", help="the base, if it has moved since training (default: where the adapter was trained)"
     )

@@ -1,4 +1,4 @@
-"""``smart-train heatmap``: why a document got its late score, as a picture.
+"""``smart-train heatmap``: draw which parts of a document its late score comes from.
 
 Nothing heavy is imported before it runs.
 """

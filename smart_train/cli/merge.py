@@ -1,4 +1,4 @@
-"""``smart-train merge``: several adapters of one base as one, scored beside its parts."""
+"""``smart-train merge``: merge adapters of one base into one, and score it beside its parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``smart-train mine``: hard negatives for a retrieval folder."""
+"""``smart-train mine``: mine hard negatives for a retrieval folder."""
 
 from __future__ import annotations
 

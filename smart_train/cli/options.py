@@ -57,14 +57,14 @@ def setting_namer(flags: Mapping[str, str]) -> Callable[[Setting], str]:
 
 
 def count(text: str) -> int:
-    """A whole number of 1 or more, as an argument."""
+    """Parse a whole number of 1 or more."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
 
 
 def whole(text: str) -> int:
-    """A whole number of 0 or more, as an argument."""
+    """Parse a whole number of 0 or more."""
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
     return int(text)
@@ -88,8 +88,10 @@ def add_model(parser: argparse.ArgumentParser, adapter: str) -> None:
 
 
 def add_reading(parser: argparse.ArgumentParser, chosen: bool = True) -> None:
-    """How the model reads: what an adapter brings along, and what it does not; without ``chosen``, neither layer nor
-    weight, for a command that finds them."""
+    """Add options of how the model reads queries and documents.
+
+    chosen: False = without the layer and the late weight, for a command that chooses them
+    """
     if chosen:
         parser.add_argument(
             "--layer", type=int, help="layer of the token vectors: 0 = embeddings, k = block k (default: -1, the last)"
@@ -123,7 +125,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 def check_reading(options: argparse.Namespace) -> BaseConfig:
-    """The sizes of the base; refuses what can be refused before data and a model are read."""
+    """Check the options against the base before data and a model are read; return the sizes of the base."""
     from smart_train.models.base_config import read_base
     from smart_train.models.safe_loading import SETTINGS
 
@@ -194,7 +196,7 @@ def check_pages(corpora: Iterable[Mapping[str, Document]], options: argparse.Nam
 
 
 def own_gpu(options: argparse.Namespace) -> None:
-    """Of several processes each gets its own GPU, where there are any and --device names none."""
+    """Set --device to one GPU per process, if there are GPUs and it is not given."""
     import torch
 
     from smart_train.core.environment import rank, world

@@ -1,4 +1,4 @@
-"""``smart-train probe``: which layer and which late weight, without any training."""
+"""``smart-train probe``: choose a layer and a late weight without training."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The recipe: its schema, its YAML, and the checks that run before anything is loaded."""
+"""Recipes: their schema, their YAML and typed values."""

@@ -1,4 +1,4 @@
-"""The recipe's blocks as typed dataclasses: every key, its default, and what it buys."""
+"""Define the recipe as typed dataclasses: every key, its default, and what it is for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The block ``training``: transformers' TrainingArguments under their own names, head_learning_rate and callbacks."""
+"""Read the block ``training``: transformers' TrainingArguments by name, head_learning_rate and callbacks."""
 
 from __future__ import annotations
 

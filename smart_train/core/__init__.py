@@ -1,1 +1,1 @@
-"""What every other folder uses: embeddings, errors, atomic files, images, the Hub."""
+"""Shared by every other folder: embeddings, errors, atomic files, images, the Hub."""

@@ -1,4 +1,4 @@
-"""Data structures that every folder shares: ragged token vectors, embeddings and training batches.
+"""Define the shared data structures: ragged token vectors, embeddings and training batches.
 
 Letters in every shape comment of this project: B queries, N documents, Q query tokens, T document tokens,
 D pooled width, d token width, W ranks.

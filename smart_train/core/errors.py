@@ -1,4 +1,4 @@
-"""Errors that this package raises on purpose; all are subclasses of SmartTrainError.
+"""Define the errors that this package raises on purpose; all are subclasses of SmartTrainError.
 
 A command prints such an error as one sentence and exits with the error's ``status``. Any other exception is a bug and
 keeps its traceback.

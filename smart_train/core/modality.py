@@ -1,4 +1,4 @@
-"""Contents of queries and documents, seen from outside: their modality, their size, and images as encoders read them.
+"""Find the modality and size of queries and documents, and open their images as encoders read them.
 
 A content is a text, a PIL image, a pathlib.Path of an image, or {"text": ..., "image": ...}.
 """

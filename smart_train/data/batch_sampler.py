@@ -211,7 +211,7 @@ class PairBatchSampler(Sampler[list[int]]):
         return {**sources, **merged}
 
     def _round_length(self, places: Ints) -> int:
-        """How many batches one round through these pairs has."""
+        """Return the number of batches of one round through these pairs."""
         counts = self._counts(places)
         if self.drop_last:
             return max_batches(counts, self.size)

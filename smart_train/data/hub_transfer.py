@@ -1,4 +1,4 @@
-"""Push a data set to the Hub and pull one, in the layout of ViDoRe's retrieval sets: each part is a configuration.
+"""Push a data set to the Hub and pull one, in the layout of ViDoRe: corpus, queries and qrels are configurations.
 
 configuration corpus     corpus-id, image, title, text, file, page, hash ...      one split, corpus
               queries    query-id, query ...                                      one split, queries

@@ -167,7 +167,7 @@ def _check(reader: Reader) -> Iterator[Problem]:
 
 
 def has_test(data: DataBlock | Reader) -> bool:
-    """Whether the data has a test split of its own; raises as ``find_reader`` does."""
+    """Return whether the data has a test split of its own. Raises as ``find_reader`` does."""
     return own_split(_reader(data), TEST_SPLITS) is not None
 
 

@@ -125,7 +125,7 @@ class TextTable:
 
     @cached_property
     def columns(self) -> list[str]:
-        """The columns of the first 100 rows, in order of appearance."""
+        """Return the columns of the first 100 rows, in order of appearance."""
         return list(dict.fromkeys(key for _, row in islice(iter(self), PEEK) for key in row))
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:

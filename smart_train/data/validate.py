@@ -166,7 +166,7 @@ class _Validation:
         self.report("corpus-id", sorted(documents))
 
     def _stays(self, document: str, kind: str) -> bool:
-        """Whether what names this document stays."""
+        """Return whether what names this document stays."""
         return document in self.clean.corpus or (document not in self.gone and kind in self.ignore)
 
     def negatives(self) -> None:
@@ -205,7 +205,7 @@ class _Validation:
                 self._remove(split, found)
 
     def leaks(self, similar: float) -> None:
-        """Each split against those that are kept before it, which are clean by then."""
+        """Find leaks of each split into those that are kept before it, which are clean by then."""
         order = sorted(self.clean.splits, key=_order)
         for place, split in enumerate(order):
             leaving: set[str] = set()

@@ -1,1 +1,1 @@
-"""One package for everything that involves several processes: the process group, gathers, signals, failures."""
+"""Several processes: the process group, gathers, signals and failures."""

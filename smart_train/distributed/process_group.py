@@ -1,4 +1,4 @@
-"""The processes of a launch: rank, world size, exchange of values, and one rank's failure raised on all of them."""
+"""Exchange values between the processes of a launch, and raise one rank's failure on all of them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes files, log lines and progress bars."""
+        """Return whether this rank writes files, log lines and progress bars."""
         return self.rank == 0
 
     def all_gather_object(self, value: Any) -> list[Any]:
@@ -146,7 +146,7 @@ class ProcessGroup:
 
 
 class CollectError(RankError):
-    """What ``ProcessGroup.collect`` raises.  failures: rank -> message."""
+    """Some ranks failed in ``ProcessGroup.collect``.  failures: rank -> message."""
 
     def __init__(self, failures: dict[int, str], world_size: int) -> None:
         self.failures = failures

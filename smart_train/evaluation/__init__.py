@@ -1,1 +1,1 @@
-"""Encode, rank and measure: which view of an encoder finds what."""
+"""Evaluate an encoder: encode, rank and measure its pooled, late and hybrid scores."""

@@ -51,7 +51,7 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How an encoder is evaluated.
+    """Options of an evaluation.
 
     k, bootstrap, seed: of the metrics; batch_size: rows encoded at once; store: folder of documents' vectors, or None
     baseline, baseline_row: folder of an earlier evaluation to compare with, and which of its rows

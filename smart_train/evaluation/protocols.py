@@ -1,4 +1,4 @@
-"""What an evaluation needs of an encoder, a collection and a document; any objects that have it will do."""
+"""Protocols of the encoder, the collection and the document that an evaluation takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Histograms of the scores of relevant and other query-document pairs, counted while a corpus is ranked.
+"""Count histograms of the scores of relevant and other query-document pairs while a corpus is ranked.
 
 Bins are fixed beforehand, so memory is the bins and the relevant pairs.
 """

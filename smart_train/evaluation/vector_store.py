@@ -1,4 +1,4 @@
-"""VectorStore document vectors on disk, a shard at a time, so that an evaluation can resume or be repeated.
+"""Store document vectors on disk, a shard at a time, so that an evaluation can resume or be repeated.
 
     STORE/store.json               everything that the vectors depend on; checked before they are used again
     STORE/shards/NAME.safetensors  pooled [n, D] float32, tokens [sum of lengths, d] float16, lengths [n] int64, and

@@ -1,1 +1,1 @@
-"""A folder of files becomes a corpus with queries."""
+"""Turn a folder of files into a corpus with queries."""

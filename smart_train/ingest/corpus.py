@@ -25,7 +25,7 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass
 class BuildReport:
-    """What ``build`` wrote: documents, and queries and files of each split.
+    """Result of ``build``: documents, and queries and files of each split.
 
     without: reason -> pages and questions that were left out
     """

@@ -58,7 +58,7 @@ def encode_jpeg(image: Any) -> bytes:
 
 
 def is_blank(image: Any) -> bool:
-    """Whether an RGB image has one colour only."""
+    """Return whether an RGB image has only one colour."""
     return all(low == high for low, high in image.getextrema())
 
 

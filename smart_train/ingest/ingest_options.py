@@ -1,4 +1,4 @@
-"""Options and limits of ``smart-train ingest``."""
+"""Define the options and limits of ``smart-train ingest``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VERSION = 1  # of how pages are made; with a higher number stored pages are made
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker process needs of IngestOptions and Limits; it is sent as JSON."""
+    """Settings of a worker process, from IngestOptions and Limits; sent as JSON."""
 
     out: str
     pixels: int
@@ -52,7 +52,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class IngestOptions:
-    """How pages are made.
+    """Options of how pages are made.
 
     pixels: most pixels of a page image. A small PDF page is drawn at 200 dots per inch at most; no image is enlarged.
     jobs: worker processes; None = one for each core
@@ -103,7 +103,7 @@ class IngestOptions:
         return self.page_settings() | {"limits": asdict(self.limits)}
 
     def stores(self, kind: Kind) -> bool:
-        """Whether anything of a file of this kind would be stored."""
+        """Return whether anything of a file of this kind would be stored."""
         return {"pdf": True, "text": self.text, "image": self.images or (self.ocr is not None and self.text)}[kind]
 
 

@@ -18,7 +18,7 @@ SHOWN = 10  # kinds and files in the summary; all are in report.json
 
 @dataclass
 class IngestReport:
-    """What a run of ``ingest`` read and left out.
+    """Report of what a run of ``ingest`` read and left out.
 
     files: one row per file that was read: file, id, kind, pages, and how many pages are scanned, read by the OCR hook,
         blank (left out: nothing is on them) or unread (left out: no text, and images are off)

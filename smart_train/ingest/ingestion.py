@@ -200,7 +200,7 @@ class _Run:
             )
 
     def reuse(self, file: _File) -> bool:
-        """Whether the stored pages of a file are what a new run would make; a changed file name is corrected."""
+        """Return whether stored pages of a file equal those of a new run; correct a changed file name."""
         path = self._pages_file(file)
         if not path.is_file():
             return False

@@ -68,7 +68,7 @@ class Page:
 
     @property
     def file_id(self) -> str:
-        """The id of the file, which does not depend on its name."""
+        """Return the id of the file, which does not depend on its name."""
         return self.id.rpartition("-")[0]
 
 

@@ -113,7 +113,7 @@ def text_blocks(text: str) -> Iterator[Block]:
 
 
 def _is_underlined(lines: list[str]) -> bool:
-    """Whether the second line underlines the first: a heading has letters, and is about as long as its underline."""
+    """Return whether the second line underlines the first, a heading: it has letters and is about as long."""
     title, line = lines[0].strip(), lines[1].strip()
     return any(c.isalpha() for c in title) and 0.5 * len(title) <= len(line) <= 2 * len(title) + 4
 

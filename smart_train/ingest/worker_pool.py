@@ -1,4 +1,4 @@
-"""Run worker processes that read files: start them, give them tasks, watch them, replace those that a file kills.
+"""Run worker processes that read files, and replace those that a broken file crashes.
 
 They are plain child processes with pipes. Nothing of the caller's program is imported again, as multiprocessing would,
 and a process that pdfium has crashed takes no other one along. ``worker_process.py`` is what runs inside.
@@ -108,7 +108,7 @@ class _Worker:
         self._send(task)
 
     def started(self, answer: Answer) -> bool:
-        """Whether the answer says that the process is ready. Raises DataError where it says that it cannot work."""
+        """Return whether the process says that it is ready. Raises DataError if it says that it cannot work."""
         self.last_answer = time.monotonic()
         if "fatal" in answer:
             raise DataError(answer["fatal"])

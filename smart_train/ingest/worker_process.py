@@ -1,4 +1,4 @@
-"""Inspect files and read their pages in a process of their own, which a broken file may crash.
+"""Inspect files and read their pages in a separate process, which a broken file may crash.
 
     python -m smart_train.ingest.worker_process
 

@@ -1,1 +1,1 @@
-"""Similarity maps: why a document got its late score."""
+"""Similarity maps: which parts of a document its late score comes from."""

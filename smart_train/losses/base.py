@@ -1,4 +1,4 @@
-"""Write a loss term: the interface that every term implements, built-in or yours, and the registry of their names.
+"""Define the interface of loss terms, built-in or your own, and the registry of their names.
 
 A term declares once what it reads and what it trains. ``Joint`` asks the declaration for what it computes and gathers,
 the recipe check for what it refuses, ``smart-train doctor`` for the memory, the data for a teacher's scores.
@@ -183,7 +183,7 @@ class LossTerm:
 
     @property
     def matryoshka(self) -> str | None:
-        """The score over whose Matryoshka widths the cost is averaged; None = full width alone."""
+        """Return the score over whose Matryoshka widths the cost is averaged; None = full width alone."""
         scores = ("pooled", "late")
         trained = [s for s in scores if f"scores.{s}" in self.reads and VIEWS[f"scores.{s}"][0] in self.trains]
         return trained[0] if len(trained) == 1 else None
@@ -257,7 +257,7 @@ class DeclaredEmbeddings(Embeddings):
         return len(self._rows)
 
     def _declared(self, view: str) -> bool:
-        """Whether the view has a gradient; raises LossError where the term does not read it."""
+        """Return whether the view has a gradient; raises LossError where the term does not read it."""
         if f"embeddings.{view}" not in self._term.reads:
             raise LossError(
                 f"the loss term {self._term.name} reads embeddings.{view} without declaring it; add "

@@ -1,4 +1,4 @@
-"""The loss of a run: terms side by side, from one set of embeddings.
+"""Joint loss: the weighted sum of terms over one set of embeddings.
 
     loss = w_pooled L(s_pooled; tau_p) + w_late L(s_late; tau_l) + w_hybrid L(s_hybrid; tau_h)
          + w_self KL(late || pooled) + w_teacher (teacher's scores) + w_div (diversity) + w_over (overlap) + your terms
@@ -101,22 +101,22 @@ class Joint:
 
     @cached_property
     def reads(self) -> frozenset[str]:
-        """What any term reads: what is computed, and gathered from all ranks."""
+        """Return what any term reads, which is computed and gathered from all ranks."""
         return frozenset(name for term in self.terms for name in term.reads)
 
     @cached_property
     def trains(self) -> frozenset[str]:
-        """The views that any term gives a gradient: ``pooled``, ``tokens``."""
+        """Return the views that any term gives a gradient: ``pooled``, ``tokens``."""
         return frozenset(view for term in self.terms for view in term.trains)
 
     @cached_property
     def views(self) -> frozenset[str]:
-        """The views that any term reads, or scores are made of: ``pooled``, ``tokens``."""
+        """Return the views that any term reads, directly or as scores: ``pooled``, ``tokens``."""
         return frozenset(view for name in self.reads for view in VIEWS.get(name, ()))
 
     @cached_property
     def scores(self) -> tuple[str, ...]:
-        """The score matrices that are computed; hybrid scores are made of the two others."""
+        """Return the score matrices that are computed; hybrid scores are made of the two others."""
         read = {name for name in SCORES if f"scores.{name}" in self.reads}
         return tuple(name for name in SCORES if name in read or ("hybrid" in read))
 

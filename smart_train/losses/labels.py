@@ -19,7 +19,7 @@ def _this_rank(values: Tensor) -> Tensor:
 
 @dataclass
 class Labels:
-    """Who answers whom among B queries of this rank and N documents of all ranks that gather together.
+    """Labels of B queries of this rank and N documents of all ranks that gather together.
 
     P is the number of drawn pairs: the (query, positive document) pairs that the batch was sampled for. A query may
     have further positives among the N documents; they are no negatives, and no pairs either.

@@ -1,4 +1,4 @@
-"""MaxSim by the fused CUDA kernels of ``late-interaction-kernels`` (optional extra ``kernels``), where they fit.
+"""Compute MaxSim with the fused CUDA kernels of ``late-interaction-kernels`` (optional extra ``kernels``).
 
 The kernel takes packed tokens and offsets, scores all B x N pairs, returns sums over query tokens in float32 (the mean
 is taken here) and gives both sides gradients. By its source (0.4.5) it cannot do the following, which the torch tiles
@@ -77,7 +77,7 @@ def shared_memory(device: torch.device) -> int | None:
 
 
 def _reason(queries: Tensor, documents: Tensor, query_rows: Rows, rows: Rows, shared: int) -> str | None:
-    """Why the kernels cannot take this call; None where they can."""
+    """Return why the kernels cannot take this call; None if they can."""
     if _library() is None:
         return "late-interaction-kernels is not installed (pip install 'smart-train[kernels]')"
     if queries.dtype not in (torch.float16, torch.bfloat16):

@@ -1,4 +1,4 @@
-"""The forward pass of MaxSim in torch: tiles of similarities, of which only maxima and their places are kept.
+"""Compute the forward pass of MaxSim in torch, tile by tile; only maxima and their positions are kept.
 
 A tile is one product of some documents' tokens with some query tokens, small enough for a core's cache; the maximum is
 taken over each document's rows of it. On a CPU documents are taken without padding; on a GPU, where starting an

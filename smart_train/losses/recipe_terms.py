@@ -41,7 +41,7 @@ class RecipeTerm:
         return self.keys.get(option, self.block if not self.short else f"{self.block}.{option}")
 
     def schedule_name(self, attribute: str) -> str:
-        """What objective.schedule calls the attribute: late.weight, diversity, hardness, my_term.weight."""
+        """Return the key of an attribute in objective.schedule: late.weight, diversity, hardness, my_term.weight."""
         key = self.keys.get(attribute, "objective.terms.")
         entry = key.startswith("objective.terms.")
         return f"{self.term.name}.{attribute}" if entry else key.removeprefix("objective.")
@@ -66,7 +66,7 @@ class RecipeTerms:
 
     @property
     def schedule(self) -> dict[str, list[list[float]]]:
-        """The recipe's schedule as ``Joint`` takes it: TERM.ATTRIBUTE -> points, of the active terms."""
+        """Return the recipe's schedule as ``Joint`` takes it: TERM.ATTRIBUTE -> points, of the active terms."""
         return {
             f"{one.term.name}.{attribute}": points
             for key, points in self.objective.schedule.items()
@@ -75,22 +75,22 @@ class RecipeTerms:
         }
 
     def targets(self, key: str) -> list[tuple[RecipeTerm, str]]:
-        """The terms and attributes that a key of objective.schedule names."""
+        """Return the terms and attributes that a key of objective.schedule names."""
         return [(one, name) for one in self.terms for name in one.term.schedulable if one.schedule_name(name) == key]
 
     @property
     def schedulable(self) -> list[str]:
-        """Every key that objective.schedule may have; weights first."""
+        """Return every key that objective.schedule may have; weights first."""
         names = [(name != "weight", one.schedule_name(name)) for one in self.terms for name in one.term.schedulable]
         return [name for _, name in sorted(dict.fromkeys(names), key=lambda pair: pair[0])]
 
     @property
     def learns(self) -> bool:
-        """Whether any active term tells documents apart: regularizers, which are means over rows, do not."""
+        """Return whether any active term compares documents; regularizers, which are means over rows, do not."""
         return any("pairs" in one.term.mean_over for one in self.active)
 
     def trains(self, view: str) -> bool:
-        """Whether any active term gives the view, ``pooled`` or ``tokens``, a gradient."""
+        """Return whether any active term gives the view, ``pooled`` or ``tokens``, a gradient."""
         return any(view in one.term.trains for one in self.active)
 
 
@@ -134,7 +134,7 @@ def _shared(cls: type[LossTerm], objective: ObjectiveBlock) -> dict[str, Any]:
 
 
 def _written(name: str, objective: ObjectiveBlock, where: Where | None) -> bool:
-    """Whether the recipe sets a built-in term's block."""
+    """Return whether the recipe sets a built-in term's block."""
     key = f"objective.{name}"
     if any(line == key or line.startswith(f"{key}.") for line in (where.lines if where else ())):
         return True
@@ -248,7 +248,7 @@ def _schedule(result: RecipeTerms) -> Iterator[Problem]:
 
 
 def _key_problems(key: str, points: Any, result: RecipeTerms) -> Iterator[tuple[str, str]]:
-    """What is wrong with one key of objective.schedule, and what to do."""
+    """Return what is wrong with one key of objective.schedule, and what to do."""
     targets, what = result.targets(key), points_problem(points)
     if not targets:
         near = get_close_matches(key, result.schedulable, 1, 0.5)

@@ -47,7 +47,7 @@ SAVE_EVERY = 60.0  # seconds between two saves of a pass' state
 
 @dataclass
 class MiningTask:
-    """What a negative miner is given.
+    """Input of a negative miner.
 
     collection: corpus, queries and qrels; encoder: any object with ``encode_queries`` and ``encode_documents``
     options: how negatives are selected; a miner that ranks in another way uses those that it can
@@ -83,12 +83,12 @@ class MiningTask:
 
     @cached_property
     def query_ids(self) -> list[str]:
-        """The queries to mine for: those with a positive in the corpus."""
+        """Return the queries to mine for: those with a positive in the corpus."""
         return [query for query, positives in self.positives.items() if positives]
 
     @cached_property
     def document_ids(self) -> list[str]:
-        """The documents that may become negatives, and the positives: texts by length, longest first, then images."""
+        """Return possible negatives and the positives: texts by length, longest first, then images."""
         corpus = self.collection.corpus
         left_out = set(self.held_out) - {d for positives in self.positives.values() for d in positives}
         texts = [d.id for d in corpus.values() if d.image is None and d.id not in left_out]
@@ -111,7 +111,7 @@ class MiningTask:
 
 @dataclass
 class MiningResult:
-    """What a miner found.
+    """Result of a negative miner.
 
     negatives: query id -> its negatives, hardest first, for every query that was mined; a query without any has an
         empty one

@@ -29,7 +29,7 @@ NOT_TAKEN = ("range", "max_relative", "margin", "skip_top", "more")
 
 @dataclass(frozen=True)
 class MiningOptions:
-    """How negatives are selected.
+    """Options of how negatives are selected.
 
     k: most negatives a query gets; a query with fewer candidates gets fewer
     mode: the score that ranks: pooled, late or hybrid

@@ -1,4 +1,4 @@
-"""SmartEncoder: any sentence-transformers model, read twice from one forward: one pooled vector and token vectors.
+"""SmartEncoder: a pooled vector and token vectors from one forward of any sentence-transformers model.
 
 An encoder is composed of a SentenceTransformer, a TokenFilter and a LateHead.
 """
@@ -105,12 +105,12 @@ class SmartEncoder(nn.Module):
 
     @property
     def transformer(self) -> Any:
-        """The sentence-transformers module around the backbone."""
+        """Return the sentence-transformers module around the backbone."""
         return self.st[0]
 
     @property
     def backbone(self) -> Any:
-        """The transformers model."""
+        """Return the transformers model."""
         return self.transformer.model
 
     @property
@@ -127,7 +127,7 @@ class SmartEncoder(nn.Module):
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """What FSDP asks a model for: the classes of its blocks; it refuses one that no module has."""
+        """Return the classes of the blocks, for FSDP, which refuses a class that no module has."""
         there = {type(module).__name__ for module in self.backbone.modules()}
         return [name for name in getattr(self.backbone, "_no_split_modules", None) or [] if name in there]
 
@@ -147,7 +147,7 @@ class SmartEncoder(nn.Module):
         return self.late.dim or self.hidden_size
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
-        """What transformers.Trainer calls for ``training.activation_checkpointing``."""
+        """Turn on activation checkpointing, as transformers.Trainer does for ``training.activation_checkpointing``."""
         self.backbone.activation_checkpointing_enable(**options)
 
     def _pooling_source(self) -> str:
@@ -160,7 +160,7 @@ class SmartEncoder(nn.Module):
         return resolve_layers(self.late.layer, len(find_blocks(self.backbone)[1]))
 
     def norm_for(self, layers: list[int]) -> list[nn.Module]:
-        """The norm that these layers go through, none or one; in a list, so that it is not registered twice."""
+        """Return the norm that these layers go through, in a list so that it is not registered twice; or []."""
         if self.late.norm == "none" or all(layer == -1 for layer in layers):
             return []
         norm, base = find_final_norm(self.backbone, self._probe), self.settings.base

@@ -252,7 +252,7 @@ def check_nonzero(tensors: dict[str, Tensor], where: Path | str) -> None:
 
 @dataclass
 class Rounding:
-    """What rounding took of an update. lost: share of its length; dtype: of the weights"""
+    """Loss of an update by rounding. lost: share of its length; dtype: of the weights"""
 
     lost: float
     dtype: str

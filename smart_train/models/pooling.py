@@ -1,4 +1,4 @@
-"""Pooling: which vector of a row sentence-transformers makes of its token states, and how a recipe chooses it."""
+"""Choose the pooling of a sentence-transformers model, and report which one is used."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class VideoRefused(SmartTrainError, ValueError):
 
 
 class ImagesOnly(ProcessorMixin):
-    """What the three classes below share; ProcessorMixin takes its parts from the signature of __init__."""
+    """Base of the three classes below; ProcessorMixin takes its parts from the signature of __init__."""
 
     video_settings: dict[str, Any] | None = None
 

@@ -64,7 +64,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Encoder(Protocol):
-    """What this module reads of a SmartEncoder."""
+    """Protocol of what this module reads of a SmartEncoder."""
 
     settings: ModelBlock
     late: LateBlock

@@ -39,7 +39,7 @@ PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id", "video_
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """What a token filter may need to know of the model.
+    """Facts of the model that a token filter may need.
 
     tokenizer: of transformers; control_ids: ids of special and control tokens; placeholder_ids: ids of the tokens
     that stand for parts of an image or a video; pooling: mode of the pooling ("mean", "cls" ...)
@@ -61,7 +61,7 @@ class NoPunctuation:
 
 
 def is_punctuation(text: str) -> bool:
-    """Whether a text is punctuation from end to end.
+    """Return whether a text is only punctuation.
 
     >>> is_punctuation("?!"), is_punctuation("a?"), is_punctuation("")
     (True, False, False)

@@ -1,1 +1,1 @@
-"""What a machine has, what a recipe needs, and what fits."""
+"""Plan a run: inspect the machine, estimate what a recipe needs, and report what fits."""

@@ -36,7 +36,7 @@ class Row:
 
 @dataclass
 class Diagnosis:
-    """What ``diagnose`` found.
+    """Result of ``diagnose``.
 
     problems: what would stop the run, in the recipe or on this machine; rows: by number of GPUs, then by launch file;
     advice: which launch file to use, or what to change

@@ -44,7 +44,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Engine:
-    """How weights and their states lie on W ranks.
+    """Layout of weights and optimiser states on W ranks.
 
     kind: ddp (or one process), zero = DeepSpeed with its stage, fsdp = fully_shard (FSDP2)
     half: the run trains in bfloat16 or float16; bucket, overlap, live: DeepSpeed's reduce_bucket_size, overlap_comm and
@@ -87,7 +87,7 @@ class States:
 
 
 def states(weights: Weights, engine: Engine) -> States:
-    """What a rank holds between forward and step, with AdamW.  F, T: frozen and trained parameters.
+    """Compute the bytes of a rank between forward and step, with AdamW.  F, T: frozen and trained parameters.
 
     one process  F and T as they are, gradients T, moments 2 T, all in T's own dtype (LoRA and head: float32): 16 bytes
                  a trained number in float32

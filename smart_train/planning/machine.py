@@ -34,7 +34,7 @@ class Gpu:
 
 @dataclass
 class Machine:
-    """What this machine has for training.
+    """Hardware and versions of this machine.
 
     ram, free_ram, disk, shared: bytes, None = not known here; shared: /dev/shm; disk: free, where output goes.
 

@@ -53,7 +53,7 @@ class MemoryModel:
 
     @cached_property
     def joint(self) -> Joint:
-        """The recipe's loss, which knows what it reads."""
+        """Return the recipe's loss, which declares what it reads."""
         return Joint.from_recipe(self.recipe.objective)
 
     @property

@@ -1,4 +1,4 @@
-"""Memory that a recipe requires under a launch file: bytes of one rank by part, and whether they fit."""
+"""Compute the memory that a recipe requires under a launch file, by part of one rank, and whether it fits."""
 
 from __future__ import annotations
 

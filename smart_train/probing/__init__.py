@@ -1,1 +1,1 @@
-"""Training-free probing: which layer and which late weight."""
+"""Probe an encoder without training: choose a layer and a late weight."""

@@ -41,7 +41,7 @@ def base_licence(settings: dict[str, Any]) -> str:
 
 
 def licence_in_card(card: str) -> str | None:
-    """What the front matter of a card has as its licence: its id, and the name and link that "other" comes with."""
+    """Return the licence in the front matter of a card: its id, and the name and link of "other"."""
     block = re.match(r"\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|\Z)", card, re.DOTALL)
     try:
         stated = load_yaml(block.group(1)) if block else None
@@ -93,7 +93,7 @@ WIDTH = 200  # characters of a query or of a document that are shown
 
 
 def examples_section(run: Path | None, count: int) -> str:
-    """A section with ``count`` pairs that were trained on: the query, and how its document begins.
+    """Return a section with ``count`` training pairs: the query, and the start of its document.
 
     The data are read again, where the recipe says they are, and must be what the run was of.  A page's image is never
     shown: its file's name and number are.  Raises PublishError where there is no run, no data, or other data.
@@ -197,7 +197,7 @@ def _check_figures(metrics: Any, path: Path) -> None:
 
 
 def _trained(folder: Path) -> int:
-    """How many numbers were trained; 0 = not known, for whole weights that an adapter was added to."""
+    """Return the number of trained parameters; 0 = not known, for whole weights that an adapter was added to."""
     if read_json(folder / SETTINGS).get("export"):
         return 0
     return sum(_numbers(path) for path in encoder_files(folder)[0] if path.suffix == ".safetensors")

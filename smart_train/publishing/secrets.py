@@ -1,4 +1,4 @@
-"""Search the files to publish for what must stay here: tokens, keys, passwords, and paths of this machine."""
+"""Search the files to publish for secrets: tokens, keys, passwords, and paths of this machine."""
 
 from __future__ import annotations
 

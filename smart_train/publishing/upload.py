@@ -1,4 +1,4 @@
-"""Upload a verified adapter to the Hub in one commit, and turn what the Hub answers into one sentence.
+"""Upload a verified adapter to the Hub in one commit, and report errors of the Hub in one sentence.
 
 huggingface_hub repeats requests that send files. Any other failure ends the upload with a sentence; publishing again
 continues where it stopped, because the Hub has what was sent.
@@ -31,7 +31,7 @@ ADAPTER_PLACES = rf"(?:(?:\d+_\w+|{TEMPLATES})/)?[^/]+"
 
 @dataclass(frozen=True)
 class Target:
-    """Where an adapter is published.
+    """Repository that an adapter is published to.
 
     repo: owner/name; private: it must not be public; branch: None = main; tag: of the commit; message: first line of
     the commit

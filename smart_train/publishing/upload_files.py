@@ -1,4 +1,4 @@
-"""Collect the files to publish: what was verified, with this machine's paths replaced by names."""
+"""Collect the verified files to publish, with this machine's paths replaced by names."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ class CheckpointManager(TrainerCallback):
         return {type(one).__name__: one for one in everything if isinstance(one, ExportableState)}
 
     def _run_state(self) -> dict[str, Any]:
-        """What this rank has summed up since the last logged line, and since the run began."""
+        """Return this rank's sums since the last logged line and since the start of the run."""
         return {
             "loss": self.trainer._tr_loss.cpu(),
             "losses": self.trainer._total_loss_scalar,

@@ -1,4 +1,4 @@
-"""The engine that accelerate launched (DDP, DeepSpeed, FSDP or none), as a training step and a checkpoint see it.
+"""Describe the engine that accelerate launched (DDP, DeepSpeed, FSDP or none) for training steps and checkpoints.
 
 ``Engine`` runs a step chunk by chunk.  ``full_state_dict`` and ``collected`` give whole weights where the engine has
 sharded them, for saving.  ``save_optimizer`` and ``load_optimizer`` keep FSDP2's optimizer in one file: what
@@ -93,12 +93,12 @@ class Engine:
 
     @property
     def half(self) -> bool:
-        """Whether weights compute in half precision outside of a step, too; under DDP autocast is on in steps only."""
+        """Return whether weights are in half precision outside steps too; under DDP autocast is on in steps only."""
         return (self.deepspeed or self.fsdp) and self.accelerator.mixed_precision != "no"
 
     @property
     def name(self) -> str:
-        """The engine's name, for the log, messages and checkpoint.json."""
+        """Return the engine's name, for the log, messages and checkpoint.json."""
         if self.deepspeed:
             return f"DeepSpeed ZeRO-{self.stage}"
         if self.fsdp:

@@ -87,7 +87,7 @@ def _replace(file: Path, text: str) -> None:
 
 @dataclass
 class BatchOrigin:
-    """What a batch was made of: its rows, and the step of its negatives."""
+    """Origin of a batch: its rows, and the step of its negatives."""
 
     rows: list[tuple[str, str]]
     step: int

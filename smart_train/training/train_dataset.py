@@ -1,4 +1,4 @@
-"""Turn what a trainer is given as data (a Collection, a datasets.Dataset, a list of dicts) into a Collection."""
+"""Turn training data (a Collection, a datasets.Dataset or a list of dicts) into a Collection."""
 
 from __future__ import annotations
 

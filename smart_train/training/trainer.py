@@ -204,7 +204,7 @@ class SmartTrainer(Trainer):
 
     @property
     def encoder(self) -> SmartEncoder:
-        """The encoder, without the engine's wrappers."""
+        """Return the encoder, without the engine's wrappers."""
         encoder: SmartEncoder = self.accelerator.unwrap_model(self.model)
         return encoder
 
@@ -232,7 +232,7 @@ class SmartTrainer(Trainer):
     def _cached_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """What Trainer.training_step does, with several forwards and backwards."""
+        """Do the same as Trainer.training_step, with several forwards and backwards."""
         model.train()
         if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers have two modes as well
             self.optimizer.train()  # type: ignore[union-attr]

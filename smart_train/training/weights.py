@@ -1,4 +1,4 @@
-"""The trained weights: keep them in float32, and load those of a saved folder into an encoder, under any engine."""
+"""Keep trained weights in float32, and load those of a saved folder into an encoder, under any engine."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class DataProblem(SettingError, DataError):
 
 @dataclass
 class QueryMetadata:
-    """What the data says of its queries besides their text; evaluation breaks its metrics down by it.
+    """Metadata of queries besides their text; evaluation groups its metrics by it.
 
     kind: query id -> how the query was made, or what it asks for
     file: query id -> the file that it is about
@@ -119,7 +119,7 @@ class Reader(ABC):
 
     @property
     def name(self) -> str:
-        """The name of the data in logs and reports: the last part of a local path, or the Hub id."""
+        """Return the name of the data for logs and reports: the last part of a local path, or the Hub id."""
         path = Path(self.data.path)
         return path.name if path.exists() else self.data.path
 
@@ -236,7 +236,7 @@ def find_reader(data: DataBlock) -> Reader:
 
 
 def is_hub_name(path: str) -> bool:
-    """Whether this can only be a dataset on the Hub: owner/name, and no file or folder here."""
+    """Return whether this can only be a dataset on the Hub: owner/name, and no file or folder here."""
     return not Path(path).exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) is not None
 
 

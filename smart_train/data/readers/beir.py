@@ -330,7 +330,7 @@ def read_beir(
 
 
 def is_beir(folder: Path) -> bool:
-    """Whether a folder has a corpus and queries."""
+    """Return whether a folder has a corpus and queries."""
     return folder.is_dir() and bool(part_files(folder, "corpus")) and bool(part_files(folder, "queries"))
 
 

@@ -70,7 +70,7 @@ def prefixed(name: str, subset: str | None) -> str:
 
 
 def is_retrieval(names: list[str], subset: str | None) -> bool:
-    """Whether these configurations are a retrieval set (of this subset)."""
+    """Return whether these configurations are a retrieval set (of this subset)."""
     return {prefixed("corpus", subset), prefixed("queries", subset)} <= set(names)
 
 

@@ -1,4 +1,4 @@
-"""Read a table of (query, file, page): questions that people wrote down, with where the answer is."""
+"""Read a table of (query, file, page): questions with the page that answers them."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class PageAnnotationsReader(RowsReader):
         return f"{self.data.path} has no scores" if self._trains_on_pages() else super().no_scores()
 
     def image_column(self) -> str | None:
-        """A column of the corpus, or of the table where its files are images."""
+        """Return the image column, of the corpus, or of the table if its files are images."""
         table = self.table(self.data.split)
         if not isinstance(table, TextTable) or not self._trains_on_pages():
             return super().image_column()
@@ -95,14 +95,14 @@ class PageAnnotationsReader(RowsReader):
 
 
 def is_page_table(columns: list[str], data: DataBlock) -> bool:
-    """Whether a table has queries and files, and no column that holds a document."""
+    """Return whether a table has queries and files, and no column that holds a document."""
     contents = (*DOCUMENTS, "image") if data.document is None and data.image is None else (data.document, data.image)
     named = query_column(columns, data) in columns and find_column(columns, FILES) is not None
     return named and not any(name in columns for name in contents if name)
 
 
 def _page_tables(sources: dict[str, Any], data: DataBlock) -> bool:
-    """Whether some split is a text file of page annotations."""
+    """Return whether some split is a text file of page annotations."""
     texts = [files for files in sources.values() if isinstance(files, list) and {*map(suffix, files)} <= {*TEXT_FILES}]
     return any(is_page_table(TextTable(sorted(files)).columns, data) for files in texts)
 

@@ -135,7 +135,7 @@ def local_sources(path: Path, data: DataBlock) -> Sources:
 
 
 def is_image_folder(folder: Path) -> bool:
-    """Whether a folder has images and a table of them called metadata, as `datasets` reads them."""
+    """Return whether a folder has images and a table of them called metadata, as `datasets` reads them."""
     return any(split_name(f) == "metadata" for f in data_files(folder)) or any(folder.glob("*/metadata.*"))
 
 
@@ -381,7 +381,7 @@ def row_scores(row: dict[str, Any], columns: Columns, documents: int, where: str
 
 
 def _cells(row: dict[str, Any], name: str) -> list[bool]:
-    """Whether each value of a cell holds a text; a cell without a list is one value."""
+    """Return whether each value of a cell holds a text; a cell without a list is one value."""
     value = row.get(name)
     return [bool(v and v.strip()) for v in (value if isinstance(value, list | tuple) else [value])]
 

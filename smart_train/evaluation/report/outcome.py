@@ -43,7 +43,7 @@ class Outcome:
 
     @property
     def metric(self) -> str:
-        """The headline metric: nDCG@10, else the nDCG with the largest cut-off."""
+        """Return the headline metric: nDCG@10, else the nDCG with the largest cut-off."""
         depths = sorted(int(name[5:]) for name in self.evaluation.metrics["pooled"] if name.startswith("ndcg@"))
         return "ndcg@10" if 10 in depths else f"ndcg@{depths[-1]}"
 

@@ -1,1 +1,1 @@
-"""Queries for pages: in the documents' own words, or written by a model."""
+"""Make queries for pages: from the documents' own words, or with a chat model."""

@@ -90,7 +90,7 @@ class ChatEndpoint:
 
     @property
     def name(self) -> str:
-        """The model and what else changes an answer, not where it runs."""
+        """Return the model and the options that change an answer, without its address."""
         more = f" {json.dumps(self.more, sort_keys=True)}" if self.more else ""
         return f"{self.model} max_tokens={self.tokens}{more}"
 

@@ -1,4 +1,4 @@
-"""The protocol of a chat model that writes questions about pages, and how one is named.
+"""Define the protocol of a chat model that writes questions about pages, and load one by name.
 
 ``LocalChatModel`` (transformers, on this machine) and ``ChatEndpoint`` (an OpenAI-style server) are such models. Any
 class with the three members of ``ChatModel`` serves as well: ``smart-train ingest --questions my_package.mine:MyModel``
@@ -53,7 +53,7 @@ class Refusal:
 
 
 class ChatModel(Protocol):
-    """What answers requests about pages.
+    """Protocol of a model that answers requests about pages.
 
     name: model and settings that change its answers; part of the cache's key
     batch_size: how many requests one call takes best

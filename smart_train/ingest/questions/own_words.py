@@ -1,4 +1,4 @@
-"""Take questions from the documents' own words: outlines, headings, captions, FAQs, definitions. No model is needed.
+"""Take queries from the documents' own words, without a model: outlines, headings, captions, FAQs, definitions.
 
 Each rule gives candidates with the words that they were taken from; ``rejection`` and ``_reason`` say why one is no
 question. The words that rules look for (Figure, Tabelle, "is a", "how") are English and, where a rule is as safe, those
@@ -349,7 +349,7 @@ def _from_outline(entry: str, sheet: PageLines) -> Candidate:
 
 
 def _labelled(line: str) -> bool:
-    """Whether a number such as 2.1 or Chapter 2 stands before a line; a single number may be a page's."""
+    """Return whether a number such as 2.1 or Chapter 2 stands before a line; a single number may be a page's."""
     label = LABEL.match(line)
     return bool(label and _SURELY.search(label[0]))
 
@@ -476,7 +476,7 @@ def rejection(candidate: Candidate, min_words: int, max_words: int) -> str | Non
 
 
 def stands_on_page(candidate: Candidate, page: Page) -> bool:
-    """Whether half of a bookmark's words stand on the page that it points to; some bookmarks point a page off."""
+    """Return whether half of a bookmark's words are on the page that it points to; some bookmarks are a page off."""
     have = squeeze(page.text)
     wanted = [squeeze(w) for w in words(candidate.text) if len(w) > 2]
     return not have or 2 * sum(w in have for w in wanted) >= len(wanted)

@@ -1,4 +1,4 @@
-"""Split the text layer of a page into clean words, lines and sentences with their positions, and take spans out of it.
+"""Split the text layer of a page into words, lines and sentences with positions, and take spans out of it.
 
 The text layer of a PDF marks a word that was divided at the end of a line by a control character (or keeps a soft
 hyphen), joins letters to ligatures, and puts no blank line between paragraphs.
@@ -144,7 +144,7 @@ def find(text: str, wanted: Iterable[str]) -> list[tuple[int, int]]:
 
 
 def _inside(text: str, left: int, right: int) -> bool:
-    """Whether the neighbouring characters at ``left`` and ``right`` belong to one word."""
+    """Return whether the neighbouring characters at ``left`` and ``right`` belong to one word."""
     if left < 0 or right >= len(text) or _CJK_ONE.match(text[left]) or _CJK_ONE.match(text[right]):
         return False
     return text[left].isalnum() and text[right].isalnum()

@@ -1,4 +1,4 @@
-"""Let a chat model write questions about pages, and keep its answers so that a run can be stopped anywhere.
+"""Let a chat model write questions about pages, and keep its answers so that a stopped run can continue.
 
 Each page is shown to the model by itself. Every answer that was understood is stored in ``asked/`` under a hash of the
 page's content, the prompt and the model: a second run asks for what is missing, and other rules for what counts as a
@@ -70,7 +70,7 @@ _ALIASES = {"table": "figure", "chart": "figure", "diagram": "figure", "visual":
 
 @dataclass(frozen=True)
 class VlmOptions:
-    """What a model is asked, and what of its answers is kept.
+    """Options of the requests to a chat model, and of which answers are kept.
 
     kinds: some of KINDS
     per_page: most questions of a page

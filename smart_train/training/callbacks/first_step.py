@@ -1,4 +1,4 @@
-"""Check that what should train does: which parameters are trainable, their first gradients, and their first step."""
+"""Check the first step: the right parameters are trainable, get gradients, and change."""
 
 from __future__ import annotations
 
