@@ -33,6 +33,7 @@ from smart_train.cli import (
     train,
 )
 from smart_train.cli.options import setting_namer
+from smart_train.cli.streams import output_lost, protect_streams
 from smart_train.core.environment import rank, world
 from smart_train.core.errors import Preempted, SmartTrainError
 from smart_train.distributed.failures import (
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A SmartTrainError is printed as one sentence; any other exception is a bug and is raised.
     """
+    protect_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     words = [word for word in words if not re.fullmatch(r"--local[-_]rank=-?\d+", word)]  # deepspeed's launcher adds it
     parser = build_parser()
@@ -68,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _log_to_terminal()
     with stoppable() if training else nullcontext(), ending_with_other_machines() if training else nullcontext():
         try:
-            return int(options.run(options) or 0)
+            status = int(options.run(options) or 0)
+            return status or int(output_lost() and not training)  # what a training has made is in its folder
         except KeyboardInterrupt:
             return 130
         except Preempted as error:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from smart_train.core.environment import rank, world
@@ -102,7 +102,8 @@ def watch(done: threading.Event, store: Callable[[], Any], end: Callable[[int], 
     while not done.wait(POLL):
         failure = read_failure(store())
         if failure and not done.wait(GRACE):
-            os.write(2, f"rank {rank()}: stopped, because {failure}\n".encode())
+            with suppress(OSError):  # closed or full
+                os.write(2, f"rank {rank()}: stopped, because {failure}\n".encode())
             end(1)
             return
 

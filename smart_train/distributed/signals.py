@@ -32,7 +32,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from smart_train.core.environment import rank, world
@@ -79,7 +79,8 @@ class Listener:
 def _print(line: str) -> None:
     """Print on rank 0; not through print(), whose lock the main thread may hold."""
     if rank() == 0:
-        os.write(2, f"{line}\n".encode())
+        with suppress(OSError):  # closed or full; the signal counts all the same
+            os.write(2, f"{line}\n".encode())
 
 
 _listener: Listener | None = None
