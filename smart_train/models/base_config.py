@@ -78,6 +78,7 @@ class BaseFiles:
         """
         from transformers import AutoConfig
 
+        check_no_adapter(self.place)
         subfolder = ""
         if self.local and not (Path(self.place) / "config.json").is_file():
             # Older sentence-transformers folders keep the transformer in a folder of its own.
@@ -109,6 +110,30 @@ class BaseFiles:
     def modules(self) -> list[dict[str, str]]:
         """Return sentence-transformers' list of modules, empty for a plain transformers model."""
         return self.json("modules.json") or []
+
+
+def check_no_adapter(place: str, trains: bool = True) -> None:
+    """Raise BaseNotFound where a folder named as a base holds an adapter: say of which base, and what to do.
+
+    trains: False where nothing is trained on it; sentence-transformers then reads a foreign LoRA folder whole.
+    A folder that this package wrote is refused all the same: as a base, its head and settings would be left out.
+    """
+    folder = Path(place)
+    own, peft = folder / "smart_train.json", folder / "adapter_config.json"
+    if not folder.is_dir() or (folder / "config.json").is_file() or not (own.is_file() or peft.is_file()):
+        return
+    if not own.is_file() and not trains:
+        return
+    path, key = (own, "base") if own.is_file() else (peft, "base_model_name_or_path")
+    try:
+        base = json.loads(path.read_text(encoding="utf8"))[key]
+    except (ValueError, KeyError, TypeError):
+        base = f"a base that {path.name} does not name"
+    merge: Message = f"; to go on from it, make a base of it first: smart-train export {place} --as merged --out NEW"
+    if not own.is_file():
+        merge = "; to go on from it, merge it into its base with peft first"
+    fix = ("write ", Setting("model.base", base), merge)
+    raise BaseNotFound(f"{place}: the folder holds an adapter of {base}, not a base", fix)
 
 
 def _explain(error: BaseException) -> tuple[Message, Message]:

@@ -26,18 +26,28 @@ from smart_train.core.errors import BaseNotFound, SettingError, UsageError
 from smart_train.core.modality import content_size
 from smart_train.losses.similarity import scores
 from smart_train.models import saving
-from smart_train.models.base_config import BaseFiles
+from smart_train.models.base_config import BaseFiles, check_no_adapter
 from smart_train.models.base_loading import load_base
 from smart_train.models.heads import LateHead
 from smart_train.models.hidden_states import find_blocks, find_final_norm, resolve_layers, set_dropout, text_config
 from smart_train.models.lora import add_lora
 from smart_train.models.pooling import pooling_of, set_pooling
-from smart_train.models.preprocessing import Contents, Role, by_modality, features_of, prompt_of, set_pixel_budget
+from smart_train.models.preprocessing import (
+    Contents,
+    Role,
+    by_modality,
+    features_of,
+    limit_to_positions,
+    prompt_of,
+    reading_limit,
+    set_pixel_budget,
+)
 from smart_train.models.token_filters import TokenFilter
 
 logger = logging.getLogger(__name__)
 
 CHOOSE = "choose a transformer embedder"
+PADDED, PADDED_HALF = 1e-3, 5e-2  # largest change of a vector of length 1 by padding, in float32 and in half precision
 
 
 class SmartEncoder(nn.Module):
@@ -76,6 +86,7 @@ class SmartEncoder(nn.Module):
         self.late = make_block(LateBlock, late, "late")
         self.adapter = None if adapter is None else make_block(AdapterBlock, adapter, "adapter")
         self.place, self.commit = hub.locate(base, self.settings.revision)
+        check_no_adapter(self.place, trains=self.adapter is not None)
         self.st = load_base(self.settings, self.place, self.commit, device)
         if not hasattr(self.transformer, "modality_config"):
             kind = type(self.transformer).__name__
@@ -85,6 +96,7 @@ class SmartEncoder(nn.Module):
             raise BaseNotFound(f"{base} gives no token states (only {given})", CHOOSE)
         # Rows of a flattened batch can't be told apart by a mask; chunks of like length save the same padding.
         self.transformer.unpad_inputs = False
+        limit_to_positions(self.st, self.settings, self.backbone)
         set_pixel_budget(self.transformer.processor, self.settings)
         if self.settings.dropout is not None:
             set_dropout(self.backbone, self.settings.dropout)
@@ -97,6 +109,7 @@ class SmartEncoder(nn.Module):
         self.keep = TokenFilter(self.tokenizer, self.backbone.config, self.pooling, self.late.token_filters)
         self.head = LateHead(self.late, self.layers, self.hidden_size).to(self.device)
         self.cut_rows: dict[Role, int] = {"query": 0, "document": 0}  # rows at their length limit, counted
+        self._check_padding()
         if self.adapter is not None:
             self._adapt(self.adapter)
         self.eval()  # as from_pretrained everywhere; encode() returns to this mode, a trainer switches dropout on
@@ -175,6 +188,30 @@ class SmartEncoder(nn.Module):
         states: Tensor = self.backbone(**features).last_hidden_state
         return states
 
+    @torch.no_grad()
+    def _check_padding(self) -> None:
+        """Raise BaseNotFound where a text's pooled vector depends on the texts beside it in a batch: the base's files
+        then disagree with each other, such as a tokenizer that pads on the side where the positions begin."""
+        self.eval()
+        short, long = "a", "a longer text, so that the first one is padded beside it"
+        pooled = []
+        for rows in ([short], [short, long]):
+            features = self.preprocess(rows, "document")
+            out = self.st({k: v.to(self.device) for k, v in features.items() if isinstance(v, Tensor)})
+            pooled.append(F.normalize(out["sentence_embedding"][0].float(), dim=-1))
+        difference = float((pooled[0] - pooled[1]).norm())
+        exact = self.backbone.dtype == torch.float32 and self.settings.quantisation == "none"
+        if not difference <= (PADDED if exact else PADDED_HALF):
+            raise BaseNotFound(
+                f"{self.settings.base}: the vector of a text changes by {difference:.2g} with the texts beside it in a "
+                f"batch; its tokenizer pads on the {self.tokenizer.padding_side}, its pooling is {self.pooling}",
+                "correct padding_side in its tokenizer_config.json (encoders pad on the right), or its pooling",
+            )
+
+    def reading_limit(self, role: Role) -> int | None:
+        """Return the longest text of this role in tokens; longer ones are cut.  None = no limit."""
+        return reading_limit(self.st, self.settings, role)
+
     def _adapt(self, adapter: AdapterBlock) -> None:
         if adapter.kind == "lora":
             self.st.requires_grad_(False)  # modules behind the backbone too, such as Dense
@@ -200,8 +237,7 @@ class SmartEncoder(nn.Module):
         """Tokenize rows and prepare their images, on the CPU.
 
         contents: text, PIL image, pathlib.Path of an image, or {"text": ..., "image": ...}
-        limit: longest text in tokens, if it is below model.query_tokens or model.document_tokens; None = those, else
-            the base's own
+        limit: longest text in tokens, if it is below ``reading_limit``; None = that
         """
         return features_of(self.st, self.settings, contents, role, self.prompt(role), limit)
 

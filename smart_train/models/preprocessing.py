@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
 from sentence_transformers import SentenceTransformer
+from torch import nn
 
 from smart_train.config.schema import ModelBlock
 from smart_train.core.embeddings import Features
 from smart_train.core.errors import DataError, SettingError
 from smart_train.core.modality import modality, to_rgb
+from smart_train.models.hidden_states import is_vision
+
+logger = logging.getLogger(__name__)
+
+POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")  # names of such tables
 
 Role = Literal["query", "document"]
 Contents = Sequence[Any]
@@ -85,6 +92,47 @@ def prompt_of(st: SentenceTransformer, settings: ModelBlock, role: Role) -> str 
     return st.prompts.get(name) if name is not None else None
 
 
+def reading_limit(st: Any, settings: ModelBlock, role: Role) -> int | None:
+    """Return the longest text of this role in tokens: the recipe's limit, else the base's own; None = no limit."""
+    own = settings.query_tokens if role == "query" else settings.document_tokens
+    base = st[0].query_length if role == "query" else st[0].document_length
+    return next((n for n in (own, base, st.max_seq_length) if n is not None), None)
+
+
+def position_count(backbone: Any) -> int | None:
+    """Return how many tokens a table of learned absolute positions has room for; None where there is none."""
+    found: list[int] = []
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.Embedding) and name.split(".")[-1] in POSITIONS and not is_vision(name):
+            # RoBERTa and its descendants count from behind the padding token's id, OPT from an offset.
+            skipped = getattr(module, "offset", 0) + (0 if module.padding_idx is None else module.padding_idx + 1)
+            found.append(module.num_embeddings - skipped)
+    return min(found, default=None)
+
+
+def limit_to_positions(st: Any, settings: ModelBlock, backbone: Any) -> None:
+    """Lower the base's own length limits to the positions that it has, and log it: a longer text would end the run.
+
+    Raises SettingError where the recipe's own limits are above them.
+    """
+    positions = position_count(backbone)
+    if positions is None:
+        return
+    for name in ("query_tokens", "document_tokens"):
+        limit = getattr(settings, name)
+        if limit is not None and limit > positions:
+            what = f"is {limit}, above the {positions} positions of the model"
+            raise SettingError(f"model.{name}", what, f"write at most {positions}, or null for the base's own limit")
+    for owner, name in ((st, "max_seq_length"), (st[0], "query_length"), (st[0], "document_length")):
+        limit = getattr(owner, name)
+        if limit is not None and limit > positions:
+            logger.warning(
+                "%s: its %s is %d, and the model has %d positions; texts are cut at %d tokens",
+                *(settings.base, name, limit, positions, positions),
+            )
+            setattr(owner, name, positions)
+
+
 def features_of(
     st: Any, settings: ModelBlock, contents: Contents, role: Role, prompt: str | None, limit: int | None
 ) -> Features:
@@ -93,7 +141,7 @@ def features_of(
     The features carry their role ("role") and how many rows were cut ("cut").
     """
     own = settings.query_tokens if role == "query" else settings.document_tokens
-    limit = min((n for n in (limit, own) if n is not None), default=None)
+    limit = own if limit is None else min(limit, reading_limit(st, settings, role) or limit)
     rows = [open_content(content) for content in contents]
     cut: list[int] = []
     chat = "message" in st.modalities
@@ -108,6 +156,12 @@ def features_of(
         # sentence-transformers would open a string that names a file, and fetch one that reads like a picture's URL
         rows = [{"text": row} if isinstance(row, str) else row for row in rows]
     features: Features = dict(st.preprocess(rows, prompt=prompt, **options))
+    mask = features.get("attention_mask")
+    if mask is not None and not bool(mask.any(1).all()):
+        raise DataError(
+            "a text is empty and gets no token, so it has no vector: the base's tokenizer adds none of its own, and "
+            f"there is no prompt; leave empty texts out, or set model.{role}_prompt"
+        )
     features["role"] = role
     # Counted here and added up where the forward is: a data worker's own count would be lost with the worker.
     features["cut"] = len(cut) if chat else _at_limit(features, limit or st.max_seq_length)

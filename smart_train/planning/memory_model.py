@@ -79,13 +79,13 @@ class MemoryModel:
         patches, merged = self._image()
         return Lengths(query, merged + self._around("document"), patches)
 
-    def _text(self, role: str, *limits: int | None) -> int:
+    def _text(self, role: str, model: int | None, data: int | None) -> int:
         own = (self.files.json("sentence_bert_config.json") or {}).get("max_seq_length")
         tokenizer = (self.files.json("tokenizer_config.json") or {}).get("model_max_length")
-        base = [n for n in (own, tokenizer, self.base.positions) if isinstance(n, int) and 0 < n < 1 << 24]
-        given = [n for n in limits if n is not None]
-        # What is given is handed to the tokenizer, whatever the base's own limit is, but for its positions.
-        longest = min([*given, self.base.positions or given[0]] if given else base or [DEFAULT])
+        # The recipe's model limit replaces the base's own, but for its positions; the data limit only lowers it.
+        reads = [model, self.base.positions] if model is not None else [own, tokenizer, self.base.positions]
+        known = [n for n in (*reads, data) if isinstance(n, int) and 0 < n < 1 << 24]
+        longest = min(known, default=DEFAULT)
         return longest + (self._around(role) if self._chat else 0)
 
     @cached_property

@@ -30,6 +30,7 @@ from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation.retrieval import evaluate
 from smart_train.losses.joint import Joint, Loss
 from smart_train.models.encoder import SmartEncoder
+from smart_train.models.preprocessing import Role
 from smart_train.training.arguments import SmartTrainingArguments
 from smart_train.training.batch_size import check_batch, check_pages, check_steps, chunk_rows, splitter
 from smart_train.training.callbacks.early_stopping import EarlyStopping, check_best_is_measured
@@ -150,6 +151,15 @@ class SmartTrainer(Trainer):
         self.evaluator = evaluator or self._make_evaluator(eval_dataset, eval_k, eval_batch_size)
         check_best_is_measured(args, self.evaluator is not None, patience)
 
+        limits: dict[Role, int | None] = {"query": query_tokens, "document": document_tokens}
+        for role, limit in limits.items():
+            reads = model.reading_limit(role)
+            if limit is not None and reads is not None and limit > reads:
+                logger.warning(
+                    "%s_tokens for training is %d, and the encoder reads %d; texts are cut at %d; to read more, set "
+                    "model.%s_tokens: %d",
+                    *(role, limit, reads, reads, role, limit),
+                )
         if data_collator is None:
             collection, in_a_row = to_collection(train_dataset, "train_dataset")
             train_dataset = Pairs(collection)
