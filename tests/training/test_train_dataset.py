@@ -6,7 +6,10 @@ import pytest
 from datasets import Dataset
 
 from smart_train.core.errors import DataError
+from smart_train.models.encoder import SmartEncoder
+from smart_train.training.arguments import SmartTrainingArguments
 from smart_train.training.train_dataset import choose_columns, to_collection
+from smart_train.training.trainer import SmartTrainer
 
 ROWS = [
     {"query": "a", "positive": "p", "negative": "n"},
@@ -69,3 +72,13 @@ def test_columns_that_are_not_clear_are_refused_with_their_names(columns):
 def test_what_is_no_row_of_texts_is_refused_with_its_place(data, why):
     with pytest.raises(DataError, match=why):
         to_collection(data, "rows")
+
+
+def test_a_training_limit_above_the_encoder_s_is_logged(tiny_bert, tmp_path, caplog):
+    """The tiny BERT reads 128 tokens."""
+    rows = [{"query": f"chart {n}", "positive": f"page {n}"} for n in range(4)]
+    args = SmartTrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=2, max_steps=1)
+    encoder = SmartEncoder(str(tiny_bert), lora={"r": 2}, device="cpu")
+    SmartTrainer(encoder, args, rows, query_tokens=16, document_tokens=500)
+    assert "document_tokens for training is 500, and the encoder reads 128; texts are cut at 128" in caplog.text
+    assert "query_tokens for training" not in caplog.text
