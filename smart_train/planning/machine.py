@@ -114,7 +114,7 @@ def known_problems(machine: Machine) -> Iterator[str]:
             "torchvision is installed and cannot be imported (its build is not torch's), so AutoProcessor cannot either"
         )
         yield f"{what}; uninstall it, pages need none, or install the build that belongs to this torch"
-    yield from _launcher_traps(machine)
+    yield from _launcher_problems(machine)
     if machine.environment.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         yield "HF_HUB_OFFLINE is set: models and data come from the local cache alone"
     if machine.shared is not None and machine.shared < SHARED:
@@ -134,7 +134,7 @@ def _why_no_gpu(machine: Machine) -> str:
     return "the driver is too old for it" if machine.driver else "no driver was found"
 
 
-def _launcher_traps(machine: Machine) -> Iterator[str]:
+def _launcher_problems(machine: Machine) -> Iterator[str]:
     path, settings = machine.launcher
     if not path:
         return

@@ -17,28 +17,28 @@ DIAGNOSED = ("alignment", "uniformity", "hubness_skewness", "hubness_largest", "
 SPAN = 21  # letters of "0.601 [0.55, 0.65]" and the space behind it
 
 
-def table(found: Probe) -> str:
+def table(probe: Probe) -> str:
     """Return one line a layer, of the test split, with the weight that dev chose for it, and the diagnostics."""
-    sizes = found.sizes
+    sizes = probe.sizes
     splits = {
         name: f"{name} ({each['queries']} queries, {each['documents']} documents)" for name, each in sizes.items()
     }
     lines = [
-        f"nDCG@{found.cut} on {splits['test']}; weights chosen on {splits['dev']}",
+        f"nDCG@{probe.cut} on {splits['test']}; weights chosen on {splits['dev']}",
         "layer".ljust(10)
         + "late".ljust(SPAN)
         + "hybrid".ljust(SPAN)
         + "late weight   ".ljust(16)
         + "alignment  uniformity  hubness",
     ]
-    pooled, *of_layers = found.diagnostics
-    lines.append(f"{'pooled'.ljust(10)}{_cell(found.configurations[0]).ljust(2 * SPAN + 16)}{_geometry(pooled)}")
-    for layer, geometry in zip(found.layers, of_layers, strict=True):
-        late = next(one for one in found.of_layer(layer) if one.mode == "late")
-        hybrid = found.best_hybrid(layer)
+    pooled, *of_layers = probe.diagnostics
+    lines.append(f"{'pooled'.ljust(10)}{_cell(probe.configurations[0]).ljust(2 * SPAN + 16)}{_geometry(pooled)}")
+    for layer, geometry in zip(probe.layers, of_layers, strict=True):
+        late = next(one for one in probe.of_layer(layer) if one.mode == "late")
+        hybrid = probe.best_hybrid(layer)
         weight = f"{hybrid.hybrid.late:g}" + (" standardised" if hybrid.hybrid.scaling == "standardised" else "")
         cells = _cell(late).ljust(SPAN) + _cell(hybrid).ljust(SPAN) + weight.ljust(16)
-        lines.append(f"{number(layer, found.layers).ljust(10)}{cells}{_geometry(geometry)}")
+        lines.append(f"{number(layer, probe.layers).ljust(10)}{cells}{_geometry(geometry)}")
     return "\n".join(lines)
 
 
@@ -62,16 +62,16 @@ def number(layer: Layer | None, layers: list[Layer]) -> str:
     return f"{len(layers) - 1} (last)" if layer == -1 and len(layers) > 1 else "last" if layer == -1 else str(layer)
 
 
-def recommendation(found: Probe) -> str:
+def recommendation(probe: Probe) -> str:
     """Return what was chosen on dev, how certain that is, and the result on test, in two or three lines."""
-    one, best = found.configurations[found.candidate], found.configurations[found.best]
-    dev, test = found.gains["dev"], found.gains["test"]
-    count = len(found.configurations) - 1
-    how = f"p = {found.p:.3f}, with {count} configurations compared"
-    if found.chosen == 0:
-        best_is = f"the best is {best.describe()}, {_points(best, found)}"
-        if found.candidate == 0:
-            best_is = best_is if found.best else f"it has {best.dev['value']:.3f}"
+    one, best = probe.configurations[probe.candidate], probe.configurations[probe.best]
+    dev, test = probe.gains["dev"], probe.gains["test"]
+    count = len(probe.configurations) - 1
+    how = f"p = {probe.p:.3f}, with {count} configurations compared"
+    if probe.chosen == 0:
+        best_is = f"the best is {best.describe()}, {_points(best, probe)}"
+        if probe.candidate == 0:
+            best_is = best_is if probe.best else f"it has {best.dev['value']:.3f}"
             return f"recommended: the pooled score alone. On dev nothing is better: {best_is}"
         why = (
             f"On dev nothing is better beyond noise (p < {SURE:g}): {best_is}; {how}. Use more dev queries to be surer."
@@ -79,10 +79,10 @@ def recommendation(found: Probe) -> str:
         return f"recommended: the pooled score alone. {why}"
     lines = [
         f"recommended: {one.describe()}",
-        f"on dev  {_points(one, found)}, {_gain(dev)}; {how}",
-        f"on test {_points(one, found, 'test')}, {_gain(test)}, p = {test['p']:.3f}",
+        f"on dev  {_points(one, probe)}, {_gain(dev)}; {how}",
+        f"on test {_points(one, probe, 'test')}, {_gain(test)}, p = {test['p']:.3f}",
     ]
-    if found.best != found.candidate:
+    if probe.best != probe.candidate:
         lines[1] += f" (the best, {best.describe()}, has {best.dev['value']:.3f}; this one is simpler)"
     if test["low"] <= 0:
         lines.append(
@@ -91,8 +91,8 @@ def recommendation(found: Probe) -> str:
     return "\n".join(lines)
 
 
-def _points(one: Configuration, found: Probe, split: str = "dev") -> str:
-    return f"{getattr(one, split)['value']:.3f} beside {getattr(found.configurations[0], split)['value']:.3f} pooled"
+def _points(one: Configuration, probe: Probe, split: str = "dev") -> str:
+    return f"{getattr(one, split)['value']:.3f} beside {getattr(probe.configurations[0], split)['value']:.3f} pooled"
 
 
 def _gain(gain: Mapping[str, float]) -> str:
@@ -102,55 +102,55 @@ def _gain(gain: Mapping[str, float]) -> str:
 # --- files
 
 
-def write_json(path: Path, found: Probe, recommended: Mapping[str, Any], **about: Any) -> None:
+def write_json(path: Path, probe: Probe, recommended: Mapping[str, Any], **about: Any) -> None:
     """Write all metrics with their intervals, after ``about``: data, model, versions."""
     configurations = []
-    for one in found.configurations:
+    for one in probe.configurations:
         hybrid = one.hybrid
         constants = {name: getattr(hybrid, name) for name in ("pooled_mean", "pooled_std", "late_mean", "late_std")}
         named = {"layer": one.layer, "mode": one.mode, "scaling": hybrid.scaling, "late_weight": hybrid.late}
         configurations.append({**named, "constants": constants, "dev": one.dev, "test": one.test})
     content = {
         **about,
-        "measure": f"ndcg@{found.cut}",
-        "sizes": found.sizes,
-        "layers": found.layers,
-        "weights": found.weights,
-        "bootstrap": found.bootstrap,
-        "seed": found.seed,
+        "measure": f"ndcg@{probe.cut}",
+        "sizes": probe.sizes,
+        "layers": probe.layers,
+        "weights": probe.weights,
+        "bootstrap": probe.bootstrap,
+        "seed": probe.seed,
         "recommended": {
-            "reading": found.configurations[found.chosen].describe(),
+            "reading": probe.configurations[probe.chosen].describe(),
             "late": recommended,
-            "beyond_noise": found.chosen != 0,
-            "p": found.p,
-            "readings": len(found.configurations) - 1,
-            "candidate": found.configurations[found.candidate].describe(),
-            "best_on_dev": found.configurations[found.best].describe(),
-            "gain_over_pooled": found.gains,
+            "beyond_noise": probe.chosen != 0,
+            "p": probe.p,
+            "readings": len(probe.configurations) - 1,
+            "candidate": probe.configurations[probe.candidate].describe(),
+            "best_on_dev": probe.configurations[probe.best].describe(),
+            "gain_over_pooled": probe.gains,
         },
         "readings": configurations,
-        "diagnostics": found.diagnostics,
-        "layers_without_standardised_readings": found.flat,
-        "seconds": found.seconds,
+        "diagnostics": probe.diagnostics,
+        "layers_without_standardised_readings": probe.flat,
+        "seconds": probe.seconds,
     }
     with replacing(path) as part:
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         part.write_text(text + "\n", encoding="utf-8")
 
 
-def write_csv(path: Path, found: Probe) -> None:
+def write_csv(path: Path, probe: Probe) -> None:
     """Write one line a configuration; diagnostics are on the lines of the pooled and the late scores."""
-    diagnostics = {str(each["layer"]): each for each in found.diagnostics}
+    diagnostics = {str(each["layer"]): each for each in probe.diagnostics}
     with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow((*COLUMNS, *DIAGNOSED))
-        for one in found.configurations:
+        for one in probe.configurations:
             spans = [one.dev[key] for key in ("value", "low", "high")] + [
                 one.test[key] for key in ("value", "low", "high")
             ]
             weight = one.hybrid.late if one.mode == "hybrid" else ""
             scaling = one.hybrid.scaling if one.mode == "hybrid" else ""
-            row = [number(one.layer, found.layers), one.mode, scaling, weight, *(round(value, 6) for value in spans)]
+            row = [number(one.layer, probe.layers), one.mode, scaling, weight, *(round(value, 6) for value in spans)]
             more: list[Any] = [""] * len(DIAGNOSED)
             if one.mode != "hybrid":
                 each = diagnostics[str(one.layer)]
@@ -159,7 +159,7 @@ def write_csv(path: Path, found: Probe) -> None:
             writer.writerow([*row, *more])
 
 
-def draw(path: Path, found: Probe, title: str) -> None:
+def draw(path: Path, probe: Probe, title: str) -> None:
     """Draw a PNG: test nDCG over layers, of late and of the hybrid with the layer's weight as curves and of pooled as a
     line, each with its 95 % interval as a band; a ring marks what dev recommends."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -168,25 +168,25 @@ def draw(path: Path, found: Probe, title: str) -> None:
     figure = Figure(figsize=(7.2, 4.3), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)  # draws without a display
     axes = figure.subplots()
-    places = list(range(len(found.layers)))
-    late = [next(one for one in found.of_layer(layer) if one.mode == "late") for layer in found.layers]
-    hybrid = [found.best_hybrid(layer) for layer in found.layers]
-    pooled = [found.configurations[0]] * len(places)
+    places = list(range(len(probe.layers)))
+    late = [next(one for one in probe.of_layer(layer) if one.mode == "late") for layer in probe.layers]
+    hybrid = [probe.best_hybrid(layer) for layer in probe.layers]
+    pooled = [probe.configurations[0]] * len(places)
     for mode, configurations in (("pooled", pooled), ("late", late), ("hybrid", hybrid)):
         _curve(axes, mode, places, configurations)
-    one = found.configurations[found.chosen]
+    one = probe.configurations[probe.chosen]
     if one.layer is not None:
-        at = found.layers.index(one.layer)
+        at = probe.layers.index(one.layer)
         ring: dict[str, Any] = {"s": 190, "facecolors": "none", "edgecolors": "black", "linewidths": 1.3, "zorder": 5}
         axes.scatter([at], [one.test["value"]], label="recommended (chosen on dev)", **ring)
-    axes.set_xticks(places, [number(layer, found.layers) for layer in found.layers])
+    axes.set_xticks(places, [number(layer, probe.layers) for layer in probe.layers])
     if len(places) == 1:
         axes.set_xlim(-0.6, 0.6)
     elif len(places) > 16:
         axes.set_xticks(places[:: len(places) // 10 + 1])
     axes.set_xlabel("layer (0 = embeddings)")
-    axes.set_ylabel(f"test nDCG@{found.cut}")
-    sizes = found.sizes
+    axes.set_ylabel(f"test nDCG@{probe.cut}")
+    sizes = probe.sizes
     what = f"{sizes['test']['queries']} test queries, weights chosen on {sizes['dev']['queries']} dev queries"
     axes.set_title(f"{title}\n{what}; bands: 95 % intervals", loc="left", fontsize=10)
     axes.grid(axis="y", color="#dddddd", linewidth=0.7)

@@ -102,9 +102,9 @@ def pooled_id(encoder: SmartEncoder, contents: list[Any], role: Role) -> int | N
     if not found:
         return None
     if len(found) > 1 or encoder.pooling == "cls" or "message" not in encoder.st.modalities:
-        told = ", ".join(repr(encoder.tokenizer.decode([one])) for one in sorted(found)[:3])
+        tokens = ", ".join(repr(encoder.tokenizer.decode([one])) for one in sorted(found)[:3])
         raise AdapterError(
-            f"the pooled token ({told}) belongs to the text, and is left out here for its place; MultiVectorEncoder "
+            f"the pooled token ({tokens}) belongs to the text, and is left out here for its place; MultiVectorEncoder "
             "leaves out by ids alone; export it as merged"
         )
     return found.pop()
@@ -312,9 +312,9 @@ def _merge_lora(encoder: SmartEncoder) -> float:
 
 
 def _facts(kind: str, adapter: AdapterBlock | None, lost: float) -> dict[str, Any]:
-    """Return what smart_train.json says under "export"."""
-    told = asdict(adapter) if adapter is not None else None
-    return {"kind": kind, "adapter": told, "update_lost_to_rounding": lost}
+    """Return the block "export" of smart_train.json."""
+    block = asdict(adapter) if adapter is not None else None
+    return {"kind": kind, "adapter": block, "update_lost_to_rounding": lost}
 
 
 def _merged(

@@ -50,8 +50,8 @@ def check_verified(folder: Path) -> None:
     except ValueError as error:
         raise PublishError(f"{error}; {AGAIN}") from None
     if other:
-        told = ", ".join(f"{name} ({what})" for name, what in sorted(other.items()))
-        raise PublishError(f"{folder} is not what was verified: {told}; {AGAIN}")
+        changes = ", ".join(f"{name} ({what})" for name, what in sorted(other.items()))
+        raise PublishError(f"{folder} is not what was verified: {changes}; {AGAIN}")
 
 
 def collect(folder: Path, run: Path | None) -> Files:
