@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from smart_train.checks.adapter import check_adapter
 from smart_train.checks.bounds import Problems
@@ -27,7 +28,9 @@ from smart_train.checks.objective import (
 from smart_train.checks.training import check_best, check_callbacks, check_trackers, check_training
 from smart_train.config.schema import Recipe
 from smart_train.config.typed_values import Problem, RecipeError
+from smart_train.core.environment import rank
 from smart_train.core.errors import BaseNotFound
+from smart_train.core.output_check import output_problem
 from smart_train.models.base_config import BaseConfig, read_base
 
 
@@ -63,8 +66,19 @@ def check_names(recipe: Recipe) -> Problems:
         yield Problem("publish.repo", f"{recipe.publish.repo!r} is no repository", "write it as me/name")
 
 
+def check_output(recipe: Recipe) -> Problems:
+    """Rank 0 alone writes to the run's folder, and moves an earlier run in it aside unless it is resumed there."""
+    if rank():
+        return
+    output = Path(recipe.output or f"runs/{recipe.name}")
+    problem = output_problem(output, moved=not recipe.training.get("resume_from_checkpoint"))
+    if problem is not None:
+        yield Problem("output", problem, "name another folder, or free space")
+
+
 ALONE: list[Callable[[Recipe], Problems]] = [
     check_names,
+    check_output,
     check_model,
     check_quantised,
     check_late,

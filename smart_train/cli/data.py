@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smart_train.cli.options import check_output
 from smart_train.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def _check(options: argparse.Namespace) -> int:
         raise UsageError(f"--similar: {options.similar} is not above 0 and at most 1")
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs: {options.jobs} is not 1 or more")
+    if options.fix:
+        check_output(options.fix, "--fix")
     if options.fix and _filled(Path(options.fix)):
         raise UsageError(f"--fix: {options.fix} already exists and is not empty; name a new folder")
     given = {name: getattr(options, name) for name in ("document", "image", "id", "subset", "revision")}
@@ -124,6 +127,7 @@ def _push(options: argparse.Namespace) -> None:
 def _pull(options: argparse.Namespace) -> None:
     from smart_train.data.hub_transfer import pull
 
+    check_output(options.out, "--out")
     if _filled(Path(options.out)):
         raise UsageError(f"--out: {options.out} already exists and is not empty; name a new folder")
     dataset = pull(options.repo, options.out, options.revision, options.subset)

@@ -75,7 +75,9 @@ def run(options: argparse.Namespace) -> int:
         return launch_local(options.processes, remove_option(options.arguments, "--processes"))
     with checks():
         if options.output is not None:
-            check_output(Path(options.output))
+            check_output(options.output)
+        if options.store is not None:
+            check_output(options.store, "--store")
         base = check_reading(options)
         data, held_out = _data(options)
 

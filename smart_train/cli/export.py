@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from smart_train.cli.options import ADAPTER_SETTING_NAMES, DTYPES, add_trust
+from smart_train.cli.options import ADAPTER_SETTING_NAMES, DTYPES, add_trust, check_output
 
 KINDS = ("merged", "multi-vector")
 
@@ -34,6 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    check_output(options.out, "--out")
     from smart_train.publishing.exporter import export
 
     export(

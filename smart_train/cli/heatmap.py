@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smart_train.cli.options import SETTING_NAMES, add_model, add_reading, check_reading, make_encoder
+from smart_train.cli.options import SETTING_NAMES, add_model, add_reading, check_output, check_reading, make_encoder
 from smart_train.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -105,8 +105,4 @@ def _text(path: Path) -> str:
 def _check_output(output: Path) -> None:
     if output.suffix.lower() != ".png":
         raise UsageError(f"--output: {output} is no .png file; the picture is a PNG")
-    if output.is_dir():
-        raise UsageError(f"--output: {output} is a folder; name a .png file")
-    blocked = next((path for path in output.parents if path.exists() and not path.is_dir()), None)
-    if blocked is not None:
-        raise UsageError(f"--output: {blocked} is a file, and no folder for {output.name}")
+    check_output(output, file=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smart_train.cli.options import count
+from smart_train.cli.options import check_output, count
 from smart_train.core.errors import DataError, UsageError, checks
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ def _check(options: argparse.Namespace) -> IngestOptions:
     if not Path(options.folder).exists():
         raise UsageError(f"{options.folder}: there is no such folder or file")
     with checks():
+        check_output(options.out, "--out")
         if options.round_trip:
             read_base(options.round_trip)
         return IngestOptions(

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from smart_train.cli.options import ADAPTER_SETTING_NAMES, add_trust, count
+from smart_train.cli.options import ADAPTER_SETTING_NAMES, add_trust, check_output, count
 from smart_train.core.errors import UsageError, checks
 
 
@@ -34,6 +34,7 @@ def run(options: argparse.Namespace) -> None:
     weights = options.weights or [1 / len(options.adapters)] * len(options.adapters)
     if len(weights) != len(options.adapters):
         raise UsageError(f"--weights: {len(options.adapters)} adapters and {len(weights)} weights; give one each")
+    check_output(options.out, "--out")
     from smart_train.config.schema import DataBlock
     from smart_train.data.load import dev_and_test
     from smart_train.publishing.merger import merge

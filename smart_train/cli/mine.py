@@ -8,7 +8,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from smart_train.cli.options import SETTING_NAMES, add_model, add_reading, check_reading, count, make_encoder
+from smart_train.cli.options import (
+    SETTING_NAMES,
+    add_model,
+    add_reading,
+    check_output,
+    check_reading,
+    count,
+    make_encoder,
+)
 from smart_train.core.errors import checks
 
 WORDS = {
@@ -115,6 +123,8 @@ def run(options: argparse.Namespace) -> None:
 
     names = ("k", "mode", "max_relative", "margin", "skip_top", "window", "sampling", "seed")
     with checks():
+        if options.out or Path(options.data).is_dir():  # anything else is refused without --out
+            check_output(options.out or options.data, "--out" if options.out else "DATA")
         chosen = MiningOptions(**{name: getattr(options, name) for name in names}, range=tuple(options.range))
         extensions: dict[str, Any] = {
             name: load_callable(registry, getattr(options, name))

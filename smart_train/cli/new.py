@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from smart_train.cli.options import check_output
 from smart_train.core.errors import UsageError
 
 
@@ -29,6 +30,7 @@ def run(options: argparse.Namespace) -> None:
     path = path if path.suffix in (".yaml", ".yml") else path.with_name(path.name + ".yaml")
     if not re.fullmatch(r"\w[\w.-]*", path.stem):
         raise UsageError(f"{path.stem!r} cannot name a recipe; use letters, digits, dots, dashes and _")
+    check_output(path, "NAME", file=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with path.open("x", encoding="utf8") as stream:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smart_train.core.errors import Setting, UsageError
+from smart_train.core.output_check import output_problem
 
 if TYPE_CHECKING:
     from smart_train.data.collection import Document
@@ -175,14 +176,11 @@ def make_encoder(options: argparse.Namespace) -> SmartEncoder:
     return encoder
 
 
-def check_output(output: Path) -> None:
-    """Refuses a place where no folder can be made or written to."""
-    blocked = next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None)
-    if blocked is not None:
-        raise UsageError(f"--output: {blocked} is a file; name a folder")
-    there = next(path for path in (output, *output.absolute().parents) if path.is_dir())
-    if not os.access(there, os.W_OK | os.X_OK):  # better learnt now than when there is something to write
-        raise UsageError(f"--output: nothing can be written into {there}; name another folder")
+def check_output(output: Path | str, flag: str = "--output", file: bool = False) -> None:
+    """Refuses a place where no folder (or file) can be made or written to."""
+    problem = output_problem(Path(output), file)  # better learnt now than when there is something to write
+    if problem is not None:
+        raise UsageError(f"{flag}: {problem}; name another {'file' if file else 'folder'}")
 
 
 def check_pages(corpora: Iterable[Mapping[str, Document]], options: argparse.Namespace, base: BaseConfig) -> None:

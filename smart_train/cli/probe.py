@@ -89,6 +89,8 @@ def run(options: argparse.Namespace) -> None:
     output = Path(options.output)
     with checks():
         check_output(output)
+        if options.apply and options.adapter and Path(options.adapter).is_dir():
+            check_output(options.adapter, "--apply")
         if options.apply and options.adapter and not Path(options.adapter).is_dir():
             raise UsageError(f"--apply: {options.adapter} is not a local folder; download the adapter first")
         base = check_reading(options)
