@@ -10,6 +10,7 @@ from smart_train.config.typed_values import Problem
 
 
 def check_adapter(recipe: Recipe) -> Problems:
+    """Yield what is wrong with the block ``adapter`` by itself."""
     adapter = recipe.adapter
     yield from at_least("adapter.r", adapter.r, 1)
     yield from at_least("adapter.alpha", adapter.alpha, 1)

@@ -13,12 +13,14 @@ Problems = Iterator[Problem]
 
 
 def at_least(key: str, value: float | None, least: int) -> Problems:
+    """Yield a problem where a value is below the least that it may be; None is no value."""
     if value is not None and value < least:
         fix = f"write {least} or more" if least else "write 0 (off) or more"
         yield Problem(key, f"is {value:g}, must be at least {least}", fix)
 
 
 def above(key: str, value: float, limit: float, fix: str) -> Problems:
+    """Yield a problem where a value is not above a limit."""
     if value <= limit:
         yield Problem(key, f"is {value:g}, must be above {limit:g}", fix)
 
@@ -32,12 +34,14 @@ def component(key: str, chosen: Component, registry: Registry) -> Problems:
 
 
 def distinct(key: str, values: list[int]) -> Problems:
+    """Yield a problem where a list has a value twice."""
     twice = sorted({value for value in values if values.count(value) > 1})
     if twice:
         yield Problem(key, f"has {', '.join(map(str, twice))} twice", "name each once")
 
 
 def widths(key: str, values: list[int]) -> Problems:
+    """Yield problems of Matryoshka widths: duplicates, and widths below 1."""
     yield from distinct(key, values)
     for width in values:
         yield from at_least(key, width, 1)

@@ -29,6 +29,7 @@ def check_reader(recipe: Recipe) -> Problems:
 
 
 def check_sources(recipe: Recipe) -> Problems:
+    """Yield what is wrong with data.source, its weights and temperature, and data.length_window."""
     data = recipe.data
     yield from at_least("data.length_window", data.length_window, 1)
     if data.length_window > 256:
@@ -54,6 +55,7 @@ def check_source(reader: Reader) -> Problems:
 
 
 def check_data_block(recipe: Recipe) -> Problems:
+    """Yield what is wrong with the block ``data`` by itself."""
     data = recipe.data
     if not data.path:
         yield Problem("data.path", "is not given", "name pydocs, a local folder or file, or a Hub dataset")
@@ -84,6 +86,7 @@ def check_data_block(recipe: Recipe) -> Problems:
 
 
 def check_data(recipe: Recipe, base: BaseConfig | None) -> Problems:
+    """Yield what is wrong with the block ``data`` once its files are looked at."""
     from smart_train.data.load import TEACHER_KEY, has_test
     from smart_train.data.load import check_data as check_rows
     from smart_train.data.readers.base import find_reader

@@ -8,6 +8,7 @@ from smart_train.config.typed_values import Problem
 
 
 def check_evaluation(recipe: Recipe) -> Problems:
+    """Yield what is wrong with the block ``evaluation``."""
     evaluation = recipe.evaluation
     if not evaluation.k:
         yield Problem("evaluation.k", "is empty, so nothing would be measured", "write [1, 5, 10]")

@@ -14,6 +14,7 @@ from smart_train.models.token_filters import TOKEN_FILTERS
 
 
 def check_late(recipe: Recipe) -> Problems:
+    """Yield what is wrong with the block ``late`` by itself."""
     late = recipe.late
     yield from at_least("late.dim", late.dim, 1)
     yield from widths("late.matryoshka", late.matryoshka)
@@ -50,6 +51,7 @@ def check_layers(recipe: Recipe, base: BaseConfig) -> Problems:
 
 
 def check_widths(recipe: Recipe, base: BaseConfig) -> Problems:
+    """Yield what is wrong with token and Matryoshka widths, against the base's hidden size."""
     late, hidden = recipe.late, base.hidden
     width = late.dim or hidden
     if width > hidden:

@@ -17,6 +17,7 @@ def data_of(recipe: Recipe) -> DataBlock:
 
 
 def check_mining(recipe: Recipe) -> Problems:
+    """Yield what is wrong with the block ``mining``."""
     mining = recipe.mining
     for name, least in (("rounds", 0), ("k", 1), ("first", 0), ("skip_top", 0), ("margin", 0), ("window", 0)):
         yield from at_least(f"mining.{name}", getattr(mining, name), least)

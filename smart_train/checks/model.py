@@ -13,6 +13,7 @@ ATTENTION = ["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_at
 
 
 def check_model(recipe: Recipe) -> Problems:
+    """Yield what is wrong with the block ``model`` by itself."""
     model = recipe.model
     low, high = model.min_pixels, model.max_pixels
     for name in ("query_tokens", "document_tokens", "min_pixels", "max_pixels"):
@@ -35,6 +36,7 @@ def check_model(recipe: Recipe) -> Problems:
 
 
 def check_quantised(recipe: Recipe) -> Problems:
+    """Yield what is wrong with model.quantisation, for the adapter and on this machine."""
     if recipe.model.quantisation == "none":
         return
     if recipe.adapter.kind == "full":
@@ -60,6 +62,7 @@ def check_pooling(recipe: Recipe, base: BaseConfig) -> Problems:
 
 
 def check_lengths(recipe: Recipe, base: BaseConfig) -> Problems:
+    """Yield length limits that are above the base's number of positions."""
     for name in ("query_tokens", "document_tokens"):
         for key, limit in (("model", getattr(recipe.model, name)), ("data", getattr(recipe.data, name))):
             if limit is not None and base.positions is not None and limit > base.positions:

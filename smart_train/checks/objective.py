@@ -35,6 +35,7 @@ def needs_teacher(recipe: Recipe) -> bool:
 
 
 def check_objective(recipe: Recipe) -> Problems:
+    """Yield what is wrong with the block ``objective`` by itself."""
     yield from terms_of(recipe).problems
     pages = recipe.objective.neighbour_pages
     if pages is not None and pages < 0:

@@ -58,6 +58,7 @@ def check(recipe: Recipe, data: bool = True) -> BaseConfig:
 
 
 def check_names(recipe: Recipe) -> Problems:
+    """Yield what is wrong with the names of the base, the run and the repository."""
     if not recipe.model.base:
         yield Problem("model.base", "is not given", "name a Hub id, a local folder, or package:NAME/FOLDER")
     if not re.fullmatch(r"[\w][\w.-]*", recipe.name):

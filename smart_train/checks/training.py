@@ -143,6 +143,7 @@ def _wandb_login(given: dict[str, Any]) -> list[Problem]:
 
 
 def wandb_key() -> bool:
+    """Return whether wandb has a key: in the environment, a netrc file or its settings."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     logins = _texts([os.environ.get("NETRC", "~/.netrc"), "~/_netrc"])
@@ -203,6 +204,7 @@ def check_callbacks(recipe: Recipe) -> Problems:
 
 
 def check_trackers(recipe: Recipe) -> Problems:
+    """Yield what is wrong with training.report_to: unknown trackers, and what they lack here."""
     given: Any = recipe.training.get("report_to") or []
     names = [given] if isinstance(given, str) else given
     if set(names) & {"none", "all"} and len(names) > 1:

@@ -150,6 +150,7 @@ def check_reading(options: argparse.Namespace) -> BaseConfig:
 
 
 def make_encoder(options: argparse.Namespace) -> SmartEncoder:
+    """Load the encoder that the options name: an adapter, or a base as it is."""
     from smart_train.config.schema import LateBlock, ModelBlock
     from smart_train.models.encoder import SmartEncoder
 

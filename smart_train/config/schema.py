@@ -80,6 +80,8 @@ PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmea
 
 @dataclass
 class ModelBlock:
+    """The block ``model``: the base, and how it reads texts and images."""
+
     base: str = ""  # Hub id, local folder, or package:NAME/FOLDER (a model that an installed Python package carries)
     revision: str | None = None  # Hub branch, tag or commit; pin it, or the weights may change later
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the base in memory; auto = as it is stored
@@ -99,6 +101,8 @@ class ModelBlock:
 
 @dataclass
 class HybridBlock:
+    """The block ``late.hybrid``: how pooled and late scores are added."""
+
     pooled: float = 1.0  # weight of the pooled score
     late: float = 1.0  # weight of the late score; the best value differs between models: calibrate it
     scaling: Literal["none", "standardised"] = "none"  # standardised: (score - mean) / std, fitted on the dev split
@@ -110,6 +114,8 @@ class HybridBlock:
 
 @dataclass
 class LateBlock:
+    """The block ``late``: token vectors from hidden states."""
+
     layer: int | list[int] = -1  # 0 = embeddings, k = output of block k, -1 = last; a list = a learned mix of layers
     norm: Literal["auto", "final", "none"] = "auto"  # of layers before the last; auto = the model's final norm, if any
     head: Component = field(default_factory=lambda: Component("none"))  # none, linear, layernorm_linear, or your own
@@ -145,6 +151,8 @@ def _component(key: str, value: Any) -> Component:
 
 @dataclass
 class AdapterBlock:
+    """The block ``adapter``: which weights are trained."""
+
     kind: Literal["lora", "full", "frozen"] = "lora"  # what is trained: full = every weight; frozen = only the head
     r: int = 32  # LoRA rank: more capacity, larger adapter
     alpha: int = 32  # LoRA scale is alpha / r
@@ -156,6 +164,8 @@ class AdapterBlock:
 
 @dataclass
 class DataBlock:
+    """The block ``data``: what is trained and tested on."""
+
     path: str = ""  # pydocs, a local folder or file, or a Hub dataset
     format: Component = field(default_factory=lambda: Component("auto"))  # auto, a format of docs/data.md, or your own
     revision: str | None = None  # of a Hub dataset: branch, tag or commit; pin it, or the metrics may change
@@ -187,6 +197,8 @@ class DataBlock:
 
 @dataclass
 class MiningBlock:
+    """The block ``mining``: hard negatives that are mined during training."""
+
     rounds: int = 0  # times that hard negatives are mined again during training, at equal distances; 0 = never
     start: bool = False  # also mine before the first step; the data then need no negatives
     k: int = 8  # most negatives a query gets; data.negatives of them are drawn for a batch
@@ -204,12 +216,16 @@ class MiningBlock:
 
 @dataclass
 class TermBlock:
+    """Weight and temperature of a loss term."""
+
     weight: float = 1.0  # w of the term in the loss; 0 turns it off
     temperature: float = 0.05  # tau; scores are cosines, so 0.02 to 0.05 is usual
 
 
 @dataclass
 class TeacherBlock:
+    """The block ``objective.teacher``: distillation from another model's scores."""
+
     weight: float = 0.0  # of learning another model's scores, which the data must have; 0 turns it off
     temperature: float = 0.05  # tau of both softmaxes (kl), or the unit of the scores (margin_mse)
     kind: Literal["kl", "margin_mse"] = "kl"  # kl = its distribution; margin_mse = its differences to the positive
@@ -219,6 +235,8 @@ class TeacherBlock:
 
 @dataclass
 class ObjectiveBlock:
+    """The block ``objective``: the loss."""
+
     pooled: TermBlock = field(default_factory=TermBlock)  # cross entropy of the pooled scores
     late: TermBlock = field(default_factory=TermBlock)  # cross entropy of the late scores
     hybrid: TermBlock = field(default_factory=lambda: TermBlock(weight=0.0))  # the two scores added before the softmax
@@ -247,6 +265,8 @@ class ObjectiveBlock:
 
 @dataclass
 class EvaluationBlock:
+    """The block ``evaluation``: what is measured, and when."""
+
     during: bool = True  # evaluate the dev split at every training.eval_steps
     patience: int | None = None  # early stopping: evaluations without a new best until training ends; null = never
     before: bool = True  # evaluate the test split with the untouched base: the table's first row
@@ -260,6 +280,8 @@ class EvaluationBlock:
 
 @dataclass
 class PublishBlock:
+    """The block ``publish``: the repository on the Hub."""
+
     repo: str | None = None  # owner/name on the Hub, to publish to when the run ends; null = do not publish
     private: bool = True  # create the repository as a private one, and refuse one that is public
     license: str | None = None  # licence of the adapter for the card, such as apache-2.0; null = not stated
@@ -267,6 +289,8 @@ class PublishBlock:
 
 @dataclass
 class Recipe:
+    """A training run: all blocks of a recipe file."""
+
     name: str = "run"  # name of the run, for its folder and its trackers
     output: str | None = None  # folder of the run; null = runs/NAME
     model: ModelBlock = field(default_factory=ModelBlock)  # the embedder, and how it reads text and images

@@ -196,4 +196,5 @@ def leave_process_group() -> None:
 
 
 def is_initialized() -> bool:
+    """Return whether torch.distributed has a process group."""
     return dist.is_available() and dist.is_initialized()

@@ -280,6 +280,7 @@ def package_versions() -> dict[str, str]:
 
 
 def about_model(encoder: SmartEncoder) -> dict[str, Any]:
+    """Return the facts of an encoder for evaluation.json."""
     late = encoder.late
     return {
         "commit": encoder.commit,

@@ -57,6 +57,7 @@ LateOf = Callable[[slice, Embeddings, Embeddings, Tensor], Tensor]
 
 
 def exact_late_scores(rows: slice, queries: Embeddings, documents: Embeddings, pooled: Tensor) -> Tensor:
+    """Return exact late scores; the default of ``tiles``."""
     return late_scores(queries.tokens, documents.tokens)
 
 
@@ -152,6 +153,7 @@ def check(embeddings: Embeddings, ids: Sequence[str], what: str) -> None:
 
 
 def check_ids(ids: Sequence[str], what: str) -> None:
+    """Raise EvaluationError where an id is there twice."""
     if len(set(ids)) != len(ids):
         twice = next(one for place, one in enumerate(ids) if one in ids[:place])
         raise EvaluationError(f"the {what} id {twice!r} is there twice; ids must be unique")

@@ -73,6 +73,7 @@ class Page:
 
 
 def page_id(file_id: str, page: int) -> str:
+    """Return the id of a page: that of its file, and its number."""
     return f"{file_id}-{page:05d}"
 
 

@@ -98,6 +98,7 @@ class Probe:
 
 
 def describe_layer(layer: Layer | None) -> str:
+    """Name a layer in words."""
     return "a mix of layers" if isinstance(layer, list) else "last layer" if layer == -1 else f"layer {layer}"
 
 

@@ -35,6 +35,8 @@ READ = 1 << 23  # scores read at a time: 32 MiB
 
 @dataclass
 class LayerScores:
+    """Scores of every layer, by split, and how they were computed."""
+
     splits: dict[str, SplitScores]
     sample: Sample
     files: ScoreFiles

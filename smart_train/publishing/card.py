@@ -162,10 +162,12 @@ def _checked(text: str) -> str:
 
 
 def table(rows: Mapping[str, str]) -> str:
+    """Return a Markdown table of two columns, without a header."""
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())])
 
 
 def grid(head: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table with a header."""
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 

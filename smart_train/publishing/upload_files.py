@@ -96,6 +96,7 @@ def public_name(settings: dict[str, Any]) -> str:
 
 
 def is_hub(base: str) -> bool:
+    """Return whether a base is named by its Hub id."""
     return not base.startswith((PACKAGE, LOCAL))
 
 

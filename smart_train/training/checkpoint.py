@@ -341,6 +341,7 @@ class CheckpointManager(TrainerCallback):
 
 
 def run_state_file(rank: int) -> str:
+    """Return the name of the file with a rank's state."""
     return f"run_state_{rank}.pt"
 
 
@@ -348,6 +349,7 @@ def run_state_file(rank: int) -> str:
 
 
 def checkpoint_path(root: Path, step: int) -> Path:
+    """Return the folder of the checkpoint of a step."""
     return root / f"checkpoint-{step}"
 
 
@@ -485,6 +487,7 @@ def missing_files(folder: Path) -> list[str]:
 
 
 def is_complete(folder: Path) -> bool:
+    """Return whether a checkpoint has every file that its manifest lists."""
     try:
         return not missing_files(folder)
     except CheckpointError:
@@ -492,10 +495,12 @@ def is_complete(folder: Path) -> bool:
 
 
 def last_complete(root: Path) -> Path | None:
+    """Return the newest complete checkpoint of a run; None if there is none."""
     return next((path for step in reversed(list_steps(root)) if is_complete(path := checkpoint_path(root, step))), None)
 
 
 def folder_size(folder: Path) -> int:
+    """Return the bytes of all files of a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
@@ -636,6 +641,7 @@ def load_deepspeed(engine: Any, encoder: SmartEncoder, folder: Path, step: int) 
 
 
 def deepspeed_tag(step: int) -> str:
+    """Return the name of DeepSpeed's folder in the checkpoint of a step."""
     return f"global_step{step}"
 
 

@@ -487,6 +487,7 @@ def judgements(file: Path) -> Iterator[Judgement]:
 
 
 def judgement_rows(table: Table) -> Iterator[Judgement]:
+    """Yield (place, query id, document id, grade) of each row of qrels."""
     query = require_column(table, JUDGED_QUERY, "query ids")
     document = require_column(table, JUDGED_DOCUMENT, "document ids")
     grade = require_column(table, GRADES, "grades")

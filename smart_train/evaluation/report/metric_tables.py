@@ -122,12 +122,14 @@ def sizes_and_speeds(outcome: Outcome) -> list[str]:
 
 
 def headline_metric(metrics: Metrics) -> str:
+    """Return the metric of the tables: nDCG@10, else the nDCG with the largest cut-off."""
     measured = {name for modes in metrics.values() for names in modes.values() for name in names}
     depths = sorted(int(name.removeprefix("ndcg@")) for name in measured if name.startswith("ndcg@"))
     return "ndcg@10" if 10 in depths else f"ndcg@{depths[-1]}"
 
 
 def signed(one: Mapping[str, float]) -> str:
+    """Format a difference with its sign and its confidence interval."""
     return f"{one['value']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
 
 

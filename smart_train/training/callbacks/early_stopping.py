@@ -115,6 +115,7 @@ def final_step(args: TrainingArguments, state: TrainerState) -> int:
 
 
 def best_message(metric: str, values: dict[int, float], step: int, kept: int, last: int) -> str:
+    """Return a sentence for the log: the best step, and the step that the adapter is of."""
     of = f"{metric} on dev was best at step {step}: {values[step]:.4f}"
     if kept == step:
         return f"{of}; the adapter is of that step"
