@@ -102,6 +102,7 @@ class SmartEncoder(nn.Module):
             set_dropout(self.backbone, self.settings.dropout)
         if self.settings.pooling is not None:
             set_pooling(self.st, self.settings.pooling)
+        self._use_cosine()
         self.pooling = pooling_of(self.st)
         logger.info("%s: %s pooling (%s)", base, self.pooling or "no", self._pooling_source())
         self.layers = [-1] if self.late.layer in (-1, [-1]) else self._resolve_layers()
@@ -168,6 +169,21 @@ class SmartEncoder(nn.Module):
             return "model.pooling"
         named = BaseFiles(self.place, self.commit).modules()
         return "the base's own" if named else "sentence-transformers' default: the base has no modules.json"
+
+    def _use_cosine(self) -> None:
+        """Replace the base's own similarity and width, and log it: pooled vectors are whole and compared by cosine.
+
+        A saved folder says the same, so that plain sentence-transformers ranks as this encoder does.
+        """
+        base, st = self.settings.base, self.st
+        if st.similarity_fn_name != "cosine":
+            what = "%s: pooled vectors are compared by cosine, in place of the base's similarity_fn_name %s"
+            logger.info(what, base, st.similarity_fn_name)
+            st.similarity_fn_name = "cosine"
+        if st.truncate_dim is not None:
+            what = "%s: pooled vectors keep all their numbers, in place of the base's truncate_dim %d (pooled_dim cuts)"
+            logger.info(what, base, st.truncate_dim)
+            st.truncate_dim = None
 
     def _resolve_layers(self) -> list[int]:
         return resolve_layers(self.late.layer, len(find_blocks(self.backbone)[1]))

@@ -60,10 +60,21 @@ def verify(
     if not main:
         return {}
     check_pooling_modules(encoder, folder)
+    check_plain_settings(folder)
     fresh = reload(encoder, folder, base)
     report = compare(folder, inputs, ours, fresh, exact=CAST if half else EXACT)
     logger.info("reloaded %s: the same vectors (%s)", folder, report)
     return write_verified(folder, report)
+
+
+def check_plain_settings(folder: Path) -> None:
+    """Raise AdapterError where plain SentenceTransformer(folder) would compare vectors otherwise, or cut them."""
+    path = folder / "config_sentence_transformers.json"
+    stored = json.loads(path.read_text(encoding="utf8")) if path.is_file() else {}
+    found = (stored.get("similarity_fn_name") or "cosine", stored.get("truncate_dim"))
+    if found != ("cosine", None):
+        what = f"{path}: expected the similarity cosine of whole vectors, found {found[0]} with truncate_dim {found[1]}"
+        raise AdapterError(f"{what}; plain sentence-transformers would rank otherwise; save the folder again")
 
 
 def reload(encoder: SmartEncoder, folder: Path, base: str | None = None) -> SmartEncoder:
