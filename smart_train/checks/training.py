@@ -25,7 +25,6 @@ AT_LEAST: dict[str, tuple[float, bool]] = {  # name -> (limit, whether the limit
     "learning_rate": (0, False),
     "head_learning_rate": (0, False),
     "per_device_train_batch_size": (1, True),
-    "per_device_eval_batch_size": (1, True),
     "gradient_accumulation_steps": (1, True),
     "num_train_epochs": (0, False),
     "weight_decay": (0, True),
@@ -114,9 +113,8 @@ def _precision(given: dict[str, Any]) -> list[Problem]:
     from transformers.utils import is_torch_bf16_gpu_available
 
     problems = []
-    for a, b in (("bf16", "fp16"), ("bf16_full_eval", "fp16_full_eval")):
-        if given.get(a) and given.get(b):
-            problems.append(Problem(f"training.{b}", f"{a} and {b} are both true", f"keep one; {a} where the GPU can"))
+    if given.get("bf16") and given.get("fp16"):
+        problems.append(Problem("training.fp16", "bf16 and fp16 are both true", "keep one; bf16 where the GPU can"))
     cpu = bool(given.get("use_cpu"))
     if given.get("bf16") and not cpu and not is_torch_bf16_gpu_available():
         what = "bf16 is true, but this machine has no GPU that computes in it"

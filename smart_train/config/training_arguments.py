@@ -7,6 +7,7 @@ import typing
 from typing import Any
 
 from smart_train.config.schema import Component
+from smart_train.core.errors import SettingError
 from smart_train.core.registry import Registry
 
 OWN = {
@@ -14,7 +15,25 @@ OWN = {
     "callbacks": list[Component],  # transformers.TrainerCallback classes: package.module:Class, or with options
 }
 CALLBACKS = Registry("callback", "smart_train.callbacks", {})
+_RANKED = "remove it: the dev split is ranked, with evaluation.batch_size, and no loss is computed on it"
+IDLE = {  # arguments of transformers.Trainer that would change nothing here: refused, since a run records what it used
+    "label_smoothing_factor": "remove it: it smooths a classifier's labels; the softmax here is over documents",
+    "per_device_eval_batch_size": "write evaluation.batch_size",
+    "eval_accumulation_steps": _RANKED,
+    "prediction_loss_only": _RANKED,
+    "batch_eval_metrics": _RANKED,
+    "eval_do_concat_batches": _RANKED,
+    "include_for_metrics": _RANKED,
+    "eval_use_gather_object": _RANKED,
+    "fp16_full_eval": "remove it: documents are ranked in the precision of the model; model.dtype sets it",
+    "bf16_full_eval": "remove it: documents are ranked in the precision of the model; model.dtype sets it",
+    "length_column_name": "remove it: rows have no columns; data.length_groups groups documents of like length",
+    "do_train": "remove it: a recipe always trains",
+    "do_eval": "write evaluation.before, evaluation.during, evaluation.after",
+    "do_predict": "write evaluation.after",
+}
 RESERVED = {
+    **IDLE,
     "output_dir": "write output, at the recipe's top level",
     "remove_unused_columns": "remove it: batches here have no columns to remove",
     "label_names": "remove it: relevance comes from the qrels",
@@ -58,6 +77,16 @@ def hints() -> dict[str, Any]:
     allowed["fsdp"] = bool | str | None  # its hint leaves out the value it is meant to have
     allowed["resume_from_checkpoint"] = bool | str | None  # true = the newest complete one of the output folder
     return allowed | OWN
+
+
+def check_idle(args: Any) -> None:
+    """Raise SettingError where transformers.TrainingArguments has a value that would change nothing here."""
+    for field in dataclasses.fields(args):
+        # do_eval and the like are set by TrainingArguments itself, and by nobody who expects something of them
+        if field.name in IDLE and not field.name.startswith("do_") and field.default is not dataclasses.MISSING:
+            value = getattr(args, field.name)
+            if value != field.default:
+                raise SettingError(f"training.{field.name}", f"is {value!r}, which changes nothing", IDLE[field.name])
 
 
 def make_callbacks(training: dict[str, Any]) -> list[Any]:

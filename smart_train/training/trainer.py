@@ -21,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
 
 from smart_train.config.schema import AdapterBlock, ObjectiveBlock
+from smart_train.config.training_arguments import check_idle
 from smart_train.core.embeddings import Batch, Embeddings, Features
 from smart_train.core.errors import TrainingStopped
 from smart_train.data.batch_sampler import PairGroups
@@ -132,6 +133,7 @@ class SmartTrainer(Trainer):
     ) -> None:
         args = args or SmartTrainingArguments("trainer_output")
         objective = objective or ObjectiveBlock()
+        check_idle(args)
         if args.n_gpu > 1:
             raise TrainingStopped(
                 f"one process sees {args.n_gpu} GPUs, and torch's DataParallel would take a batch's rows apart; write "
