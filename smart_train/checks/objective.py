@@ -108,6 +108,21 @@ def check_trained(recipe: Recipe) -> Problems:
     yield from _alone(recipe)
 
 
+def check_scaling(recipe: Recipe) -> Problems:
+    """Check that standardised hybrid scores have their constants where they are used before the run fits them: what
+    trains, chooses or mines would otherwise use raw scores, and what is saved others."""
+    hybrid, training, mining = recipe.late.hybrid, recipe.training, recipe.mining
+    if hybrid.scaling != "standardised" or (hybrid.pooled_std, hybrid.late_std) != (1, 1):
+        return
+    users = [one.key() for one in terms_of(recipe).active if "scores.hybrid" in one.term.reads]
+    metric = str(training.get("metric_for_best_model") or "").removeprefix("eval_").removeprefix("dev/")
+    users += ["training.metric_for_best_model"] if metric.startswith("hybrid/") else []
+    users += ["mining.mode"] if mining.rounds and mining.mode == "hybrid" else []
+    if users:
+        what = f"is standardised, but {users[0]} uses the hybrid score while its constants are not fitted yet"
+        yield Problem("late.hybrid.scaling", what, "write the four constants, or scaling: none")
+
+
 def _is_idle(one: RecipeTerm) -> bool:
     """Whether a term learns through the pooled vector alone, at a cost. One that reads the pooled scores alone may
     stay: it costs next to nothing, and its value in the log is that of the base."""
