@@ -350,7 +350,7 @@ def test_an_embedding_that_is_not_finite_stops_the_task_by_id(encoder, text_fold
 
 
 def test_a_mode_or_precision_that_there_is_not_is_refused(encoder):
-    with pytest.raises(EvaluationError, match="mode is one of pooled, late, hybrid"):
+    with pytest.raises(EvaluationError, match="mode must be one of pooled, late, hybrid"):
         mteb_models(encoder, modes=["dense"])
     task = SimpleNamespace(name="T")
     with pytest.raises(EvaluationError, match="precision='int8'"):
