@@ -258,7 +258,7 @@ def test_a_probe_that_was_stopped_goes_on(folder, tiny_bert, tmp_path, monkeypat
         (["--split", "tset"], 2, "has no split 'tset'; there is dev, test"),
         (["--split", "dev", "--dev-split", "dev"], 2, "can't be chosen on and reported on"),
         (["--adapter", "me/adapter", "--apply"], 2, "--apply: me/adapter is not a local folder"),
-        (["--output", __file__], 2, f"--output: {__file__} is a file; name a folder"),
+        (["--output", __file__], 2, f"--output: {__file__} is a file; name another folder"),
         (["--model", "./nowhere"], 2, "there is no folder ./nowhere"),
     ],
 )
