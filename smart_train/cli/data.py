@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smart_train.cli.options import check_output
+from smart_train.cli.options import OUTSIDE, OUTSIDE_NAMES, check_output
 from smart_train.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,15 +39,18 @@ def add(commands: argparse._SubParsersAction) -> None:
     check.add_argument(
         "--no-images", action="store_true", help="do not decode images; broken ones and copies stay unknown"
     )
+    check.add_argument("--allow-outside", action="store_true", help=OUTSIDE)
     for name in ("format", "query", "document", "image", "id", "subset", "revision"):
         check.add_argument(f"--{name}", help=f"as data.{name} in a recipe")
-    check.set_defaults(run=_check)
+    check.set_defaults(run=_check, setting_names=OUTSIDE_NAMES)
 
     push = kinds.add_parser("push", help="upload a data set to the Hub, images inside")
     push.add_argument("path", help="folder of a data set")
     push.add_argument("--repo", required=True, help="owner/name; a private repository is created if it is missing")
     push.add_argument("--public", action="store_true", help="the repository may be public (default: private)")
-    push.set_defaults(run=_push, setting_names={"public": "--public"})
+    outside = "also upload images and texts that lie outside of the data's folder, by a path or a link"
+    push.add_argument("--allow-outside", action="store_true", help=outside)
+    push.set_defaults(run=_push, setting_names={"public": "--public", **OUTSIDE_NAMES})
 
     pull = kinds.add_parser("pull", help="fetch a data set from the Hub into a folder")
     pull.add_argument("repo", help="owner/name")
@@ -77,7 +80,7 @@ def _check(options: argparse.Namespace) -> int:
         raise UsageError(f"--fix: {options.fix} already exists and is not empty; name a new folder")
     given = {name: getattr(options, name) for name in ("document", "image", "id", "subset", "revision")}
     named = {name: value for name in ("format", "query") if (value := getattr(options, name)) is not None}
-    data = DataBlock(path=options.path, **named, **given)
+    data = DataBlock(path=options.path, allow_outside=options.allow_outside, **named, **given)
     report = validate(
         read_all(data), not options.no_images, options.jobs, options.similar, options.ignore, _shown("decoding")
     )
@@ -121,7 +124,8 @@ def report_lines(report: Report) -> list[str]:
 def _push(options: argparse.Namespace) -> None:
     from smart_train.data.hub_transfer import push
 
-    print(f"{push(options.path, options.repo, not options.public)} holds {options.path}")
+    address = push(options.path, options.repo, not options.public, options.allow_outside)
+    print(f"{address} holds {options.path}")
 
 
 def _pull(options: argparse.Namespace) -> None:

@@ -61,7 +61,12 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--heatmaps", type=whole, default=3, help="worst queries with heatmaps of their pages (default: %(default)s)"
     )
     add_reading(evaluate)
-    names = {**SETTING_NAMES, "evaluation.k": "--k", "evaluation.bm25": "--no-bm25"}
+    names = {
+        **SETTING_NAMES,
+        "evaluation.k": "--k",
+        "evaluation.bm25": "--no-bm25",
+        "data.allow_outside": "--data allow_outside=true",
+    }
     evaluate.set_defaults(run=run, setting_names=names)
 
 

@@ -27,6 +27,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     ingest.add_argument("--out", required=True, help="folder to write; a second run reads only new or changed files")
     ingest.add_argument("--jobs", type=count, help="reading processes (default: one for each core)")
     ingest.add_argument("--strict", action="store_true", help="stop at the first file or page that cannot be read")
+    outside = "also read files and folders that links lead to outside of the folder (default: skip, and say so)"
+    ingest.add_argument("--allow-outside", action="store_true", help=outside)
     _add_page_options(ingest)
     _add_question_options(ingest)
     ingest.set_defaults(run=run)
@@ -153,6 +155,7 @@ def _check(options: argparse.Namespace) -> IngestOptions:
             encrypted=options.encrypted,
             ocr=options.ocr,
             strict=options.strict,
+            allow_outside=options.allow_outside,
             limits=Limits(options.max_pages, options.max_bytes, options.max_picture, options.seconds),
         )
 

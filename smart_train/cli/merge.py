@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from smart_train.cli.options import ADAPTER_SETTING_NAMES, add_trust, check_output, count
+from smart_train.cli.options import ADAPTER_SETTING_NAMES, OUTSIDE, OUTSIDE_NAMES, add_trust, check_output, count
 from smart_train.core.errors import UsageError, checks
 
 
@@ -19,13 +19,15 @@ def add(commands: argparse._SubParsersAction) -> None:
     merge.add_argument(
         "--data", help="data to score them on: test is measured, the hybrid is fitted on dev (default: not scored)"
     )
+    merge.add_argument("--allow-outside", action="store_true", help=OUTSIDE)
     merge.add_argument("--split", help="split to report on (default: test, or the only one)")
     merge.add_argument("--dev-split", help="split to fit on (default: dev, else half of the other)")
     merge.add_argument("--base", help="the base, if it has moved since training (default: where they were trained)")
     merge.add_argument("--batch-size", type=count, default=32, help="rows encoded at once (default: %(default)s)")
     add_trust(merge)
     merge.add_argument("--device", help="cpu, cuda:0 ... (default: a GPU if there is one)")
-    merge.set_defaults(run=run, setting_names={**ADAPTER_SETTING_NAMES, "data.path": "--data", "data.split": "--split"})
+    names = {**ADAPTER_SETTING_NAMES, **OUTSIDE_NAMES, "data.path": "--data", "data.split": "--split"}
+    merge.set_defaults(run=run, setting_names=names)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -45,7 +47,8 @@ def run(options: argparse.Namespace) -> None:
     data = None
     if options.data:
         with checks():
-            data = dev_and_test(DataBlock(path=options.data, dev=0, test=0), options.split, options.dev_split)
+            block = DataBlock(path=options.data, dev=0, test=0, allow_outside=options.allow_outside)
+            data = dev_and_test(block, options.split, options.dev_split)
     reading = {name: getattr(options, name) for name in ("base", "device", "trust_remote_code", "trust_extensions")}
     folder = merge(options.adapters, weights, out / "adapter", **reading)
     print(f"adapter: {folder}, verified")

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from smart_train.cli.options import (
+    OUTSIDE,
+    OUTSIDE_NAMES,
     SETTING_NAMES,
     add_model,
     add_reading,
@@ -57,6 +59,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "-k", "--negatives", dest="k", type=count, default=8, help="most negatives per query (default: %(default)s)"
     )
     _thresholds(mine)
+    mine.add_argument("--allow-outside", action="store_true", help=OUTSIDE)
     mine.add_argument("--split", default="train", help="split whose queries get negatives (default: %(default)s)")
     mine.add_argument(
         "--dev", type=_share, help="data.dev of the recipe that will train on this: its dev documents are not mined"
@@ -73,7 +76,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     mine.add_argument("--rounds", type=count, help="also print recipe lines that mine this often during training")
     add_reading(mine)
-    mine.set_defaults(run=run, setting_names={**SETTING_NAMES, "out": "--out"})
+    mine.set_defaults(run=run, setting_names={**SETTING_NAMES, **OUTSIDE_NAMES, "out": "--out"})
 
 
 def _thresholds(mine: argparse.ArgumentParser) -> None:
@@ -132,9 +135,11 @@ def run(options: argparse.Namespace) -> None:
             if getattr(options, name)
         }
         check_reading(options)
-        folder = mining_folder(DataBlock(path=options.data, split=options.split), options.out)
+        outside = options.allow_outside
+        whole = DataBlock(path=options.data, split=options.split, allow_outside=outside)
+        folder = mining_folder(whole, options.out)
     held = {name: getattr(options, name) for name in HELD if getattr(options, name) is not None}
-    data = DataBlock(path=str(folder), split=options.split, **held)
+    data = DataBlock(path=str(folder), split=options.split, allow_outside=outside, **held)
     parts = [Path(name).name if Path(name).exists() else name for name in (options.model, options.adapter) if name]
     parts += [f"{name} {getattr(options, name)}" for name in ("miner", "reranker") if name in extensions]
     model = " + ".join(parts)  # stored with the data, so without the folders of this machine

@@ -30,6 +30,8 @@ SETTING_NAMES = {  # setting of a recipe -> the flag of commands that take --mod
     "data.split": "--split",
     "trust_extensions": "--trust-extension",
 }
+OUTSIDE = "also read images and texts that lie outside of the data's folder, by a path or a link"
+OUTSIDE_NAMES = {"data.allow_outside": "--allow-outside"}
 ADAPTER_SETTING_NAMES = {  # the same for commands that take adapters
     "model.base": "--base",
     "model.dtype": "--dtype",

@@ -57,7 +57,10 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--seed", type=whole, default=0, help="seed of the resampling and the diagnostics (default: %(default)s)"
     )
     add_reading(probe, chosen=False)
-    probe.set_defaults(run=run, setting_names={**SETTING_NAMES, "evaluation.k": "--k"})
+    probe.set_defaults(
+        run=run,
+        setting_names={**SETTING_NAMES, "evaluation.k": "--k", "data.allow_outside": "--data allow_outside=true"},
+    )
 
 
 def _amount(text: str) -> float | int:

@@ -177,6 +177,7 @@ class DataBlock:
     id: str | None = None  # rows: column that names the document (image_filename ...); null = hash of the content
     scores: str | None = None  # rows: column of a teacher's scores of the documents; null = scores, if there; "" = none
     negatives: int = 0  # hard negatives per query; the data must have them
+    allow_outside: bool = False  # also read image and text files that lie outside of the data's folder
     limit: int | None = None  # train on the first pairs only; the last query of a collection keeps all of its pairs
     dev: float | int = 0.05  # share (below 1) or number of queries to hold out for dev; whole files stay together
     test: float | int = 0.05  # the same for test; ignored where the data has a test split

@@ -9,7 +9,9 @@ configuration corpus     corpus-id, image, title, text, file, page, hash ...    
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,32 +26,39 @@ from smart_train.data import store
 from smart_train.data.collection import RetrievalDataset
 from smart_train.data.load import read_all
 from smart_train.data.readers.beir import NEGATIVES, TEACHER
+from smart_train.data.tables import Boundary
 
 logger = logging.getLogger(__name__)
 
 SHARD = 256 * 2**20  # bytes of images and texts in one file, roughly
 GROUP = 64  # pages of a row group: what a reader of one page has to fetch, and what is in memory while writing
 PARTS = ("corpus", "queries", "qrels", NEGATIVES, TEACHER)
+PICTURES = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""Formats that are uploaded.  Others of Pillow's are left out since they run a program (EPS) or take in text (XPM)."""
 
 
-def push(path: str | Path, repo: str, private: bool = True) -> str:
+def push(path: str | Path, repo: str, private: bool = True, allow_outside: bool = False) -> str:
     """Upload a local data set to a dataset repository in one commit, and return its address.
 
     repo: owner/name, made if it is missing; what an older upload left there is deleted
     private: make it private, and refuse one that is public
+    allow_outside: also upload what paths and links lead to outside of the data's folder
 
-    Images are read while the files are written to a temporary folder, which takes as much disk as they do.
-    Raises DataError for what cannot be read or decoded, and for what the Hub refuses.
+    Every image is decoded while the files are written to a temporary folder, which takes as much disk as they do.
+    Raises DataError for what cannot be read or decoded, for a path or a link that leads out of the data's folder, and
+    for what the Hub refuses.  Nothing is uploaded then.
     """
     from huggingface_hub import HfApi
 
+    data = DataBlock(path=str(path), allow_outside=allow_outside)
+    _check_links(data)
     api = HfApi()
     with _named_by_repository(repo):
         address = str(api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True))
         info = api.dataset_info(repo)
     _check_repository(repo, info, private)
     with TemporaryDirectory() as folder:
-        export(read_all(DataBlock(path=str(path))), Path(folder))
+        export(read_all(data), Path(folder))
         with _named_by_repository(repo):
             api.upload_folder(
                 repo_id=repo,
@@ -108,15 +117,35 @@ def _corpus(dataset: RetrievalDataset) -> Iterator[dict[str, Any]]:
 
 
 def _image_cell(name: str, image: Any) -> dict[str, Any] | None:
+    """The bytes of an image as they are stored, after they were decoded: any other file stays here."""
     if image is None:
         return None
+    from PIL import Image
+
+    fix = "nothing was sent; run: smart-train data check"
     try:
         raw = store.image_bytes(image)
     except OSError as error:
-        raise DataError(
-            f"the image of document {name!r} cannot be read ({error}); run: smart-train data check"
-        ) from error
+        raise DataError(f"the image of document {name!r} cannot be read ({error}); {fix}") from error
+    try:
+        Image.init()
+        with Image.open(io.BytesIO(raw), formats=[known for known in PICTURES if known in Image.OPEN]) as opened:
+            opened.load()
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... by format
+        raise DataError(f"the image of document {name!r} cannot be decoded ({error}); {fix}") from error
     return {"bytes": raw, "path": None}
+
+
+def _check_links(data: DataBlock) -> None:
+    """Raise DataError for a link in the data's folder that leads out of it."""
+    path = Path(data.path)
+    boundary = Boundary.of(data)
+    if not path.is_dir():
+        return
+    for root, folders, files in os.walk(path):
+        for name in sorted([*folders, *files]):
+            if os.path.islink(one := os.path.join(root, name)):
+                boundary.check(Path(one), str(path))
 
 
 def _other_columns(columns: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:

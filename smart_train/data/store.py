@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -271,7 +270,7 @@ def arrow_array(values: list[Any], name: str, file: Path) -> Any:
 
 
 def write_beir(collection: Collection, folder: str | Path, split: str = "test") -> None:
-    """Write a collection in BEIR's layout, as JSON Lines; images that are not files go to ``images/`` as PNG.
+    """Write a collection in BEIR's layout, as JSON Lines; images that are not files of the folder go to ``images/``.
 
     Corpus, queries, negatives and teacher scores are added to those that the folder already has, so that several splits
     can share one folder; the qrels of this split are replaced.  Raises DataError where an id is there with another
@@ -314,7 +313,7 @@ def _line(document: Document, folder: Path) -> dict[str, Any]:
     title, body = title_and_body(document)
     row: dict[str, Any] = {"_id": document.id, "title": title, "text": body}
     if isinstance(document.image, str | Path):
-        row["image"] = os.path.relpath(document.image, folder)
+        row["image"] = stored_image(document, folder)
     elif document.image is not None:
         file = folder / "images" / f"{content_id('page', document.id)}.png"
         file.parent.mkdir(exist_ok=True)

@@ -11,10 +11,11 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from itertools import islice
@@ -22,7 +23,8 @@ from math import isfinite
 from pathlib import Path
 from typing import IO, Any
 
-from smart_train.core.errors import DataError
+from smart_train.config.schema import DataBlock
+from smart_train.core.errors import DataError, Setting
 from smart_train.data.collection import content_id
 
 TEXT_FILES = (".jsonl", ".json", ".csv", ".tsv")
@@ -35,6 +37,69 @@ CORPUS_IDS = ("_id", "id", "corpus-id", "docid")
 FILES = ("file", "doc-id")
 PAGES = ("page", "page-number-in-doc")
 HASHES = ("hash",)
+
+
+class Boundary:
+    """The folders that files named in data may lie in; a link counts as what it leads to.
+
+    Data that came from somewhere else could name any file of this machine, which training would show in vectors and
+    ``data push`` would upload.
+
+    folders: the folders; snapshots of the Hub's cache may use the blobs of their repository
+    allow_outside: any file will do; what the rows of a Hub dataset name stays limited to the cache all the same
+    hub: the rows are those of a dataset on the Hub
+    """
+
+    def __init__(self, *folders: Path, allow_outside: bool = False, hub: bool = False) -> None:
+        self.folders, self.allow_outside, self.hub = folders, allow_outside, hub
+        self._allowed = [Path(os.path.realpath(folder)) for folder in folders]
+        for folder in [*self._allowed]:
+            for one in (folder, *folder.parents):
+                if one.parent.name == "snapshots":
+                    self._allowed.append(one.parent.parent / "blobs")
+        self._real: dict[Path, Path] = {}  # a folder -> without links
+
+    @classmethod
+    def of(cls, data: DataBlock) -> Boundary:
+        """Return the boundary of a data block: the folder of its path, or the cache of its Hub dataset."""
+        import datasets
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        unpacked = Path(datasets.config.EXTRACTED_DATASETS_PATH)  # `datasets` unpacks archives of images here
+        path = Path(data.path)
+        if path.exists():
+            return cls(path if path.is_dir() else path.parent, unpacked, allow_outside=data.allow_outside)
+        cache = Path(HF_HUB_CACHE) / f"datasets--{data.path.replace('/', '--')}"
+        return cls(cache, unpacked, hub=True)
+
+    def holds(self, path: Path) -> bool:
+        """Whether a file may be read."""
+        if self.allow_outside:
+            return True
+        real = self.real(path)
+        return any(real.is_relative_to(folder) for folder in self._allowed)
+
+    def check(self, path: Path, where: str) -> None:
+        """Raise DataError, naming ``where``, for a file that lies outside."""
+        if self.holds(path):
+            return
+        real = self.real(path)
+        link = f", a link to {real}" if real != Path(os.path.abspath(path)) else ""
+        if self.hub:
+            what = f"{path}{link} is a file of this machine, and a Hub dataset must bring its images as bytes"
+            raise DataError(f"{where}: {what}; nothing was read from it")
+        fix = Setting("data.allow_outside", True)
+        what = f"{path}{link} lies outside of the data's folder {self.folders[0]}"
+        raise DataError(f"{where}: {what}; nothing was read from it; copy it into the folder, or ", fix)
+
+    def real(self, path: Path) -> Path:
+        """Return a path without links; a folder is looked up once."""
+        if path.name in ("", "..") or path.is_symlink():
+            return Path(os.path.realpath(path))
+        folder = path.parent
+        if folder not in self._real:
+            self._real[folder] = Path(os.path.realpath(folder))
+        return self._real[folder] / path.name
 
 
 def suffix(path: Path) -> str:
@@ -145,19 +210,27 @@ class TextTable:
 
 @dataclass(frozen=True, eq=False)
 class StoredImage:
-    """An image inside a datasets.Dataset, by row: nothing is read before ``load`` or ``raw``."""
+    """An image inside a datasets.Dataset, by row: nothing is read before ``load`` or ``raw``.
+
+    path: what the row has instead of bytes
+    file: the file of that path, set by ``read_image`` after it was checked; no other file is opened
+    """
 
     dataset: Any = field(repr=False)
     row: int
     column: str
     name: str
+    path: str | None = None
+    file: Path | None = None
 
     def raw(self) -> bytes:
         """Return the undecoded file."""
         value = self.dataset[self.row][self.column]
         if value.get("bytes") is not None:
             return value["bytes"]
-        return Path(value["path"]).read_bytes()
+        if self.file is None:
+            raise DataError(f"{self.name}: {self.column} has no bytes, and no file that may be read")
+        return self.file.read_bytes()
 
     def load(self) -> Any:
         """Return the decoded PIL image; raises what PIL raises."""
@@ -196,17 +269,26 @@ class StoredTable:
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         plain = [c for c in self.columns if c not in self.images]
         stores = {c: self.dataset.select_columns([c]) for c in self.images}
-        present = {c: self._present(c) for c in self.images}
+        stored = {c: self._stored_paths(c) for c in self.images}
         values = iter(self.dataset.select_columns(plain)) if plain else ({} for _ in range(len(self.dataset)))
         for number, row in enumerate(values):
             for column, store in stores.items():
-                has = present[column][number]
-                row[column] = StoredImage(store, number, column, f"{self.name} row {number}") if has else None
+                filled, path = stored[column][number]
+                name = f"{self.name} row {number}"
+                row[column] = StoredImage(store, number, column, name, path) if filled else None
             yield f"{self.name}: row {number}", row
 
-    def _present(self, column: str) -> list[bool]:
+    def _stored_paths(self, column: str) -> list[tuple[bool, str | None]]:
+        """For each row whether it has an image, and its path where it has no bytes."""
+        import pyarrow.compute as pc
+
         table = self.dataset.with_format("arrow").select_columns([column])
-        return [ok for part in table.iter(10_000) for ok in part.column(0).is_valid().to_pylist()]
+        found: list[tuple[bool, str | None]] = []
+        for part in table.iter(10_000):
+            cells = part.column(0)
+            paths = pc.if_else(pc.struct_field(cells, "bytes").is_valid(), None, pc.struct_field(cells, "path"))
+            found += zip(cells.is_valid().to_pylist(), paths.to_pylist(), strict=True)
+        return found
 
     def folder(self, where: str) -> Path:
         return self.root
@@ -341,23 +423,47 @@ def read_score(value: Any, where: str) -> float:
     return float(value)
 
 
-def read_image(value: Any, table: Table, where: str, home: Path | None = None, must_exist: bool = True) -> Any:
-    """Return a stored image as it is, the path of an image file, or None where the cell is empty.
+def read_image(
+    value: Any, table: Table, where: str, boundary: Boundary, home: Path | None = None, must_exist: bool = True
+) -> Any:
+    """Return a stored image, the path of an image file, or None where the cell is empty.
 
+    boundary: where files may lie
     home: a second folder that paths may be relative to (that of a collection, for a table in its corpus/)
     must_exist: False takes the path of a file that is missing, which then fails when it is decoded
     """
     if value is None or value == "":
         return None
     if isinstance(value, StoredImage):
-        return value
+        if value.path is None:
+            return value
+        return replace(value, file=_find_file(value.path, table, where, boundary, [home, Path()], must_exist))
     if not isinstance(value, str):
         raise DataError(f"{where}: the image is {type(value).__name__}; give the path of an image file")
-    paths = [folder / value for folder in (table.folder(where), home) if folder is not None]
-    path = next((p for p in paths if p.is_file()), None)
-    if path is None and must_exist:
+    if boundary.hub:
+        what = f"the image is the text {value[:80]!r}, and a Hub dataset must bring its images as bytes"
+        raise DataError(f'{where}: {what}; name a column of images in data.image, or write data.image: ""')
+    return str(_find_file(value, table, where, boundary, [home], must_exist))
+
+
+def _find_file(
+    name: str, table: Table, where: str, boundary: Boundary, more: list[Path | None], must_exist: bool
+) -> Path:
+    """The first file of this name in the folder of the row's table, or in one of ``more``."""
+    if "\0" in name:
+        raise DataError(f"{where}: the path {name[:80]!r} has a zero byte; give the path of an image file")
+    paths = [folder / name for folder in (table.folder(where), *more) if folder is not None]
+    for path in filter(boundary.holds, paths):
+        try:
+            if path.is_file():
+                return path
+        except OSError:  # too long for a name
+            break
+    for path in paths:  # whether the file is there or not, so that an error says nothing about files elsewhere
+        boundary.check(path, where)
+    if must_exist:
         raise DataError(f"{where}: no image file {paths[-1]}; paths are relative to the folder of the table")
-    return str(path or paths[-1])
+    return paths[-1]
 
 
 def read_page(value: Any) -> int | None:

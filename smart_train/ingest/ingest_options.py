@@ -63,6 +63,7 @@ class IngestOptions:
     ocr: function that takes the RGB PIL image of a page without text and returns its text, as ``module:function``, by
         a name that an installed package registers (entry points ``smart_train.ocr``), or itself; it runs in the workers
     strict: stop at the first file or page that cannot be read
+    allow_outside: also read what links lead to outside of the folder
 
     Raises DataError for values that leave nothing to store, or that are too small to work.
     """
@@ -76,6 +77,7 @@ class IngestOptions:
     encrypted: bool = False
     ocr: str | Callable[[Any], str] | None = None
     strict: bool = False
+    allow_outside: bool = False
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:

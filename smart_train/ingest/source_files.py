@@ -66,11 +66,12 @@ def os_error_reason(error: OSError, path: Path) -> Unreadable:
     return Unreadable("cannot be read", os.strerror(error.errno) if error.errno else str(error))
 
 
-def list_files(folder: Path, out: Path) -> SourceFiles:
+def list_files(folder: Path, out: Path, allow_outside: bool = False) -> SourceFiles:
     """Return all files below a folder (or one file), without ``out`` and without names that begin with a dot.
 
     Folders are walked by name, links to folders after everything else, and no folder twice: a link up its own path is
-    skipped as a loop, a link to a folder that is read anyway is a duplicate. A file of unknown suffix is a PDF where it
+    skipped as a loop, a link to a folder that is read anyway is a duplicate, a link out of ``folder`` is skipped unless
+    ``allow_outside``. A file of unknown suffix is a PDF where it
     begins like one.
     Raises DataError where the folder is missing, or is ``out`` itself.
     """
@@ -80,9 +81,11 @@ def list_files(folder: Path, out: Path) -> SourceFiles:
         return found
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder or file")
-    if folder.resolve() == out.resolve():
+    root = folder.resolve()
+    inside = None if allow_outside else root
+    if root == out.resolve():
         raise DataError(f"{out} is the folder to read; give another folder for --out")
-    above = {_folder_id(parent) for parent in folder.resolve().parents}
+    above = {_folder_id(parent) for parent in root.parents}
     visited: dict[FolderId, str] = {_folder_id(out): ""} if out.is_dir() else {}
     plain: list[tuple[str, Path, set[FolderId]]] = [("", folder, above)]
     links: list[tuple[str, Path, set[FolderId]]] = []
@@ -96,6 +99,7 @@ def list_files(folder: Path, out: Path) -> SourceFiles:
                 if visited[place]:
                     found.duplicates.append((display_name(name) + "/", visited[place]))
                 continue
+            _check_inside(path, inside)
             visited[place] = display_name(name) + "/"
             entries = sorted(os.scandir(path), key=lambda e: os.fsencode(e.name))
         except OSError as error:
@@ -111,7 +115,7 @@ def list_files(folder: Path, out: Path) -> SourceFiles:
             if entry.name.startswith("."):
                 continue
             if not _is_folder(entry):
-                _add_file(found, inner, path / entry.name)
+                _add_file(found, inner, path / entry.name, inside)
             elif entry.is_symlink():
                 links.append((inner, path / entry.name, trail | {place}))
             else:
@@ -134,12 +138,19 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False  # a link to itself: reported as a file
 
 
-def _add_file(found: SourceFiles, name: str, path: Path) -> None:
+def _check_inside(path: Path, folder: Path | None) -> None:
+    """Raise Unreadable for a link that leads out of the folder to read."""
+    if folder is not None and path.is_symlink() and not path.resolve().is_relative_to(folder):
+        raise Unreadable("link out of the folder", "--allow-outside reads it")
+
+
+def _add_file(found: SourceFiles, name: str, path: Path, folder: Path | None = None) -> None:
     suffix = path.suffix.lower()
     kind = SUFFIXES.get(suffix)
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait forever
             raise Unreadable("not a regular file")
+        _check_inside(path, folder)
         if kind is None:
             with path.open("rb") as stream:
                 kind = "pdf" if stream.read(5) == b"%PDF-" else None

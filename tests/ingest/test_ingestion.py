@@ -562,3 +562,45 @@ def test_the_command_refuses_what_cannot_work_before_anything_is_read(
     with pytest.raises(SmartTrainError, match="nowhere: there is no such folder or file") as caught:
         _command(tmp_path / "nowhere", "--out", tmp_path / "out", "--questions", "vlm", "--vlm", "a/model-to-load")
     assert caught.value.status == 2 and not (tmp_path / "out").exists()
+
+
+def linked_documents(docs: Path) -> None:
+    """A folder with links out of it: to a file, a folder, through another link, to one without a suffix, to a text."""
+    away = docs.parent / "away"
+    for folder in (docs, away / "papers"):
+        folder.mkdir(parents=True)
+    pdfs.book(docs / "a.pdf", 2)
+    pdfs.book(away / "b.pdf", 3)
+    pdfs.book(away / "papers" / "c.pdf", 4)
+    (away / "note.txt").write_text("a private note about a key under the mat", "utf-8")
+    (docs / "one.pdf").symlink_to(away / "b.pdf")
+    (docs / "folder").symlink_to(away / "papers")
+    (docs / "hop.pdf").symlink_to("one.pdf")
+    (docs / "plain").symlink_to(away / "b.pdf")
+    (docs / "note.txt").symlink_to(away / "note.txt")
+
+
+def test_links_out_of_the_folder_are_skipped_and_reported(tmp_path: Path) -> None:
+    linked_documents(tmp_path / "docs")
+    report = run(tmp_path / "docs", tmp_path / "out")
+    assert {p.file for p in read_pages(tmp_path / "out")} == {"a.pdf"}
+    names = ["folder/", "hop.pdf", "note.txt", "one.pdf", "plain"]
+    assert [skip.file for skip in report.skipped] == names
+    assert {(skip.reason, skip.detail) for skip in report.skipped} == {
+        ("link out of the folder", "--allow-outside reads it")
+    }
+    assert "link out of the folder" in report.summary()
+
+
+def test_links_out_of_the_folder_are_read_where_that_is_asked_for(tmp_path: Path) -> None:
+    linked_documents(tmp_path / "docs")
+    report = run(tmp_path / "docs", tmp_path / "out", allow_outside=True)
+    assert {p.file for p in read_pages(tmp_path / "out")} == {"a.pdf", "folder/c.pdf", "hop.pdf", "note.txt"}
+    assert report.skipped == [] and report.duplicates == [("one.pdf", "hop.pdf"), ("plain", "hop.pdf")]
+
+
+def test_a_folder_may_itself_be_a_link(tmp_path: Path) -> None:
+    linked_documents(tmp_path / "docs")
+    (tmp_path / "again").symlink_to(tmp_path / "away")
+    run(tmp_path / "again", tmp_path / "out")
+    assert {p.file for p in read_pages(tmp_path / "out")} == {"b.pdf", "papers/c.pdf", "note.txt"}

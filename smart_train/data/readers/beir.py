@@ -31,6 +31,7 @@ from smart_train.data.tables import (
     HASHES,
     PAGES,
     QUERY_IDS,
+    Boundary,
     Table,
     TextTable,
     columns_of,
@@ -112,9 +113,9 @@ class BeirReader(Reader):
     def read(self, split: str) -> Collection:
         data = self.data
         if self.folder is not None:
-            return read_beir(self.folder, split, data.document, data.image, self.name)
+            return read_beir(self.folder, split, data.document, data.image, self.name, data.allow_outside)
         tables = self._hub_tables(split)
-        documents = read_corpus(tables["corpus"], data.document, data.image)
+        documents = read_corpus(tables["corpus"], Boundary.of(data), data.document, data.image)
         found = judged_collection(
             self.name, documents, read_queries(tables["queries"]), list(judgement_rows(tables["qrels"]))
         )
@@ -237,10 +238,10 @@ class BeirReader(Reader):
     def _join(
         self, name: str, corpus: Sequence[Table], queries: Sequence[Table], judged: dict[str, list[Judgement]]
     ) -> RetrievalDataset:
-        data, dataset = self.data, RetrievalDataset(name, {}, {}, {})
+        data, dataset, boundary = self.data, RetrievalDataset(name, {}, {}, {}), Boundary.of(self.data)
         read = (("text",), ("title",), ("image",), FILES, PAGES, HASHES)
         for table in corpus:
-            found = read_corpus(table, data.document, data.image, self.folder, must_exist=False)
+            found = read_corpus(table, boundary, data.document, data.image, self.folder, must_exist=False)
             _unite(dataset.corpus, found, lambda a, b: (a.text, a.page) == (b.text, b.page), table)
             _add_other_columns(dataset.document_columns, table, CORPUS_IDS, read, (data.document, data.image))
         for table in queries:
@@ -298,11 +299,17 @@ def _add_other_columns(
 
 
 def read_beir(
-    folder: str | Path, split: str = "test", text: str | None = None, image: str | None = None, name: str | None = None
+    folder: str | Path,
+    split: str = "test",
+    text: str | None = None,
+    image: str | None = None,
+    name: str | None = None,
+    allow_outside: bool = False,
 ) -> Collection:
     """Read one split of a local folder in BEIR's layout; see the head of this module for the files.
 
     text, image: columns of the corpus, where they are not called so; "" leaves all texts, or all images, out
+    allow_outside: images may lie outside of the folder
 
     A document is title, space, text.  Queries are those that the split judges.  Judged documents that the corpus
     lacks stay in the qrels (they lower recall, as in BEIR); judged queries without a text are left out.  Both are
@@ -322,7 +329,8 @@ def read_beir(
     if split not in there:
         raise DataError(f"{folder}: no qrels for the split {split!r}; there is {', '.join(sorted(there)) or 'none'}")
     judged = [j for file in there[split] for j in judgements(file)]
-    documents = read_corpus(open_files(files["corpus"]), text, image, folder)
+    boundary = Boundary(folder, allow_outside=allow_outside)
+    documents = read_corpus(open_files(files["corpus"]), boundary, text, image, folder)
     queries = read_queries(open_files(files["queries"]))
     collection = judged_collection(name or f"{folder.name}/{split}", documents, queries, judged)
     attach(collection, optional_tables(folder, NEGATIVES), optional_tables(folder, TEACHER))
@@ -392,12 +400,17 @@ def qrels_config(names: list[str], subset: str | None = None) -> str:
 
 
 def read_corpus(
-    table: Table, text: str | None = None, image: str | None = None, home: Path | None = None, must_exist: bool = True
+    table: Table,
+    boundary: Boundary,
+    text: str | None = None,
+    image: str | None = None,
+    home: Path | None = None,
+    must_exist: bool = True,
 ) -> dict[str, Document]:
     """Return id -> Document; ``title`` and ``text`` are joined by a space, as BEIR and MTEB join them.
 
     text, image: columns, where they are not called so; "" leaves all texts, or all images, out
-    home, must_exist: see ``tables.read_image``
+    boundary, home, must_exist: see ``tables.read_image``
     """
     columns = table.columns
     for named in (text, image):
@@ -419,7 +432,7 @@ def read_corpus(
         name = read_id(row, key, where)
         headline = read_text(row, title, where)
         words = " ".join(part for part in (headline, read_text(row, body, where)) if part)
-        pixels = read_image(row.get(picture), table, where, home, must_exist)
+        pixels = read_image(row.get(picture), table, where, boundary, home, must_exist)
         document = Document(
             name,
             words if words or pixels is None else None,

@@ -18,7 +18,7 @@ from smart_train.core.errors import DataError
 from smart_train.data.collection import Collection, Document, first_few
 from smart_train.data.readers.base import DataProblem, Reader
 from smart_train.data.readers.beir import Judgement, judged_collection
-from smart_train.data.tables import TextTable, read_id, read_image, read_text, split_name, suffix
+from smart_train.data.tables import Boundary, TextTable, read_id, read_image, read_text, split_name, suffix
 
 logger = logging.getLogger(__name__)
 
@@ -115,10 +115,12 @@ def _lines(folder: Path, pattern: str) -> list[Path]:
 
 def _candidates(table: TextTable, home: Path, data: DataBlock) -> dict[str, Document]:
     corpus: dict[str, Document] = {}
+    boundary = Boundary.of(data)
     for where, row in table:
         name = read_id(row, "did", where)
         text = read_text(row, "txt" if data.document is None else data.document, where) or None
-        pixels = None if data.image == "" else read_image(row.get(data.image or "img_path"), table, where, home)
+        image = None if data.image == "" else row.get(data.image or "img_path")
+        pixels = read_image(image, table, where, boundary, home)
         document = Document(name, text if text or pixels is not None else "", pixels)
         if corpus.setdefault(name, document) != document:  # a pool of all tasks repeats those of each
             raise DataError(f"{where}: the id {name!r} is there before, with another content; ids must be unique")

@@ -24,6 +24,7 @@ from smart_train.data.tables import (
     FILES,
     PAGES,
     TEXT_FILES,
+    Boundary,
     Table,
     TextTable,
     find_column,
@@ -120,7 +121,7 @@ def read_pages(table: TextTable, data: DataBlock, name: str, limit: int | None =
     PDF, which must be ingested first.
     """
     home = corpus_folder(table)
-    places = _CorpusPages(home, data) if home is not None else _FilePages(table)
+    places = _CorpusPages(home, data) if home is not None else _FilePages(table, data)
     query, file = query_column(table.columns, data), str(find_column(table.columns, FILES))
     page = find_column(table.columns, PAGES) or "page"
     found = Collection(name, places.corpus, {}, {})
@@ -152,7 +153,9 @@ class _CorpusPages:
     """Documents of a corpus by file and page."""
 
     def __init__(self, home: Path, data: DataBlock) -> None:
-        self.corpus = read_corpus(open_files(part_files(home, "corpus")), data.document, data.image, home)
+        self.corpus = read_corpus(
+            open_files(part_files(home, "corpus")), Boundary.of(data), data.document, data.image, home
+        )
         self.pages: dict[str, dict[int | None, str]] = {}
         for document in self.corpus.values():
             if document.file is not None:
@@ -175,7 +178,8 @@ class _CorpusPages:
 class _FilePages:
     """Image and text files, each a document."""
 
-    def __init__(self, table: TextTable) -> None:
+    def __init__(self, table: TextTable, data: DataBlock) -> None:
+        self.boundary = Boundary.of(data)
         self.table, self.corpus, self.known = table, dict[str, Document](), dict[str, str]()
 
     def find(self, file: str, page: int | None, where: str) -> str | None:
@@ -184,6 +188,7 @@ class _FilePages:
         if kind not in IMAGES + TEXTS:
             fix = "smart-train ingest FOLDER --out data/mine, then put this table into data/mine"
             raise DataError(f"{where}: {file} is neither an image nor a text file; for PDFs run: {fix}")
+        self.boundary.check(path, where)
         if page not in (None, 1) or not path.is_file():
             return None
         if file not in self.known:

@@ -19,6 +19,7 @@ from smart_train.data.readers.base import DataProblem, Reader, is_hub_name, loca
 from smart_train.data.tables import (
     FILES,
     PAGES,
+    Boundary,
     StoredImage,
     StoredTable,
     Table,
@@ -234,7 +235,7 @@ def read_rows(table: Table, data: DataBlock, name: str, limit: int | None = None
     if columns is None:
         lines = [(Setting(p.key), ": ", p.what, "; ", p.fix) for p in problems]
         raise DataError(*[part for line in lines for part in ("; ", line)][1:])
-    builder = _Builder(table, columns)
+    builder, boundary = _Builder(table, columns), Boundary.of(data)
     empty: dict[str, list[str]] = {"query": [], "document": []}
     known, late = set(table.columns), dict[str, str]()
     for where, row in table:
@@ -244,7 +245,7 @@ def read_rows(table: Table, data: DataBlock, name: str, limit: int | None = None
         texts = _texts(row.get(columns.query), columns.query, where)
         if len(texts) > 1:
             raise DataError(f"{where}: {columns.query} holds {len(texts)} texts; a row has one query")
-        documents = list(_documents(row, columns, table, where))
+        documents = list(_documents(row, columns, table, where, boundary))
         if texts and documents:
             builder.add(where, row, texts[0], documents)
         else:
@@ -386,9 +387,11 @@ def _cells(row: dict[str, Any], name: str) -> list[bool]:
     return [bool(v and v.strip()) for v in (value if isinstance(value, list | tuple) else [value])]
 
 
-def _documents(row: dict[str, Any], columns: Columns, table: Table, where: str) -> Iterable[Document]:
+def _documents(
+    row: dict[str, Any], columns: Columns, table: Table, where: str, boundary: Boundary
+) -> Iterable[Document]:
     texts = _texts(row.get(columns.document), columns.document, where) if columns.document else []
-    image = read_image(row.get(columns.image) if columns.image else None, table, where)
+    image = read_image(row.get(columns.image) if columns.image else None, table, where, boundary)
     given = row.get(columns.id) if columns.id else None
     if columns.id and (given is None or not str(given).strip()):
         raise DataError(f"{where}: {columns.id} is empty; a row needs an id, or leave data.id empty")
