@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as known
 
 from smart_train.config.schema import ModelBlock
 from smart_train.core import hub
+from smart_train.core.errors import BaseNotFound, Setting
+from smart_train.data.collection import first_few
 from smart_train.models.base_config import BaseFiles
 from smart_train.models.processors import images_without_torchvision
 from smart_train.models.quantization import four_bits, same_kernel
+from smart_train.models.safe_loading import PEFT, check_base
 
 RAM = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
@@ -26,25 +31,67 @@ def load_base(
     """Load the base.
 
     settings: the recipe's block; place, commit: a folder and None, or a Hub id and its commit
-    Raises BaseNotFound where it cannot be loaded from there.
+    Raises BaseNotFound where it cannot be loaded from there, where its folder is refused (``check_base``), where its
+    weights are no safetensors, and where they lack tensors, which transformers would draw at random.
     """
-    options: dict[str, Any] = {}
+    _check_files(settings, place, commit)
+    options: dict[str, Any] = {"use_safetensors": True}
     if settings.dtype != "auto":
         options["dtype"] = getattr(torch, settings.dtype)
     if settings.quantisation == "4bit":
         options["quantization_config"] = four_bits(settings.base, _computed_in(settings, place, commit))
     if settings.attention is not None:
         options["attn_implementation"] = settings.attention
-    with hub.hub_errors(settings.base, settings.revision), images_without_torchvision(), unsharded():
+    with (
+        hub.hub_errors(settings.base, settings.revision),
+        images_without_torchvision(),
+        unsharded(),
+        _whole(settings.base),
+    ):
         base = SentenceTransformer(
             place,
             revision=commit,
             device=str(device) if device is not None else None,
-            model_kwargs=options or None,
+            model_kwargs=options,
             trust_remote_code=settings.trust_remote_code,
         )
     same_kernel(base)
     return base
+
+
+def _check_files(settings: ModelBlock, place: str, commit: str | None) -> None:
+    if commit is None:
+        check_base(Path(place), settings.trust_remote_code)
+    elif BaseFiles(place, commit).json(PEFT) is not None:
+        what = f"{settings.base} has an {PEFT}, so it is an adapter over another base"
+        raise BaseNotFound(what, ("name that base in ", Setting("model.base")))
+
+
+@contextmanager
+def _whole(base: str) -> Iterator[None]:
+    """Raise BaseNotFound if a model that is loaded inside this block lacks tensors in its files.
+
+    transformers draws those at random and logs it, so that every run has another base.  Only poolers may be missing:
+    masked language models are saved without, and no token state depends on them.
+    """
+    original = PreTrainedModel.__dict__["from_pretrained"]
+    load = original.__func__
+
+    def complete(cls: type[PreTrainedModel], *args: Any, **options: Any) -> Any:
+        if options.pop("output_loading_info", False):
+            return load(cls, *args, output_loading_info=True, **options)
+        model, info = load(cls, *args, output_loading_info=True, **options)
+        missing = sorted(name for name in info["missing_keys"] if "pooler" not in name.split("."))
+        if missing:
+            what = f"{base}: its weights lack {len(missing)} tensors of the model ({first_few(missing, 3)})"
+            raise BaseNotFound(what, "they would be drawn at random; download it again, or name another base")
+        return model
+
+    PreTrainedModel.from_pretrained = classmethod(complete)
+    try:
+        yield
+    finally:
+        PreTrainedModel.from_pretrained = original
 
 
 def _computed_in(settings: ModelBlock, place: str, commit: str | None) -> torch.dtype:

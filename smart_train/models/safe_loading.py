@@ -1,7 +1,7 @@
 """Read a saved folder without running its code: no pickles, no links, no classes from elsewhere, whole tensors.
 
-``check_folder`` looks at every file before any is loaded; ``read_tensors`` reads weights; ``fingerprint`` and
-``digests`` tell one set of weights from another.
+``check_folder`` looks at every file of an adapter before any is loaded, ``check_base`` at those of a base;
+``read_tensors`` reads weights; ``fingerprint`` and ``digests`` tell one set of weights from another.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from smart_train.core.errors import AdapterError
+from smart_train.core.errors import AdapterError, BaseNotFound, Setting
 
 SETTINGS, HEAD, VERIFIED = "smart_train.json", "late_head.safetensors", "verified.json"
 FLOATING = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,6 +33,8 @@ WORDS = ("tokenizer.json", "vocab.json", "added_tokens.json")  # of a vocabulary
 PEFT = "adapter_config.json"
 # transformers takes an implementation whose name has a slash from the Hub, as code ("kernels").
 KERNELS = ("attn_implementation", "attn_implementation_internal", "experts_implementation", "kernel_config")
+REFUSED_KEYS = ("auto_map", "custom_pipelines", "tokenizer_name_or_path")
+TORCH_WEIGHTS = re.compile(r"pytorch_model.*\.bin")
 MODULES = "sentence_transformers."
 ACTIVATIONS = "torch.nn.modules."
 MODEL_TYPE = "SentenceTransformer"
@@ -69,6 +71,51 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
         if suffix == ".json" and path.name not in WORDS:
             _check_json(name, _json(path), path, trust_remote_code)
     _check_modules(folder)
+
+
+def check_base(folder: Path, trust_remote_code: bool = False) -> None:
+    """Raise BaseNotFound where loading the base in ``folder`` could run code, unpickle, or read files outside of it.
+
+    The checks of ``check_folder`` with two differences, because whole models are often stored with files that nothing
+    reads.  Code and ``auto_map`` are left to transformers, which takes neither without ``trust_remote_code``; a pickle
+    is refused only where a loader would take it: in the folder of a module without safetensors beside it.
+    Weight files must be whole, as far as their headers say.
+    """
+    try:
+        for path in _walk(folder):
+            name = path.relative_to(folder).as_posix()
+            if path.is_symlink():
+                _check_link(path, folder)
+            if path.is_dir():
+                continue
+            if not path.is_file():
+                raise AdapterError(f"{folder}: {name} is neither a file nor a folder; delete it; {CLOSED}")
+            if path.name == PEFT:
+                what = f"{folder}: {name} makes it an adapter over another base"
+                raise AdapterError(f"{what}; name that base, or make a whole model of both (smart-train export)")
+        _check_modules(folder, trust_remote_code)
+        modules = _json(folder / "modules.json") if (folder / "modules.json").is_file() else []
+        for home in sorted({folder, *(folder / str(module["path"]) for module in modules)}):
+            _check_module(home, folder, trust_remote_code)
+    except AdapterError as error:
+        what, _, fix = str(error).partition("; ")
+        raise BaseNotFound(what, (f"{fix}; or name another base in ", Setting("model.base"))) from None
+
+
+def _check_module(home: Path, folder: Path, trust_remote_code: bool) -> None:
+    """The files of one module of a base: those that loaders look for."""
+    files = sorted(path for path in home.iterdir() if path.is_file()) if home.is_dir() else []
+    weights = [path for path in files if path.suffix.lower() == ".safetensors"]
+    for path in files:
+        suffix, name = path.suffix.lower(), path.relative_to(folder).as_posix()
+        unread = STATES.fullmatch(path.name) or (weights and TORCH_WEIGHTS.fullmatch(path.name))
+        if suffix in PICKLES and not unread:
+            what = f"{folder}: {name} is a pickle by its name, which can run code as it is read"
+            raise AdapterError(f"{what}; save the base with safetensors; {CLOSED}")
+        if suffix == ".json" and path.name not in WORDS:
+            _check_json(name, _json(path), path, trust_remote_code, ("tokenizer_name_or_path",))
+    for path in weights:
+        names_of(path)
 
 
 def without_code(folder: Path) -> None:
@@ -122,7 +169,9 @@ def _json(path: Path) -> Any:
         raise AdapterError(f"{path} is not JSON ({error}); download or copy it again; nothing was loaded") from None
 
 
-def _check_json(name: str, content: Any, path: Path, trust_remote_code: bool) -> None:
+def _check_json(
+    name: str, content: Any, path: Path, trust_remote_code: bool, refused: tuple[str, ...] = REFUSED_KEYS
+) -> None:
     if name.endswith(".index.json"):
         shards = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(shards, dict):
@@ -132,7 +181,7 @@ def _check_json(name: str, content: Any, path: Path, trust_remote_code: bool) ->
     if trust_remote_code:
         return
     for key, value in _pairs(content if isinstance(content, dict | list) else []):
-        if (key in ("auto_map", "custom_pipelines", "tokenizer_name_or_path") and value) or (
+        if (key in refused and value) or (
             (key == "trust_remote_code" and value and name != "smart_train.json")
             or (key.lstrip("_") in KERNELS and "/" in json.dumps(value))
         ):
@@ -150,7 +199,7 @@ def _pairs(content: Any) -> Iterator[tuple[str, Any]]:
             yield from _pairs(value)
 
 
-def _check_modules(folder: Path) -> None:
+def _check_modules(folder: Path, trust_remote_code: bool = False) -> None:
     path = folder / "modules.json"
     if not path.is_file():
         return
@@ -159,7 +208,7 @@ def _check_modules(folder: Path) -> None:
     if not isinstance(modules, list) or any(not isinstance(m, dict) or not wanted <= m.keys() for m in modules):
         raise AdapterError(f"{path}: expected a list of modules, each with its type and path; {CLOSED}")
     for module in modules:
-        if not str(module["type"]).startswith(MODULES):
+        if not str(module["type"]).startswith(MODULES) and not trust_remote_code:
             what = f"{path}: a module is of the class {module['type']}, which is code from elsewhere"
             raise AdapterError(f"{what}; expected one of {MODULES}*; {CLOSED}")
         _check_inside(module["path"], path, "the module's folder")
