@@ -44,11 +44,11 @@ def read_base(
     Raises BaseNotFound, saying what to do: nothing there, no network, a gated repository, code that must be trusted,
     a kind of model that has no transformer blocks.
     """
-    from smart_train.models.safe_loading import check_base  # it imports torch
+    from smart_train.models.safe_loading import check_base_folder  # it imports torch
 
     fetch = BaseFiles.of(base, revision)
     if fetch.local:
-        check_base(Path(fetch.place), trust_remote_code)
+        check_base_folder(Path(fetch.place), trust_remote_code)
     config = fetch.config(base, trust_remote_code)
     text = config.get_text_config()
     layers, hidden = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)

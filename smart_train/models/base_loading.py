@@ -20,7 +20,7 @@ from smart_train.data.collection import first_few
 from smart_train.models.base_config import BaseFiles
 from smart_train.models.processors import images_without_torchvision
 from smart_train.models.quantization import four_bits, same_kernel
-from smart_train.models.safe_loading import PEFT, check_base
+from smart_train.models.safe_loading import PEFT, check_base_folder
 
 RAM = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
@@ -31,8 +31,8 @@ def load_base(
     """Load the base.
 
     settings: the recipe's block; place, commit: a folder and None, or a Hub id and its commit
-    Raises BaseNotFound where it cannot be loaded from there, where its folder is refused (``check_base``), where its
-    weights are no safetensors, and where they lack tensors, which transformers would draw at random.
+    Raises BaseNotFound where it cannot be loaded from there, where its folder is refused (``check_base_folder``), where
+    its weights are no safetensors, and where they lack tensors, which transformers would draw at random.
     """
     _check_files(settings, place, commit)
     options: dict[str, Any] = {"use_safetensors": True}
@@ -61,7 +61,7 @@ def load_base(
 
 def _check_files(settings: ModelBlock, place: str, commit: str | None) -> None:
     if commit is None:
-        check_base(Path(place), settings.trust_remote_code)
+        check_base_folder(Path(place), settings.trust_remote_code)
     elif BaseFiles(place, commit).json(PEFT) is not None:
         what = f"{settings.base} has an {PEFT}, so it is an adapter over another base"
         raise BaseNotFound(what, ("name that base in ", Setting("model.base")))
@@ -83,8 +83,13 @@ def _whole(base: str) -> Iterator[None]:
         model, info = load(cls, *args, output_loading_info=True, **options)
         missing = sorted(name for name in info["missing_keys"] if "pooler" not in name.split("."))
         if missing:
-            what = f"{base}: its weights lack {len(missing)} tensors of the model ({first_few(missing, 3)})"
-            raise BaseNotFound(what, "they would be drawn at random; download it again, or name another base")
+            extra = sorted(info["unexpected_keys"])
+            what = (
+                f"{base}: {len(missing)} of {len(model.state_dict())} of the model's tensors are missing "
+                f"({first_few(missing, 3)}), and {len(extra)} are not this model's ({first_few(extra, 3)}), so its "
+                "vectors would be random in part"
+            )
+            raise BaseNotFound(what, "download or copy it again, or name another base")
         return model
 
     PreTrainedModel.from_pretrained = classmethod(complete)

@@ -22,7 +22,7 @@ from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock
 from smart_train.config.typed_values import make_block
 from smart_train.core import hub
 from smart_train.core.embeddings import Embeddings, Features, Tokens
-from smart_train.core.errors import BaseNotFound, SettingError, UsageError
+from smart_train.core.errors import AdapterError, BaseNotFound, SettingError, UsageError
 from smart_train.core.modality import content_size
 from smart_train.losses.similarity import scores
 from smart_train.models import saving
@@ -478,9 +478,13 @@ class SmartEncoder(nn.Module):
             model = ModelBlock(revision=revision, dtype=dtype or "auto", quantisation=quantisation or "none", **machine)
             return cls(source, model=model, late=late, device=device)
         place = saved.base(base)
-        encoder = cls(
-            place, model=saved.model_block(place, dtype, quantisation, **machine), late=saved.late, device=device
-        )
+        block = saved.model_block(place, dtype, quantisation, **machine)
+        try:
+            encoder = cls(place, model=block, late=saved.late, device=device)
+        except BaseNotFound as error:
+            if saved.kind != "full":
+                raise
+            raise AdapterError(f"{error}; nothing was loaded") from None  # the folder is its own base
         saving.restore(encoder, saved, trainable)
         return encoder
 

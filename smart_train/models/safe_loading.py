@@ -1,6 +1,6 @@
 """Read a saved folder without running its code: no pickles, no links, no classes from elsewhere, whole tensors.
 
-``check_folder`` looks at every file of an adapter before any is loaded, ``check_base`` at those of a base;
+``check_folder`` looks at every file of an adapter before any is loaded, ``check_base_folder`` at those of a base;
 ``read_tensors`` reads weights; ``fingerprint`` and ``digests`` tell one set of weights from another.
 """
 
@@ -73,7 +73,7 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
     _check_modules(folder)
 
 
-def check_base(folder: Path, trust_remote_code: bool = False) -> None:
+def check_base_folder(folder: Path, trust_remote_code: bool = False) -> None:
     """Raise BaseNotFound where loading the base in ``folder`` could run code, unpickle, or read files outside of it.
 
     The checks of ``check_folder`` with two differences, because whole models are often stored with files that nothing
