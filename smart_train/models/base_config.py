@@ -47,6 +47,7 @@ def read_base(
     from smart_train.models.safe_loading import check_base_folder  # it imports torch
 
     fetch = BaseFiles.of(base, revision)
+    check_no_adapter(fetch.place)
     if fetch.local:
         check_base_folder(Path(fetch.place), trust_remote_code)
     config = fetch.config(base, trust_remote_code)

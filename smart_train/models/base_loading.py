@@ -62,7 +62,9 @@ def load_base(
 def _check_files(settings: ModelBlock, place: str, commit: str | None) -> None:
     if commit is None:
         check_base_folder(Path(place), settings.trust_remote_code)
-    elif BaseFiles(place, commit).json(PEFT) is not None:
+        return
+    files = BaseFiles(place, commit)
+    if files.json(PEFT) is not None and files.json("config.json") is not None:
         what = f"{settings.base} has an {PEFT}, so it is an adapter over another base"
         raise BaseNotFound(what, ("name that base in ", Setting("model.base")))
 

@@ -79,7 +79,8 @@ def check_base_folder(folder: Path, trust_remote_code: bool = False) -> None:
     The checks of ``check_folder`` with two differences, because whole models are often stored with files that nothing
     reads.  Code and ``auto_map`` are left to transformers, which takes neither without ``trust_remote_code``; a pickle
     is refused only where a loader would take it: in the folder of a module without safetensors beside it.
-    Weight files must be whole, as far as their headers say.
+    A folder of peft alone, without a model's config.json, is left to ``check_no_adapter``.  Weight files must be whole,
+    as far as their headers say.
     """
     try:
         for path in _walk(folder):
@@ -90,7 +91,7 @@ def check_base_folder(folder: Path, trust_remote_code: bool = False) -> None:
                 continue
             if not path.is_file():
                 raise AdapterError(f"{folder}: {name} is neither a file nor a folder; delete it; {CLOSED}")
-            if path.name == PEFT:
+            if path.name == PEFT and (path.parent != folder or (folder / "config.json").is_file()):
                 what = f"{folder}: {name} makes it an adapter over another base"
                 raise AdapterError(f"{what}; name that base, or make a whole model of both (smart-train export)")
         _check_modules(folder, trust_remote_code)
