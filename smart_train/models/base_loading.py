@@ -64,7 +64,9 @@ def _check_files(settings: ModelBlock, place: str, commit: str | None) -> None:
         check_base_folder(Path(place), settings.trust_remote_code)
         return
     files = BaseFiles(place, commit)
-    if files.json(PEFT) is not None and files.json("config.json") is not None:
+    with hub.hub_errors(settings.base, settings.revision):
+        hijacked = files.json(PEFT) is not None and files.json("config.json") is not None
+    if hijacked:
         what = f"{settings.base} has an {PEFT}, so it is an adapter over another base"
         raise BaseNotFound(what, ("name that base in ", Setting("model.base")))
 
