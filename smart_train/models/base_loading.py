@@ -78,10 +78,11 @@ def _whole(base: str) -> Iterator[None]:
     transformers draws those at random and logs it, so that every run has another base.  Only poolers may be missing:
     masked language models are saved without, and no token state depends on them.
     """
-    original = PreTrainedModel.__dict__["from_pretrained"]
+    models: Any = PreTrainedModel
+    original = models.__dict__["from_pretrained"]
     load = original.__func__
 
-    def complete(cls: type[PreTrainedModel], *args: Any, **options: Any) -> Any:
+    def complete(cls: Any, *args: Any, **options: Any) -> Any:
         if options.pop("output_loading_info", False):
             return load(cls, *args, output_loading_info=True, **options)
         model, info = load(cls, *args, output_loading_info=True, **options)
@@ -96,11 +97,11 @@ def _whole(base: str) -> Iterator[None]:
             raise BaseNotFound(what, "download or copy it again, or name another base")
         return model
 
-    PreTrainedModel.from_pretrained = classmethod(complete)
+    models.from_pretrained = classmethod(complete)
     try:
         yield
     finally:
-        PreTrainedModel.from_pretrained = original
+        models.from_pretrained = original
 
 
 def _computed_in(settings: ModelBlock, place: str, commit: str | None) -> torch.dtype:
