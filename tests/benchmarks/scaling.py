@@ -40,6 +40,7 @@ import torch
 from ranks import run_ranks
 from scaling_ranks import Case
 
+from smart_train.losses import Pooled
 from smart_train.planning.estimates import (
     Engine,
     Rows,
@@ -89,8 +90,8 @@ def back(of: Rows) -> int:
 def memory(case: Case, of: Rows) -> int:
     """Most at once, own embeddings left out: while the loss is computed, while MaxSim goes backward, or while gradients
     come back to the own rows, and the whole gradient of these (float32) is made."""
-    parts, terms = loss_embeddings(of), 2
-    most, kept = logits(of, terms, terms)
+    parts, terms = loss_embeddings(of), 2 * [Pooled().matrices]
+    most, kept = logits(of, len(terms), terms)
     held = parts["rounded"] + parts["gathered"] + parts["places"]
     coming = parts["gradients"] + own_embeddings(of)
     if of.group > 1:
