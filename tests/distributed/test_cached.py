@@ -68,8 +68,8 @@ def test_ranks_run_the_same_number_of_chunks_of_every_kind(ddp):
     assert (first["by number"], second["by number"]) == ([0, 1, 2, 2], [0, 1, 2, 3])
     assert (first["by kind"], second["by kind"]) == ([0, 2, 1, 1, 1], [0, 0, 1, 2, 3])
     for rank in (first, second):
-        assert "1 chunks of image and another's none, which DeepSpeed ZeRO-3" in rank["no image"]
-        assert "1 chunks of text and another's none" in rank["no text"]
+        assert "one rank's batch has 1 image chunks and another's has none, which DeepSpeed ZeRO-3" in rank["no image"]
+        assert "one rank's batch has 1 text chunks and another's has none" in rank["no text"]
 
 
 @pytest.fixture(scope="module")
