@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+import smart_train.losses.maxsim_fused as kernels
 from smart_train.core.embeddings import Tokens
-from smart_train.losses import maxsim_fused as kernels
 from smart_train.losses.maxsim_torch import FEWEST_ROWS, TILE, Rows, sum_dtype, tiled_maxsim
 
 WHERE = 256  # documents whose maxima are held at once by maxsim_where
