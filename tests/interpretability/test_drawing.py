@@ -10,7 +10,7 @@ import torch
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
-from smart_train.config.schema import LateBlock, ModelBlock
+from smart_train.config.schema import LateBlock
 from smart_train.core.errors import HeatmapError
 from smart_train.interpretability import drawing as fonts
 from smart_train.interpretability import drawing as heatmap_drawing
@@ -23,17 +23,6 @@ ROWS, COLUMNS = 3, 5
 PAGE = (COLUMNS * CELL, ROWS * CELL)
 TEXT = "Photosynthesis turns sunlight into sugar. Chlorophyll in the leaves absorbs light for the plants."
 QUERY = "How do plants photosynthesise?"
-
-
-@pytest.fixture(scope="module")
-def vision(tiny_models) -> SmartEncoder:
-    """Tokens of the last layer; pages of 160 x 96 pixels are read as they are."""
-    return SmartEncoder(str(tiny_models("qwen3vl")), model=ModelBlock(max_pixels=256 * 256), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def real(real_base) -> SmartEncoder:
-    return SmartEncoder(str(real_base), device="cpu")
 
 
 def lined() -> Image.Image:

@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import re
 
-import pytest
 from PIL import Image, ImageDraw
 
-from smart_train.config.schema import ModelBlock
 from smart_train.interpretability.similarity_map import compute_similarity_map, words
-from smart_train.models.encoder import SmartEncoder
 
 TEXT = "Photosynthesis turns sunlight into sugar. Chlorophyll in the leaves absorbs light for the plants."
 QUERY = "How do plants photosynthesise?"
-
-
-@pytest.fixture(scope="module")
-def vision(tiny_models) -> SmartEncoder:
-    """Tokens of the last layer; pages of 160 x 96 pixels are read as they are."""
-    return SmartEncoder(str(tiny_models("qwen3vl")), model=ModelBlock(max_pixels=256 * 256), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def real(real_base) -> SmartEncoder:
-    return SmartEncoder(str(real_base), device="cpu")
 
 
 def lined() -> Image.Image:
