@@ -37,7 +37,7 @@ from smart_train.config.schema import HybridBlock, LateBlock, ModelBlock  # noqa
 from smart_train.core.errors import EvaluationError  # noqa: E402
 from smart_train.data.collection import Collection  # noqa: E402
 from smart_train.data.readers import beir  # noqa: E402
-from smart_train.data.tables import open_files  # noqa: E402
+from smart_train.data.tables import Boundary, open_files  # noqa: E402
 from smart_train.evaluation.encode import TEXT_BATCHES  # noqa: E402
 from smart_train.evaluation.retrieval import evaluate  # noqa: E402
 from smart_train.models.encoder import SmartEncoder  # noqa: E402
@@ -222,7 +222,7 @@ def of_language(folder, language) -> Collection:
     """What ``beir.read_beir`` makes of a folder with one language."""
     corpus, queries = (open_files(sorted((folder / f"{language}-{part}").iterdir())) for part in ("corpus", "queries"))
     judged = [each for file in sorted((folder / f"{language}-qrels").iterdir()) for each in beir.judgements(file)]
-    return beir.judged_collection(language, beir.read_corpus(corpus), beir.read_queries(queries), judged)
+    return beir.judged_collection(language, beir.read_corpus(corpus, Boundary(folder)), beir.read_queries(queries), judged)
 
 
 @pytest.mark.parametrize("task", [Vidore3FinanceEnRetrieval, Vidore3FinanceEnRetrievalv2])
