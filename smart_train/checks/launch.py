@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from typing import Any
 from smart_train.checks.bounds import Problems
 from smart_train.config.schema import Recipe
 from smart_train.config.typed_values import Problem
-from smart_train.core.environment import lost_processes, world
+from smart_train.core.environment import world
 
 FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"  # set by `accelerate launch` for its processes
 LAUNCHED = "the launch file's deepspeed_config"
 STAGES = (0, 1, 2, 3)
+LAUNCHERS = ("accelerate", "accelerate_cli", "accelerate.commands.accelerate_cli")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def check_launch(recipe: Recipe) -> Problems:
         what = "accelerate was asked for several processes and started one, which would train alone"
         fix = (
             "on CPUs, launch with --config_file launch/cpu.yaml (then --num_processes N) and training.use_cpu=true; "
-            "for one process, give --num_processes 1 and unset MASTER_ADDR"
+            "for one process, give --num_processes 1"
         )
         yield Problem("", what, fix, "the launch")
     own = recipe.training.get("deepspeed")
@@ -66,6 +68,57 @@ def check_launch(recipe: Recipe) -> Problems:
     elif settings is not None:
         for one in CHECKS:
             yield from one(recipe, settings)
+
+
+def lost_processes() -> bool:
+    """Return whether accelerate was asked for several processes and started one, without a warning.
+
+    Its launcher for a CPU (--cpu, MULTI_CPU, or no GPU in the machine) starts one process whatever --num_processes or
+    --num_machines says.  It then sets MASTER_ADDR, as for several, but no world size, which every launcher that starts
+    several sets (torchrun and deepspeed; MPI by names of its own).  A cluster may export MASTER_ADDR as well, so what
+    the launcher was asked for is read from its command line; where none can be seen, MASTER_ADDR decides.
+    """
+    sizes = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if not launched or any(name in os.environ for name in sizes):
+        return False
+    asked = _asked_processes()
+    return asked is None or asked > 1
+
+
+def _asked_processes() -> int | None:
+    """Return how many processes (or machines) the `accelerate launch` that started this process was asked for."""
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    words = _launcher_words()
+    if words is None:
+        return None
+    try:
+        given = launch_command_parser().parse_args(words)
+        file = given.config_file or (default_config_file if os.path.isfile(default_config_file) else None)
+        stored = load_config_from_file(file) if file else None
+    except (SystemExit, Exception):  # of another version's command line, or a file that is gone since
+        return None
+    counts = [getattr(given, n) or getattr(stored, n, None) or 1 for n in ("num_processes", "num_machines")]
+    return max(int(count) for count in counts)
+
+
+def _launcher_words() -> list[str] | None:
+    """Return the arguments of the nearest `accelerate launch` that this process descends from; None where none is."""
+    import psutil
+
+    with suppress(psutil.Error):
+        for process in psutil.Process().parents():
+            with suppress(psutil.Error):
+                words = process.cmdline()
+                for at, word in enumerate(words[:4]):  # python -m accelerate.commands.launch WORDS
+                    name = os.path.basename(word).removesuffix(".exe").removesuffix(".py")
+                    if name in ("accelerate-launch", "accelerate.commands.launch"):
+                        return words[at + 1 :]
+                    if name in LAUNCHERS and words[at + 1 : at + 2] == ["launch"]:
+                        return words[at + 2 :]
+    return None
 
 
 def _on(name: str) -> bool:
