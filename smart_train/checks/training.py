@@ -54,6 +54,7 @@ TRACKERS = {  # name in report_to -> (module, package to install)
     "flyte": ("flytekit", "flytekit"),
 }
 KEY = "training.metric_for_best_model"
+FIX = "correct it, see TrainingArguments"
 
 
 def check_training(recipe: Recipe) -> list[Problem]:
@@ -167,17 +168,20 @@ def _dry_run(given: dict[str, Any]) -> list[Problem]:
         def device(self) -> torch.device:  # the real one joins the process group
             return torch.device("cpu")
 
-    values = {k: v for k, v in copy.deepcopy(given).items() if k not in OWN and k not in ("deepspeed", "fsdp")}
+    values = {k: v for k, v in given.items() if k not in OWN and k not in ("deepspeed", "fsdp")}
     switches = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
     kept = {name: os.environ.pop(name) for name in switches if name in os.environ}
     try:
-        DryArguments(output_dir="unused", **values)
-    except (ValueError, TypeError, ImportError, KeyError, NotImplementedError) as error:
+        DryArguments(output_dir="unused", **copy.deepcopy(values))
+    except Exception as error:  # of transformers, accelerate or torch: theirs to choose
         text = " ".join(str(error).split()).rstrip(".")
-        named = [name for name in given if f"--{name}" in text or f"`{name}`" in text]
-        named += [name for name in given if name in text and name not in named]
-        key = f"training.{named[0]}" if named else "training"
-        return [Problem(key, f"transformers refuses it: {text}", "correct it, see TrainingArguments")]
+        for name in sorted(values, key=lambda name: name not in text):  # those that the message names are tried first
+            try:
+                DryArguments(output_dir="unused", **copy.deepcopy({k: v for k, v in values.items() if k != name}))
+            except Exception:  # it is not this one, or not this one alone
+                continue
+            return [Problem(f"training.{name}", f"transformers refuses it: {text}", FIX)]
+        return [Problem("training", f"transformers refuses it: {text}", FIX)]
     finally:
         os.environ.update(kept)
     return []

@@ -83,6 +83,15 @@ def _start_worker(worker: int, num_workers: int, rank: int) -> None:
     outlast_first_signal()
 
 
+def check_accelerator(args: TrainingArguments) -> None:
+    """Raise SettingError where accelerate is told to divide batches itself: it cuts tensors, and these are row
+    numbers."""
+    config: Any = args.accelerator_config
+    if config.split_batches or config.dispatch_batches:
+        what = "split_batches and dispatch_batches cut batches of tensors, and ours are planned for all processes"
+        raise SettingError("training.accelerator_config", what, "remove them")
+
+
 def train_loader(
     pairs: Any,
     batches: PairBatchSampler,
@@ -94,9 +103,7 @@ def train_loader(
 
     Raises SettingError where accelerate is told to divide batches itself: it cuts tensors, and these are row numbers.
     """
-    if accelerator.split_batches or accelerator.dispatch_batches:
-        what = "split_batches and dispatch_batches cut batches of tensors, and ours are planned for all processes"
-        raise SettingError("training.accelerator_config", what, "remove them")
+    check_accelerator(args)
     loader: DataLoader[Any] = DataLoader(
         pairs,
         batch_sampler=batches,

@@ -161,6 +161,12 @@ def is_sharded(args: TrainingArguments) -> bool:
     return is_deepspeed_zero3_enabled() or (fsdp and args.device.type != "cpu" and args.world_size > 1)
 
 
+def uses_engine(args: TrainingArguments) -> bool:
+    """Return whether DeepSpeed or FSDP was asked for, in the arguments or by the launch."""
+    launched = any(os.environ.get(f"ACCELERATE_USE_{n}", "").lower() == "true" for n in ("DEEPSPEED", "FSDP"))
+    return launched or bool(args.deepspeed) or bool(args.fsdp)
+
+
 def check_quantised(args: TrainingArguments, quantisation: str) -> None:
     """Raise TrainingStopped where an engine would shard weights of 4 bits, which it takes for numbers."""
     if quantisation != "none" and is_sharded(args):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from smart_train.checks.mining import data_of
 from smart_train.checks.objective import needs_teacher
@@ -33,7 +33,7 @@ from smart_train.config.recipe import save as save_recipe
 from smart_train.config.schema import LateBlock, Recipe
 from smart_train.config.training_arguments import make_callbacks
 from smart_train.core.environment import rank, world
-from smart_train.core.errors import EvaluationError
+from smart_train.core.errors import EvaluationError, SettingError, SmartTrainError
 from smart_train.data.batch_sampler import PairGroups, pair_groups
 from smart_train.data.collate import Pairs
 from smart_train.data.collection import Collection
@@ -54,10 +54,13 @@ from smart_train.models.encoder import SmartEncoder
 from smart_train.models.verification import verify
 from smart_train.publishing.publisher import check_access, publish
 from smart_train.training.arguments import SmartTrainingArguments, training_arguments
-from smart_train.training.batch_size import check_steps, with_batch_share
-from smart_train.training.dataloader import plan_batches
+from smart_train.training.batch_size import check_batch, check_pages, check_steps, with_batch_share
+from smart_train.training.callbacks.early_stopping import check_best_is_measured
+from smart_train.training.dataloader import check_accelerator, plan_batches
 from smart_train.training.engine import check_launched, check_quantised, is_sharded, prepare_deepspeed
 from smart_train.training.mining_rounds import MiningRounds
+from smart_train.training.optimizer import steps_of
+from smart_train.training.rehearsal import refused, rehearse, warn_of_warmup
 from smart_train.training.run_dir import owned_run_dir, resumed_run, warn_of_other_data
 from smart_train.training.run_metadata import log_counts, write_run_metadata
 from smart_train.training.trainer import SmartTrainer
@@ -114,11 +117,12 @@ def _run(recipe: Recipe, output: Path) -> dict[str, Any]:
         warn_of_other_data(resumed_run(recipe, output), splits.fingerprints())
         save_recipe(recipe, output, splits.fingerprints())
     args = make_arguments(recipe, output)
+    plan = prepare(recipe, splits, args)
     rows: dict[str, Evaluation] = {}
     if recipe.evaluation.before:
         base = untrained_encoder(recipe, str(args.device))
         rows["base"] = _evaluate_row("base", base, splits, recipe)
-    trainer = make_trainer(recipe, splits, output, args)
+    trainer = make_trainer(recipe, splits, output, args, plan)
     if main:
         write_run_metadata(output, recipe, vars(splits), trainer)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -145,9 +149,53 @@ def _log_idle_cores() -> None:
 def make_arguments(recipe: Recipe, output: Path) -> SmartTrainingArguments:
     """Make the training arguments.  This joins the processes, where there are several."""
     prepare_deepspeed(bool(recipe.training.get("deepspeed")))
-    args = training_arguments(with_batch_share(recipe.training, recipe.objective), output)
+    block = with_batch_share(recipe.training, recipe.objective)
+    try:
+        args = training_arguments(block, output)
+    except SmartTrainError:
+        raise
+    except Exception as error:  # of transformers, accelerate or torch, beyond what checks/training.py could try
+        less = {name: {k: v for k, v in block.items() if k != name} for name in recipe.training}
+        again = (lambda name: training_arguments(less[name], output)) if world() == 1 else None
+        raise refused(error, recipe.training, again) from error
     check_launched(args)
     return args
+
+
+@dataclass
+class Plan:
+    """What a trainer is made of besides the encoder and the data."""
+
+    pair_groups: PairGroups
+    callbacks: list[TrainerCallback]
+
+
+def prepare(recipe: Recipe, splits: Splits, args: SmartTrainingArguments) -> Plan:
+    """Build and try everything of the training that needs no model, so that it fails before anything slow.
+
+    Raises SettingError or TrainingStopped with the key.
+    """
+    objective, frozen = recipe.objective, recipe.adapter.kind == "frozen"
+    check_quantised(args, recipe.model.quantisation)
+    check_batch(args, objective.batch, objective.batch is not None and not frozen)
+    check_pages(objective, splits.train.corpus.values(), splits.train.name)
+    check_best_is_measured(args, _ranks_dev(recipe, splits, args), recipe.evaluation.patience)
+    groups = _pair_groups(recipe, splits.train, args)
+    steps = steps_of(args, len(plan_batches(groups, args)))
+    warn_of_warmup(args, steps)
+    check_accelerator(args)
+    rehearse(args, steps, recipe.training)
+    try:
+        return Plan(groups, make_callbacks(recipe.training))
+    except SmartTrainError:
+        raise
+    except Exception as error:  # code of somebody else
+        what = f"one of them fails with {type(error).__name__}: {error}"
+        raise SettingError("training.callbacks", what, "correct it, or its options") from error
+
+
+def _ranks_dev(recipe: Recipe, splits: Splits, args: SmartTrainingArguments) -> bool:
+    return recipe.evaluation.during and bool(splits.dev.queries) and args.eval_strategy != "no"
 
 
 # -- the encoder before training, and its evaluation
@@ -195,30 +243,33 @@ def _evaluate_row(
 
 
 def make_trainer(
-    recipe: Recipe, splits: Splits, output: Path, args: SmartTrainingArguments | None = None
+    recipe: Recipe,
+    splits: Splits,
+    output: Path,
+    args: SmartTrainingArguments | None = None,
+    plan: Plan | None = None,
 ) -> SmartTrainer:
-    """Make the encoder with its adapter, and its trainer.  args: of ``make_arguments``."""
+    """Make the encoder with its adapter, and its trainer.  args: of ``make_arguments``; plan: of ``prepare``."""
     args = args or make_arguments(recipe, output)
-    check_quantised(args, recipe.model.quantisation)
+    plan = plan or prepare(recipe, splits, args)
     set_seed(args.seed)  # LoRA and the head are drawn next, whatever was drawn before; the same on every rank
     late = replace(recipe.late, hybrid=replace(recipe.late.hybrid))
     device = "cpu" if is_sharded(args) else str(args.device)  # an engine that shards weights moves its share itself
     encoder = SmartEncoder(recipe.model.base, model=recipe.model, late=late, adapter=recipe.adapter, device=device)
     data, evaluation = recipe.data, recipe.evaluation
-    rank_dev = evaluation.during and bool(splits.dev.queries) and args.eval_strategy != "no"
     trainer = SmartTrainer(
         encoder,
         args,
         splits.train,
-        splits.dev if rank_dev else None,
+        splits.dev if _ranks_dev(recipe, splits, args) else None,
         Joint.from_recipe(recipe.objective),
-        make_callbacks(recipe.training),
+        plan.callbacks,
         objective=recipe.objective,
         negatives=data.negatives,
         query_tokens=data.query_tokens,
         document_tokens=data.document_tokens,
         length_groups=data.length_groups,
-        pair_groups=_pair_groups(recipe, splits.train, args),
+        pair_groups=plan.pair_groups,
         eval_k=evaluation.k,
         eval_batch_size=evaluation.batch_size,
         patience=evaluation.patience,

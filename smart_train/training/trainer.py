@@ -53,6 +53,7 @@ from smart_train.training.engine import Engine, full_state_dict, full_tensor, re
 from smart_train.training.gradcache import cached_backward
 from smart_train.training.loss_step import LossStep, token_dtype
 from smart_train.training.nonfinite import NonfiniteGuard, SkipBatch
+from smart_train.training.optimizer import weight_groups
 from smart_train.training.train_dataset import to_collection
 from smart_train.training.weights import train_in_float32
 
@@ -320,23 +321,9 @@ class SmartTrainer(Trainer):
         if self.optimizer is not None:
             return self.optimizer
         target: Any = self.model if model is None else model
-        rate = getattr(self.args, "head_learning_rate", None)
-        heads = {id(parameter) for parameter in self.encoder.head.parameters()}
-        decayed = set(self.get_decay_parameter_names(target))
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for name, parameter in target.named_parameters():
-            if parameter.requires_grad:
-                groups.setdefault((id(parameter) in heads and rate is not None, name in decayed), []).append(parameter)
-        options = [
-            {
-                "params": parameters,
-                "weight_decay": self.args.weight_decay if decay else 0.0,
-                "lr": rate if head else self.args.learning_rate,
-            }
-            for (head, decay), parameters in groups.items()
-        ]
+        groups = weight_groups(target, self.encoder.head, self.args, self.get_decay_parameter_names(target))
         cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, target)
-        self.optimizer = cls(options, **kwargs)
+        self.optimizer = cls(groups, **kwargs)
         return self.optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
