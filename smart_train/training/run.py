@@ -3,6 +3,7 @@
 A run's folder:
     recipe.yaml, versions.json   the resolved recipe; versions and data fingerprints
     facts.json                   counts of the data, the machine it ran on
+    measured.json                the base's figures, and what they depend on
     log.jsonl                    every logged line
     owner.json                   the process that writes here, while it runs
     checkpoints/                 what training.resume_from_checkpoint needs
@@ -58,6 +59,7 @@ from smart_train.training.batch_size import check_batch, check_pages, check_step
 from smart_train.training.callbacks.early_stopping import check_best_is_measured
 from smart_train.training.dataloader import check_accelerator, plan_batches
 from smart_train.training.engine import check_launched, check_quantised, is_sharded, prepare_deepspeed
+from smart_train.training.measured_rows import MeasuredRows, dependencies
 from smart_train.training.mining_rounds import MiningRounds
 from smart_train.training.optimizer import steps_of
 from smart_train.training.rehearsal import refused, rehearse, warn_of_warmup
@@ -120,8 +122,7 @@ def _run(recipe: Recipe, output: Path) -> dict[str, Any]:
     plan = prepare(recipe, splits, args)
     rows: dict[str, Evaluation] = {}
     if recipe.evaluation.before:
-        base = untrained_encoder(recipe, str(args.device))
-        rows["base"] = _evaluate_row("base", base, splits, recipe)
+        rows["base"] = _base_row(recipe, splits, output, args)
     trainer = make_trainer(recipe, splits, output, args, plan)
     if main:
         write_run_metadata(output, recipe, vars(splits), trainer)
@@ -203,19 +204,46 @@ def _ranks_dev(recipe: Recipe, splits: Splits, args: SmartTrainingArguments) -> 
 
 def untrained_encoder(recipe: Recipe, device: str | None = None) -> SmartEncoder:
     """Return the base as it is.  It gets no head: one that was never trained would only blur the hidden states."""
-    own = recipe.late
+    return SmartEncoder(recipe.model.base, model=recipe.model, late=_untrained_late(recipe.late), device=device)
+
+
+def _untrained_late(own: LateBlock) -> LateBlock:
     layer = own.layer if isinstance(own.layer, int) else -1 if -1 in own.layer else own.layer[-1]
-    late = LateBlock(layer=layer, norm=own.norm, keep=own.keep, drop=own.drop, hybrid=replace(own.hybrid))
-    return SmartEncoder(recipe.model.base, model=recipe.model, late=late, device=device)
+    return LateBlock(layer=layer, norm=own.norm, keep=own.keep, drop=own.drop, hybrid=replace(own.hybrid))
+
+
+def _base_row(recipe: Recipe, splits: Splits, output: Path, args: SmartTrainingArguments) -> Evaluation:
+    """Measure the base, or take the figures that an earlier start of this run made of it."""
+    late, device = _untrained_late(recipe.late), args.device
+    ranked = {"dev": splits.dev, "test": splits.test}
+    main = rank() == 0
+    depends_on = dependencies(recipe.model, late, recipe.evaluation, ranked, device) if main else None
+    measured = MeasuredRows(output, depends_on, main)
+    row = measured.base()
+    if row is None:
+        base = untrained_encoder(recipe, str(device))
+        row = _evaluate_row("base", base, splits, recipe, measured=measured)
+    measured.keep("base", row)
+    return row
 
 
 def _evaluate_row(
-    row: str, encoder: SmartEncoder, splits: Splits, recipe: Recipe, save_to: Path | None = None
+    row: str,
+    encoder: SmartEncoder,
+    splits: Splits,
+    recipe: Recipe,
+    save_to: Path | None = None,
+    measured: MeasuredRows | None = None,
 ) -> Evaluation:
-    """Calibrate the hybrid score on the dev split, then rank the test split.  save_to: the encoder's folder, which gets
-    the calibrated weight."""
+    """Calibrate the hybrid score on the dev split, then rank the test split.
+
+    save_to: the encoder's folder, which gets the calibrated weight; measured: keeps the calibration, or has it already
+    """
     options = recipe.evaluation
-    if options.calibrate and splits.dev.queries:
+    kept = measured.calibration() if measured is not None else None
+    if kept is not None:
+        encoder.late.hybrid = kept
+    elif options.calibrate and splits.dev.queries:
         group = ProcessGroup()
         encoder.late.hybrid, tried = calibrate(encoder, splits.dev, batch_size=options.batch_size, group=group)
         weight, values = encoder.late.hybrid.late, {one["late"]: round(one["value"], 4) for one in tried}
@@ -224,6 +252,8 @@ def _evaluate_row(
         if key in recipe.where.lines and written != weight:
             what = "%s: the calibrated weight %g replaces %s: %g; evaluation.calibrate: false keeps it"
             logger.info(what, row, weight, key, written)
+        if measured is not None:
+            measured.keep("calibration", encoder.late.hybrid)
         if save_to is not None:
             encoder.save_settings(save_to)
     logger.info("%s: ranking the test split", row)
