@@ -19,6 +19,7 @@ from smart_train.cli.options import (
 )
 from smart_train.core.environment import rank, world
 from smart_train.core.errors import UsageError, checks
+from smart_train.core.folder_lock import own
 from smart_train.core.hub import display_name
 
 MODES = ("pooled", "late", "hybrid")
@@ -72,7 +73,8 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     base = check_reading(options)
     if not options.mmeb:
-        return _mteb(options)
+        with own(options.output):
+            return _mteb(options)
     if not base.vision:
         raise UsageError(f"--model: MMEB-V2 shows images, and {options.model} has no image side")
     if options.processes > 1 and world() == 1:
@@ -81,7 +83,8 @@ def run(options: argparse.Namespace) -> int:
         status = launch_local(options.processes, remove_option(options.arguments, "--processes"))
         if status:
             return status
-    return _mmeb(options)  # after several processes: finds their results, and adds them up
+    with own(options.output if rank() == 0 else None):
+        return _mmeb(options)  # after several processes: finds their results, and adds them up
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -19,8 +19,9 @@ from smart_train.cli.options import (
     own_gpu,
     whole,
 )
-from smart_train.core.environment import world
+from smart_train.core.environment import rank, world
 from smart_train.core.errors import checks
+from smart_train.core.folder_lock import own
 from smart_train.core.hub import display_name
 
 if TYPE_CHECKING:
@@ -115,26 +116,29 @@ def run(options: argparse.Namespace) -> int:
     )
     chosen = {name: getattr(options, name) for name in names}
     plan = EvaluationOptions(k=tuple(sorted(set(options.k))), histograms=options.output is not None, **chosen)
-    own_gpu(options)
-    with launched_group() as group:
-        encoder = make_encoder(options)
-        # A folder of settings alone, as probe --apply makes, reads the base in another way: nothing was trained.
-        trained = encoder.adapter is not None or bool(encoder.head.state_dict())
-        row = "trained" if options.adapter and trained else "base"
-        about = {
-            "base": display_name(options.model),
-            "adapter": display_name(options.adapter) if options.adapter else None,
-        }
-        outcome = evaluate_data(encoder, evaluation_data, plan, row, about, progress=sys.stderr.isatty(), group=group)
-    if outcome is None:
+    with own(options.output if rank() == 0 else None), own(options.store if rank() == 0 else None):
+        own_gpu(options)
+        with launched_group() as group:
+            encoder = make_encoder(options)
+            # A folder of settings alone, as probe --apply makes, reads the base in another way: nothing was trained.
+            trained = encoder.adapter is not None or bool(encoder.head.state_dict())
+            row = "trained" if options.adapter and trained else "base"
+            about = {
+                "base": display_name(options.model),
+                "adapter": display_name(options.adapter) if options.adapter else None,
+            }
+            outcome = evaluate_data(
+                encoder, evaluation_data, plan, row, about, progress=sys.stderr.isatty(), group=group
+            )
+        if outcome is None:
+            return 0
+        if options.output:  # before anything is printed: whoever reads that may have gone
+            heatmap = _heatmap(encoder) if plan.heatmaps and pages else None
+            write_report(outcome, evaluation_data.collection.corpus, Path(options.output), plan, heatmap)
+        print(evaluation_table(outcome))
+        if options.output:
+            print(f"\nmetrics: {Path(options.output) / 'metrics.json'}; report: {Path(options.output) / 'report.html'}")
         return 0
-    if options.output:  # before anything is printed: whoever reads that may have gone
-        heatmap = _heatmap(encoder) if plan.heatmaps and pages else None
-        write_report(outcome, evaluation_data.collection.corpus, Path(options.output), plan, heatmap)
-    print(evaluation_table(outcome))
-    if options.output:
-        print(f"\nmetrics: {Path(options.output) / 'metrics.json'}; report: {Path(options.output) / 'report.html'}")
-    return 0
 
 
 def _data(options: argparse.Namespace) -> tuple[DataBlock, bool]:

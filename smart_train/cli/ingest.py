@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from smart_train.cli.options import check_output, count
 from smart_train.core.errors import DataError, UsageError, checks
+from smart_train.core.folder_lock import own
 
 if TYPE_CHECKING:
     from smart_train.ingest.ingest_options import IngestOptions
@@ -106,7 +107,8 @@ def run(options: argparse.Namespace) -> int:
     print(report.summary(), flush=True)
     if options.questions != "none" and report.pages:
         try:
-            _write_collection(options, out, model)
+            with own(out):
+                _write_collection(options, out, model)
         except OSError as error:
             raise DataError(
                 f"{out}: {error}; free space or fix it, and run again: pages and answers so far are kept"

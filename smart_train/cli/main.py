@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -34,8 +35,9 @@ from smart_train.cli import (
 )
 from smart_train.cli.options import setting_namer
 from smart_train.cli.streams import output_lost, protect_streams
+from smart_train.core.disk import disk_fault
 from smart_train.core.environment import rank, world
-from smart_train.core.errors import Preempted, SmartTrainError
+from smart_train.core.errors import OutputFault, Preempted, SmartTrainError, error_chain
 from smart_train.distributed.failures import (
     PATIENCE,
     destroy_process_group,
@@ -86,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             if isinstance(error, SmartTrainError):
                 return _report(error, error.text(setting_namer(getattr(options, "setting_names", {}))))
+            if fault := disk_fault(error):
+                return _report(*_output_fault(error, fault))
             _end_after_bug(error)
             raise
 
@@ -124,6 +128,15 @@ def _report(error: SmartTrainError, message: str) -> int:
         end_process_after(PATIENCE)
         report_to_other_machines(f"rank {rank()} failed: {message}")
     return error.status
+
+
+def _output_fault(error: BaseException, fault: str) -> tuple[SmartTrainError, str]:
+    """Return what to report of a disk that could not be written or read."""
+    names = (getattr(one, "filename", None) for one in error_chain(error))
+    name = next((str(name) for name in names if isinstance(name, str | bytes | Path)), "a file")
+    fix = "free space or restore the disk, then run the same command again: what is complete in the output is kept"
+    found = OutputFault(f"{name}: {fault}; {fix}")
+    return found, str(found)
 
 
 def _end_after_another_rank(error: Exception) -> None:

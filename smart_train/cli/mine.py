@@ -20,6 +20,7 @@ from smart_train.cli.options import (
     make_encoder,
 )
 from smart_train.core.errors import checks
+from smart_train.core.folder_lock import own
 
 WORDS = {
     "answer": "positives",
@@ -143,18 +144,19 @@ def run(options: argparse.Namespace) -> None:
     parts = [Path(name).name if Path(name).exists() else name for name in (options.model, options.adapter) if name]
     parts += [f"{name} {getattr(options, name)}" for name in ("miner", "reranker") if name in extensions]
     model = " + ".join(parts)  # stored with the data, so without the folders of this machine
-    encoder = make_encoder(options)
-    progress = sys.stderr.isatty()
-    mined = mine_folder(
-        data, encoder, chosen, model=model, batch_size=options.batch_size, progress=progress, **extensions
-    )
-    quantiles = {} if mined.ratios is None else mined.ratios.quantiles()
-    print(_summary(mined.counts, quantiles, mined.seconds))
-    if "teacher" in extensions:
-        print(f"teacher scores: {folder / 'teacher'}")
-    print(f"{folder / 'negatives'}; report: {folder / 'mining' / REPORT}; picture: {folder / 'mining' / PICTURE}")
-    if options.rounds:
-        print(ROUNDS.format(path=folder, k=min(chosen.k, 4), rounds=options.rounds, mode=chosen.mode))
+    with own(folder / "mining"):
+        encoder = make_encoder(options)
+        progress = sys.stderr.isatty()
+        mined = mine_folder(
+            data, encoder, chosen, model=model, batch_size=options.batch_size, progress=progress, **extensions
+        )
+        quantiles = {} if mined.ratios is None else mined.ratios.quantiles()
+        print(_summary(mined.counts, quantiles, mined.seconds))
+        if "teacher" in extensions:
+            print(f"teacher scores: {folder / 'teacher'}")
+        print(f"{folder / 'negatives'}; report: {folder / 'mining' / REPORT}; picture: {folder / 'mining' / PICTURE}")
+        if options.rounds:
+            print(ROUNDS.format(path=folder, k=min(chosen.k, 4), rounds=options.rounds, mode=chosen.mode))
 
 
 def _summary(counts: Counter[str], quantiles: dict[str, float], seconds: float) -> str:

@@ -19,6 +19,7 @@ from smart_train.cli.options import (
     whole,
 )
 from smart_train.core.errors import UsageError, checks
+from smart_train.core.folder_lock import own
 
 if TYPE_CHECKING:
     from smart_train.config.schema import DataBlock
@@ -101,25 +102,26 @@ def run(options: argparse.Namespace) -> None:
         data = dev_and_test(block, options.split, options.dev_split, recipe)
         check_pages((data.dev.corpus, data.test.corpus), options, base)
     print(f"dev and test: {data.origin}", flush=True)
-    encoder = make_encoder(options)
-    probed = probe(
-        encoder,
-        data,
-        output,
-        adapter=options.adapter,
-        weights=sorted(set(options.weights or GRID)),
-        cut=options.k,
-        batch_size=options.batch_size,
-        bootstrap=options.bootstrap,
-        seed=options.seed,
-        progress=sys.stderr.isatty(),
-    )
-    print(table(probed.found))
-    print(f"\n{recommendation(probed.found)}\n")
-    print(f"metrics: {output / 'probe.json'}, {output / 'probe.csv'}; picture: {output / 'probe.png'}")
-    print(f"for a recipe: {output / 'late.yaml'}")
-    if options.apply:
-        print(_apply(encoder, probed, data, options))
+    with own(output):
+        encoder = make_encoder(options)
+        probed = probe(
+            encoder,
+            data,
+            output,
+            adapter=options.adapter,
+            weights=sorted(set(options.weights or GRID)),
+            cut=options.k,
+            batch_size=options.batch_size,
+            bootstrap=options.bootstrap,
+            seed=options.seed,
+            progress=sys.stderr.isatty(),
+        )
+        print(table(probed.found))
+        print(f"\n{recommendation(probed.found)}\n")
+        print(f"metrics: {output / 'probe.json'}, {output / 'probe.csv'}; picture: {output / 'probe.png'}")
+        print(f"for a recipe: {output / 'late.yaml'}")
+        if options.apply:
+            print(_apply(encoder, probed, data, options))
 
 
 def _data(options: argparse.Namespace) -> tuple[DataBlock, bool]:

@@ -26,10 +26,12 @@ __all__ = [
     "LossError",
     "Message",
     "NothingToResume",
+    "OutputFault",
     "Preempted",
     "PublishError",
     "RankError",
     "RanksDiffer",
+    "SavedElsewhere",
     "Setting",
     "SettingError",
     "SmartTrainError",
@@ -37,6 +39,7 @@ __all__ = [
     "Unreachable",
     "UsageError",
     "checks",
+    "error_chain",
     "written",
 ]
 
@@ -173,6 +176,16 @@ class CheckpointError(SmartTrainError, RuntimeError):
     """A checkpoint cannot be written, or training cannot resume from it."""
 
 
+class OutputFault(SmartTrainError, RuntimeError):
+    """The disk took no more of what was to be written; the message says which file, and what is kept."""
+
+
+class SavedElsewhere(SmartTrainError, RuntimeError):
+    """The trained adapter is saved and verified, but not in the run's folder, which could not be written."""
+
+    on_every_rank = True
+
+
 class NothingToResume(SmartTrainError, RuntimeError):
     """The recipe resumes a run that does not exist."""
 
@@ -221,6 +234,16 @@ class LaunchError(SmartTrainError, ValueError):
     """A launch file of accelerate cannot be read."""
 
     status = 2
+
+
+def error_chain(error: BaseException) -> list[BaseException]:
+    """Return the error and its causes: transformers and others wrap what the Hub's client raises."""
+    found: list[BaseException] = []
+    step: BaseException | None = error
+    while step is not None and step not in found:
+        found.append(step)
+        step = step.__cause__ or step.__context__
+    return found
 
 
 @contextmanager

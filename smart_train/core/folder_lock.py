@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -55,6 +56,7 @@ class FolderLock:
             "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         }
         self._released = threading.Event()
+        self._made = False  # whether the folder was not there before
 
     def acquire(self) -> None:
         """Make the folder and own it; log where a dead owner's lock is taken over.
@@ -72,6 +74,7 @@ class FolderLock:
         threading.Thread(target=self._beat, args=(self._released,), name="folder-lock", daemon=True).start()
 
     def _own(self) -> None:
+        self._made = self._made or not self.folder.exists()
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -87,10 +90,24 @@ class FolderLock:
             return
 
     def release(self) -> None:
-        """Give the folder up; what another process took over stays its own."""
+        """Give the folder up, and delete it where it is as empty as before; what another process took over stays."""
         self._released.set()
         if self._is_ours():
-            self.file.unlink(missing_ok=True)
+            with suppress(OSError):  # the disk may be gone, or read-only since: a dead owner's file is taken over
+                self.file.unlink(missing_ok=True)
+        if self._made:
+            with suppress(OSError):
+                self.folder.rmdir()
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Have ``own`` of this folder, or of one below it, succeed in this thread within the block."""
+        place = self.folder.resolve()
+        _held().add(place)
+        try:
+            yield
+        finally:
+            _held().discard(place)
 
     def __enter__(self) -> FolderLock:
         self.acquire()
@@ -148,6 +165,56 @@ class FolderLock:
             elif not released.is_set() and self.file.exists():
                 logger.error("%s was taken over by another process; both write to it now, stop one", self.folder)
                 return
+
+
+_holding = threading.local()  # folders: those that this thread owns by ``own``
+
+
+@contextmanager
+def own(folder: str | Path | None) -> Iterator[None]:
+    """Own a folder within the block (None: nothing); a folder that this thread owns already, or one below it, is free.
+
+    Raises as ``FolderLock.acquire``.
+    """
+    held = _held()
+    place = Path(folder).resolve() if folder is not None else None
+    if folder is None or place is None or not held.isdisjoint((place, *place.parents)):
+        yield
+        return
+    with FolderLock(Path(folder)) as lock, lock.holding():
+        yield
+
+
+def _held() -> set[Path]:
+    if not hasattr(_holding, "folders"):
+        _holding.folders = set()
+    folders: set[Path] = _holding.folders
+    return folders
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder to fill, which becomes ``out`` when the block succeeds, and is deleted otherwise.
+
+    So ``out`` is whole or not there; the next call deletes what a killed process left.  An empty ``out`` may be there.
+    The folder lies in .OUT.part, which this process owns.
+
+    Raises FolderInUse where another process is making the same folder, and as ``FolderLock.acquire``.
+    """
+    place = out.with_name(f".{out.name}.part")
+    with FolderLock(place):
+        part = place / out.name
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            yield part
+            if out.is_dir():
+                out.rmdir()
+            part.rename(out)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    with suppress(OSError):
+        place.rmdir()  # where a killed process had left it
 
 
 def _read(text: str) -> dict[str, Any]:

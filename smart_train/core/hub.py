@@ -5,7 +5,6 @@ What huggingface_hub raises becomes a BaseNotFound of one sentence; its client r
 
 from __future__ import annotations
 
-import errno
 import importlib.util
 import logging
 import re
@@ -14,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from smart_train.core.errors import BaseNotFound, Message, Setting
+from smart_train.core.disk import FULL
+from smart_train.core.errors import BaseNotFound, Message, Setting, error_chain
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,6 @@ KINDS: list[tuple[str, set[str]]] = [  # what went wrong, by the names of the er
     ("missing", {"RepositoryNotFoundError"}),
     ("name", {"HFValidationError"}),
 ]
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no space; over a quota; too large for this kind of disk
 UNREACHABLE = {
     "TransportError",  # of httpx: no connection, a time-out, a connection that broke
     "ConnectionError",  # Python's own; OfflineModeIsEnabled is one
@@ -208,7 +207,7 @@ def error_kind(error: BaseException) -> str | None:
     for found, classes in KINDS:
         if names & classes:
             return found
-    if any(isinstance(one, OSError) and one.errno in DISK_FULL for one in error_chain(error)):
+    if any(isinstance(one, OSError) and one.errno in FULL for one in error_chain(error)):
         return "full"
     answered = http_status(error)
     if answered is not None:
@@ -238,13 +237,3 @@ def retry_after(error: BaseException) -> float | None:
         if re.fullmatch(r"\d+(\.\d+)?", value):
             return float(value)
     return None
-
-
-def error_chain(error: BaseException) -> list[BaseException]:
-    """Return the error and its causes: transformers and others wrap what the Hub's client raises."""
-    found: list[BaseException] = []
-    step: BaseException | None = error
-    while step is not None and step not in found:
-        found.append(step)
-        step = step.__cause__ or step.__context__
-    return found

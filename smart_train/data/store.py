@@ -18,6 +18,7 @@ from typing import Any
 
 from smart_train.core.atomic_io import replacing
 from smart_train.core.errors import DataError
+from smart_train.core.folder_lock import new_folder
 from smart_train.data.collection import Collection, Document, HardNegatives, RetrievalDataset, content_id
 from smart_train.data.readers.beir import NEGATIVES, TEACHER, part_files
 from smart_train.data.tables import TEXT_FILES, data_files, read_json_lines, suffix
@@ -59,17 +60,18 @@ def write(
 
 
 def write_dataset(dataset: RetrievalDataset, folder: Path) -> None:
-    """Write all splits to a new folder, as Parquet; raises DataError where the folder holds anything."""
+    """Write all splits to a new folder, as Parquet, whole or not at all; raises DataError where it holds anything."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is not empty; name a folder that is not there yet")
-    write_corpus(folder, dataset.corpus.values(), dataset.document_columns)
-    write_queries(folder, dataset.queries, dataset.query_columns)
-    for split, qrels in dataset.splits.items():
-        write_qrels(folder, split, qrels)
-    if dataset.negatives:
-        write_negatives(folder, dataset.negatives)
-    if dataset.teacher:
-        write_teacher(folder, dataset.teacher)
+    with new_folder(folder) as part:
+        write_corpus(part, dataset.corpus.values(), dataset.document_columns)
+        write_queries(part, dataset.queries, dataset.query_columns)
+        for split, qrels in dataset.splits.items():
+            write_qrels(part, split, qrels)
+        if dataset.negatives:
+            write_negatives(part, dataset.negatives)
+        if dataset.teacher:
+            write_teacher(part, dataset.teacher)
 
 
 def write_corpus(

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from smart_train.core.atomic_io import replacing
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import EvaluationError, Message, Setting
+from smart_train.core.folder_lock import NAME as LOCK
 from smart_train.evaluation.protocols import Document
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class VectorStore:
         path = self.folder / FACTS
         if path.is_file():
             self._check(path)
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+        elif self.folder.is_dir() and any(one.name != LOCK for one in self.folder.iterdir()):
             raise EvaluationError(
                 f"{self.folder} is not empty and has no {FACTS}; name a new or empty folder for the vectors"
             )

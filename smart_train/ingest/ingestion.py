@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from smart_train.core.environment import cores
 from smart_train.core.errors import DataError
+from smart_train.core.folder_lock import own
 from smart_train.data.collection import first_few
 from smart_train.ingest.ingest_options import IngestOptions, Limits
 from smart_train.ingest.ingest_report import IngestReport
@@ -50,8 +49,9 @@ def ingest(
     A run that was stopped continues when it is run again, and a second run reads only what is new or has changed. Files
     with the same bytes are read once, under the name that sorts first. A page with nothing on it (one colour, no text)
     is left out and counted; a scan without text is stored as an image and counted.
-    Raises DataError where the folder is missing or holds no document, where ``out`` is in use, belongs to another
-    folder or cannot be written, and with ``strict`` for the first file or page that cannot be read.
+    Raises FolderInUse where another process writes to ``out``, and DataError where the folder is missing or holds no
+    document, where ``out`` belongs to another folder or cannot be written, and with ``strict`` for the first file or
+    page that cannot be read.
     """
     begin = time.monotonic()
     options = options or IngestOptions()
@@ -65,7 +65,7 @@ def ingest(
     try:
         for name in (PAGES, IMAGES):
             (out / name).mkdir(parents=True, exist_ok=True)
-        with _locked(out), WorkerPool(options.jobs or cores(), options.worker_settings(str(out)), seconds) as workers:
+        with own(out), WorkerPool(options.jobs or cores(), options.worker_settings(str(out)), seconds) as workers:
             run = _Run(folder, out, options, workers, report, progress)
             files = run.inspect(sources)
             run.check_owner(files)
@@ -80,26 +80,6 @@ def ingest(
     except OSError as error:  # of what is written; workers report what they cannot read
         raise DataError(f"{error.filename or out}: {error.strerror or error}; free space, and run it again") from error
     return report
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold a lock on ``out`` that ends with the process, however it ends. Not on Windows."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    handle = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise DataError(
-            f"{out}: another run is writing there; wait for it, or give another folder for --out"
-        ) from error
-    finally:
-        os.close(handle)
 
 
 @dataclass

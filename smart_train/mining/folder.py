@@ -18,6 +18,7 @@ from pathlib import Path
 
 from smart_train.config.schema import DataBlock
 from smart_train.core.errors import DataError, Setting
+from smart_train.core.folder_lock import own
 from smart_train.data import store
 from smart_train.data.collection import Collection
 from smart_train.data.load import load, read_all
@@ -77,41 +78,48 @@ def mine_folder(
     miner, reranker, teacher: see mining/extensions.py; None = the built-in miner, no reranker, no teacher
 
     A query that had negatives (or teacher scores) gets the new ones; those of other splits' queries stay.
-    Raises what ``load`` and ``mine`` raise, and DataError for images if the encoder has no image side.
+    Raises what ``load`` and ``mine`` raise, DataError for images if the encoder has no image side, and FolderInUse
+    where another process is mining for this folder.
     """
     folder = Path(data.path)
-    train, *others = load(data)
-    _check_images(train, encoder)
-    held_out = held_out_documents(train, others)
-    state = folder / "mining" / UNFINISHED
-    signature = f"{model or encoder.settings.base}, {options.mode}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    result = mine(
-        train,
-        encoder,
-        options,
-        miner=miner,
-        held_out=held_out,
-        reranker=reranker,
-        batch_size=batch_size,
-        progress=progress,
-        state=state,
-        key=_key(train, held_out, encoder, options),
-        save_every=save_every,
-        signature=signature,
-    )
-    scores = None if teacher is None else teacher_scores(train, result.document_ids(), teacher)
-    store.write_negatives(folder, result.negatives)
-    if scores is not None:
-        store.write_teacher(folder, scores)
-    state.unlink(missing_ok=True)
-    about = {"miner": signature, "split": data.split, "options": asdict(options), "hybrid": asdict(encoder.late.hybrid)}
-    report = folder / "mining" / REPORT
-    ratios = result.ratios or Ratios()
-    write_report(report, ratios, result.counts, **about, seconds=round(result.seconds, 2))
-    title = f"{folder.name}: {result.counts['mined']:,} negatives of {result.counts['queries']:,} queries"
-    score = options.mode if reranker is None else "reranker"
-    draw(folder / "mining" / PICTURE, ratios, score, options.max_relative, title)
-    return result
+    with own(folder / "mining"):
+        train, *others = load(data)
+        _check_images(train, encoder)
+        held_out = held_out_documents(train, others)
+        state = folder / "mining" / UNFINISHED
+        signature = f"{model or encoder.settings.base}, {options.mode}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        result = mine(
+            train,
+            encoder,
+            options,
+            miner=miner,
+            held_out=held_out,
+            reranker=reranker,
+            batch_size=batch_size,
+            progress=progress,
+            state=state,
+            key=_key(train, held_out, encoder, options),
+            save_every=save_every,
+            signature=signature,
+        )
+        scores = None if teacher is None else teacher_scores(train, result.document_ids(), teacher)
+        store.write_negatives(folder, result.negatives)
+        if scores is not None:
+            store.write_teacher(folder, scores)
+        state.unlink(missing_ok=True)
+        about = {
+            "miner": signature,
+            "split": data.split,
+            "options": asdict(options),
+            "hybrid": asdict(encoder.late.hybrid),
+        }
+        report = folder / "mining" / REPORT
+        ratios = result.ratios or Ratios()
+        write_report(report, ratios, result.counts, **about, seconds=round(result.seconds, 2))
+        title = f"{folder.name}: {result.counts['mined']:,} negatives of {result.counts['queries']:,} queries"
+        score = options.mode if reranker is None else "reranker"
+        draw(folder / "mining" / PICTURE, ratios, score, options.max_relative, title)
+        return result
 
 
 def round_miner(

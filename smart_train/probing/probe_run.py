@@ -22,6 +22,7 @@ from smart_train.config import recipe
 from smart_train.config.schema import HybridBlock, LateBlock
 from smart_train.core.atomic_io import replacing
 from smart_train.core.errors import AdapterError
+from smart_train.core.folder_lock import own
 from smart_train.core.hub import PACKAGE, display_name
 from smart_train.data.load import DevAndTest
 from smart_train.evaluation.calibration import GRID
@@ -64,39 +65,40 @@ def run(
 
     adapter: the folder (or Hub id) that the encoder was loaded from, if it was trained
     The other arguments are those of ``layer_probe.probe``.
-    Raises EvaluationError, and what encoding raises. Scores computed by then stay in ``output``/unfinished.
+    Raises EvaluationError, FolderInUse, and what encoding raises.  Scores computed by then stay in
+    ``output``/unfinished.
     """
-    dev, test = data.dev.fingerprint(), data.test.fingerprint()
-    base = base_identity(encoder)
-    identity = {
-        "base": base,
-        "modules": modules_of(encoder),
-        "dtype": str(encoder.backbone.dtype),
-        "model": asdict(replace(encoder.settings, revision=None)),
-        "late": recipe.plain(replace(encoder.late, hybrid=HybridBlock())),
-        "adapter": digests(Path(adapter)) if adapter and Path(adapter).is_dir() else adapter,
-        "dev": dev,
-        "test": test,
-    }
-    output.mkdir(parents=True, exist_ok=True)
-    with _readable_layers(encoder) as layers:
-        collections = {"dev": data.dev, "test": data.test}
-        scores = layer_scores(
-            encoder, collections, len(layers), output / UNFINISHED, identity,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
-    found = probe(scores, layers, weights=weights, cut=cut, bootstrap=bootstrap, seed=seed, progress=progress)
-    late = recommended(found, encoder.late)
-    about = {
-        "data": {"split": data.origin, "dev": {"name": data.dev.name, "fingerprint": dev}}
-        | {"test": {"name": data.test.name, "fingerprint": test}, "unanswered": len(scores.unanswered)},
-        "base": {**base, "dtype": identity["dtype"]},
-        "adapter": identity["adapter"],
-        "versions": recipe.versions(),
-    }
-    _write(output, found, late, about, title=_title(base["base"], adapter))
-    scores.files.finish()
-    return Probed(found, late)
+    with own(output):
+        dev, test = data.dev.fingerprint(), data.test.fingerprint()
+        base = base_identity(encoder)
+        identity = {
+            "base": base,
+            "modules": modules_of(encoder),
+            "dtype": str(encoder.backbone.dtype),
+            "model": asdict(replace(encoder.settings, revision=None)),
+            "late": recipe.plain(replace(encoder.late, hybrid=HybridBlock())),
+            "adapter": digests(Path(adapter)) if adapter and Path(adapter).is_dir() else adapter,
+            "dev": dev,
+            "test": test,
+        }
+        with _readable_layers(encoder) as layers:
+            collections = {"dev": data.dev, "test": data.test}
+            scores = layer_scores(
+                encoder, collections, len(layers), output / UNFINISHED, identity,
+                batch_size=batch_size, seed=seed, progress=progress,
+            )  # fmt: skip
+        found = probe(scores, layers, weights=weights, cut=cut, bootstrap=bootstrap, seed=seed, progress=progress)
+        late = recommended(found, encoder.late)
+        about = {
+            "data": {"split": data.origin, "dev": {"name": data.dev.name, "fingerprint": dev}}
+            | {"test": {"name": data.test.name, "fingerprint": test}, "unanswered": len(scores.unanswered)},
+            "base": {**base, "dtype": identity["dtype"]},
+            "adapter": identity["adapter"],
+            "versions": recipe.versions(),
+        }
+        _write(output, found, late, about, title=_title(base["base"], adapter))
+        scores.files.finish()
+        return Probed(found, late)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -27,6 +26,7 @@ from tokenizers import AddedToken
 from torch import Tensor, nn
 
 from smart_train.config.schema import AdapterBlock
+from smart_train.core import folder_lock
 from smart_train.core.embeddings import Embeddings
 from smart_train.core.errors import AdapterError, PublishError, Setting
 from smart_train.models.encoder import SmartEncoder
@@ -284,18 +284,11 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise PublishError(f"{out} is no name for a new folder; name another")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise PublishError(f"{out} already exists and was not changed; name a new folder")
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     try:
-        yield part
-        if out.is_dir():
-            out.rmdir()
-        part.replace(out)
+        with folder_lock.new_folder(out) as part:
+            yield part
     except AdapterError as error:
         raise PublishError(error.message) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _merge_lora(encoder: SmartEncoder) -> float:

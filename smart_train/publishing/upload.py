@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from smart_train.core import hub
-from smart_train.core.errors import Message, PublishError, Setting
+from smart_train.core.errors import Message, PublishError, Setting, error_chain
 from smart_train.models.safe_loading import SETTINGS
 from smart_train.models.verification import NAMES, SUFFIXES, TEMPLATES
 from smart_train.publishing.secrets import Files
@@ -208,6 +208,6 @@ def explain(error: BaseException) -> Message | None:
 
 
 def _server_message(error: BaseException) -> str:
-    found = next((m for one in hub.error_chain(error) if (m := getattr(one, "server_message", None))), "")
+    found = next((m for one in error_chain(error) if (m := getattr(one, "server_message", None))), "")
     text = " ".join(str(found).split())
     return f": {text[:200]}" if text else ""

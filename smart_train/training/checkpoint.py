@@ -20,7 +20,6 @@ CPU:
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -39,6 +38,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
 
 from smart_train.core.atomic_io import replacing
+from smart_train.core.disk import FULL, disk_fault
 from smart_train.core.errors import CheckpointError
 from smart_train.distributed.process_group import CollectError, ProcessGroup, describe
 from smart_train.models.encoder import SmartEncoder
@@ -52,7 +52,7 @@ KEY = "training.resume_from_checkpoint"
 MANIFEST = "checkpoint.json"
 FORMAT = 1
 PART, OLD = ".part", ".old"
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+DISK = "the disk"  # begins what a rank reports of a disk, apart from any other error
 
 
 class CheckpointManager(TrainerCallback):
@@ -66,14 +66,25 @@ class CheckpointManager(TrainerCallback):
         engine: decides the form of weights and optimizer.
         means: sums since the last logged line, saved with the checkpoint.
         log_file: the run's log.jsonl, cut back to the checkpoint when the run is resumed.
+        interrupted: whether a signal ends the run after this step, on every rank alike.
     """
 
-    def __init__(self, trainer: Trainer, engine: Engine, means: MetricMeans, log_file: Path) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        engine: Engine,
+        means: MetricMeans,
+        log_file: Path,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.trainer, self.engine, self.means, self.log_file = trainer, engine, means, log_file
+        self.interrupted = interrupted
+        self.lost: list[int] = []  # steps whose checkpoint the disk did not take
         self._reset(None)
 
     def _reset(self, resumed_from: Path | None) -> None:
         self.resumed_from = resumed_from
+        self._saved_best: tuple[Any, Any, Any] = (None, None, None)  # metric, step, path of the best that is on disk
         self.saved_step = -1  # of the last checkpoint that this process took part in
         self._delayed = False  # a checkpoint is due once the end of the epoch has been handled
         self._ended_step = -1  # the last step of an epoch, once Trainer has asked what is due after it
@@ -89,6 +100,23 @@ class CheckpointManager(TrainerCallback):
 
     # -- save
 
+    def save_or_count(self) -> None:
+        """Save; where the disk does not take a checkpoint, report and count it and train on: a later one may succeed,
+        and the trained weights are saved in any case (training/final_save.py).
+
+        Raises CheckpointError, on every rank, where the run ends after this checkpoint because of a signal, and for
+        errors that are not of the disk.
+        """
+        try:
+            self.save()
+        except CheckpointError as error:
+            cause = error.__cause__
+            faults = cause.failures.values() if isinstance(cause, CollectError) else [str(error)]
+            if self.interrupted() or not all(fault.startswith(DISK) for fault in faults):
+                raise
+            self.lost.append(self.trainer.state.global_step)
+            self._warn([f"{error}. The training goes on; {len(self.lost)} checkpoints could not be written so far"])
+
     def save(self) -> None:
         """Write the checkpoint of the current step; every rank must call it.
 
@@ -100,7 +128,6 @@ class CheckpointManager(TrainerCallback):
         folder = checkpoint_path(self.root, state.global_step)
         part = folder.with_name(folder.name + PART)
         self.trainer.store_flos()
-        previous_best = state.best_model_checkpoint
         if state.best_global_step == state.global_step:
             state.best_model_checkpoint = str(folder)
         try:
@@ -109,9 +136,11 @@ class CheckpointManager(TrainerCallback):
             self._on_every_rank(partial(self._finalize, part, names), part)
             self._on_every_rank(partial(self._commit, part, folder), part)
         except CheckpointError:
-            state.best_model_checkpoint = previous_best
+            if state.best_global_step == state.global_step:  # the best is what can be loaded at the end
+                state.best_metric, state.best_global_step, state.best_model_checkpoint = self._saved_best
             raise
         self.saved_step = state.global_step
+        self._saved_best = (state.best_metric, state.best_global_step, state.best_model_checkpoint)
         if self.trainer.args.should_save:
             keep = [folder, *([Path(state.best_model_checkpoint)] if state.best_model_checkpoint else [])]
             for deleted in rotate(self.root, self.trainer.args.save_total_limit, keep):
@@ -130,7 +159,7 @@ class CheckpointManager(TrainerCallback):
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.root}: {error}. "
                 + (hint or "There is no earlier checkpoint")
-            ) from (error.__cause__ or error)
+            ) from error
 
     def _write_weights(self, part: Path) -> None:
         if self.trainer.args.should_save:
@@ -228,8 +257,8 @@ class CheckpointManager(TrainerCallback):
             self._delayed, control.should_save = False, True
         must_save = control.should_save and control.should_training_stop
         yield
-        if must_save and self.saved_step != state.global_step:
-            self.save()
+        if must_save and self.saved_step != state.global_step and state.global_step not in self.lost[-1:]:
+            self.save_or_count()
             trainer.control = trainer.callback_handler.on_save(trainer.args, state, trainer.control)
 
     @contextmanager
@@ -294,6 +323,7 @@ class CheckpointManager(TrainerCallback):
         if found is None:
             self._warn([f"the best checkpoint so far, {places[0]}, no longer exists: the best is searched anew"])
             state.best_metric = state.best_global_step = None
+        self._saved_best = (state.best_metric, state.best_global_step, state.best_model_checkpoint)
 
     def load_deepspeed(self, folder: Path) -> None:
         """Load weights, optimizer, scheduler and scaler.  (Trainer would have DeepSpeed load the frozen weights, too,
@@ -507,11 +537,13 @@ def folder_size(folder: Path) -> int:
 def describe_write_error(error: Exception, part: Path) -> str:
     """Return what failed, and whether the disk was full (torch and safetensors say that in words of their own)."""
     free = shutil.disk_usage(next(place for place in (part, *part.absolute().parents) if place.exists())).free
-    numbers = {one.errno for one in (error, error.__cause__, error.__context__) if isinstance(one, OSError)}
-    full = bool(numbers & DISK_FULL) or free < 2**20 or any(f"os error {number}" in str(error) for number in DISK_FULL)
+    fault = disk_fault(error)
+    full = fault in [os.strerror(number) for number in FULL] or free < 2**20
     written = f"{_megabytes(folder_size(part))} were written, {_megabytes(free)} are free"
     text = describe(error)
-    return f"the disk is full ({written}; {text})" if full else f"{text} ({written})"
+    if full:
+        return f"{DISK} is full ({written}; {text})"
+    return f"{DISK} fails ({written}; {text})" if fault else f"{text} ({written})"
 
 
 def _megabytes(size: int) -> str:

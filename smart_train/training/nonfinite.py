@@ -176,8 +176,12 @@ class NonfiniteGuard(TrainerCallback):
             arguments = [word for word in sys.argv[1:] if not word.startswith("training.resume_from_checkpoint=")]
             how = f"the same command, with {key}"
             facts = {"signal": name, "step": state.global_step, "checkpoint": str(path), "resume": how}
-            with replacing(self.run_dir / STOPPED) as part:
-                part.write_text(json.dumps({**facts, "arguments": [*arguments, key]}, indent=2) + "\n", encoding="utf8")
+            text = json.dumps({**facts, "arguments": [*arguments, key]}, indent=2) + "\n"
+            try:
+                with replacing(self.run_dir / STOPPED) as part:
+                    part.write_text(text, encoding="utf8")
+            except OSError as error:  # the checkpoint is there, and the other ranks wait
+                logger.warning("%s could not be written (%s)", self.run_dir / STOPPED, error.strerror)
         ProcessGroup().barrier()  # the rank that ends first has its launcher end the others
         raise Preempted(f"{name}: stopped after step {state.global_step}; resume with the same command and {key}")
 

@@ -34,7 +34,7 @@ from smart_train.config.recipe import save as save_recipe
 from smart_train.config.schema import LateBlock, Recipe
 from smart_train.config.training_arguments import make_callbacks
 from smart_train.core.environment import rank, world
-from smart_train.core.errors import EvaluationError, SettingError, SmartTrainError
+from smart_train.core.errors import EvaluationError, SavedElsewhere, SettingError, SmartTrainError
 from smart_train.data.batch_sampler import PairGroups, pair_groups
 from smart_train.data.collate import Pairs
 from smart_train.data.collection import Collection
@@ -59,6 +59,7 @@ from smart_train.training.batch_size import check_batch, check_pages, check_step
 from smart_train.training.callbacks.early_stopping import check_best_is_measured
 from smart_train.training.dataloader import check_accelerator, plan_batches
 from smart_train.training.engine import check_launched, check_quantised, is_sharded, prepare_deepspeed
+from smart_train.training.final_save import save_trained
 from smart_train.training.measured_rows import MeasuredRows, dependencies
 from smart_train.training.mining_rounds import MiningRounds
 from smart_train.training.optimizer import steps_of
@@ -127,14 +128,19 @@ def _run(recipe: Recipe, output: Path) -> dict[str, Any]:
     if main:
         write_run_metadata(output, recipe, vars(splits), trainer)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    encoder = save_and_reload(trainer, splits, recipe, output)
+    lost = trainer.checkpoints.lost
+    encoder, adapter = save_and_reload(trainer, splits, recipe, output)
     if recipe.evaluation.after:
-        save_to = output / "adapter" if main else None
-        rows["trained"] = _evaluate_row("trained", encoder, splits, recipe, save_to)
+        rows["trained"] = _evaluate_row("trained", encoder, splits, recipe, adapter if main else None)
     leave_process_group()
+    metrics = _report(rows, output, recipe, splits.test, adapter, lost) if main else {}
+    if adapter != output / "adapter":
+        raise SavedElsewhere(
+            f"{output} could not be written, and the adapter is in {adapter}, verified; free space, then move it to "
+            f"{output / 'adapter'}; it was not published"
+        )
     if not main:
         return {}
-    metrics = _report(rows, output, recipe, splits.test)
     if recipe.publish.repo:
         publish(output, recipe.publish.repo, recipe.publish.private, recipe.publish.license)
     return metrics
@@ -353,10 +359,14 @@ def _add_mining_rounds(trainer: SmartTrainer, splits: Splits, recipe: Recipe, ou
     MiningRounds(trainer, splits.train, mine, folder, rounds=options.rounds, start=options.start)  # adds itself
 
 
-def save_and_reload(trainer: SmartTrainer, splits: Splits, recipe: Recipe, output: Path) -> SmartEncoder:
-    """Save the adapter, reload it in a fresh object and compare its vectors; return the reloaded encoder."""
-    folder, main, encoder = output / "adapter", trainer.is_world_process_zero(), trainer.encoder
-    trainer.save_model(str(folder))
+def save_and_reload(trainer: SmartTrainer, splits: Splits, recipe: Recipe, output: Path) -> tuple[SmartEncoder, Path]:
+    """Save the adapter, reload it in a fresh object and compare its vectors.
+
+    Returns (the reloaded encoder, its folder), which is another one where OUTPUT could not be written
+    (training/final_save.py).
+    """
+    main, encoder = trainer.is_world_process_zero(), trainer.encoder
+    folder = save_trained(trainer, output / "adapter")
     encoder.late.hybrid = replace(recipe.late.hybrid)
     if main or trainer.engine.sharded:
         verify(encoder, folder, *_reference_inputs(splits), main=main, half=trainer.engine.half)
@@ -369,13 +379,14 @@ def save_and_reload(trainer: SmartTrainer, splits: Splits, recipe: Recipe, outpu
     trainer.release()
     del encoder
     gc.collect()
-    return SmartEncoder.from_pretrained(
+    reloaded = SmartEncoder.from_pretrained(
         folder,
         device=device,
         attention=model.attention,
         trust_remote_code=model.trust_remote_code,
         trust_extensions=recipe.late.extensions,
     )
+    return reloaded, folder
 
 
 def _reference_inputs(splits: Splits, count: int = 8) -> tuple[list[Any], list[Any]]:
@@ -389,20 +400,23 @@ def _reference_inputs(splits: Splits, count: int = 8) -> tuple[list[Any], list[A
 
 
 def _report(
-    rows: dict[str, Evaluation], output: Path, recipe: Recipe, test: Collection
+    rows: dict[str, Evaluation], output: Path, recipe: Recipe, test: Collection, adapter: Path, lost: list[int]
 ) -> dict[str, dict[str, dict[str, Interval]]]:
-    """Write metrics.json and curve.png, and log the table."""
+    """Log the table, and write metrics.json and curve.png beside the adapter.  lost: steps of lost checkpoints."""
+    results, log = adapter.parent, output / "log.jsonl"
+    if lost:
+        logger.warning("%d checkpoints could not be written, of the steps %s", len(lost), lost)
     if rows:
         compared = differences(rows)
-        write_metrics(output / "metrics.json", rows, differences=compared, data={"hashes": table_hashes(test)})
         logger.info("\n%s\n", table({row: one.metrics for row, one in rows.items()}, compared))
-        logger.info("metrics: %s", output / "metrics.json")
-    log = output / "log.jsonl"
+        about = {"data": {"hashes": table_hashes(test)}, **({"lost_checkpoints": lost} if lost else {})}
+        write_metrics(results / "metrics.json", rows, differences=compared, **about)
+        logger.info("metrics: %s", results / "metrics.json")
     if log.is_file():
         try:
-            plot_training_log(log, output / "curve.png", title=recipe.name)
-            logger.info("chart: %s", output / "curve.png")
+            plot_training_log(log, results / "curve.png", title=recipe.name)
+            logger.info("chart: %s", results / "curve.png")
         except (EvaluationError, OSError) as error:  # the run is saved and measured: a picture does not fail it
             logger.warning("no chart: %s", error)
-    logger.info("adapter: %s", output / "adapter")
+    logger.info("adapter: %s", adapter)
     return {row: one.metrics for row, one in rows.items()}

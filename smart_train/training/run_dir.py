@@ -62,7 +62,7 @@ def owned_run_dir(output: Path, recipe: Recipe) -> Iterator[None]:
     run = resumed_run(recipe, output)
     if run is not None:
         _check_exists(run, output, recipe)
-    with FolderLock(output) as lock:
+    with FolderLock(output) as lock, lock.holding():
         if run is not None:
             _warn_of_changes(run, recipe)
         if run is None or run.resolve() != output.resolve():

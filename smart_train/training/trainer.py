@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -23,11 +24,12 @@ from transformers.trainer_utils import TrainOutput
 from smart_train.config.schema import AdapterBlock, ObjectiveBlock
 from smart_train.config.training_arguments import check_idle
 from smart_train.core.embeddings import Batch, Embeddings, Features
-from smart_train.core.errors import TrainingStopped
+from smart_train.core.errors import FolderInUse, TrainingStopped
+from smart_train.core.folder_lock import own
 from smart_train.data.batch_sampler import PairGroups
 from smart_train.data.collate import Collator, Pairs, TruncatingPreprocess
 from smart_train.data.collection import Collection
-from smart_train.distributed.process_group import ProcessGroup
+from smart_train.distributed.process_group import CollectError, ProcessGroup
 from smart_train.evaluation.retrieval import evaluate
 from smart_train.losses.joint import Joint, Loss
 from smart_train.models.encoder import SmartEncoder
@@ -208,7 +210,9 @@ class SmartTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs, so accumulation divides it
         # These need the process group, which exists only now.
         self.engine = Engine(self.accelerator, model)
-        self.checkpoints = CheckpointManager(self, self.engine, self.means, self.run_dir / "log.jsonl")
+        self.checkpoints = CheckpointManager(
+            self, self.engine, self.means, self.run_dir / "log.jsonl", lambda: bool(self.nonfinite.signal)
+        )
         self.callback_handler.callbacks.insert(0, self.checkpoints)  # first: it cuts the log before others write to it
         dtype = token_dtype(objective.similarity, args.device, args.bf16)
         self.step = LossStep(
@@ -400,10 +404,27 @@ class SmartTrainer(Trainer):
         """Train, as Trainer does.
 
         resume_from_checkpoint: True = the newest complete checkpoint of the output folder; or a checkpoint's path
-        Raises CheckpointError where there is none to resume from, AdapterError where it is of another adapter.
+        Raises CheckpointError where there is none to resume from, AdapterError where it is of another adapter, and
+        FolderInUse where another trainer is training into the output folder.
         """
-        folder = self.checkpoints.begin(resume_from_checkpoint)
-        return super().train(str(folder) if folder is not None else None, *args, **options)
+        with self._owning_output():
+            folder = self.checkpoints.begin(resume_from_checkpoint)
+            return super().train(str(folder) if folder is not None else None, *args, **options)
+
+    @contextmanager
+    def _owning_output(self) -> Iterator[None]:
+        """Own the output folder while training (rank 0 does; a recipe's run owns it already); every rank must call it.
+
+        Raises FolderInUse, on every rank.
+        """
+        owner = own(self.args.output_dir if self.is_world_process_zero() else None)
+        try:
+            ProcessGroup().collect(owner.__enter__)
+        except CollectError as error:
+            raise error.__cause__ or FolderInUse(str(error)) from None
+        with ExitStack() as stack:
+            stack.push(owner)
+            yield
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the encoder's folder.  Every rank must call it: sharded weights are collected from all of them."""
@@ -422,7 +443,7 @@ class SmartTrainer(Trainer):
             self.encoder.save_pretrained(Path(str(output_dir or self.args.output_dir)), state=state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self.checkpoints.save()
+        self.checkpoints.save_or_count()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.checkpoints.save_sharded_optimizer(Path(output_dir)):

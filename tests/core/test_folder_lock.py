@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from smart_train.core import folder_lock
 from smart_train.core.errors import FolderInUse, SettingError
-from smart_train.core.folder_lock import DEAD_AFTER, NAME, FolderLock
+from smart_train.core.folder_lock import DEAD_AFTER, NAME, FolderLock, new_folder, own
 
 ROOT = Path(__file__).parents[2]
 OWN = """
@@ -168,3 +169,48 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingError, match="output: nothing can be written to .*file/run"):
         FolderLock(tmp_path / "file" / "run").acquire()
+
+
+# -- own, new_folder
+
+
+def test_a_folder_below_one_that_is_owned_is_owned_already(tmp_path):
+    with own(tmp_path / "run"), own(tmp_path / "run"), own(tmp_path / "run" / "checkpoints"):
+        assert not (tmp_path / "run" / "checkpoints").exists()
+        with pytest.raises(FolderInUse, match=f"by process {os.getpid()} on "):
+            FolderLock(tmp_path / "run").acquire()
+    assert not (tmp_path / "run").exists()  # nothing was written to it, so nothing is left
+
+
+def test_two_threads_of_one_process_are_two_owners(tmp_path):
+    refused = []
+
+    def second() -> None:
+        try:
+            with own(tmp_path):
+                pass
+        except FolderInUse as error:
+            refused.append(str(error))
+
+    with own(tmp_path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert len(refused) == 1
+
+
+def test_a_new_folder_is_whole_or_not_there(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(ZeroDivisionError), new_folder(out) as part:
+        (part / "half").write_text("x")
+        assert not out.exists()
+        with pytest.raises(FolderInUse), new_folder(out):
+            pass
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    (tmp_path / ".out.part" / "out").mkdir(parents=True)  # of a killed process
+    (tmp_path / ".out.part" / "out" / "old").write_text("x")
+    out.mkdir()
+    with new_folder(out) as part:
+        (part / "whole").write_text("x")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["out", "out/whole"]

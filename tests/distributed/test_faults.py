@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +26,11 @@ from smart_train.data.collate import Collator, Pairs
 from smart_train.data.collection import Collection
 from smart_train.distributed import signals
 from smart_train.distributed.signals import stoppable
+from smart_train.models.encoder import SmartEncoder
 from smart_train.training.arguments import training_arguments
+from smart_train.training.checkpoint import list_steps
 from smart_train.training.dataloader import plan_batches
+from smart_train.training.final_save import save_trained
 from smart_train.training.trainer import SmartTrainer
 
 OPTIONS: dict[str, Any] = {
@@ -196,12 +200,42 @@ def edges(folder: str, out: str) -> dict[str, Any]:
     return found
 
 
+def full_on_rank_0(folder: str, out: str) -> dict[str, Any]:
+    """Where rank 0 saves, when its disk does not take the output; rank 1 writes nothing, and its checkpoints fail."""
+    trainer = trainer_of(folder, f"{out}/full", collection(), save_strategy="steps", save_steps=1)
+    rank, save = dist.get_rank(), trainer._save_rng_state
+
+    def save_rng_state(output_dir: str) -> None:
+        if rank == 1 and trainer.state.global_step == 2:
+            raise OSError(28, "No space left on device")
+        save(output_dir)
+
+    trainer._save_rng_state = save_rng_state
+    trainer.train()
+    write = SmartEncoder.save_pretrained
+
+    def save_pretrained(self: SmartEncoder, target: Path, **options: Any) -> None:
+        if rank == 0 and target.is_relative_to(f"{out}/full"):
+            raise OSError(28, "No space left on device")
+        write(self, target, **options)
+
+    tempfile.tempdir = f"{out}/second {rank}"
+    Path(tempfile.tempdir).mkdir()
+    SmartEncoder.save_pretrained = save_pretrained
+    try:
+        place = save_trained(trainer, Path(out) / "full" / "adapter")
+    finally:
+        SmartEncoder.save_pretrained = write
+    return {"lost": trainer.checkpoints.lost, "steps": list_steps(Path(out) / "full" / "checkpoints"), "place": place}
+
+
 def on_two_ranks(folder: str, out: str) -> dict[str, Any]:
     return {
         "nan": nan_on_rank_1(folder, out),
         "left out": left_out(folder, out),
         "signal": signal_on_rank_1(folder, out),
         "edges": edges(folder, out),
+        "full": full_on_rank_0(folder, out),
     }
 
 
@@ -241,6 +275,13 @@ def test_a_step_that_is_left_out_leaves_no_trace_on_any_rank(kind, two):
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(two):
     for message, there in (two[0]["signal"], two[1]["signal"]):
         assert message.startswith("SIGTERM: stopped after step 2; resume with the same command") and there
+
+
+def test_a_full_disk_of_one_rank_is_the_same_to_all_and_nobody_waits(two):
+    ours, theirs = two[0]["full"], two[1]["full"]
+    assert ours["lost"] == theirs["lost"] == [2] and ours["steps"] == [3, 4]  # save_total_limit keeps two
+    assert ours["place"] == theirs["place"] and "second 0" in str(ours["place"])
+    assert (ours["place"] / "smart_train.json").is_file()
 
 
 def test_data_too_few_for_the_ranks_are_refused_or_trained_on_all_of_them(two):

@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from smart_train.cli import ingest as command
-from smart_train.core.errors import DataError, SmartTrainError
+from smart_train.core.errors import DataError, FolderInUse, SmartTrainError
+from smart_train.core.folder_lock import FolderLock
 from smart_train.ingest import worker_pool
 from smart_train.ingest.ingest_options import IngestOptions, Limits
 from smart_train.ingest.ingestion import IngestReport, ingest
@@ -359,15 +360,9 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_result(tmp_path: Path
 
 
 def test_two_runs_into_one_folder_are_refused(tmp_path: Path) -> None:
-    import fcntl
-
     pdfs.book(tmp_path / "a.pdf", 1)
-    (tmp_path / "out").mkdir()
-    handle = os.open(tmp_path / "out", os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(DataError, match="another run is writing there"):
+    with FolderLock(tmp_path / "out"), pytest.raises(FolderInUse, match=f"is in use by process {os.getpid()} on "):
         run(tmp_path / "a.pdf", tmp_path / "out")
-    os.close(handle)
     assert run(tmp_path / "a.pdf", tmp_path / "out").pages == 1
 
 

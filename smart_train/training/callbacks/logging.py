@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +16,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger(__name__)
 
 
 class MetricMeans:
@@ -54,10 +59,11 @@ def batch_counts(notes: Mapping[str, Any]) -> dict[str, Any]:
 
 class JsonLogger(TrainerCallback):
     """Appends every logged line to a JSONL file, with its step and seconds.  The file is closed after each line, so
-    that a crash loses none."""
+    that a crash loses none.  Lines that the disk does not take are kept and written with a later one."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.started = path, time.monotonic()
+        self.waiting = ""  # lines that could not be written yet
 
     def on_log(
         self,
@@ -73,9 +79,36 @@ class JsonLogger(TrainerCallback):
                 "seconds": round(time.monotonic() - self.started, 2),
                 **rename_logs(logs),
             }
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf8") as stream:
-                stream.write(json.dumps({name: _json_value(value) for name, value in line.items()}) + "\n")
+            text = json.dumps({name: _json_value(value) for name, value in line.items()}) + "\n"
+            try:
+                self._append(self.waiting + text)
+                self.waiting = ""
+            except OSError as error:
+                if not self.waiting:
+                    logger.warning("%s cannot be written (%s); its lines wait in memory", self.path, error.strerror)
+                self.waiting += text
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        if self.waiting:
+            count = len(self.waiting.splitlines())
+            try:
+                self._append(self.waiting)
+                self.waiting = ""
+            except OSError as error:
+                logger.warning("%s lacks its last %d lines (%s)", self.path, count, error.strerror)
+
+    def _append(self, text: str) -> None:
+        """Append lines, all or none: half a line would spoil the next one."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab", buffering=0) as stream:
+            size = stream.tell()
+            try:
+                written = stream.write(text.encode())
+                if written != len(text.encode()):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                stream.truncate(size)
+                raise
 
 
 def rename_logs(logs: Mapping[str, Any]) -> dict[str, Any]:

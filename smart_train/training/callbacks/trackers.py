@@ -7,8 +7,10 @@ of their own (train/loss/late, eval/hybrid/ndcg@10).  Its other integrations sta
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from smart_train.training.callbacks.logging import rename_logs
+
+logger = logging.getLogger(__name__)
 
 OWN = ("wandb", "tensorboard", "trackio")
 
@@ -57,15 +61,23 @@ class Trackers(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        for tracker in self.open:
-            tracker.log(rename_logs(logs or {}), step=state.global_step)
+        for tracker in list(self.open):
+            self._try(tracker, partial(tracker.log, rename_logs(logs or {}), step=state.global_step))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        for tracker in self.open:
-            tracker.finish()
+        for tracker in list(self.open):
+            self._try(tracker, tracker.finish)
         self.open = []
+
+    def _try(self, tracker: GeneralTracker, action: Callable[[], Any]) -> None:
+        """A tracker whose disk or service fails is left alone from then on: log.jsonl has the same lines."""
+        try:
+            action()
+        except OSError as error:
+            self.open.remove(tracker)
+            logger.warning("%s failed and gets no further lines (%s)", tracker.name, error)
 
     def _start(self, name: str, args: TrainingArguments) -> GeneralTracker:
         run = str(args.run_name or self.config.get("name") or self.folder.name)
