@@ -101,7 +101,7 @@ class ModelBlock:
 
 @dataclass
 class HybridBlock:
-    """The block ``late.hybrid``: how pooled and late scores are added."""
+    """The block ``late.hybrid``: how pooled and late scores are added; scores are divided by the sum of the weights."""
 
     pooled: float = 1.0  # weight of the pooled score
     late: float = 1.0  # weight of the late score; the best value differs between models: calibrate it

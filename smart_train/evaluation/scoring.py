@@ -11,7 +11,7 @@ from torch import Tensor
 from smart_train.config.schema import HybridBlock
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import EvaluationError, Setting
-from smart_train.losses.similarity import hybrid_scores, late_scores, pooled_scores
+from smart_train.losses.similarity import hybrid_scores, hybrid_weights, late_scores, pooled_scores
 
 MODES = ("pooled", "late", "hybrid")
 BLOCK = 1 << 24  # float32 values of a document block: 64 MiB, about 500 short texts or 10 pages of 2048-wide tokens
@@ -44,7 +44,7 @@ def view(mode: str, hybrid: HybridBlock) -> View:
     if mode == "late":
         return View(lambda pooled, late: late, slope=1.0)
     if mode == "hybrid":
-        by_pooled, slope = hybrid.pooled, hybrid.late
+        by_pooled, slope = hybrid_weights(hybrid)
         if hybrid.scaling == "standardised":
             by_pooled, slope = by_pooled / hybrid.pooled_std, slope / hybrid.late_std
         noise = NOISE * max(1.0, abs(by_pooled) + abs(slope))

@@ -32,7 +32,7 @@ from smart_train.losses.base import (
 from smart_train.losses.labels import Labels
 from smart_train.losses.recipe_terms import read_terms
 from smart_train.losses.schedule import Points, changed, interpolate, points_problem, scheduled_problems
-from smart_train.losses.similarity import hybrid_scores, late_scores, pooled_scores
+from smart_train.losses.similarity import hybrid_sum, late_scores, pooled_scores
 
 SCORES = ("pooled", "late", "hybrid")
 
@@ -264,7 +264,7 @@ class _Matrices:
 
     def _compute(self, name: str, width: int | None) -> Tensor:
         if name == "hybrid":
-            return hybrid_scores(self.get("pooled"), self.get("late"), self.hybrid)
+            return hybrid_sum(self.get("pooled"), self.get("late"), self.hybrid)
         if name == "pooled":
             return pooled_scores(self.queries.cut(pooled=width).pooled, self.documents.cut(pooled=width).pooled)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._late_trains):
@@ -288,7 +288,7 @@ class _TermScores(Scores):
         if name == "hybrid" and any(trained) and not all(trained):
             both = [self._matrices.get("pooled"), self._matrices.get("late")]
             both = [matrix if train else matrix.detach() for matrix, train in zip(both, trained, strict=True)]
-            return hybrid_scores(both[0], both[1], self._matrices.hybrid)
+            return hybrid_sum(both[0], both[1], self._matrices.hybrid)
         matrix = self._matrices.get(name, self._cut if name == term.matryoshka else 0)
         return matrix if all(trained) else matrix.detach()
 

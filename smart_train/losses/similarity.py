@@ -38,16 +38,40 @@ def late_scores(queries: Tokens, documents: Tokens) -> Tensor:
     return maxsim(queries, documents)
 
 
-def hybrid_scores(pooled: Tensor, late: Tensor, hybrid: HybridBlock) -> Tensor:
-    """Return s_hybrid = lambda_pooled * s_pooled + lambda_late * s_late; the block may say to standardise each first.
+def hybrid_sum(pooled: Tensor, late: Tensor, hybrid: HybridBlock) -> Tensor:
+    """Return lambda_pooled * s_pooled + lambda_late * s_late; the block may say to standardise each score first.
 
-    pooled, late: [B, N] -> [B, N].  The paper has both weights 1 and no scaling; a weight does not transfer between
-    models, because some keep all their cosines in a narrow band: standardising by constants makes it comparable.
+    pooled, late: [B, N] -> [B, N].  The loss reads this sum, as the paper writes it (both weights 1, no scaling): its
+    temperature belongs to it.  A weight does not transfer between models, because some keep all their cosines in a
+    narrow band: standardising by constants makes it comparable.
     """
+    return _weighted(pooled, late, hybrid, hybrid.pooled, hybrid.late)
+
+
+def hybrid_weights(hybrid: HybridBlock) -> tuple[float, float]:
+    """Return the weights of the pooled and of the late score in ``hybrid_scores``: their sizes sum to 1.
+
+    >>> hybrid_weights(HybridBlock(pooled=1, late=3))
+    (0.25, 0.75)
+    """
+    total = abs(hybrid.pooled) + abs(hybrid.late) or 1.0
+    return hybrid.pooled / total, hybrid.late / total
+
+
+def hybrid_scores(pooled: Tensor, late: Tensor, hybrid: HybridBlock) -> Tensor:
+    """Return s_hybrid, the weighted mean of both scores: ``hybrid_sum`` over the sum of its weights.
+
+    pooled, late: [B, N] -> [B, N].  It ranks as the sum does, and stays a mean of cosines whatever the weights are
+    (standardised, it is one of standard scores: 0 is a usual pair, and 1 one standard deviation above that).
+    """
+    return _weighted(pooled, late, hybrid, *hybrid_weights(hybrid))
+
+
+def _weighted(pooled: Tensor, late: Tensor, hybrid: HybridBlock, by_pooled: float, by_late: float) -> Tensor:
     if hybrid.scaling == "standardised":
         pooled = (pooled - hybrid.pooled_mean) / hybrid.pooled_std
         late = (late - hybrid.late_mean) / hybrid.late_std
-    return hybrid.pooled * pooled + hybrid.late * late
+    return by_pooled * pooled + by_late * late
 
 
 def scores(queries: Embeddings, documents: Embeddings, mode: str, hybrid: HybridBlock) -> Tensor:

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from smart_train.config.schema import HybridBlock
 from smart_train.core.errors import PublishError
 from smart_train.core.hub import LOCAL, PACKAGE
+from smart_train.losses.similarity import hybrid_weights
 
 MODES = ("pooled", "late", "hybrid")
 KINDS = {
@@ -187,11 +189,17 @@ def _summary(settings: dict[str, Any], verified: dict[str, Any], licence: str | 
             "Licence": f"{licence or 'not stated'}; of the base: {base_licence}",
             "Trained": _what_was_trained(settings),
             "Token vectors": f"layer {late['layer']}, head {_name(late['head'])}, {width} wide",
-            "Hybrid score": f"{hybrid['pooled']:g} x pooled + {hybrid['late']:g} x late"
-            + (", both standardised" if hybrid["scaling"] == "standardised" else ""),
+            "Hybrid score": _hybrid(hybrid),
             "Verified": f"saved, loaded again and compared on {verified['rows']} rows: {_differences(verified)}",
         }
     )
+
+
+def _hybrid(block: dict[str, Any]) -> str:
+    """Return how pooled and late scores are added, with the weights that scores have (their sum is 1)."""
+    pooled, late = hybrid_weights(HybridBlock(**block))
+    scaled = ", both standardised" if block.get("scaling") == "standardised" else ""
+    return f"{pooled:.3g} x pooled + {late:.3g} x late{scaled}"
 
 
 def _name(component: Any) -> str:
@@ -254,7 +262,7 @@ def _results(metrics: dict[str, Any], evaluation: dict[str, Any], page: bool) ->
     for row, one in evaluation.get("rows", {}).items():
         what = f"{one['mb_per_document']:.3g} MB of vectors a {'page' if page else 'document'} (float16)"
         weights = one.get("hybrid")
-        text = f"; hybrid = {weights['pooled']:g} x pooled + {weights['late']:g} x late" if weights else ""
+        text = f"; hybrid = {_hybrid(weights)}" if weights else ""
         parts.append(f"{row}: {one['queries']} queries, {one['documents']} documents, {what}{text}.")
     differences = evaluation.get("differences", {})
     if differences:

@@ -234,7 +234,7 @@ def _merge_into(
     if any(block != blocks[0] for block in blocks):
         encoder.late.hybrid = HybridBlock()
         logger.info(
-            "the hybrid weights and constants differ and were dropped (1 x pooled + 1 x late): they belong to one "
+            "the hybrid weights and constants differ and were dropped (0.5 x pooled + 0.5 x late): they belong to one "
             "model's scores; fit them again on dev data"
         )
 

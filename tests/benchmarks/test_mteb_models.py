@@ -198,6 +198,7 @@ def by_formula(encoder, collection):
             late = float((tokens.double() @ others.double().T).max(1).values.mean())
             both = hybrid.pooled * (pooled - hybrid.pooled_mean) / hybrid.pooled_std
             both += hybrid.late * (late - hybrid.late_mean) / hybrid.late_std
+            both /= hybrid.pooled + hybrid.late
             for mode, score in zip(MODES, (pooled, late, both), strict=True):
                 found[mode][query, document] = score
     return found

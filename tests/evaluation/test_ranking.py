@@ -52,7 +52,7 @@ def by_hand(queries: Embeddings, documents: Embeddings, mode: str, hybrid: Hybri
                 if hybrid.scaling == "standardised":
                     pooled = (pooled - hybrid.pooled_mean) / hybrid.pooled_std
                     late = (late - hybrid.late_mean) / hybrid.late_std
-                row.append(hybrid.pooled * pooled + hybrid.late * late)
+                row.append((hybrid.pooled * pooled + hybrid.late * late) / (hybrid.pooled + hybrid.late))
             else:
                 row.append({"pooled": pooled, "late": late}[mode])
         scores.append(row)

@@ -14,7 +14,7 @@ from objectives import joint_loss
 from smart_train.config.schema import HybridBlock, ObjectiveBlock, TermBlock
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.losses.labels import Labels, negatives_mask
-from smart_train.losses.similarity import hybrid_scores, late_scores, pooled_scores, scores
+from smart_train.losses.similarity import hybrid_scores, hybrid_sum, late_scores, pooled_scores, scores
 
 # (pooled, late, hybrid) weights and temperatures of the method's named settings; "convert" is two runs of this loss.
 SETTINGS = {
@@ -168,7 +168,20 @@ def test_standardised_scores_are_shifted_and_scaled_before_they_are_weighted():
     pooled, late = torch.tensor([[0.9, 0.7]]), torch.tensor([[0.5, 0.2]])
     block = HybridBlock(2.0, 3.0, "standardised", pooled_mean=0.8, pooled_std=0.1, late_mean=0.3, late_std=0.2)
     expected = [[2 * (0.9 - 0.8) / 0.1 + 3 * (0.5 - 0.3) / 0.2, 2 * (0.7 - 0.8) / 0.1 + 3 * (0.2 - 0.3) / 0.2]]
-    torch.testing.assert_close(hybrid_scores(pooled, late, block), torch.tensor(expected))
+    torch.testing.assert_close(hybrid_sum(pooled, late, block), torch.tensor(expected))
+    torch.testing.assert_close(hybrid_scores(pooled, late, block), torch.tensor(expected) / 5)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 8.0), (1.0, 1.0), (0.0, 3.0), (2.5, 0.0), (1e-3, 1e3), (0.0, 0.0)])
+def test_a_hybrid_score_is_a_mean_of_cosines_and_ranks_as_the_weighted_sum(weights):
+    generator = torch.Generator().manual_seed(1)
+    pooled, late = (torch.rand(5, 40, generator=generator) * 2 - 1 for _ in range(2))
+    pooled[0, 0] = late[0, 0] = 1.0
+    block = HybridBlock(*weights)
+    found, plain = hybrid_scores(pooled, late, block), hybrid_sum(pooled, late, block)
+    assert float(found.abs().max()) <= 1 + 1e-6 and float(found[0, 0]) == pytest.approx(1.0 if any(weights) else 0.0)
+    torch.testing.assert_close(found * (sum(weights) or 1.0), plain)
+    assert torch.equal(found.argsort(1), plain.argsort(1))
 
 
 def test_accuracy_and_margin_are_counted_against_the_negatives_alone():
@@ -263,6 +276,6 @@ def test_scores_by_mode_are_the_same_functions_and_other_words_are_refused():
     pooled, late = pooled_scores(queries.pooled, documents.pooled), late_scores(queries.tokens, documents.tokens)
     torch.testing.assert_close(by(mode="pooled"), pooled)
     torch.testing.assert_close(by(mode="late"), late)
-    torch.testing.assert_close(by(mode="hybrid"), pooled + 2 * late)
+    torch.testing.assert_close(by(mode="hybrid"), (pooled + 2 * late) / 3)
     with pytest.raises(ValueError, match="dense"):
         by(mode="dense")

@@ -90,7 +90,8 @@ def scores_of(encoder: WordEncoder, pairs) -> list[float]:
         of_query, of_document = encoder.encode_queries([query]), encoder.encode_documents([text], dtype=torch.float16)
         pooled = float((of_query.pooled @ of_document.pooled.T)[0, 0])
         late = float((of_query.tokens.values @ of_document.tokens.values.float().T).amax(1).mean())
-        found.append(encoder.late.hybrid.pooled * pooled + encoder.late.hybrid.late * late)
+        weights = encoder.late.hybrid
+        found.append((weights.pooled * pooled + weights.late * late) / (weights.pooled + weights.late))
     return found
 
 

@@ -79,7 +79,7 @@ def loops(collection: Collection, encoder, mode: str, hybrid: HybridBlock) -> di
             late = sum(max(float(a @ b) for b in rows) for a in tokens) / len(tokens)
             if mode == "hybrid" and hybrid.scaling == "standardised":
                 one, late = (one - hybrid.pooled_mean) / hybrid.pooled_std, (late - hybrid.late_mean) / hybrid.late_std
-            whole = hybrid.pooled * one + hybrid.late * late
+            whole = (hybrid.pooled * one + hybrid.late * late) / (hybrid.pooled + hybrid.late)
             table[query][name] = {"pooled": one, "late": late, "hybrid": whole}[mode]
     return table
 
@@ -293,7 +293,7 @@ def test_on_real_data_mined_negatives_are_hard_and_no_known_answer_is_among_them
         if mined.documents:
             gaps.append(float(taken.mean() - scores[row].mean()))  # the mean over all is that of a random draw
     assert found.counts["mined"] > 700 and max(ratios) < 0.95
-    assert sum(gap > 0 for gap in gaps) > 0.97 * len(gaps) and sum(gaps) / len(gaps) > 0.2
+    assert sum(gap > 0 for gap in gaps) > 0.97 * len(gaps) and sum(gaps) / len(gaps) > 0.1
 
 
 @pytest.fixture
