@@ -9,6 +9,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
+# A process that imports sentence-transformers anew, 5 to 10 seconds, for every adapter that a test saves and verifies.
+# tests/models/test_plain_reading.py switches it on.
+os.environ.setdefault("SMART_TRAIN_READ_PLAINLY", "off")
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Verify a saved encoder: reload its folder, compare the vectors, and note the checksum of every file that makes them.
+"""Verify a saved encoder: reload its folder, here and with plain sentence-transformers in a process of its own, compare
+the vectors, and note the checksum of every file that makes them.
 
 verified.json holds what ``verify`` found and the SHA-256 of every file that can change a vector.  Nothing is published
 that is not verified, or that changed since.
@@ -9,18 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
+from transformers.utils import cached_file
 
+from smart_train.core import child_process
+from smart_train.core.child_process import ChildFailed
 from smart_train.core.embeddings import Embeddings
 from smart_train.core.errors import AdapterError
 from smart_train.models.encoder import SmartEncoder
-from smart_train.models.preprocessing import Role
+from smart_train.models.lora import CONFIG
+from smart_train.models.preprocessing import Role, open_content
+from smart_train.models.processors import ImagesOnly
 from smart_train.models.safe_loading import VERIFIED, digests
 from smart_train.models.saving import check_pooling_modules
 
@@ -53,7 +63,7 @@ def verify(
     returns: what ``compare`` and ``write_verified`` return
     The fresh object may import what the encoder in memory already runs: its own head and token filters.
     Raises AdapterError where a vector differs by more than 1e-5 (2e-2 for a half-precision base, 5e-2 with ``half``),
-    where a row has another number of tokens, and where every LoRA B is still zero.
+    where a row has another number of tokens, where every LoRA B is still zero, and what ``read_plainly`` raises.
     """
     inputs: Inputs = [("query", queries), ("document", documents)]
     ours = [encoder.encode(contents, role) for role, contents in inputs]
@@ -61,8 +71,10 @@ def verify(
         return {}
     check_pooling_modules(encoder, folder)
     check_plain_settings(folder)
+    begun = time.monotonic()
     fresh = reload(encoder, folder, base)
     report = compare(folder, inputs, ours, fresh, exact=CAST if half else EXACT)
+    report |= read_plainly(fresh, folder, inputs, seconds=time.monotonic() - begun)
     logger.info("reloaded %s: the same vectors (%s)", folder, report)
     return write_verified(folder, report)
 
@@ -112,14 +124,132 @@ def compare(
     return report
 
 
-def add_difference(report: dict[str, Any], folder: Path, role: Role, view: str, ours: Tensor, theirs: Tensor) -> None:
+def add_difference(
+    report: dict[str, Any],
+    folder: Path,
+    role: Role,
+    view: str,
+    ours: Tensor,
+    theirs: Tensor,
+    by: str = "reloaded",
+) -> None:
     """Add the largest difference of ``view`` to the report; raise AdapterError where it exceeds the tolerance."""
     key = f"largest_{view}_difference"
     report[key] = max(report.get(key, 0.0), float((ours - theirs).norm(dim=-1).max()))
     if not report[key] <= report["tolerance"]:
         raise AdapterError(
-            f"{folder}: reloaded, a {role}'s {view} vectors differ by {report[key]:.2e} (at most "
+            f"{folder}: {by}, a {role}'s {view} vectors differ by {report[key]:.2e} (at most "
             f"{report['tolerance']:.0e} is accepted); what was saved is not what was trained"
+        )
+
+
+# What others get -----------------------------------------------------------------------------------------------------
+
+SWITCH = "SMART_TRAIN_READ_PLAINLY"  # off = a second process does not fit beside this one, or costs too much time
+PATIENCE, FACTOR = 600.0, 20.0  # seconds, and times as long as loading and encoding took here
+READER = Path(__file__).with_name("plain_reader.py")
+
+
+def read_plainly(encoder: SmartEncoder, folder: Path, inputs: Inputs, seconds: float = 0.0) -> dict[str, Any]:
+    """Have plain sentence-transformers read ``folder`` in a fresh process, and compare its vectors and nearest
+    documents with those of ``encoder``, which was loaded from there.
+
+    The process cannot import this package; it uses the folder's own prompts and similarity.  It costs its imports, 5 to
+    10 seconds, and holds one more copy of the model while it reads.
+    seconds: how long loading and encoding took here; the process gets 600 s, or 20 times as long
+    returns: {"plain": {"largest_pooled_difference", "rows"}}; {"plain": reason} where nothing was compared, as the log
+        says, too; {} where sentence-transformers cannot read the folder at all: that of a frozen or untrained base
+    Raises AdapterError: a vector or a nearest document differs, it cannot be loaded, or it takes too long.
+    """
+    if encoder.adapter is None or encoder.adapter.kind == "frozen":
+        return {}
+    reason = _unreadable(encoder)
+    if reason is not None:
+        logger.warning("%s was not read by plain sentence-transformers: %s", folder, reason)
+        return {"plain": reason}
+    given = [(role, [open_content(c) for c in contents if not _is_cut(encoder, c, role)]) for role, contents in inputs]
+    given = [(role, contents) for role, contents in given if contents]
+    if len(given) < len(inputs):
+        return {"plain": "every text was cut, which sentence-transformers does not do before a chat template"}
+    ours = {role: encoder.encode(contents, role).pooled for role, contents in given}
+    own, limit = encoder.settings, max(PATIENCE, FACTOR * seconds)
+    options: dict[str, Any] = {"dtype": encoder.backbone.dtype} if own.quantisation == "none" else {}
+    if own.attention is not None:
+        options["attn_implementation"] = own.attention
+    if encoder.device.type == "cuda":
+        torch.cuda.empty_cache()
+    with TemporaryDirectory(prefix="smart-train-") as view:
+        request = {
+            "folder": str(_with_base(encoder, folder, Path(view))),
+            "device": str(encoder.device),
+            "trust_remote_code": own.trust_remote_code,
+            "model_kwargs": options,
+            "contents": dict(given),
+        }
+        try:
+            found = child_process.ask(READER, request, limit)
+        except ChildFailed as error:
+            what = f"{folder}: plain sentence-transformers cannot read it in a process without this package"
+            fix = f"others could not use it; report this, or skip this check with {SWITCH}=off"
+            raise AdapterError(f"{what} ({error.reason}); {fix}") from None
+    halved = encoder.backbone.dtype in (torch.float16, torch.bfloat16) or own.quantisation != "none"
+    report: dict[str, Any] = {"tolerance": HALF if halved else EXACT}
+    for role, _ in given:
+        theirs = F.normalize(torch.from_numpy(found[role]), dim=-1)
+        if theirs.shape != ours[role].shape:
+            what = f"{folder}: plain sentence-transformers gives vectors of shape {tuple(theirs.shape)}"
+            raise AdapterError(f"{what}, expected {tuple(ours[role].shape)}; what others load is not what was trained")
+        add_difference(report, folder, role, "pooled", ours[role], theirs, by="read by plain sentence-transformers")
+    _check_nearest(folder, ours["query"] @ ours["document"].T, torch.from_numpy(found["scores"]), report["tolerance"])
+    rows = sum(len(contents) for _, contents in given)
+    return {"plain": {"rows": rows, "largest_pooled_difference": report["largest_pooled_difference"]}}
+
+
+def _unreadable(encoder: SmartEncoder) -> str | None:
+    if os.environ.get(SWITCH) == "off":
+        return f"{SWITCH} is off"
+    if isinstance(encoder.transformer.processor, ImagesOnly):
+        return "torchvision is not installed, and without it sentence-transformers loads no Qwen-VL processor"
+    return None
+
+
+def _is_cut(encoder: SmartEncoder, content: Any, role: Role) -> bool:
+    """A chat's text is cut before its template here, for which sentence-transformers' folders have no key."""
+    if "message" not in encoder.st.modalities:
+        return False
+    return bool(encoder.preprocess([content], role)["cut"])
+
+
+def _with_base(encoder: SmartEncoder, folder: Path, view: Path) -> Path:
+    """Return the folder; or a view of it that names its base as it lies on this machine: at its commit, or moved."""
+    folder = folder.resolve()
+    path = folder / CONFIG
+    if not path.is_file():
+        return folder
+    stored = json.loads(path.read_text(encoding="utf8"))
+    place = Path(encoder.place)
+    if encoder.commit is not None:
+        place = Path(str(cached_file(encoder.place, "config.json", revision=encoder.commit))).parent
+    if Path(stored["base_model_name_or_path"]).is_dir():
+        return folder
+    for entry in folder.iterdir():
+        if entry.name != CONFIG:
+            (view / entry.name).symlink_to(entry)
+    changed = {**stored, "base_model_name_or_path": str(place.resolve()), "revision": None}
+    (view / CONFIG).write_text(json.dumps(changed), encoding="utf8")
+    return view
+
+
+def _check_nearest(folder: Path, ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+    """Raise AdapterError where its own similarity has another nearest document; equal ones, within the tolerance, may
+    change places."""
+    nearest = theirs.argmax(1, keepdim=True)
+    behind = ours.amax(1) - ours.gather(1, nearest).squeeze(1)
+    wrong = int((behind > 2 * tolerance).sum())
+    if wrong:
+        raise AdapterError(
+            f"{folder}: for {wrong} of {len(ours)} queries plain sentence-transformers, by its similarity, has another "
+            "nearest document; others would not rank as was trained; save the folder again"
         )
 
 

@@ -41,6 +41,7 @@ from smart_train.models.verification import (
     Inputs,
     add_difference,
     compare,
+    read_plainly,
     reference_inputs,
     write_verified,
 )
@@ -329,7 +330,8 @@ def _merged(
         trust_remote_code=own.trust_remote_code,
         trust_extensions=names,
     )
-    return write_verified(folder, compare(out, sides, ours, fresh, SUMMED, ROUNDED))
+    report = compare(out, sides, ours, fresh, SUMMED, ROUNDED)
+    return write_verified(folder, report | read_plainly(fresh, folder, sides))
 
 
 def _multi_vector(

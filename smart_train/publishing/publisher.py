@@ -4,6 +4,7 @@ measured."""
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from smart_train.core.errors import PublishError, checks
-from smart_train.models.safe_loading import SETTINGS
-from smart_train.publishing.card import write_card
+from smart_train.core.errors import AdapterError, BaseNotFound, PublishError, checks
+from smart_train.models.safe_loading import SETTINGS, VERIFIED
+from smart_train.publishing.card import kind_of, write_card
 from smart_train.publishing.run_record import examples_section, read_facts
 from smart_train.publishing.secrets import Files, check_private
 from smart_train.publishing.upload import Target, check_access, upload
@@ -46,7 +47,8 @@ def publish(
     branch: created if it is missing, None = main; tag: of the commit; message: first line of the commit
     examples: how many pairs of the training data the card shows
     export: publish the adapter exported as "merged" or "multi-vector"; options: those of ``exporter.export``
-    Raises PublishError if the adapter is not verified, a file holds a path or a secret, or the Hub refuses it.
+    Raises PublishError if the adapter is not verified, a file holds a path or a secret, or the Hub refuses it, and
+    AdapterError if plain sentence-transformers reads other vectors from it.
     """
     with checks():
         if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo):
@@ -57,6 +59,8 @@ def publish(
             check_access()
     with _exported(folder, export, options) as place:
         files = prepare(place, folder, run, repo, license, examples)
+        if export is None:
+            check_read_plainly(folder)
         if dry_run:
             from huggingface_hub import constants
 
@@ -66,6 +70,29 @@ def publish(
         address, commit = upload(files, target, folder)
     logger.info("published: %s\ncommit: %s", address, commit)
     return address
+
+
+def check_read_plainly(folder: Path) -> None:
+    """Have plain sentence-transformers read a folder whose verification did not include that: one of an older version,
+    or verified with ``SMART_TRAIN_READ_PLAINLY=off``.
+
+    A warning says where the folder's base is not here, so that nothing could be compared.
+    Raises AdapterError as ``read_plainly`` does.
+    """
+    if isinstance(read_json(folder / VERIFIED).get("plain"), dict) or kind_of(read_json(folder / SETTINGS)) == "frozen":
+        return
+    from smart_train.models.encoder import SmartEncoder
+    from smart_train.models.verification import SWITCH, read_plainly, reference_inputs
+
+    if os.environ.get(SWITCH) == "off":
+        logger.warning("%s was never read by plain sentence-transformers (%s is off)", folder, SWITCH)
+        return
+    try:
+        encoder = SmartEncoder.from_pretrained(folder)
+    except (AdapterError, BaseNotFound) as error:
+        logger.warning("%s was never read by plain sentence-transformers, and cannot be here: %s", folder, error)
+        return
+    logger.info("read by plain sentence-transformers: %s", read_plainly(encoder, folder, reference_inputs(encoder)))
 
 
 def prepare(place: Path, folder: Path, run: Path | None, repo: str, license: str | None, examples: int = 0) -> Files:
