@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from smart_train.core.errors import BaseNotFound, Message, Setting
-from smart_train.core.hub import explain, hub_id, resolve_base
+from smart_train.core.hub import explain, hub_errors, hub_id, resolve_base
 
+SETTINGS, PEFT = "smart_train.json", "adapter_config.json"  # safe_loading has these too, and imports torch
+# Encoder-decoders of which sentence-transformers loads the encoder alone.
+ENCODER_PARTS = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "udop")
+MODEL_TYPE = "SentenceTransformer"
 OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "roberta-prelayernorm")
 
 
@@ -47,10 +51,14 @@ def read_base(
     from smart_train.models.safe_loading import check_base_folder  # it imports torch
 
     fetch = BaseFiles.of(base, revision)
-    check_no_adapter(fetch.place)
+    with hub_errors(base, revision):
+        check_no_adapter(fetch)
     if fetch.local:
         check_base_folder(Path(fetch.place), trust_remote_code)
+    check_modules(fetch, base)
     config = fetch.config(base, trust_remote_code)
+    if config.model_type not in ENCODER_PARTS:
+        check_one_stack(config, base)
     text = config.get_text_config()
     layers, hidden = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
     if not isinstance(layers, int) or not isinstance(hidden, int):
@@ -83,7 +91,7 @@ class BaseFiles:
         """
         from transformers import AutoConfig
 
-        check_no_adapter(self.place)
+        check_no_adapter(self)
         subfolder = ""
         if self.local and not (Path(self.place) / "config.json").is_file():
             # Older sentence-transformers folders keep the transformer in a folder of its own.
@@ -101,44 +109,109 @@ class BaseFiles:
 
     def json(self, name: str) -> Any | None:
         """Return the parsed file; None where there is none."""
+        path = Path(self.place) / name if self.local else self._cached(name)
+        return json.loads(path.read_text(encoding="utf8")) if path is not None and path.is_file() else None
+
+    def _cached(self, name: str) -> Path | None:
         from transformers.utils import cached_file
 
-        if self.local:
-            path = Path(self.place) / name
-            return json.loads(path.read_text(encoding="utf8")) if path.is_file() else None
         found = cached_file(
             self.place, name, revision=self.revision, _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )  # fmt: skip
-        return json.loads(Path(found).read_text(encoding="utf8")) if found else None
+        return Path(found) if found else None
+
+    def has(self, name: str) -> bool:
+        """Return whether there is such a file."""
+        if self.local:
+            return (Path(self.place) / name).is_file()
+        return self._cached(name) is not None
 
     def modules(self) -> list[dict[str, str]]:
         """Return sentence-transformers' list of modules, empty for a plain transformers model."""
         return self.json("modules.json") or []
 
 
-def check_no_adapter(place: str, trains: bool = True) -> None:
-    """Raise BaseNotFound where a folder named as a base holds an adapter: say of which base, and what to do.
+def check_no_adapter(files: BaseFiles, trains: bool = True) -> None:
+    """Raise BaseNotFound where what is named as a base holds an adapter: say of which base, and what to do.
 
     trains: False where nothing is trained on it; sentence-transformers then reads a foreign LoRA folder whole.
-    A folder that this package wrote is refused all the same: as a base, its head and settings would be left out.
+    What this package wrote is refused all the same: as a base, its head and settings would be left out.
     """
-    folder = Path(place)
-    own, peft = folder / "smart_train.json", folder / "adapter_config.json"
-    if not folder.is_dir() or (folder / "config.json").is_file() or not (own.is_file() or peft.is_file()):
+    if files.has("config.json"):
         return
-    if not own.is_file() and not trains:
+    own = files.has(SETTINGS)
+    if not own and not (trains and files.has(PEFT)):
         return
-    path, key = (own, "base") if own.is_file() else (peft, "base_model_name_or_path")
+    name, key = (SETTINGS, "base") if own else (PEFT, "base_model_name_or_path")
     try:
-        base = json.loads(path.read_text(encoding="utf8"))[key]
+        base = files.json(name)[key]  # type: ignore[index]
     except (ValueError, KeyError, TypeError):
-        base = f"a base that {path.name} does not name"
+        base = f"a base that {name} does not name"
+    place, kind = files.place, "folder" if files.local else "repository"
     merge: Message = f"; to go on from it, make a base of it first: smart-train export {place} --as merged --out NEW"
-    if not own.is_file():
+    if not own:
         merge = "; to go on from it, merge it into its base with peft first"
-    fix = ("write ", Setting("model.base", base), merge)
-    raise BaseNotFound(f"{place}: the folder holds an adapter of {base}, not a base", fix)
+    fix = (Setting("model.base", base), merge)
+    raise BaseNotFound(f"{place}: the {kind} holds an adapter of {base}, not a base", fix)
+
+
+def check_one_stack(config: Any, base: str) -> None:
+    """Raise BaseNotFound for an encoder-decoder that is run whole: its last states are the decoder's, the other layers
+    the encoder's, and LoRA would be in the encoder alone."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise BaseNotFound(
+            f"{base}: a model of type {config.model_type!r} is an encoder and a decoder, run whole", CHOOSE
+        )
+
+
+# Modules of sentence-transformers that an encoder takes, and why it takes no others.
+TAKEN = ("Transformer", "Pooling", "Dense", "Normalize", "LayerNorm", "Dropout")
+_NO_STATES = "it is no transformer and gives no hidden states of tokens"
+_CHANGES = "it changes the hidden states behind the transformer, which token vectors are read from"
+_ROUTES = "it sends queries and documents through different modules, and an adapter has one"
+_SPARSE = "it belongs to a SparseEncoder, which has no pooled vector"
+_MULTI = "it belongs to a MultiVectorEncoder, which has no pooled vector"
+REFUSED_MODULES = {
+    **dict.fromkeys(("BoW", "WordEmbeddings", "StaticEmbedding", "CLIPModel"), _NO_STATES),
+    **dict.fromkeys(("WordWeights", "WeightedLayerPooling", "CNN", "LSTM"), _CHANGES),
+    **dict.fromkeys(("Router", "Asym"), _ROUTES),
+    **dict.fromkeys(("MLMTransformer", "SpladePooling", "SparseAutoEncoder", "SparseStaticEmbedding"), _SPARSE),
+    **dict.fromkeys(("MultiVectorMask", "HierarchicalTokenPooling", "LambdaTokenPooling"), _MULTI),
+    "LogitScore": "it belongs to a CrossEncoder, which scores pairs of texts",
+}
+OURS = "sentence_transformers."
+CHOOSE = "choose a transformer embedder"
+
+
+def check_modules(files: BaseFiles, base: str) -> None:
+    """Raise BaseNotFound, naming the module, where a base has one that an encoder cannot train, read or save; before
+    any weight is loaded.  A class from elsewhere is left to ``check_base_folder``, and to who trusts its code.
+    """
+    modules = files.modules()
+    listed = isinstance(modules, list) and all(
+        isinstance(one, dict) and {"type", "path"} <= one.keys() for one in modules
+    )
+    if not listed:
+        return  # check_base_folder says so, with the file
+    for place, module in enumerate(modules):
+        kind = str(module["type"])
+        if not kind.startswith(OURS):
+            continue
+        name = kind.rpartition(".")[2]
+        why = REFUSED_MODULES.get(name, "this version does not know it") if name not in TAKEN else None
+        if why is None and place == 0 and name != "Transformer":
+            why = _NO_STATES
+        if why is None and place > 0:
+            config = files.json(f"{module['path']}/config.json" if module["path"] else "config.json")
+            config = config if isinstance(config, dict) else {}
+            if "token_embeddings" in (config.get("module_input_name"), config.get("module_output_name")):
+                why = _CHANGES
+        if why is not None:
+            raise BaseNotFound(f"{base}: its module {place} is {name}; {why}", CHOOSE)
+    kind = (files.json("config_sentence_transformers.json") or {}).get("model_type", MODEL_TYPE)
+    if kind != MODEL_TYPE:
+        raise BaseNotFound(f"{base} is a {kind}, which gives no pooled vector of a text", CHOOSE)
 
 
 def _explain(error: BaseException) -> tuple[Message, Message]:

@@ -15,9 +15,9 @@ from transformers.integrations import deepspeed as known
 
 from smart_train.config.schema import ModelBlock
 from smart_train.core import hub
-from smart_train.core.errors import BaseNotFound, Setting
+from smart_train.core.errors import BaseNotFound, Setting, SmartTrainError
 from smart_train.data.collection import first_few
-from smart_train.models.base_config import BaseFiles
+from smart_train.models.base_config import BaseFiles, check_modules
 from smart_train.models.processors import images_without_torchvision
 from smart_train.models.quantization import four_bits, same_kernel
 from smart_train.models.safe_loading import PEFT, check_base_folder
@@ -48,13 +48,23 @@ def load_base(
         unsharded(),
         _whole(settings.base),
     ):
-        base = SentenceTransformer(
-            place,
-            revision=commit,
-            device=str(device) if device is not None else None,
-            model_kwargs=options,
-            trust_remote_code=settings.trust_remote_code,
-        )
+        try:
+            base = SentenceTransformer(
+                place,
+                revision=commit,
+                device=str(device) if device is not None else None,
+                model_kwargs=options,
+                trust_remote_code=settings.trust_remote_code,
+            )
+        except SmartTrainError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if hub.error_kind(error) is not None:
+                raise
+            what = f"{settings.base}: sentence-transformers cannot load it: {' '.join(str(error).split())[:500]}"
+            raise BaseNotFound(
+                what, ("download or copy it again, or name another base in ", Setting("model.base"))
+            ) from error
     same_kernel(base)
     return base
 
@@ -62,6 +72,7 @@ def load_base(
 def _check_files(settings: ModelBlock, place: str, commit: str | None) -> None:
     if commit is None:
         check_base_folder(Path(place), settings.trust_remote_code)
+        check_modules(BaseFiles(place, commit), settings.base)
         return
     files = BaseFiles(place, commit)
     with hub.hub_errors(settings.base, settings.revision):
@@ -69,6 +80,8 @@ def _check_files(settings: ModelBlock, place: str, commit: str | None) -> None:
     if hijacked:
         what = f"{settings.base} has an {PEFT}, so it is an adapter over another base"
         raise BaseNotFound(what, ("name that base in ", Setting("model.base")))
+    with hub.hub_errors(settings.base, settings.revision):
+        check_modules(files, settings.base)
 
 
 @contextmanager

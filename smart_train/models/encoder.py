@@ -26,7 +26,7 @@ from smart_train.core.errors import AdapterError, BaseNotFound, SettingError, Us
 from smart_train.core.modality import content_size
 from smart_train.losses.similarity import scores
 from smart_train.models import saving
-from smart_train.models.base_config import BaseFiles, check_no_adapter
+from smart_train.models.base_config import CHOOSE, BaseFiles, check_no_adapter, check_one_stack
 from smart_train.models.base_loading import load_base
 from smart_train.models.heads import LateHead
 from smart_train.models.hidden_states import find_blocks, find_final_norm, resolve_layers, set_dropout, text_config
@@ -46,7 +46,6 @@ from smart_train.models.token_filters import TokenFilter
 
 logger = logging.getLogger(__name__)
 
-CHOOSE = "choose a transformer embedder"
 PADDED, PADDED_HALF = 1e-3, 5e-2  # largest change of a vector of length 1 by padding, in float32 and in half precision
 
 
@@ -86,7 +85,8 @@ class SmartEncoder(nn.Module):
         self.late = make_block(LateBlock, late, "late")
         self.adapter = None if adapter is None else make_block(AdapterBlock, adapter, "adapter")
         self.place, self.commit = hub.locate(base, self.settings.revision)
-        check_no_adapter(self.place, trains=self.adapter is not None)
+        with hub.hub_errors(base, self.settings.revision):
+            check_no_adapter(BaseFiles(self.place, self.commit), trains=self.adapter is not None)
         self.st = load_base(self.settings, self.place, self.commit, device)
         if not hasattr(self.transformer, "modality_config"):
             kind = type(self.transformer).__name__
@@ -94,6 +94,8 @@ class SmartEncoder(nn.Module):
         if self.transformer.module_output_name != "token_embeddings":
             given = self.transformer.module_output_name
             raise BaseNotFound(f"{base} gives no token states (only {given})", CHOOSE)
+        if hasattr(self.backbone, "decoder"):
+            check_one_stack(self.backbone.config, base)
         # Rows of a flattened batch can't be told apart by a mask; chunks of like length save the same padding.
         self.transformer.unpad_inputs = False
         limit_to_positions(self.st, self.settings, self.backbone)

@@ -70,7 +70,7 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
             raise AdapterError(f"{what}; delete it; {CLOSED}")
         if suffix == ".json" and path.name not in WORDS:
             _check_json(name, _json(path), path, trust_remote_code)
-    _check_modules(folder)
+    _check_modules(folder, trust_remote_code)
 
 
 def check_base_folder(folder: Path, trust_remote_code: bool = False) -> None:

@@ -39,6 +39,7 @@ def story(tiny_bert, tmp_path_factory) -> Story:
             hub.put(name, tiny_bert)
         hub.put("other/gated", tiny_bert, gated=True)
         hub.put("other/private", tiny_bert, private=True)
+        hub.put("me/peft", {"adapter_config.json": b'{"peft_type": "LORA", "base_model_name_or_path": "their/base"}'})
         command = [sys.executable, str(ROOT / "tests" / "helpers" / "hub_story.py"), str(tiny_bert), str(out)]
         environment = hub.environment(out / "home", PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
         done = subprocess.run(command, env=environment, cwd=out, capture_output=True, text=True, timeout=300)
@@ -94,6 +95,26 @@ def test_an_adapter_refuses_its_base_at_another_commit(story):
         assert f"commit {story.told['base A']}" in story.message(name)
     assert f"me/base has commit {story.told['base B']}" in story.message("commit B")
     assert "me/mirror has commit" in story.message("mirror")
+
+
+ADAPTERS = {  # what was named as a base -> (the repository, its base, what to do to go on from it)
+    "adapter as base": ("me/adapter", "me/base", "smart-train export me/adapter --as merged"),
+    "adapter as base, free": ("me/adapter", "me/base", "smart-train export me/adapter --as merged"),
+    "adapter as base, read": ("me/adapter", "me/base", "smart-train export me/adapter --as merged"),
+    "frozen as base": ("me/frozen", "me/base", "smart-train export me/frozen --as merged"),
+    "peft as base": ("me/peft", "their/base", "merge it into its base with peft"),
+    "peft as base, read": ("me/peft", "their/base", "merge it into its base with peft"),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapter_on_the_hub_that_is_given_as_base_is_named_with_its_base(name, story):
+    repo, base, fix = ADAPTERS[name]
+    assert story.told[name]["class"] == "BaseNotFound"
+    assert f"{repo}: the repository holds an adapter of {base}, not a base; write model.base: {base}" in story.message(
+        name
+    )
+    assert fix in story.message(name)
 
 
 def test_a_plain_base_is_a_training_free_encoder(story):

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save
 from sentence_transformers import SentenceTransformer
 
 from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock
+from smart_train.models.base_config import read_base
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.saving import base_identity, check_base
 from smart_train.models.verification import verify
@@ -115,6 +116,15 @@ def adapters_of_a_folder() -> None:
     keep_plain("full/plain", SentenceTransformer("me/full", device="cpu"))
 
 
+def adapters_as_bases() -> None:
+    keep_error("adapter as base", lambda: SmartEncoder("me/adapter", lora={"r": 2}))
+    keep_error("adapter as base, free", lambda: SmartEncoder("me/adapter"))
+    keep_error("adapter as base, read", lambda: read_base("me/adapter"))
+    keep_error("frozen as base", lambda: read_base("me/frozen"))
+    keep_error("peft as base", lambda: SmartEncoder("me/peft", lora={"r": 2}))
+    keep_error("peft as base, read", lambda: read_base("me/peft"))
+
+
 def plain_bases() -> None:
     keep("plain/folder", SmartEncoder(str(FOLDER), device="cpu"))
     keep("plain/loaded", load("me/plain"))
@@ -144,6 +154,7 @@ if __name__ == "__main__":
     adapters_of_a_hub_base()
     the_base_moves_on()
     adapters_of_a_folder()
+    adapters_as_bases()
     plain_bases()
     what_cannot_be_had()
     without_a_network()
