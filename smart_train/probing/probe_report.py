@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from smart_train.core import spreadsheet
 from smart_train.core.atomic_io import replacing
 from smart_train.evaluation.report.charts import STYLES
 from smart_train.probing.layer_probe import SURE, Configuration, Layer, Probe
@@ -141,22 +141,19 @@ def write_json(path: Path, probe: Probe, recommended: Mapping[str, Any], **about
 def write_csv(path: Path, probe: Probe) -> None:
     """Write one line a configuration; diagnostics are on the lines of the pooled and the late scores."""
     diagnostics = {str(each["layer"]): each for each in probe.diagnostics}
-    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow((*COLUMNS, *DIAGNOSED))
-        for one in probe.configurations:
-            spans = [one.dev[key] for key in ("value", "low", "high")] + [
-                one.test[key] for key in ("value", "low", "high")
-            ]
-            weight = one.hybrid.late if one.mode == "hybrid" else ""
-            scaling = one.hybrid.scaling if one.mode == "hybrid" else ""
-            row = [number(one.layer, probe.layers), one.mode, scaling, weight, *(round(value, 6) for value in spans)]
-            more: list[Any] = [""] * len(DIAGNOSED)
-            if one.mode != "hybrid":
-                each = diagnostics[str(one.layer)]
-                hubs = each["hubness"]
-                more = [each["alignment"], each["uniformity"], hubs["skewness"], hubs["largest"], hubs["never"]]
-            writer.writerow([*row, *more])
+    rows = []
+    for one in probe.configurations:
+        spans = [one.dev[key] for key in ("value", "low", "high")] + [one.test[key] for key in ("value", "low", "high")]
+        weight = one.hybrid.late if one.mode == "hybrid" else ""
+        scaling = one.hybrid.scaling if one.mode == "hybrid" else ""
+        row = [number(one.layer, probe.layers), one.mode, scaling, weight, *(round(value, 6) for value in spans)]
+        more: list[Any] = [""] * len(DIAGNOSED)
+        if one.mode != "hybrid":
+            each = diagnostics[str(one.layer)]
+            hubs = each["hubness"]
+            more = [each["alignment"], each["uniformity"], hubs["skewness"], hubs["largest"], hubs["never"]]
+        rows.append([*row, *more])
+    spreadsheet.write_csv(path, (*COLUMNS, *DIAGNOSED), rows)
 
 
 def draw(path: Path, probe: Probe, title: str) -> None:

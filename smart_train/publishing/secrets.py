@@ -1,4 +1,7 @@
-"""Search the files to publish for secrets: tokens, keys, passwords, and paths of this machine."""
+"""Search the files to publish for secrets: tokens, keys, passwords, and paths of this machine.
+
+Our own patterns come first; what they miss is left to the detectors of detect-secrets (Yelp), those of one issuer each.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +34,49 @@ SECRETS: dict[str, str] = {  # what it is -> how it looks
     "a Google key": r"\bAIza[\w-]{35}",
     "a Stripe key": r"\b[rs]k_live_\w{16,}",
     "an npm token": r"\bnpm_[A-Za-z0-9]{30,}",
+    "a Slack app token": r"\bxapp-\d-[\w-]{10,}",
+    "a Google OAuth secret": r"\b(?:GOCSPX-[\w-]{20,}|ya29\.[\w-]{20,})",
+    "an issuer's token": (
+        r"\b(?:dop_v1_|doo_v1_|dckr_pat_|shp(?:at|ca|pa|ss)_|dapi(?=[0-9a-f]{32})|r8_|gsk_|pplx-|xai-|nvapi-|glsa_|glc_"
+        r"|hv[sbr]\.|lin_api_|ntn_|lsv2_(?:pt|sk)_|pcsk_|dp\.(?:pt|st|ct)\.|sntry[su]_|ATATT3|PMAK-|pscale_(?:pw|tkn)_"
+        r"|sbp_|nfp_|HRKU-|rubygems_|NRAK-|dt0c01\.|figd_|wandb_v1_|AGE-SECRET-KEY-1|pypi-AgE|SG\.|key-(?=[0-9a-f]"
+        r"{32})|whsec_|[rs]k_test_|sq0(?:atp|csp)-|gl(?:rt|dt|ptt|soat)-)[\w.-]{16,}"
+    ),
+    "an Azure key": r"\bAccountKey=[A-Za-z0-9+/]{40,}={0,2}|\bSharedAccessKey=[A-Za-z0-9+/]{30,}={0,2}",
+    "a Telegram token": r"\b\d{8,10}:AA[\w-]{33}\b",
+    "a webhook": r"discord(?:app)?\.com/api/webhooks/\d+/[\w-]{20,}|\.webhook\.office\.com/webhookb2/\S{20,}",
+    "an authorization header": r"(?i)\bauthorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic|token)\s+[\w.~+/=-]{8,}",
+    "a token in a URL": (
+        r"(?i)\b[a-z][a-z0-9+.-]*://[^\s\"'<>]*[?&#](?:[\w-]*token|[\w-]*api[_-]?key|key|sig|signature|x-amz-signature"
+        r"|auth|secret|client_secret|passw(?:or)?d|pwd)=[^\s\"'&<>{}]{6,}"
+        r"|\bhttps?://[\w.~-]{16,}@[\w-]+\.[^\s\"'<>]+"
+    ),
     "a JSON web token": r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
     "a private key": r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----",
     "a password in a URL": r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"'{}<>]+:[^\s/@\"'{}<>]+@",
 }
-# key = value, "key": "value", key: value; not the names of a tokenizer's tokens (eos_token), nor what is null.
-NAMED = r"""(?ix) (?<![a-z0-9]) [\w-]*
-    (?: (?:api|access|account|private|wandb)[_-]?key | secret(?:[_-]?(?:access[_-]?)?key)? | passw(?:or)?d
-      | (?:access|api|auth|hf|hub|refresh)[_-]?token )
-    ["']? \s* [:=] \s* ["']? (?P<value> (?!null|none|true|false) [^\s"',}]{8,} )"""
+# key = value, "key": "value", key: value, and a value on the next line (| of YAML, a list); not the names of a
+# tokenizer's tokens (eos_token), nor what is null.  A short password ends its line or its quotes, since prose goes on
+# after a colon.
+PASSWORDS = r"passw(?:or)?d | passwd | pass[_-]?code | (?<![a-z]) pwd | (?:db|ftp|mysql|pg|root|smtp|sudo|user) _?pass"
+VALUE = r"""["']? \s* [:=] [^\S\n]* (?: [|>][+-]?\d? [^\S\n]* \n\s+ | [\[(]? \s* (?=["']) )? ["']?
+    (?P<value> (?! null | none | true | false )"""
+NAMED = [
+    rf"""(?ix) (?<![a-z0-9]) [\w-]*
+    (?: (?:api|access|account|encryption|private|signing|wandb)[_-]?key | secret(?:[_-]?(?:access[_-]?)?key)?
+      | (?:access|api|auth|bearer|hf|hub|refresh)[_-]?token | {PASSWORDS} ) {VALUE} [^\s"',}}\]]{{8,}} )""",
+    rf"""(?ix) (?<![a-z0-9]) [\w-]* (?: {PASSWORDS} ) {VALUE} [^\s"',}}\]]{{3,7}} ) (?= ["',;}})\]] | [^\S\n]*$ )""",
+    rf"""(?ix) (?<![a-z0-9]) [\w-]* pass-?phrase {VALUE} [^\s"',}}\]]{{3,}} )""",
+]
 PATHS: dict[str, str] = {
     "a user's folder on Windows": r"(?i)\b[a-z]:(?:\\{1,2}|/)Users(?:\\{1,2}|/)[^\\/\"'\s<>|]+",
     "a user's folder": r"(?<![\w.~-])/(?:home|Users)/[^\\/\"'\s<>]+",
     "a file URL": r"\bfile://[^\s\"'<>]+",
+    "a network path": (
+        r"(?<![\w\\])\\{2}(?:\\{2})?[A-Za-z][\w.-]+\\{1,2}[\w$.-]{2,}(?:\\{1,2}[^\\\s\"'<>]+)*"
+        r"|\b(?:smb|cifs|nfs|afp|sftp|ssh)://[^\s\"'<>]+"
+    ),
+    "a mounted folder": r"(?<![\w.~-])/(?:mnt|Volumes|net|nfs|gpfs|lustre|scratch)/[^/\\\s\"'<>]+/[^\s\"'<>]+",
 }
 MAIL = r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b"
 
@@ -84,15 +118,39 @@ def search(files: Files, roots: Iterable[Path]) -> Iterator[Finding]:
     patterns = _patterns(roots)
     for name, file in files.items():
         for where, text, kinds in texts(name, file):
+            lines: set[int] = set()
             for what, pattern, grave in patterns:
                 if kinds == "secrets" and (not grave or what in PATHS or what == HERE):
                     continue
                 for match in pattern.finditer(text):
                     line = text.count("\n", 0, match.start()) + 1
+                    lines.add(line)
                     yield Finding(name, where or f"line {line}", what, _shown(what, match), grave)
+            if kinds == "all":
+                for number, line_text in enumerate(text.split("\n"), 1):
+                    if number not in lines:
+                        yield from _detected(name, where or f"line {number}", line_text)
 
 
 HERE = "a path of this machine"
+# Detectors that guess by randomness find every hash, and a version number looks like an address; names of settings are
+# searched for by NAMED.  None of the others asks a server: verification is not called.
+GUESSING = ("Base64 High Entropy String", "Hex High Entropy String", "Public IP (ipv4)", "Secret Keyword")
+
+
+@cache
+def _detectors() -> list[tuple[str, Any]]:
+    """Return (kind, detector) of detect-secrets."""
+    from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
+
+    kinds = get_mapping_from_secret_type_to_class()
+    return [(kind, plugin()) for kind, plugin in sorted(kinds.items()) if kind not in GUESSING]
+
+
+def _detected(name: str, where: str, line: str) -> Iterator[Finding]:
+    for kind, detector in _detectors():
+        for secret in detector.analyze_string(line):
+            yield Finding(name, where, f"what detect-secrets takes for {kind}", f"{secret[:3]}...")
 
 
 def _patterns(roots: Iterable[Path]) -> list[tuple[str, re.Pattern[str], bool]]:
@@ -105,7 +163,7 @@ def _patterns(roots: Iterable[Path]) -> list[tuple[str, re.Pattern[str], bool]]:
         either = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
         found.append((HERE, rf"(?<![\w.])(?:{either})(?=[/\\\"'\s,;:)]|$)", True))
     found += [(what, pattern, True) for what, pattern in SECRETS.items()]
-    found += [("what is named as a secret", NAMED, True)]
+    found += [("what is named as a secret", pattern, True) for pattern in NAMED]
     found += [(what, pattern, True) for what, pattern in PATHS.items()]
     found += [("an e-mail address", MAIL, False)]
     return [(what, re.compile(pattern, re.MULTILINE), grave) for what, pattern, grave in found]

@@ -168,3 +168,145 @@ def test_all_findings_are_told_at_once_up_to_a_screenful():
 def test_a_file_that_is_no_utf8_is_told():
     with pytest.raises(PublishError, match=r"a\.json is not UTF-8 text .* at byte 1"):
         check_private({"a.json": b'"\xff"'}, [])
+
+
+HEX = "0123456789abcdef" * 4
+PLANTED = {  # made up; what an issuer's token begins with, and the rest
+    "issuers": [
+        "sk-ant-api03-" + LETTERS,
+        "dop_v1_" + HEX,
+        "dckr_pat_" + LETTERS[:27],
+        "shpat_" + HEX[:32],
+        "dapi" + HEX[:32],
+        "r8_" + LETTERS[:37],
+        "gsk_" + LETTERS,
+        "pplx-" + LETTERS,
+        "xai-" + LETTERS,
+        "nvapi-" + LETTERS,
+        "glsa_" + LETTERS[:32] + "_0a1b2c3d",
+        "hvs." + LETTERS,
+        "lin_api_" + LETTERS[:40],
+        "ntn_" + LETTERS,
+        "lsv2_pt_" + HEX[:32] + "_0123456789",
+        "pcsk_" + LETTERS,
+        "dp.pt." + LETTERS[:43],
+        "sntrys_" + LETTERS,
+        "ATATT3" + LETTERS,
+        "PMAK-" + HEX[:24] + "-" + HEX[:34],
+        "pscale_tkn_" + LETTERS,
+        "sbp_" + HEX[:40],
+        "nfp_" + LETTERS,
+        "rubygems_" + HEX[:48],
+        "NRAK-" + "ABCDEFGHIJ0123456789ABCDEFG",
+        "figd_" + LETTERS,
+        "wandb_v1_" + LETTERS,
+        "AGE-SECRET-KEY-1" + "QWERTYUIOP0123456789",
+        "pypi-AgEIcHlwaS5vcmc" + LETTERS,
+        "SG." + LETTERS[:22] + "." + LETTERS[:43],
+        "key-" + HEX[:32],
+        "whsec_" + LETTERS[:32],
+        "sk_test_" + LETTERS[:24],
+        "sq0csp-" + LETTERS[:43],
+        "glrt-" + LETTERS[:20],
+        "xapp-1-A0123-" + LETTERS,
+        "GOCSPX-" + LETTERS[:28],
+        "ya29." + LETTERS,
+        "12345678:AA" + LETTERS[13:46],
+        "AccountKey=" + LETTERS + LETTERS + "==",
+        "https://discord.com/api/webhooks/123456789/" + LETTERS,
+    ],
+    "detect-secrets alone": [
+        HEX[:32] + "-us12",
+        "AC" + HEX[:32],
+        "SK" + HEX[:32],
+        "MTk4NjIyNDgzNDcxOTI1MjQ4.Cl2FMQ.ZnCjm1XVW7vRze4b7Cq4se7kKWs",
+        "artifactory: AKCp" + LETTERS,
+        "https://" + HEX[:24] + ":" + HEX + "@me.cloudantnosqldb.appdomain.cloud",
+    ],
+    "headers": [
+        "Authorization: Bearer " + LETTERS,
+        '"authorization": "Basic c29tZTpodW50ZXIyMg=="',
+        "authorization=token abcdef123456",
+        "-H 'Authorization: Bearer abcdefgh'",
+        "AUTHORIZATION: BEARER abcdefgh12",
+    ],
+    "URLs": [
+        "https://host.example/x?access_token=abc123def",
+        "https://host.example/?a=1&api_key=hunter22",
+        "https://b.s3.example/x?X-Amz-Signature=" + HEX,
+        "https://a.blob.example/x?sv=1&sig=abcDEF123%3D",
+        "https://host.example/#token=abcdef",
+        "https://" + HEX[:40] + "@host.example/repo.git",
+        "https://host.example/x?user=me&password=hunter22",
+        "wss://host.example/?key=abcdef123",
+    ],
+    "passwords": [
+        "password: abc",
+        "passwd=hunter2",
+        '"pwd": "s3cr3t"',
+        "db_password: 'x1y2'",
+        "SMTP_PASS=hunter2",
+        "passcode: 4711",
+        "passphrase: correct horse battery",
+        "ssh-passphrase = swordfish",
+        "password: |\n  hunter2",
+        "password: >-\n    a1b2c3",
+        '"password": [\n  "hunter2"\n ]',
+        'password:  "abc"',
+        "root_pass: toor1",
+        "signing_key: 0123456789",
+    ],
+    "paths": [
+        "\\\\fileserver\\private\\a.pdf",
+        "read \\\\nas01.corp.example\\scans",
+        "smb://nas/private",
+        "nfs://host/export/x",
+        "/mnt/nas/people/me",
+        "/Volumes/Backup/me",
+        "/scratch/someone/run",
+        "/gpfs/group/someone/x",
+        "sftp://host/x",
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_planted_secrets_are_found_in_run_folders(kind):
+    """Each in a prompt of a JSON file, in YAML and in a card, as far as its form allows that."""
+    for text in PLANTED[kind]:
+        assert found(text), text
+        assert found(f"base: x\n{text}\nlr: 1"), text
+        if not {*'\n"'} & {*text} and kind != "passwords":
+            assert found(json.dumps({"prompts": {"query": f"Find {text} now"}})), text
+
+
+def test_planted_secrets_are_shown_by_their_beginning():
+    for kind in ("issuers", "detect-secrets alone", "headers", "URLs"):
+        for text in PLANTED[kind]:
+            for one in search({"a.md": text.encode()}, []):
+                assert not one.grave or text[-6:] not in one.shown, (text, one.shown)
+
+
+INNOCENT = [
+    "forgot password: what to do next",
+    "password reset, passphrases and secrets: a survey",
+    "password: null",
+    "password:\nuser: me",
+    "https://host.example/x?page=2&sort=key&tokenizer=fast",
+    "authorization: required",
+    "https://huggingface.co/me/mine?library=sentence-transformers",
+    "a \\(x\\) and C:\\\\ and \\n\\t in JSON",
+    '{"sha256": "' + HEX + '", "version": "10.12.0.1", "fingerprint": "' + HEX[:40] + '"}',
+    "key-value pairs",
+    "bypass: 3, two_pass: 100, compass: north",
+    '"num_hidden_layers": 12, "pad_token_id": 0',
+    "r8_small, fw_x, SG. and ntn_",
+    '"password_hash_function": 12',
+    "see /mnt and /net/ and and/or/mnt/x",
+    "token_type_ids=None, max_new_tokens=128",
+]
+
+
+@pytest.mark.parametrize("text", INNOCENT)
+def test_common_words_and_hashes_of_run_folders_pass(text):
+    assert found(text) == []

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from smart_train.core.atomic_io import replacing
+from smart_train.core.spreadsheet import write_csv
 from smart_train.evaluation.bm25 import NAME as BM25
 from smart_train.evaluation.metrics import Interval
 from smart_train.evaluation.report.outcome import Outcome
@@ -161,7 +160,7 @@ def write_metrics_csv(path: Path, outcome: Outcome) -> None:
     for mode, measures in outcome.columns().items():
         row = outcome.row if mode in MODES else mode
         rows += [[row, mode, name, one["value"], one["low"], one["high"]] for name, one in measures.items()]
-    _write(path, ["row", "mode", "measure", "value", "low", "high"], rows)
+    write_csv(path, ["row", "mode", "measure", "value", "low", "high"], rows)
 
 
 def write_query_csv(path: Path, outcome: Outcome) -> None:
@@ -179,11 +178,4 @@ def write_query_csv(path: Path, outcome: Outcome) -> None:
             row += [values[name][mode][query] for name in names]
             row.append(outcome.first_relevant(mode, query))
         rows.append(row)
-    _write(path, head, rows)
-
-
-def _write(path: Path, head: list[str], rows: list[list[Any]]) -> None:
-    with replacing(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(head)
-        writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
+    write_csv(path, head, rows)
