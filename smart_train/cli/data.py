@@ -50,7 +50,13 @@ def add(commands: argparse._SubParsersAction) -> None:
     push.add_argument("--public", action="store_true", help="the repository may be public (default: private)")
     outside = "also upload images and texts that lie outside of the data's folder, by a path or a link"
     push.add_argument("--allow-outside", action="store_true", help=outside)
-    push.set_defaults(run=_push, setting_names={"public": "--public", **OUTSIDE_NAMES})
+    push.add_argument(
+        "--allow-secrets",
+        action="store_true",
+        help="also upload texts that hold what looks like a secret or a private path (default: refused, by row)",
+    )
+    names = {"public": "--public", "allow_secrets": "--allow-secrets", **OUTSIDE_NAMES}
+    push.set_defaults(run=_push, setting_names=names)
 
     pull = kinds.add_parser("pull", help="fetch a data set from the Hub into a folder")
     pull.add_argument("repo", help="owner/name")
@@ -124,7 +130,7 @@ def report_lines(report: Report) -> list[str]:
 def _push(options: argparse.Namespace) -> None:
     from smart_train.data.hub_transfer import push
 
-    address = push(options.path, options.repo, not options.public, options.allow_outside)
+    address = push(options.path, options.repo, not options.public, options.allow_outside, options.allow_secrets)
     print(f"{address} holds {options.path}")
 
 

@@ -5,10 +5,11 @@ What huggingface_hub raises becomes a BaseNotFound of one sentence; its client r
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 PACKAGE = "package:"
 LOCAL = "local:"  # in a published adapter: the base was a folder of its publisher's, of which only the name is given
 LOGIN = "run: hf auth login"
+SNAPSHOT = 64 << 20  # bytes; a file up to this size is sent from memory
 KINDS: list[tuple[str, set[str]]] = [  # what went wrong, by the names of the errors' classes; the first that fits
     ("gated", {"GatedRepoError"}),
     ("revision", {"RevisionNotFoundError"}),
@@ -170,6 +172,58 @@ def fetch(repo: str, commit: str, marker: str) -> Path | None:
             return None
         kept = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
         return Path(snapshot_download(repo, revision=commit, allow_patterns=kept))
+
+
+def commit_files(
+    repo: str,
+    files: Mapping[str, Path | bytes],
+    digests: Mapping[str, str],
+    delete: Iterable[str] = (),
+    *,
+    message: str,
+    error: Callable[[str], Exception],
+    **options: Any,
+) -> str:
+    """Send files and commit them, if the bytes that were sent are those that were checked; return the commit.
+
+    files: path in the repository -> content, or a file.  A file up to ``SNAPSHOT`` bytes is read once, compared and
+        sent from memory.  A larger one is compared before and after it is sent (about a second per gigabyte each time).
+    digests: path -> SHA-256 of what was checked; contents in memory need none
+    delete: paths to delete in the same commit; error: makes the error for a file that has changed; options: those of
+        HfApi.create_commit
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    api = HfApi()
+
+    def checked(name: str, file: Path) -> bytes | str:
+        try:
+            content = str(file) if file.stat().st_size > SNAPSHOT else file.read_bytes()
+            found = sha256_of(file) if isinstance(content, str) else hashlib.sha256(content).hexdigest()
+        except OSError as problem:
+            what = f"can no longer be read ({problem.strerror})"
+        else:
+            if found == digests[name]:
+                return content
+            what = "changed on the disk"
+        fix = "see what writes there, then run this again; nothing was committed"
+        raise error(f"{name} {what} after it was checked; {fix}")
+
+    sent = {name: file if isinstance(file, bytes) else checked(name, file) for name, file in files.items()}
+    additions = [CommitOperationAdd(name, content) for name, content in sent.items()]
+    place = {key: options[key] for key in ("repo_type", "revision") if key in options}
+    api.preupload_lfs_files(repo, additions, **place, free_memory=False)
+    for name, content in sent.items():
+        if isinstance(content, str):
+            checked(name, Path(content))
+    operations = [*additions, *(CommitOperationDelete(name) for name in delete)]
+    return str(api.create_commit(repo, operations, commit_message=message, **options).oid)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits (about a second per gigabyte)."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
 from smart_train.core.atomic_io import replacing
 
-# What makes a cell a formula; spreadsheets skip spaces, and take full-width forms for the plain ones.
-FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-CONTROL = ("\t", "\r", "\n", "\0")
+# What makes a cell a formula: it begins with one of these signs, or their full-width forms, or with a control character.
+# Spreadsheets skip spaces; where lists are separated by semicolons (German, French ...) they cut a text there.
+FORMULA = re.compile(r"(^[\t\r\n\0]|(?:^|[;|\t\r\n])\s*(?=[=+\-@\uff1d\uff0b\uff0d\uff20]))")
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
 
 def write_csv(path: Path, head: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """Write a CSV file, whole or not at all; None is an empty cell.
 
     A text that a spreadsheet would run as a formula gets an apostrophe before it, which spreadsheets hide (CWE-1236):
-    queries and file names come from data, and a formula can send cells of the sheet elsewhere.  Numbers stay numbers.
+    queries and file names come from data, and a formula can send cells of the sheet elsewhere.  Numbers stay numbers,
+    also those that are texts.
     """
     with replacing(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
@@ -34,6 +38,8 @@ def cell(value: Any) -> Any:
     """
     if value is None:
         return ""
-    if isinstance(value, str) and (value.startswith(CONTROL) or value.lstrip().startswith(FORMULA)):
-        return f"'{value}"
-    return value
+    text = str(value)
+    if isinstance(value, Number) or NUMBER.fullmatch(text):
+        return value
+    found = FORMULA.sub(lambda match: f"'{match[0]}" if match.start() == 0 else f"{match[0]}'", text)
+    return found if found != text else value

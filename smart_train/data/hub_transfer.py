@@ -22,6 +22,7 @@ from typing import Any
 from smart_train.config.schema import DataBlock
 from smart_train.core import hub
 from smart_train.core.errors import DataError, Setting
+from smart_train.core.secrets import Finding, Searcher, image_texts, listed, search, search_texts, strings
 from smart_train.data import store
 from smart_train.data.collection import RetrievalDataset
 from smart_train.data.load import read_all
@@ -37,16 +38,20 @@ PICTURES = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000
 """Formats that are uploaded.  Others of Pillow's are left out since they run a program (EPS) or take in text (XPM)."""
 
 
-def push(path: str | Path, repo: str, private: bool = True, allow_outside: bool = False) -> str:
+def push(
+    path: str | Path, repo: str, private: bool = True, allow_outside: bool = False, allow_secrets: bool = False
+) -> str:
     """Upload a local data set to a dataset repository in one commit, and return its address.
 
     repo: owner/name, made if it is missing; what an older upload left there is deleted
     private: make it private, and refuse one that is public
     allow_outside: also upload what paths and links lead to outside of the data's folder
+    allow_secrets: also upload texts that hold what looks like a secret or a private path, with a warning
 
     Every image is decoded while the files are written to a temporary folder, which takes as much disk as they do.
-    Raises DataError for what cannot be read or decoded, for a path or a link that leads out of the data's folder, and
-    for what the Hub refuses.  Nothing is uploaded then.
+    Raises DataError for what cannot be read or decoded, for a path or a link that leads out of the data's folder, for
+    a text that holds what looks like a secret (about a second per megabyte of text), and for what the Hub refuses.
+    Nothing is uploaded then.
     """
     from huggingface_hub import HfApi
 
@@ -59,13 +64,19 @@ def push(path: str | Path, repo: str, private: bool = True, allow_outside: bool 
     _check_repository(repo, info, private)
     with TemporaryDirectory() as folder:
         export(read_all(data), Path(folder))
+        files = {one.relative_to(folder).as_posix(): one for one in sorted(Path(folder).rglob("*")) if one.is_file()}
+        digests = {name: hub.sha256_of(file) for name, file in files.items()}
+        _check_secrets(Path(folder), Path(path), allow_secrets)
+        old = {file.rfilename for file in info.siblings or [] if file.rfilename.partition("/")[0] in PARTS}
         with _named_by_repository(repo):
-            api.upload_folder(
-                repo_id=repo,
+            hub.commit_files(
+                repo,
+                files,
+                digests,
+                sorted(old - files.keys()),
+                message="Data set by smart-train",
+                error=DataError,
                 repo_type="dataset",
-                folder_path=folder,
-                commit_message="Data set by smart-train",
-                delete_patterns=[f"{part}/*" for part in PARTS],
                 parent_commit=info.sha,
             )
     return address
@@ -146,6 +157,46 @@ def _check_links(data: DataBlock) -> None:
         for name in sorted([*folders, *files]):
             if os.path.islink(one := os.path.join(root, name)):
                 boundary.check(Path(one), str(path))
+
+
+def _check_secrets(folder: Path, source: Path, allow: bool) -> None:
+    """Raise DataError where what is about to be uploaded holds a secret or a private path; a warning with ``allow``.
+
+    source: of the data, whose path is searched for
+    """
+    findings = list(_findings(folder, Searcher([source.resolve()] if source.exists() else [])))
+    grave = [one for one in findings if one.grave]
+    if grave and not allow:
+        secrets = Setting("allow_secrets", True, python="pass allow_secrets=True")
+        raise DataError(f"{listed(grave)}; take it out, or if others may read it, ", secrets, "; nothing was uploaded")
+    if grave:
+        logger.warning("uploaded all the same: %s", listed(grave))
+    if len(findings) > len(grave):
+        logger.warning("%s texts hold e-mail addresses, %s", len(findings) - len(grave), listed(findings[-1:]))
+
+
+def _findings(folder: Path, searcher: Searcher) -> Iterator[Finding]:
+    """Yield what is found in the card, in every text of the tables, and in the texts inside of pictures."""
+    from PIL import Image
+    from pyarrow.parquet import ParquetFile
+
+    yield from search({"README.md": folder / "README.md"}, [])
+    for path in sorted(folder.rglob("*.parquet")):
+        file, first = path.relative_to(folder).as_posix(), 1
+        for batch in ParquetFile(path).iter_batches(GROUP):
+            texts: list[tuple[str, str]] = []
+            for number, row in enumerate(batch.to_pylist(), first):
+                place = f"row {number} ({next(iter(row.values()))})"
+                for column, value in row.items():
+                    if column != "image":
+                        texts += [(f"{place}, {column}", text) for text in strings(value)]
+                    elif value is not None:
+                        with Image.open(io.BytesIO(value["bytes"])) as image:
+                            if image.format == "PNG":
+                                image.load()  # its texts may come after the pixels
+                            texts += [(f"{place}, image, {where}", text) for where, text in image_texts(image)]
+            yield from search_texts(searcher, texts, file)
+            first += len(batch)
 
 
 def _other_columns(columns: dict[str, dict[str, Any]], key: str) -> dict[str, Any]:

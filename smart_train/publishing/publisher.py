@@ -13,12 +13,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from smart_train.core.errors import AdapterError, BaseNotFound, PublishError, checks
+from smart_train.core.secrets import Files, check_private
 from smart_train.models.safe_loading import SETTINGS, VERIFIED
 from smart_train.publishing.card import kind_of, write_card
 from smart_train.publishing.run_record import examples_section, read_facts
-from smart_train.publishing.secrets import Files, check_private
 from smart_train.publishing.upload import Target, check_access, upload
-from smart_train.publishing.upload_files import check_verified, collect, find_adapter, read_json
+from smart_train.publishing.upload_files import check_verified, collect, find_adapter, freeze, read_json
 
 __all__ = ["PublishError", "check_access", "prepare", "publish"]
 
@@ -100,7 +100,7 @@ def prepare(place: Path, folder: Path, run: Path | None, repo: str, license: str
 
     place: the folder to upload; folder: the adapter that it was exported from, or the same; run: the run's, or None
     """
-    files = collect(place, run)
+    files = freeze(collect(place, run))
     section = examples_section(run, examples) if examples else ""
     files["README.md"] = write_card(read_facts(files, place, folder, run, repo, license, section)).encode()
     files = dict(sorted(files.items()))

@@ -14,11 +14,11 @@ import yaml
 from smart_train.core.bounded_yaml import load_yaml
 from smart_train.core.errors import BaseNotFound, PublishError
 from smart_train.core.hub import LOCAL, resolve_base
+from smart_train.core.secrets import Files, header
 from smart_train.data.collection import Collection, Document, hash_id
 from smart_train.models.safe_loading import SETTINGS, VERIFIED
 from smart_train.models.verification import encoder_files
 from smart_train.publishing.card import MODES, CardFacts, read_log
-from smart_train.publishing.secrets import Files, header
 from smart_train.publishing.upload_files import FACTS, read_json
 
 logger = logging.getLogger(__name__)

@@ -17,9 +17,10 @@ from typing import Any
 
 from smart_train.core import hub
 from smart_train.core.errors import Message, PublishError, Setting, error_chain
+from smart_train.core.secrets import Files
 from smart_train.models.safe_loading import SETTINGS
 from smart_train.models.verification import NAMES, SUFFIXES, TEMPLATES
-from smart_train.publishing.secrets import Files
+from smart_train.publishing.upload_files import verified_digests
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def upload(files: Files, target: Target, folder: Path) -> tuple[str, str]:
     folder: what is published, for messages
     Returns the repository's address and the commit. Raises PublishError.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import HfApi
 
     api, repo = HfApi(), target.repo
     with explained(repo, f"{folder} is unchanged; publish it again: what was sent is not sent twice"):
@@ -81,17 +82,16 @@ def upload(files: Files, target: Target, folder: Path) -> tuple[str, str]:
         else:
             if stale:
                 logger.info("deleted, of the adapter that was there: %s", ", ".join(stale))
-            made = api.create_commit(
+            commit = hub.commit_files(
                 repo,
-                [
-                    *(CommitOperationAdd(name, file) for name, file in files.items()),
-                    *(CommitOperationDelete(name) for name in stale),
-                ],
-                commit_message=target.message or DEFAULT_MESSAGE,
+                files,
+                verified_digests(files),
+                stale,
+                message=target.message or DEFAULT_MESSAGE,
+                error=PublishError,
                 revision=target.branch,
                 parent_commit=info.sha,  # refused if anything else was committed since
             )
-            commit = str(made.oid)
         if target.tag is not None and tagged is None:
             api.create_tag(repo, tag=target.tag, revision=commit, exist_ok=True)
             logger.info("tag %s: %s", target.tag, commit)

@@ -11,10 +11,10 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from smart_train.core.errors import PublishError
-from smart_train.core.hub import LOCAL, PACKAGE
+from smart_train.core.hub import LOCAL, PACKAGE, SNAPSHOT, sha256_of
+from smart_train.core.secrets import Files
 from smart_train.models.safe_loading import SETTINGS, VERIFIED
 from smart_train.models.verification import changed_files, encoder_files
-from smart_train.publishing.secrets import Files
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,32 @@ def collect(folder: Path, run: Path | None) -> Files:
     if base.startswith(LOCAL) and (settings["adapter"] or {}).get("kind") != "full":
         logger.warning("the base %s is a folder of this machine; nobody without it can use the adapter", base)
     return files
+
+
+def freeze(files: Files) -> Files:
+    """Read what was collected into memory, weights of more than 64 MiB excepted: what is searched and sent is what was
+    verified, whatever happens on the disk meanwhile.
+
+    Raises PublishError where a file is no longer what was verified.
+    """
+    verified = verified_digests(files)
+    frozen: Files = {}
+    for name, file in files.items():
+        small = isinstance(file, bytes) or file.stat().st_size <= SNAPSHOT
+        frozen[name] = content = file.read_bytes() if small and isinstance(file, Path) else file
+        if isinstance(content, bytes) and verified.get(name, found := hashlib.sha256(content).hexdigest()) != found:
+            raise PublishError(
+                f"{name} changed after it was verified, while this was running; nothing was sent; {AGAIN}"
+            )
+    return frozen
+
+
+def verified_digests(files: Files) -> dict[str, str]:
+    """Return path -> SHA-256 of what was verified: of verified.json, and of files that it does not list as they are."""
+    report = files.get(VERIFIED)
+    listed = json.loads(report if isinstance(report, bytes) else report.read_bytes())["files"] if report else {}
+    others = {name: file for name, file in files.items() if isinstance(file, Path) and name not in listed}
+    return {**listed, **{name: sha256_of(file) for name, file in others.items()}}
 
 
 def _update_hashes(files: Files, folder: Path) -> None:

@@ -8,12 +8,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import fakehub
 import numpy as np
 import pytest
 
-from smart_train.core.hub import hub_errors, hub_id
+from smart_train.core.errors import PublishError
+from smart_train.core.hub import commit_files, hub_errors, hub_id, sha256_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -171,3 +173,71 @@ def test_no_code_and_no_pickle_is_downloaded(story):
     fetched = {call.rpartition("/")[2] for call in story.hub.calls if "/resolve/" in call and call.startswith("GET")}
     assert {"smart_train.json", "adapter_model.safetensors", "late_head.safetensors"} <= fetched
     assert not [name for name in fetched if name.endswith((".py", ".bin", ".pt", ".pth", ".pkl"))]
+
+
+# What is sent is what was checked -----------------------------------------------------------------------------------
+
+
+class Api:
+    """Stands in for HfApi: ``before`` runs while the files are sent."""
+
+    def __init__(self) -> None:
+        self.before, self.sent, self.committed = (lambda: None), {}, []
+
+    def preupload_lfs_files(self, repo, additions, **options):
+        self.before()
+        for one in additions:
+            with one.as_file() as stream:
+                self.sent[one.path_in_repo] = stream.read()
+
+    def create_commit(self, repo, operations, **options):
+        self.committed = [one.path_in_repo for one in operations]
+        return SimpleNamespace(oid="c0")
+
+
+@pytest.fixture
+def api(monkeypatch) -> Api:
+    found = Api()
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: found)
+    monkeypatch.setattr("smart_train.core.hub.SNAPSHOT", 100)
+    return found
+
+
+def sent(files: dict, digests: dict) -> str:
+    return commit_files("me/x", files, digests, ["old"], message="m", error=PublishError, revision="main")
+
+
+CHANGES = {  # of a small and of a large file, before and while it is sent
+    "another byte": lambda path: path.write_bytes(b"x" + path.read_bytes()[1:]),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"more"),
+    "deleted": lambda path: path.unlink(),
+    "replaced": lambda path: (path.with_name("new").write_bytes(b"new"), path.with_name("new").replace(path)),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("size", [10, 1000], ids=["small", "large"])
+@pytest.mark.parametrize("when", ["before", "while it is sent"])
+def test_a_file_that_changes_after_it_was_checked_is_not_committed(tmp_path, api, change, size, when):
+    path = tmp_path / "weights"
+    path.write_bytes(b"a" * size)
+    digests = {"weights": sha256_of(path)}
+    if when == "before":
+        CHANGES[change](path)
+    else:
+        api.before = lambda: CHANGES[change](path)
+    if size == 10 and when != "before":  # it was read already
+        assert sent({"weights": path}, digests) == "c0" and api.sent["weights"] == b"a" * 10
+        return
+    with pytest.raises((PublishError, OSError), match="weights (changed on the disk|can no longer)|weights'"):
+        sent({"weights": path}, digests)
+    assert api.committed == []
+
+
+def test_what_is_committed_is_what_was_checked(tmp_path, api):
+    path = tmp_path / "weights"
+    path.write_bytes(b"a" * 1000)
+    assert sent({"weights": path, "card": b"text"}, {"weights": sha256_of(path)}) == "c0"
+    assert api.sent == {"weights": b"a" * 1000, "card": b"text"} and api.committed == ["weights", "card", "old"]

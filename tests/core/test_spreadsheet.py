@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from smart_train.core.spreadsheet import write_csv
@@ -28,5 +31,17 @@ def test_a_formula_is_written_as_a_text(tmp_path, text):
 
 
 def test_numbers_and_plain_texts_stay(tmp_path):
-    row = written(tmp_path / "a.csv", -0.5, 3, None, "a=b", "what is 1+1", "'quoted'", 'a, "b"')
-    assert row == ["-0.5", "3", "", "a=b", "what is 1+1", "'quoted'", 'a, "b"']
+    cells = [-0.5, 3, None, "a=b", "what is 1+1", "'quoted'", 'a, "b"', "-0.25", "+3", "-1e-5", np.float32(-0.5), True]
+    row = written(tmp_path / "a.csv", *cells)
+    assert row == ["" if cell is None else str(cell) for cell in cells]
+
+
+@pytest.mark.parametrize("text", ["a;=1+1", "a; @SUM(A1)", "a\n=1+1", "a\r\n+1+cmd", "a\t-1+1", "a|=1"])
+def test_no_other_separator_makes_a_formula_of_a_part(tmp_path, text):
+    (cell,) = written(tmp_path / "a.csv", text)
+    parts = re.split(r"[;|\t\r\n]", cell)
+    assert cell.replace("'", "") == text and not any(part.lstrip().startswith(("=", "+", "-", "@")) for part in parts)
+
+
+def test_what_is_no_text_is_looked_at_as_it_is_written(tmp_path):
+    assert written(tmp_path / "a.csv", Path("=1+1"), ["@x"]) == ["'=1+1", "['@x']"]

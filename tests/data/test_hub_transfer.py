@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import datasets
 import fakehub
 import pytest
 import tiny_data
+from PIL import PngImagePlugin
 
 from smart_train.core.errors import DataError
 from smart_train.data import hub_transfer as share
@@ -174,3 +176,50 @@ def test_languages_of_one_repository_are_chosen_by_subset(tmp_path, monkeypatch)
     assert problem.key == "data.subset" and problem.what.endswith("several configurations: en, de")
     (problem,) = check_data(DataBlock(path="owner/many", subset="dee", split="test"))
     assert problem.fix == "write data.subset: de"
+
+
+SECRET = "hf_" + "aB3dE5fG7hI9jK1mN0pQ2rS4tU6vW8xYzZ"
+
+
+def holds(folder: Path, where: str) -> Path:
+    """A data set with a secret in one place; returns the folder that would be uploaded."""
+    text, picture = tiny_data.passage(0), tiny_data.draw_page(0)
+    documents = {"d0": Document("d0", text, None), "d1": Document("d1", None, picture)}
+    queries, columns = {"q0": "what"}, {}
+    if where == "a text":
+        documents["d0"] = Document("d0", f"{text}\n{SECRET}", None)
+    elif where == "a query":
+        queries["q0"] = SECRET
+    elif where == "a column":
+        columns = {"note": {"d0": f"token: {SECRET}"}}
+    elif where == "a nested column":
+        columns = {"note": {"d0": ["x", SECRET]}}
+    elif where == "an image":
+        buffer, texts = io.BytesIO(), PngImagePlugin.PngInfo()
+        texts.add_text("Comment", SECRET)
+        picture.save(buffer, "PNG", pnginfo=texts)
+        (folder / "a.png").parent.mkdir(parents=True)
+        (folder / "a.png").write_bytes(buffer.getvalue())
+        documents["d1"] = Document("d1", None, str(folder / "a.png"))
+    elif where == "a file's name":
+        documents["d0"] = Document("d0", text, None, f"/home/someone/{text}.pdf", 1)
+    dataset = RetrievalDataset("x", documents, queries, {"test": {"q0": {"d0": 1}}}, document_columns=columns)
+    share.export(dataset, folder / "out")
+    return folder / "out"
+
+
+PLACES = ["a text", "a query", "a column", "a nested column", "an image", "a file's name"]
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_a_secret_in_the_data_is_named_by_row_and_not_uploaded_unless_allowed(tmp_path, caplog, where):
+    out = holds(tmp_path / "data", where)
+    with pytest.raises(DataError, match=r"parquet, row \d+ \([dq]\d\), \w+.*allow_secrets") as error:
+        share._check_secrets(out, tmp_path / "data", False)
+    assert SECRET not in str(error.value)
+    share._check_secrets(out, tmp_path / "data", True)
+    assert "uploaded all the same" in caplog.text and SECRET not in caplog.text
+
+
+def test_plain_data_give_no_alarm(tmp_path):
+    share._check_secrets(holds(tmp_path / "data", "nowhere"), tmp_path / "data", False)

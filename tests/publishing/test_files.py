@@ -13,11 +13,11 @@ from published import made
 
 from smart_train.config.recipe import read, save
 from smart_train.core.errors import PublishError
+from smart_train.core.secrets import check_private
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.safe_loading import HEAD, SETTINGS
 from smart_train.models.saving import write_late_settings
 from smart_train.publishing.publisher import publish
-from smart_train.publishing.secrets import check_private
 from smart_train.publishing.upload_files import check_verified, collect, find_adapter, public_name
 
 WEIGHTS, PEFT = "adapter_model.safetensors", "adapter_config.json"
