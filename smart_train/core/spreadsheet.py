@@ -11,7 +11,7 @@ from typing import Any
 
 from smart_train.core.atomic_io import replacing
 
-# What makes a cell a formula: it begins with one of these signs, or their full-width forms, or with a control character.
+# A cell is a formula where it begins with one of these signs or their full-width forms, or with a control character.
 # Spreadsheets skip spaces; where lists are separated by semicolons (German, French ...) they cut a text there.
 FORMULA = re.compile(r"(^[\t\r\n\0]|(?:^|[;|\t\r\n])\s*(?=[=+\-@\uff1d\uff0b\uff0d\uff20]))")
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
