@@ -216,7 +216,7 @@ def commit_files(
     for name, content in sent.items():
         if isinstance(content, str):
             checked(name, Path(content))
-    operations = [*additions, *(CommitOperationDelete(name) for name in delete)]
+    operations: list[Any] = [*additions, *(CommitOperationDelete(name) for name in delete)]
     return str(api.create_commit(repo, operations, commit_message=message, **options).oid)
 
 

@@ -293,7 +293,7 @@ def _detectors() -> list[tuple[str, Any]]:
     """Return (kind, detector) of detect-secrets."""
     from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 
-    kinds = get_mapping_from_secret_type_to_class()
+    kinds: dict[str, Any] = get_mapping_from_secret_type_to_class()
     return [(kind, plugin()) for kind, plugin in sorted(kinds.items()) if kind not in UNUSED]
 
 
