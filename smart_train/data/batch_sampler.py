@@ -20,6 +20,7 @@ from torch.utils.data import Sampler
 from smart_train.core.errors import DataError, SettingError
 from smart_train.core.modality import content_size
 from smart_train.data.collection import Collection, Document, first_few, hash_id
+from smart_train.data.stored_collection import PairRows
 
 Ints = NDArray[np.int64]
 
@@ -65,8 +66,24 @@ def pair_groups(
     >>> pair_groups(data, data.pairs()).documents.tolist()
     [0, 1, 0]
     """
-    names = {name for _, name in pairs}
-    documents = {name: collection.corpus[name] for name in names}
+    documents, lengths, sources = (
+        _of_stored(pairs, source) if isinstance(pairs, PairRows) else _of(collection, pairs, source)
+    )
+    if sources.keys() == {""}:
+        what = f"no document has a source (data.source is {source})"
+        raise DataError(f"{collection.name}: {what}; write data.source: null")
+    for name in (weights or {}).keys() - sources.keys():
+        near = get_close_matches(name, sources, 1) or [first_few(list(sources))]
+        what = f"there is no source {name!r} in the training pairs"
+        raise SettingError("data.source_weights", what, f"write {near[0]}")
+    return PairGroups(documents, sources, lengths, dict(weights or {}), temperature, window)
+
+
+def _of(
+    collection: Collection, pairs: Sequence[tuple[str, str]], source: str | None
+) -> tuple[Ints, Ints, dict[str, Ints]]:
+    """Return (numbers of the documents, their lengths, source -> places) of pairs of ids."""
+    documents = {name: collection.corpus[name] for name in {name for _, name in pairs}}
     contents = {name: _content_key(document) for name, document in documents.items()}
     number = {content: n for n, content in enumerate(dict.fromkeys(contents[name] for _, name in pairs))}
     lengths = {name: content_size(one.text) if one.image is None and one.text else 0 for name, one in documents.items()}
@@ -75,21 +92,32 @@ def pair_groups(
         one = documents[name]
         own = ALL if source is None else one.file if source == "file" else one.source
         sources.setdefault("" if own is None else own, []).append(place)
-    if sources.keys() == {""}:
-        what = f"no document has a source (data.source is {source})"
-        raise DataError(f"{collection.name}: {what}; write data.source: null")
-    for name in (weights or {}).keys() - sources.keys():
-        near = get_close_matches(name, sources, 1) or [first_few(list(sources))]
-        what = f"there is no source {name!r} in the training pairs"
-        raise SettingError("data.source_weights", what, f"write {near[0]}")
-    return PairGroups(
+    return (
         np.array([number[contents[name]] for _, name in pairs], dtype=np.int64),
-        {name: np.array(places, dtype=np.int64) for name, places in sources.items()},
         np.array([lengths[name] for _, name in pairs], dtype=np.int64),
-        dict(weights or {}),
-        temperature,
-        window,
+        {name: np.array(places, dtype=np.int64) for name, places in sources.items()},
     )
+
+
+def _of_stored(pairs: PairRows, source: str | None) -> tuple[Ints, Ints, dict[str, Ints]]:
+    """The same of pairs of row numbers: a document's id is a hash of its content, so its row says what it shows."""
+    names = pairs.store.documents
+    distinct, first, inverse = np.unique(pairs.documents, return_index=True, return_inverse=True)
+    number = np.empty(len(distinct), np.int64)
+    number[np.argsort(first)] = np.arange(len(distinct))  # by first appearance, as pairs of ids are numbered
+    lengths = names.entries.numbers(names.rows[distinct], "length")
+    if source is None:
+        sources = {ALL: np.arange(len(pairs), dtype=np.int64)}
+    else:
+        codes: dict[str, int] = {}
+        own = (name for (name,) in names.blocks(distinct, "file" if source == "file" else "source"))
+        code = np.fromiter((codes.setdefault(name or "", len(codes)) for name in own), np.int64, len(distinct))[inverse]
+        by_code = np.argsort(code, kind="stable")
+        ends = np.cumsum(np.bincount(code, minlength=len(codes)))[:-1]
+        places = dict(zip(codes, np.split(by_code, ends), strict=True))
+        # in the order in which the pairs name them
+        sources = dict(sorted(places.items(), key=lambda item: int(item[1][0])))
+    return number[inverse], lengths[inverse], sources
 
 
 def _content_key(document: Document) -> tuple[str, ...]:
@@ -144,18 +172,24 @@ class PairBatchSampler(Sampler[list[int]]):
         return self.ranks * sum(source.epoch for source in self.sources)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.plan(self.epoch):
+        for batch in self._planned(self.epoch):
+            own = batch.tolist()
             for rank in range(self.ranks):
-                yield batch[rank :: self.ranks]
+                yield own[rank :: self.ranks]
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def plan(self, epoch: int) -> list[list[int]]:
         """Return the batches of all ranks together, in order; within a batch the shorter documents come first."""
+        return [batch.tolist() for batch in self._planned(epoch)]
+
+    def _planned(self, epoch: int) -> Iterator[Ints]:
+        """Yield the batches of ``plan`` as arrays, so that an epoch of ten million pairs is never a list of numbers."""
         batches = [batch for source in self.sources for batch in self._epoch_batches(source, epoch)]
-        batches = [batches[place] for place in self._rng("order", epoch).permutation(len(batches))]
-        return [batch[np.argsort(self.groups.lengths[batch], kind="stable")].tolist() for batch in batches]
+        for place in self._rng("order", epoch).permutation(len(batches)):
+            batch = batches[place]
+            yield batch[np.argsort(self.groups.lengths[batch], kind="stable")]
 
     def summary(self) -> list[str]:
         """Return lines for the log: how many batches there are, and which pairs are in none."""

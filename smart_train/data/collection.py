@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b, sha256
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from smart_train.core.errors import DataError
 from smart_train.core.modality import to_rgb
@@ -142,6 +142,9 @@ class Collection:
     teacher: query id -> document id -> another model's score of the pair, in that model's unit; for any pairs
     scored_negatives: query id -> its negatives with the miner's scores, where known; training reads ``negatives``
 
+    The mappings are dicts here, and read-only mappings over files in a ``StoredCollection``: do not write to those of a
+    collection that you did not make.
+
     >>> corpus = {"d1": Document("d1", "Ships rest in a harbour."), "d2": Document("d2", "A bridge crosses a river.")}
     >>> data = Collection("demo", corpus, {"q1": "where do ships rest"}, {"q1": {"d1": 1, "d2": 0}})
     >>> data.pairs()
@@ -160,7 +163,7 @@ class Collection:
         """Return the ids of the documents judged relevant, whether the corpus has them or not."""
         return {document for document, grade in self.qrels.get(query, {}).items() if grade > 0}
 
-    def pairs(self) -> list[tuple[str, str]]:
+    def pairs(self) -> Sequence[tuple[str, str]]:
         """Return (query id, document id) for every grade above 0, in the order of the qrels.
 
         Pairs whose query or document is missing are left out here; ``check()`` lists them.
@@ -172,6 +175,23 @@ class Collection:
             for document, grade in judged.items()
             if grade > 0 and document in self.corpus
         ]
+
+    def count_pages(self) -> int:
+        """Return how many documents have an image."""
+        return sum(document.image is not None for document in self.corpus.values())
+
+    def count_files(self) -> int:
+        """Return how many files the documents are a part of."""
+        return len({document.file for document in self.corpus.values() if document.file is not None})
+
+    def names_pages(self) -> bool:
+        """Return whether some document names its file and its page in it."""
+        return any(one.file is not None and one.page is not None for one in self.corpus.values())
+
+    def count_related(self, name: Literal["negatives", "teacher"]) -> tuple[int, int]:
+        """Return (how many documents are named by all queries together, how many queries name one)."""
+        sizes = [len(row) for row in getattr(self, name).values()]
+        return sum(sizes), sum(size > 0 for size in sizes)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of ids, texts, files, grades, negatives and teacher scores, in the order of the ids.

@@ -18,6 +18,7 @@ from smart_train.core.errors import DataError
 from smart_train.data.collection import DEV_SPLITS, TEST_SPLITS, Collection, RetrievalDataset, hash_id
 from smart_train.data.readers.base import DataProblem, Reader, find_reader
 from smart_train.data.split import cap, halves, split
+from smart_train.data.stored_collection import StoredCollection
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +47,10 @@ def load(data: DataBlock | Reader, teacher: bool = False) -> tuple[Collection, C
     reader = _reader(data)
     data = reader.data
     train = read_split(reader, data.split, data.limit)
-    if data.negatives and not any(train.negatives.values()):
+    if data.negatives and not train.count_related("negatives")[1]:
         what = f"is {data.negatives}, but no query of {data.path} has a negative"
         raise DataProblem("data.negatives", what, "write data.negatives: 0, or mine negatives first")
-    if teacher and not any(train.teacher.values()):
+    if teacher and not train.count_related("teacher")[1]:
         raise DataProblem(TEACHER_KEY, f"is on, but no query of {data.path} has a score", TEACHER_FIX)
     own = {name: own_split(reader, names) for name, names in (("dev", DEV_SPLITS), ("test", TEST_SPLITS))}
     test = reader.read(own["test"]) if own["test"] else None
@@ -105,6 +106,8 @@ def _hold_out(
 
 def _capped(collection: Collection, most: int | None) -> Collection:
     """At most so many documents to rank."""
+    if most is None or len(collection.corpus) <= most:
+        return collection
     kept = cap(collection, collection.queries, list(collection.corpus), most, SEED)
     return collection if len(kept) == len(collection.corpus) else _select(collection, collection.queries, kept)
 
@@ -112,17 +115,18 @@ def _capped(collection: Collection, most: int | None) -> Collection:
 def _select(collection: Collection, queries: Iterable[str], documents: list[str]) -> Collection:
     """These queries and documents; judgements of documents that the corpus never had stay, as they were read."""
     part = collection.select(queries, documents)
-    for query, judged in part.qrels.items():
+    for query, judged in part.qrels.items() if not isinstance(part, StoredCollection) else ():  # whose ids never dangle
         judged.update({d: g for d, g in collection.qrels.get(query, {}).items() if d not in collection.corpus})
     return part
 
 
 def _warn_of_overlap(train: Collection, dev: Collection, test: Collection, shared_corpus: bool) -> None:
     """Warn where training and ranking have queries in common, or documents, unless all splits share one corpus."""
-    trained = set(train.queries.values())
+    ranked = {text for part in (dev, test) for text in part.queries.values()}
+    trained = {text for text in train.queries.values() if text in ranked} if ranked else set()
     for part in (dev, test):
         queries = sum(query in train.queries or text in trained for query, text in part.queries.items())
-        documents = 0 if shared_corpus else len(part.corpus.keys() & train.corpus.keys())
+        documents = 0 if shared_corpus else sum(document in train.corpus for document in part.corpus)
         if documents or queries:
             logger.warning(
                 "%s shares %s%d queries with %s: what is trained on is ranked too, and its metrics are better than "

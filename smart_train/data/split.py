@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
 
 from smart_train.core.errors import DataError
+from smart_train.data.arrow_shards import Ints
 from smart_train.data.collection import Collection, hash_id
+from smart_train.data.split_stored import TARGETS, StoredSplit
+from smart_train.data.stored_collection import StoredCollection
 
 logger = logging.getLogger(__name__)
 
@@ -55,14 +62,10 @@ def split(
 
     Raises DataError where the wanted number cannot be held out without breaking up a file.
     """
+    if isinstance(collection, StoredCollection) and collection.part.is_whole():
+        return _split_stored(collection, dev, test, seed, {"test": test_documents, "dev": dev_documents})
     groups, free = file_groups(collection)
-    total = sum(len(g.queries) for g in groups)
-    wanted = {"test": _wanted("test", test, total), "dev": _wanted("dev", dev, total)}
-    if sum(wanted.values()) >= max(total, 1):
-        raise DataError(
-            f"{collection.name}: dev ({wanted['dev']}) and test ({wanted['test']}) leave none of {total} queries to "
-            "train on; lower data.dev or data.test"
-        )
+    wanted = _wanted_numbers(collection, dev, test, sum(len(g.queries) for g in groups))
     limit = {"test": test_documents, "dev": dev_documents}
     share = {"test": test, "dev": dev}
     left = sorted(groups, key=lambda g: (hash_id(f"{seed}\n{g.name}"), g.name))
@@ -72,9 +75,10 @@ def split(
         missing = max(0, (limit[target] or 0) - spare)  # what documents without a query cannot fill
         aim = min(missing, int(LARGEST_TEST * len(collection.corpus)))
         spare = max(0, spare - (limit[target] or 0))
-        splits[target] = _choose(left, wanted[target], aim, collection.name, target)
-        taken = {g.name for g in splits[target]}
-        left = [g for g in left if g.name not in taken]
+        sizes = [len(g.queries) for g in left], [len(g.documents) for g in left]
+        taken = _choose(*sizes, wanted[target], aim, target, collection.name, [g.name for g in left].__getitem__)
+        splits[target] = [left[place] for place in taken]
+        left = [g for place, g in enumerate(left) if place not in set(taken)]
     splits["train"] = left
 
     queries = {target: [q for g in chosen for q in g.queries] for target, chosen in splits.items()}
@@ -88,6 +92,44 @@ def split(
     for target in ("test", "dev"):
         documents[target] = cap(collection, queries[target], documents[target], limit[target], seed)
     parts = {name: _part(collection, name, queries[name], documents[name]) for name in splits}
+    return parts["train"], parts["dev"], parts["test"]
+
+
+def _split_stored(
+    collection: StoredCollection, dev: float | int, test: float | int, seed: int, limit: dict[str, int | None]
+) -> tuple[Collection, Collection, Collection]:
+    """The same for a collection on disk, where groups, queries and documents are numbers."""
+    work = StoredSplit(collection, seed)
+    share = {"test": test, "dev": dev}
+    wanted = _wanted_numbers(collection, dev, test, int(work.queries.sum()))
+    left, spare = work.order, work.spare
+    chosen: dict[str, Any] = {}
+    for target in ("test", "dev"):
+        missing = max(0, (limit[target] or 0) - spare)
+        aim = min(missing, int(LARGEST_TEST * len(collection.corpus)))
+        spare = max(0, spare - (limit[target] or 0))
+        of_queries, of_documents = work.queries[left], work.documents[left]
+        name = partial(work.name, left)
+        places = _choose(of_queries, of_documents, wanted[target], aim, target, collection.name, name)
+        chosen[target], left = left[places], np.delete(left, places)
+    chosen["train"] = left
+    queries = {target: work.rows(groups) for target, groups in chosen.items()}
+    for target in ("test", "dev"):
+        if isinstance(share[target], int) or share[target] >= 1:
+            queries[target] = work.by_hash(queries[target], wanted[target])
+    if not len(queries["train"]):
+        raise DataError(f"{collection.name}: dev and test leave nothing to train on; lower data.dev or data.test")
+    side = work.sides(chosen, queries, limit)
+    parts: dict[str, Collection] = {}
+    for number, target in enumerate(TARGETS):
+        part: Collection = collection.select_rows(queries[target], side == number)
+        if target != "train" and limit[target] is not None:
+            kept = cap(collection, part.queries, list(part.corpus), limit[target], seed)
+            part = collection.select(part.queries, kept)
+        part.name = f"{collection.name}/{target}"
+        named = collection.select_rows(queries[target], None).count_related("negatives")[0]
+        _warn_of_lost(part, named)
+        parts[target] = part
     return parts["train"], parts["dev"], parts["test"]
 
 
@@ -154,34 +196,55 @@ def file_groups(collection: Collection) -> tuple[list[FileGroup], list[FileGroup
     return [g for g in groups.values() if g.queries], [g for g in groups.values() if not g.queries]
 
 
-def _choose(groups: list[FileGroup], queries: int, aim: int, name: str, target: str) -> list[FileGroup]:
-    """Groups, in the given order, with about this many queries and, where that is more, ``aim`` documents."""
+def _wanted_numbers(collection: Collection, dev: float | int, test: float | int, total: int) -> dict[str, int]:
+    wanted = {"test": _wanted("test", test, total), "dev": _wanted("dev", dev, total)}
+    if sum(wanted.values()) >= max(total, 1):
+        raise DataError(
+            f"{collection.name}: dev ({wanted['dev']}) and test ({wanted['test']}) leave none of {total} queries to "
+            "train on; lower data.dev or data.test"
+        )
+    return wanted
+
+
+def _choose(
+    queries_of: Sequence[int] | Ints,
+    documents_of: Sequence[int] | Ints,
+    queries: int,
+    aim: int,
+    target: str,
+    name: str,
+    group: Callable[[int], str],
+) -> list[int]:
+    """Return places of groups with about this many queries and, where that is more, ``aim`` documents.
+
+    queries_of, documents_of: sizes of the groups, in the order in which they are taken; group: place -> name
+    """
     if not queries:
         return []
-    chosen: list[FileGroup] = []
+    chosen: list[int] = []
     have_queries = have_documents = 0
-    for group in groups:
+    for place, (size, more) in enumerate(zip(map(int, queries_of), map(int, documents_of), strict=True)):
         if have_queries >= queries and have_documents >= aim:
             break
-        size, more = len(group.queries), len(group.documents)
         fits_queries = size <= max(1, LARGEST_FILE * queries) and have_queries + size <= OVERSHOOT * queries
         fits_documents = aim > queries and more <= LARGEST_FILE * aim and have_documents + more <= OVERSHOOT * aim
         if fits_queries or fits_documents:
-            chosen.append(group)
+            chosen.append(place)
             have_queries, have_documents = have_queries + size, have_documents + more
     if have_queries < queries:  # only large files are left: the smaller ones first
-        taken = {g.name for g in chosen}
-        for group in sorted((g for g in groups if g.name not in taken), key=lambda g: len(g.queries)):
+        taken = set(chosen)
+        rest = (place for place in range(len(queries_of)) if place not in taken)
+        for place in sorted(rest, key=lambda place: int(queries_of[place])):
             if have_queries >= queries:
                 break
-            chosen.append(group)
-            have_queries += len(group.queries)
-    total = sum(len(g.queries) for g in groups)
+            chosen.append(place)
+            have_queries += int(queries_of[place])
+    total = int(sum(queries_of))
     if have_queries == total or have_queries > max(OVERSHOOT * queries, total / 2):
-        largest = max(groups, key=lambda g: len(g.queries))
+        largest = max(range(len(queries_of)), key=lambda place: int(queries_of[place]))
         raise DataError(
-            f"{name}: {queries} queries cannot be held out for {target}: {len(largest.queries)} of {total} queries "
-            f"belong together ({largest.name}; whole files stay in one split, and files that answer the same query "
+            f"{name}: {queries} queries cannot be held out for {target}: {queries_of[largest]} of {total} queries "
+            f"belong together ({group(largest)}; whole files stay in one split, and files that answer the same query "
             f"stay together). Lower data.{target}, set it to 0, or give the data a {target} split of its own"
         )
     return chosen
@@ -240,7 +303,12 @@ def cap(collection: Collection, queries: Iterable[str], documents: list[str], mo
 def _part(collection: Collection, target: str, queries: list[str], documents: list[str]) -> Collection:
     part = collection.select(queries, documents)
     part.name = f"{collection.name}/{target}"
-    lost = sum(len(collection.negatives.get(q, ())) for q in queries) - sum(map(len, part.negatives.values()))
+    _warn_of_lost(part, sum(len(collection.negatives.get(q, ())) for q in queries))
+    return part
+
+
+def _warn_of_lost(part: Collection, named: int) -> None:
+    """named: how many negatives the queries have in all splits."""
+    lost = named - part.count_related("negatives")[0]
     if lost:
         logger.warning("%s: %d negatives are in another split and are not used here", part.name, lost)
-    return part

@@ -330,7 +330,7 @@ def _stored(files: list[Path], kind: str) -> Any:
     try:
         if kind == "parquet":
             schemas = [read_schema(f) for f in files]
-            if not any(_may_hold_images(column.type) for schema in schemas for column in schema):
+            if not any(may_hold_images(column.type) for schema in schemas for column in schema):
                 parts = [read_table(f, partitioning=None) for f in files]
                 return datasets.Dataset(pa.concat_tables(parts, promote_options="default"))
         return datasets.load_dataset(kind, data_files={"train": [str(f) for f in files]}, split="train")
@@ -338,7 +338,8 @@ def _stored(files: list[Path], kind: str) -> Any:
         raise DataError(f"{files[0]}: not a readable {kind} file ({error.__cause__ or error})") from error
 
 
-def _may_hold_images(kind: Any) -> bool:
+def may_hold_images(kind: Any) -> bool:
+    """Return whether a column of this Arrow type may hold images."""
     import pyarrow as pa
 
     return pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)

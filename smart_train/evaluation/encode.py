@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 
 from smart_train.core.embeddings import Embeddings
 from smart_train.core.errors import EvaluationError
+from smart_train.core.progress_log import ProgressLog, timed
 from smart_train.distributed.process_group import ProcessGroup
-from smart_train.evaluation.progress_log import ProgressLog, timed
 from smart_train.evaluation.protocols import Collection, Document, Encoder
 from smart_train.evaluation.sharding import (
     SPARES,

@@ -9,10 +9,10 @@ import torch
 
 from smart_train.config.schema import HybridBlock
 from smart_train.core.embeddings import Embeddings
+from smart_train.core.progress_log import timed
 from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation.encode import Encoded, encode
 from smart_train.evaluation.metrics import Interval, Ranking, interval, measure
-from smart_train.evaluation.progress_log import timed
 from smart_train.evaluation.protocols import Collection, Encoder
 from smart_train.evaluation.ranking import rank_views
 from smart_train.evaluation.score_histograms import ScoreObserver

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from smart_train.core.errors import ExtensionResultError
+from smart_train.core.progress_log import ProgressLog
 from smart_train.data.collection import Collection
-from smart_train.evaluation.progress_log import ProgressLog
 
 PAIRS = 2048  # pairs of one call, at the least; a query's own are never divided
 

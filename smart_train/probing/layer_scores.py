@@ -20,8 +20,8 @@ from torch import Tensor
 from smart_train.core.atomic_io import replacing
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import EvaluationError
+from smart_train.core.progress_log import ProgressLog, timed
 from smart_train.evaluation.encode import Encoded, encode
-from smart_train.evaluation.progress_log import ProgressLog, timed
 from smart_train.evaluation.protocols import Collection, Encoder
 from smart_train.evaluation.scoring import check, tiles
 from smart_train.evaluation.topk import tie_hash

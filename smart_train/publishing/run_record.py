@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import re
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def examples_section(run: Path | None, count: int) -> str:
     if run is None or not (run / "recipe.yaml").is_file():
         raise PublishError("examples need the run's folder, whose recipe.yaml names the data; leave them out")
     train = _data(run)
-    pairs = sorted(train.pairs(), key=lambda pair: (hash_id("\n".join(pair)), pair))[:count]
+    pairs = nsmallest(count, train.pairs(), key=lambda pair: (hash_id("\n".join(pair)), pair))
     lines = [f"- {_line(train.queries[query])}\n  - {_document(train.corpus[document])}" for query, document in pairs]
     section = "\n".join(
         ["### Examples", "", "Pairs that were trained on: a query, and the document that answers it.", "", *lines]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ from smart_train.config.schema import ObjectiveBlock
 from smart_train.core.embeddings import Features
 from smart_train.core.environment import world
 from smart_train.core.errors import SettingError, TrainingStopped
-from smart_train.data.collection import Document
+from smart_train.data.collection import Collection
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.microbatches import image_token, split
 from smart_train.training.arguments import SmartTrainingArguments
@@ -57,11 +57,13 @@ def check_steps(args: SmartTrainingArguments, pairs: int) -> None:
         raise SettingError("objective.batch", what, f"write at most {pairs}, or less in per_device_train_batch_size")
 
 
-def check_pages(objective: ObjectiveBlock, documents: Iterable[Document], name: str) -> None:
+def check_pages(objective: ObjectiveBlock, collection: Collection) -> None:
     """Raise SettingError where neighbouring pages are to be no negatives and no document is known to be a page."""
     near = objective.neighbour_pages
-    if near is not None and not any(d.file is not None and d.page is not None for d in documents):
-        what = f"is {near}, but no document of {name} names its file and its page, so nothing would be left out"
+    if near is not None and not collection.names_pages():
+        what = (
+            f"is {near}, but no document of {collection.name} names its file and its page, so nothing would be left out"
+        )
         raise SettingError("objective.neighbour_pages", what, "remove it, or give the documents both (docs/data.md)")
 
 

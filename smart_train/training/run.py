@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -392,8 +393,8 @@ def save_and_reload(trainer: SmartTrainer, splits: Splits, recipe: Recipe, outpu
 def _reference_inputs(splits: Splits, count: int = 8) -> tuple[list[Any], list[Any]]:
     """Return a few queries and documents, whose vectors must be equal after reloading."""
     split = splits.dev if splits.dev.queries else splits.train
-    documents = list(split.corpus.values())[:count]
-    return list(split.queries.values())[:count], [document.content() for document in documents]
+    documents = [document.content() for document in islice(split.corpus.values(), count)]
+    return list(islice(split.queries.values(), count)), documents
 
 
 # -- the end

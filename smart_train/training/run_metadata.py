@@ -47,14 +47,14 @@ def counts(split: Collection) -> dict[str, int]:
     """Count queries, documents, pages (documents with an image), files, pairs (a query and a relevant document),
     negatives, queries with negatives, and queries with a teacher's scores.  Zeros are left out, except for queries,
     documents and pairs."""
-    files = {document.file for document in split.corpus.values() if document.file is not None}
     always = {"queries": len(split.queries), "documents": len(split.corpus), "pairs": len(split.pairs())}
+    negatives, with_negatives = split.count_related("negatives")
     sometimes = {
-        "pages": sum(document.image is not None for document in split.corpus.values()),
-        "files": len(files),
-        "negatives": sum(len(found) for found in split.negatives.values()),
-        "queries_with_negatives": sum(bool(found) for found in split.negatives.values()),
-        "queries_with_scores": sum(bool(found) for found in split.teacher.values()),
+        "pages": split.count_pages(),
+        "files": split.count_files(),
+        "negatives": negatives,
+        "queries_with_negatives": with_negatives,
+        "queries_with_scores": split.count_related("teacher")[1],
     }
     return {**always, **{name: number for name, number in sometimes.items() if number}}
 

@@ -169,7 +169,7 @@ class SmartTrainer(Trainer):
             collection, in_a_row = to_collection(train_dataset, "train_dataset")
             train_dataset = Pairs(collection)
             check_steps(args, len(train_dataset))
-            check_pages(objective, collection.corpus.values(), collection.name)
+            check_pages(objective, collection)
             data_collator = Collator(
                 collection,
                 TruncatingPreprocess(model.preprocess, query_tokens, document_tokens),

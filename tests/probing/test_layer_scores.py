@@ -15,8 +15,8 @@ import torch
 from smart_train.config.schema import LateBlock
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import EvaluationError
+from smart_train.core.progress_log import ProgressLog
 from smart_train.evaluation import encode as encoding
-from smart_train.evaluation.progress_log import ProgressLog
 from smart_train.probing import layer_scores as module
 from smart_train.probing.layer_scores import layer_of, layer_scores
 

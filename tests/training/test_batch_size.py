@@ -10,7 +10,7 @@ import pytest
 from ranks import run_ranks
 
 from smart_train.config.schema import ObjectiveBlock
-from smart_train.data.collection import Document
+from smart_train.data.collection import Collection, Document
 from smart_train.training.arguments import training_arguments
 from smart_train.training.batch_size import check_pages, chunk_rows, with_batch_share
 
@@ -55,12 +55,13 @@ def test_deepspeed_hears_of_the_batch(tmp_path):
 @pytest.mark.parametrize(("file", "page", "fine"), [(None, None, False), ("a.pdf", None, False), ("a.pdf", 0, True)])
 def test_neighbouring_pages_need_pages(file, page, fine):
     documents = [Document("d0", "a text"), Document("d1", "a page", file=file, page=page)]
-    check_pages(ObjectiveBlock(), documents, "mine")
+    mine = Collection("mine", {one.id: one for one in documents}, {}, {})
+    check_pages(ObjectiveBlock(), mine)
     if fine:
-        check_pages(ObjectiveBlock(neighbour_pages=0), documents, "mine")
+        check_pages(ObjectiveBlock(neighbour_pages=0), mine)
         return
     with pytest.raises(ValueError, match=r"neighbour_pages: is 0, but no document of mine names its file and its page"):
-        check_pages(ObjectiveBlock(neighbour_pages=0), documents, "mine")
+        check_pages(ObjectiveBlock(neighbour_pages=0), mine)
 
 
 @pytest.mark.parametrize(

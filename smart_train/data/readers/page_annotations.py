@@ -13,13 +13,8 @@ from smart_train.core.errors import DataError
 from smart_train.data.collection import Collection, Document, content_id, first_few
 from smart_train.data.readers.base import DataProblem
 from smart_train.data.readers.beir import corpus_image_column, part_files, read_corpus
-from smart_train.data.readers.rows import (
-    DOCUMENTS,
-    RowsReader,
-    is_image_folder,
-    local_sources,
-    query_column,
-)
+from smart_train.data.readers.row_parser import DOCUMENTS, query_column
+from smart_train.data.readers.rows import RowsReader, is_image_folder, local_sources
 from smart_train.data.tables import (
     FILES,
     PAGES,

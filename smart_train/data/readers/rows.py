@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -12,32 +11,15 @@ from typing import Any
 
 from smart_train.config.schema import DataBlock
 from smart_train.config.typed_values import Problem
-from smart_train.core.errors import DataError, Setting
+from smart_train.core.errors import DataError
 from smart_train.data.collection import DEV_SPLITS, TEST_SPLITS, Collection, Document, content_id, first_few
 from smart_train.data.readers import hub_datasets as hub
+from smart_train.data.readers import row_cache
 from smart_train.data.readers.base import DataProblem, Reader, is_hub_name, local_path
-from smart_train.data.tables import (
-    FILES,
-    PAGES,
-    Boundary,
-    StoredImage,
-    StoredTable,
-    Table,
-    columns_of,
-    data_files,
-    find_column,
-    open_files,
-    read_image,
-    read_page,
-    read_score,
-    split_name,
-)
+from smart_train.data.readers.row_parser import Columns, ParsedRow, RowParser, choose_columns, document_id
+from smart_train.data.tables import StoredTable, Table, columns_of, data_files, open_files, split_name
 
 logger = logging.getLogger(__name__)
-
-QUERIES = ("query", "anchor", "question")  # the first is the default; the others are sentence-transformers' names
-DOCUMENTS = ("positive", "document", "text", "pos", "passage", "answer")
-NEGATIVES = ("negative", "negatives", "neg")
 
 Sources = dict[str, Any]
 """split -> its files, a folder of save_to_disk, or None: `datasets` loads it."""
@@ -62,10 +44,16 @@ class RowsReader(Reader):
         return list(self.sources)
 
     def read(self, split: str) -> Collection:
-        return self.read_table(self.table(split), None)
+        return self._read(split, None)
 
     def read_first(self, split: str, limit: int) -> Collection:
-        return self.read_table(self.table(split), limit)
+        return self._read(split, limit)
+
+    def _read(self, split: str, limit: int | None) -> Collection:
+        """Read a large table from its conversion on disk, any other one into memory."""
+        table: Any = row_cache.open_large(self.sources[split]) or self.table(split)
+        stored = row_cache.read(table, self.data, self.name, limit)
+        return self.read_table(table, limit) if stored is None else stored
 
     def read_table(self, table: Table, limit: int | None) -> Collection:
         """Read the rows of one split, until there are ``limit`` pairs."""
@@ -154,64 +142,6 @@ def _hub_splits(data: DataBlock) -> list[str]:
         return hub.splits(data.path, data.subset, data.revision)
 
 
-# Which column holds what ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The column of each part of a row; None where there is none."""
-
-    query: str
-    document: str | None
-    image: str | None
-    id: str | None
-    file: str | None
-    page: str | None
-    negatives: tuple[str, ...]
-    scores: str | None
-    source: str | None = None
-
-
-def query_column(columns: list[str], data: DataBlock) -> str:
-    """Return ``data.query``; where that is not given, the first usual name that the table has."""
-    usual = QUERIES if data.query == QUERIES[0] else (data.query,)
-    return next((name for name in usual if name in columns), data.query)
-
-
-def choose_columns(columns: list[str], data: DataBlock) -> tuple[Columns | None, list[Problem]]:
-    """Return (columns, []), or (None, problems), each problem with the nearest names."""
-    problems: list[Problem] = []
-    query = query_column(columns, data)
-    named = {"query": query, "document": data.document, "image": data.image, "id": data.id, "scores": data.scores}
-    named["source"] = source = data.source if data.source != "file" else None
-    for key, name in named.items():
-        if name and name not in columns:
-            near = get_close_matches(name, columns, 1, 0.5)
-            what = f"there is no column {name!r} in {data.path}; it has {', '.join(columns) or 'no rows'}"
-            problems.append(Problem(f"data.{key}", what, f"write data.{key}: {near[0] if near else 'one of these'}"))
-    document = data.document if data.document is not None else next((c for c in DOCUMENTS if c in columns), None)
-    image = data.image if data.image is not None else ("image" if "image" in columns else None)
-    if not document and not image:
-        what = f"no column holds the documents of {data.path} (positive, document, text, image); it has "
-        problems.append(
-            Problem("data.document", what + (", ".join(columns) or "no rows"), "name the column in data.document")
-        )
-    negatives = [c for c in columns if c in NEGATIVES or re.fullmatch(r"negative_\d+", c)]
-    negatives.sort(key=lambda c: (not c.startswith("negative_"), int("0" + "".join(filter(str.isdigit, c)))))
-    if data.negatives and not negatives:
-        what = f"is {data.negatives}, but {data.path} has no column negative, negative_1 ... or negatives"
-        problems.append(Problem("data.negatives", what, "write data.negatives: 0, or add such a column"))
-    if problems:
-        return None, problems
-    scores = data.scores if data.scores is not None else ("scores" if "scores" in columns else None)
-    rest = [c for c in columns if c not in (query, document, image, data.id)]
-    file, page = find_column(rest, FILES), find_column(rest, PAGES)
-    found = Columns(
-        query, document or None, image or None, data.id, file, page, tuple(negatives), scores or None, source
-    )
-    return found, []
-
-
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
@@ -231,34 +161,13 @@ def read_rows(table: Table, data: DataBlock, name: str, limit: int | None = None
     query stays where a negative names its id.  Reading stops at ``limit`` pairs.
     Raises DataError, naming the row, for wrong types, missing image files, and where nothing is left.
     """
-    columns, problems = choose_columns(table.columns, data)
-    if columns is None:
-        lines = [(Setting(p.key), ": ", p.what, "; ", p.fix) for p in problems]
-        raise DataError(*[part for line in lines for part in ("; ", line)][1:])
-    builder, boundary = _Builder(table, columns), Boundary.of(data)
-    empty: dict[str, list[str]] = {"query": [], "document": []}
-    known, late = set(table.columns), dict[str, str]()
-    for where, row in table:
+    parser = RowParser(table, data)
+    builder = _Builder(table, parser.columns)
+    for row in parser.rows():
+        builder.add(row)
         if limit is not None and builder.pairs >= limit:
             break
-        late.update((name, where) for name in row.keys() - known - late.keys())
-        texts = _texts(row.get(columns.query), columns.query, where)
-        if len(texts) > 1:
-            raise DataError(f"{where}: {columns.query} holds {len(texts)} texts; a row has one query")
-        documents = list(_documents(row, columns, table, where, boundary))
-        if texts and documents:
-            builder.add(where, row, texts[0], documents)
-        else:
-            empty["document" if texts else "query"].append(where)
-            if columns.id:
-                builder.without_query.update((document.id, document) for document in documents)
-    for what, places in empty.items():
-        if places:
-            logger.warning("%s: %d rows without a %s are left out: %s", name, len(places), what, first_few(places))
-    if late:
-        what = "columns first appear after the rows that the columns are taken from, and are not read"
-        first = [f"{column} ({where})" for column, where in sorted(late.items())]
-        logger.warning("%s: %d %s; give the first row every column: %s", name, len(late), what, first_few(first))
+    parser.report(name)
     if not builder.pairs:
         raise DataError(f"{table.name}: no row has a query and a document")
     return builder.finish(name)
@@ -281,9 +190,14 @@ class _Builder:
     by_text: dict[str, str] = field(default_factory=dict)
     pairs: int = 0
 
-    def add(self, where: str, row: dict[str, Any], query: str, documents: list[Document]) -> None:
-        key = content_id("query", query)
-        self.queries[key] = query
+    def add(self, row: ParsedRow) -> None:
+        where, documents = row.where, row.documents
+        if row.query is None or not documents:
+            if self.columns.id:
+                self.without_query.update((document.id, document) for document in documents)
+            return
+        key = content_id("query", row.query)
+        self.queries[key] = row.query
         for document in documents:
             before = self.corpus.setdefault(document.id, document)
             if before is not document and not _same(before, document):
@@ -296,13 +210,11 @@ class _Builder:
             judged = self.qrels.setdefault(key, {})
             self.pairs += document.id not in judged
             judged[document.id] = 1
-        negatives = [text for name in self.columns.negatives for text in _texts(row.get(name), name, where)]
-        self.negatives.setdefault(key, {}).update(dict.fromkeys(negatives))
-        if self.columns.scores and row.get(self.columns.scores) is not None:
-            values = row_scores(row, self.columns, len(documents), where)
+        self.negatives.setdefault(key, {}).update(dict.fromkeys(row.negatives))
+        if row.scores is not None:
             ids = [document.id for document in documents]
-            self._score(self.teacher.setdefault(key, {}), ids, values[: len(ids)])
-            self._score(self.scored.setdefault(key, {}), negatives, values[len(ids) :])
+            self._score(self.teacher.setdefault(key, {}), ids, row.scores[: len(ids)])
+            self._score(self.scored.setdefault(key, {}), row.negatives, row.scores[len(ids) :])
 
     def _score(self, into: dict[str, float], names: list[str], values: list[float | None]) -> None:
         for name, value in zip(names, values, strict=True):
@@ -349,76 +261,8 @@ class _Builder:
         return key
 
 
-def _texts(value: Any, name: str, where: str) -> list[str]:
-    """The texts of a cell, which is empty, a text or a list of texts."""
-    values = value if isinstance(value, list | tuple) else [value]
-    if any(v is not None and not isinstance(v, str) for v in values):
-        raise DataError(f"{where}: {name} holds {type(values[0]).__name__}; it must be a text or a list of texts")
-    return [v.strip() for v in values if v is not None and v.strip()]
-
-
-def row_scores(row: dict[str, Any], columns: Columns, documents: int, where: str) -> list[float | None]:
-    """Return one score, or None, for each of the row's documents and then its negatives, empty cells left out.
-
-    The list may also count the empty cells (rows padded to equal numbers of negatives); a number stands for a list
-    of one.  Raises DataError for any other length, and for what is no finite number.
-    """
-    name = str(columns.scores)
-    value = row[name]
-    given = list(value) if isinstance(value, list | tuple) else [value]
-    if any(isinstance(score, str | list | dict) for score in given):
-        fix = 'correct it, or write data.scores: "" to ignore the column'
-        raise DataError(f"{where}: {name} must be a list of numbers, got {str(value)[:40]!r}; {fix}")
-    scores = [None if score is None else read_score(score, f"{where}: {name}") for score in given]
-    cells = [*_cells(row, columns.document)] if columns.document else []
-    cells = cells if any(cells) else [True] * documents  # a page has no text to be counted by
-    cells += [filled for negatives in columns.negatives for filled in _cells(row, negatives)]
-    if len(scores) == len(cells):
-        return [score for score, filled in zip(scores, cells, strict=True) if filled]
-    if len(scores) != sum(cells):
-        what = f"{name} has {len(scores)} values, but the row has {documents} documents and {sum(cells) - documents}"
-        raise DataError(f"{where}: {what} negatives; give one for each of these, in this order")
-    return scores
-
-
-def _cells(row: dict[str, Any], name: str) -> list[bool]:
-    """Return whether each value of a cell holds a text; a cell without a list is one value."""
-    value = row.get(name)
-    return [bool(v and v.strip()) for v in (value if isinstance(value, list | tuple) else [value])]
-
-
-def _documents(
-    row: dict[str, Any], columns: Columns, table: Table, where: str, boundary: Boundary
-) -> Iterable[Document]:
-    texts = _texts(row.get(columns.document), columns.document, where) if columns.document else []
-    image = read_image(row.get(columns.image) if columns.image else None, table, where, boundary)
-    given = row.get(columns.id) if columns.id else None
-    if columns.id and (given is None or not str(given).strip()):
-        raise DataError(f"{where}: {columns.id} is empty; a row needs an id, or leave data.id empty")
-    if len(texts) > 1 and (image is not None or given is not None):
-        raise DataError(f"{where}: {len(texts)} documents share one {'id' if image is None else 'image'}; one a row")
-    file = row.get(columns.file) if columns.file else None
-    page = read_page(row.get(columns.page)) if columns.page else None
-    source = row.get(columns.source) if columns.source else None
-    contents: list[str | None] = [*texts] if texts or image is None else [None]
-    for text in contents:
-        key = str(given) if given is not None else _content_id(text, image)
-        yield Document(key, text, image, _name(file), page, source=_name(source))
-
-
-def _name(value: Any) -> str | None:
-    return None if value in (None, "") else str(value)
-
-
-def _content_id(text: str | None, image: Any) -> str:
-    if image is None:
-        return content_id("text", text or "")
-    key = image.content_id() if isinstance(image, StoredImage) else content_id("image", Path(image).read_bytes())
-    return key if text is None else content_id("page", f"{key}\n{text}")
-
-
 def _same(first: Document, second: Document) -> bool:
     """The same content; images are compared by their bytes, which are read only here, where an id comes again."""
     if first.text != second.text or (first.image is None) != (second.image is None):
         return False
-    return first.image is None or _content_id(None, first.image) == _content_id(None, second.image)
+    return first.image is None or document_id(None, first.image) == document_id(None, second.image)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from smart_train.evaluation import progress_log
-from smart_train.evaluation.progress_log import ProgressLog, format_duration
+from smart_train.core import progress_log
+from smart_train.core.progress_log import ProgressLog, format_duration
 
 
 def test_progress_is_logged_with_the_time_left_and_short_work_says_nothing(monkeypatch, caplog):

@@ -1,4 +1,4 @@
-"""Measure how long parts of an evaluation take, and log the progress of long ones."""
+"""Measure how long parts of a work take, and log the progress of long ones."""
 
 from __future__ import annotations
 

@@ -1,0 +1,98 @@
+"""Read rows of many Arrow files by number, without loading them: the files are memory-mapped.
+
+Nothing of a row is a Python object before it is asked for, and the pages of the files are shared by all processes of a
+machine.  A pickled ``Shards`` is the names of its files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smart_train.core.errors import DataError
+
+BLOCK = 4096  # rows that are turned into Python objects at once
+
+Ints = NDArray[np.integer[Any]]
+
+
+class Shards:
+    """The rows of Arrow files, one after another, as ``write_shard`` wrote them: a file is one record batch."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = list(files)
+        self.batches = [_mapped(file) for file in self.files]
+        self.starts = np.cumsum([0, *(batch.num_rows for batch in self.batches)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shards, (self.files,)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def value(self, row: int, column: str) -> Any:
+        """Return one cell."""
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.batches[number].column(column)[row - int(self.starts[number])].as_py()
+
+    def arrow(self, rows: Ints, column: str) -> Iterator[tuple[Ints, Any]]:
+        """Yield (places in ``rows``, their cells as a pyarrow array), one file at a time."""
+        import pyarrow as pa
+
+        if not len(rows):
+            return
+        shard = np.searchsorted(self.starts, rows, side="right") - 1
+        if shard[0] == shard[-1] and (shard == shard[0]).all():
+            groups: Iterable[Ints] = [np.arange(len(rows))]
+        else:
+            order = np.argsort(shard, kind="stable")
+            groups = np.split(order, np.flatnonzero(np.diff(shard[order])) + 1)
+        for places in groups:
+            number = int(shard[places[0]])
+            local = pa.array(np.asarray(rows)[places] - self.starts[number], pa.int64())
+            yield places, self.batches[number].column(column).take(local)
+
+    def values(self, rows: Ints, column: str) -> list[Any]:
+        """Return the cells of these rows, in their order, as Python values."""
+        found: list[Any] = [None] * len(rows)
+        for places, cells in self.arrow(rows, column):
+            for place, value in zip(places.tolist(), cells.to_pylist(), strict=True):
+                found[place] = value
+        return found
+
+    def numbers(self, rows: Ints, column: str, dtype: Any = np.int64) -> NDArray[Any]:
+        """Return the cells of a column of numbers, in the order of ``rows``."""
+        found = np.empty(len(rows), dtype)
+        for begin in range(0, len(rows), 1 << 20):  # so that what is taken is small beside the result
+            part = found[begin : begin + (1 << 20)]
+            for places, cells in self.arrow(rows[begin : begin + (1 << 20)], column):
+                part[places] = cells.to_numpy(zero_copy_only=False)
+        return found
+
+    def blocks(self, rows: Ints, *columns: str) -> Iterator[tuple[Any, ...]]:
+        """Yield the cells of these columns row by row, of a bounded number of rows at once."""
+        for begin in range(0, len(rows), BLOCK):
+            part = rows[begin : begin + BLOCK]
+            yield from zip(*(self.values(part, column) for column in columns), strict=True)
+
+
+def write_shard(file: Path, columns: dict[str, Any]) -> None:
+    """Write columns (pyarrow arrays of one length) to an Arrow file of one record batch."""
+    import pyarrow as pa
+
+    batch = pa.record_batch(columns)
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def _mapped(file: Path) -> Any:
+    import pyarrow as pa
+
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file}: not a readable Arrow file ({error}); delete its folder to write it anew") from error

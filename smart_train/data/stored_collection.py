@@ -1,0 +1,532 @@
+"""A collection in Arrow files on disk, with the interface of one in memory: nothing per row lives in Python.
+
+A ``Store`` is what one table was converted to (readers/row_cache.py writes it). Inside, documents and queries are row
+numbers; ids are texts at the border, found through a sorted array of their hashes. A ``StoredCollection`` is a store,
+or a part of one: the rows of its queries and a mask of its documents. All arrays are memory-mapped or numpy, so that
+data workers share them, forked or spawned.
+
+    documents-00000.arrow ...       entries: id, text, image, file, page, source, length, and the 128-bit key of the id
+    queries-00000.arrow ...         entries: id, text, key
+    documents.i8, queries.i8        [N], [Q]: row -> entry
+    NAME.hashes.u8, NAME.rows.i4    the first 64 bits of every key, sorted, and the rows they belong to
+    RELATION.offsets.i8 ...         qrels, negatives, teacher: of each query the rows of its documents, and their values
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from dataclasses import dataclass, field
+from hashlib import blake2b, sha256
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smart_train.core.atomic_io import replacing
+from smart_train.core.errors import DataError
+from smart_train.data.arrow_shards import BLOCK, Ints, Shards
+from smart_train.data.collection import Collection, Document, first_few
+
+FIELDS = ("id", "text", "image", "file", "page", "source")  # of a document, in the order of the columns
+RELATIONS = ("qrels", "negatives", "teacher")
+PART = 1 << 20  # rows that are looked at together
+SORTED_AT_ONCE = 200_000  # ids that ``fingerprint`` sorts at once
+
+V = TypeVar("V")
+
+
+def id_key(id: str) -> tuple[int, int]:
+    """Return the 128-bit key of an id (BLAKE2b): two of 50 million are equal with a chance of about 4e-24."""
+    raw = blake2b(id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return int.from_bytes(raw[:8], "big"), int.from_bytes(raw[8:], "big")
+
+
+@dataclass(frozen=True)
+class Relation:
+    """The documents of every query, row after row: those of query q are ``documents[offsets[q]:offsets[q + 1]]``.
+
+    offsets: [Q + 1]; documents: [E] rows of documents; values: [E], grades or scores; None = there are none
+    """
+
+    offsets: Ints
+    documents: Ints
+    values: NDArray[Any] | None = None
+
+    def of(self, query: int) -> slice:
+        return slice(int(self.offsets[query]), int(self.offsets[query + 1]))
+
+
+class Names:
+    """The ids of documents, or of queries: row -> id, and id -> row."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.entries = Shards(sorted(folder.glob(f"{name}-*.arrow")))
+        self.rows = load_array(folder, name)
+        self.hashes, self.places = load_array(folder, f"{name}.hashes"), load_array(folder, f"{name}.rows")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def find(self, id: object) -> int | None:
+        """Return the row of an id; None where there is none."""
+        if not isinstance(id, str):
+            return None
+        hashed = np.uint64(id_key(id)[0])
+        place = int(np.searchsorted(self.hashes, hashed))
+        while place < len(self.hashes) and self.hashes[place] == hashed:  # the text decides, should two hashes be equal
+            row = int(self.places[place])
+            if self.value(row, "id") == id:
+                return row
+            place += 1
+        return None
+
+    def value(self, row: int, column: str) -> Any:
+        return self.entries.value(int(self.rows[row]), column)
+
+    def values(self, rows: Ints, column: str) -> list[Any]:
+        return self.entries.values(self.rows[rows], column)
+
+    def blocks(self, rows: Ints, *columns: str) -> Iterator[tuple[Any, ...]]:
+        for begin in range(0, len(rows), PART):
+            yield from self.entries.blocks(self.rows[rows[begin : begin + PART]], *columns)
+
+
+class Store:
+    """A converted table, opened; see the head of this module for its files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.documents, self.queries = Names(folder, "documents"), Names(folder, "queries")
+        self.relations = {name: _relation(folder, name) for name in RELATIONS}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store, (self.folder,)
+
+
+TYPES = {"i8": np.int64, "u8": np.uint64, "i4": np.int32, "i1": np.int8, "f8": np.float64}
+
+
+def save_array(folder: Path, name: str, values: NDArray[Any], append: bool = False) -> None:
+    """Write an array to NAME.TYPE, or at the end of it; a file is the numbers and nothing else."""
+    with (folder / f"{name}.{values.dtype.str[1:]}").open("ab" if append else "wb") as stream:
+        values.tofile(stream)
+
+
+def load_array(folder: Path, name: str) -> NDArray[Any]:
+    """Map an array that ``save_array`` wrote. Raises DataError where there is none."""
+    for end, kind in TYPES.items():
+        file = folder / f"{name}.{end}"
+        if file.is_file():
+            return np.asarray(np.memmap(file, kind, "r")) if file.stat().st_size else np.empty(0, kind)
+    raise DataError(f"{folder} lacks {name}: delete the folder, it is written anew")
+
+
+def _relation(folder: Path, name: str) -> Relation:
+    values = load_array(folder, f"{name}.values") if name != "negatives" else None
+    return Relation(load_array(folder, f"{name}.offsets"), load_array(folder, f"{name}.documents"), values)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which rows of a store a collection has.
+
+    queries: their rows, in order; documents: [N] bool; count: how many are True.  None = all
+    """
+
+    store: Store
+    queries: Ints | None = None
+    documents: NDArray[np.bool_] | None = None
+    asked: NDArray[np.bool_] | None = field(default=None, compare=False)  # [Q], the queries as a mask
+
+    @classmethod
+    def of(cls, store: Store, queries: Ints | None, documents: NDArray[np.bool_] | None) -> Part:
+        asked = None
+        if queries is not None:
+            asked = np.zeros(len(store.queries), dtype=np.bool_)
+            asked[queries] = True
+        return cls(store, queries, documents, asked)
+
+    def query(self, id: object) -> int | None:
+        row = self.store.queries.find(id)
+        return row if row is None or self.asked is None or self.asked[row] else None
+
+    def document(self, id: object) -> int | None:
+        row = self.store.documents.find(id)
+        return row if row is None or self.documents is None or self.documents[row] else None
+
+    def is_whole(self) -> bool:
+        return self.queries is None and self.documents is None
+
+    @property
+    def query_rows(self) -> Ints:
+        return np.arange(len(self.store.queries)) if self.queries is None else self.queries
+
+    def document_parts(self) -> Iterator[Ints]:
+        """Yield the rows of the documents, in order, some at a time."""
+        for begin in range(0, len(self.store.documents), PART):
+            end = min(begin + PART, len(self.store.documents))
+            if self.documents is None:
+                yield np.arange(begin, end)
+            else:
+                yield begin + np.flatnonzero(self.documents[begin:end])
+
+    def related(self, name: str, query: int) -> tuple[Ints, NDArray[Any] | None]:
+        """Return the documents of a query that are in this part, and their values."""
+        relation = self.store.relations[name]
+        at = relation.of(query)
+        documents = np.asarray(relation.documents[at])
+        values = None if relation.values is None else np.asarray(relation.values[at])
+        if self.documents is None:
+            return documents, values
+        kept = self.documents[documents]
+        return documents[kept], None if values is None else values[kept]
+
+    def counts(self, name: str) -> Ints:
+        """Return how many related documents each query has, in the order of the queries."""
+        _, counts = self.pairs(name, with_documents=False)
+        return counts
+
+    def pairs(self, name: str, with_documents: bool = True) -> tuple[Ints, Ints]:
+        """Return (documents [E] of all queries, one query after another; how many each query has [Q])."""
+        relation = self.store.relations[name]
+        if self.is_whole():
+            documents = relation.documents if with_documents else np.empty(0, np.int32)
+            return documents, np.diff(relation.offsets)
+        counts, found = np.zeros(len(self.query_rows), np.int32), []
+        for begin in range(0, len(counts), PART):
+            rows = self.query_rows[begin : begin + PART]
+            starts, sizes = relation.offsets[rows], relation.offsets[rows + 1] - relation.offsets[rows]
+            ends = np.cumsum(sizes)
+            at = np.arange(int(ends[-1])) + np.repeat(starts - (ends - sizes), sizes)
+            documents = relation.documents[at]
+            if self.documents is not None:
+                kept = self.documents[documents]
+                sizes = np.bincount(np.repeat(np.arange(len(rows)), sizes)[kept], minlength=len(rows))
+                documents = documents[kept]
+            counts[begin : begin + PART] = sizes
+            if with_documents:
+                found.append(documents)
+        return np.concatenate(found) if found else np.empty(0, np.int32), counts
+
+
+# Mappings ------------------------------------------------------------------------------------------------------------
+
+
+class _Items(ItemsView[str, V]):
+    def __iter__(self) -> Iterator[tuple[str, V]]:
+        yield from self._mapping.pairs()  # type: ignore[attr-defined]
+
+
+class _Values(ValuesView[V]):
+    def __iter__(self) -> Iterator[V]:
+        for _, value in self._mapping.pairs():  # type: ignore[attr-defined]
+            yield value
+
+
+class _Stored(Mapping[str, V]):
+    """A read-only mapping whose values are made when they are asked for; ``pairs`` makes all, in order."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+
+    def pairs(self) -> Iterator[tuple[str, V]]:
+        raise NotImplementedError
+
+    def items(self) -> ItemsView[str, V]:
+        return _Items(self)
+
+    def values(self) -> ValuesView[V]:
+        return _Values(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} entries in {self.part.store.folder}>"
+
+
+class StoredCorpus(_Stored[Document]):
+    """Document id -> Document."""
+
+    def __getitem__(self, id: str) -> Document:
+        row = self.part.document(id)
+        if row is None:
+            raise KeyError(id)
+        return _document([self.part.store.documents.value(row, name) for name in FIELDS])
+
+    def __contains__(self, id: object) -> bool:
+        return self.part.document(id) is not None
+
+    def __len__(self) -> int:
+        return len(self.part.store.documents) if self.part.documents is None else int(self.part.documents.sum())
+
+    def __iter__(self) -> Iterator[str]:
+        for rows in self.part.document_parts():
+            for (id,) in self.part.store.documents.blocks(rows, "id"):
+                yield id
+
+    def pairs(self) -> Iterator[tuple[str, Document]]:
+        for rows in self.part.document_parts():
+            for cells in self.part.store.documents.blocks(rows, *FIELDS):
+                yield cells[0], _document(cells)
+
+
+def _document(cells: Sequence[Any]) -> Document:
+    id, text, image, file, page, source = cells
+    return Document(id, text, image, file, page, source=source)
+
+
+class StoredQueries(_Stored[str]):
+    """Query id -> text."""
+
+    def __getitem__(self, id: str) -> str:
+        row = self.part.query(id)
+        if row is None:
+            raise KeyError(id)
+        text: str = self.part.store.queries.value(row, "text")
+        return text
+
+    def __contains__(self, id: object) -> bool:
+        return self.part.query(id) is not None
+
+    def __len__(self) -> int:
+        return len(self.part.store.queries) if self.part.queries is None else len(self.part.queries)
+
+    def __iter__(self) -> Iterator[str]:
+        for (id,) in self.part.store.queries.blocks(self.part.query_rows, "id"):
+            yield id
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        yield from self.part.store.queries.blocks(self.part.query_rows, "id", "text")
+
+
+class StoredRelation(_Stored[V]):
+    """Query id -> its related documents, for the queries that have one; of the qrels, for every query."""
+
+    def __init__(self, part: Part, name: str, make: Any, every: bool = False) -> None:
+        super().__init__(part)
+        self.name, self.make, self.every = name, make, every
+
+    def _value(self, row: int) -> V | None:
+        documents, values = self.part.related(self.name, row)
+        if not (len(documents) or self.every):
+            return None
+        ids = self.part.store.documents.values(documents, "id")
+        made: V = self.make(ids if values is None else zip(ids, values.tolist(), strict=True))
+        return made
+
+    def __getitem__(self, id: str) -> V:
+        row = self.part.query(id)
+        value = None if row is None else self._value(row)
+        if value is None:
+            raise KeyError(id)
+        return value
+
+    def __contains__(self, id: object) -> bool:
+        row = self.part.query(id)
+        return row is not None and (self.every or len(self.part.related(self.name, row)[0]) > 0)
+
+    def __len__(self) -> int:
+        counts = self.part.counts(self.name)
+        return len(counts) if self.every else int((counts > 0).sum())
+
+    def __iter__(self) -> Iterator[str]:
+        for id, _ in self.pairs():
+            yield id
+
+    def pairs(self) -> Iterator[tuple[str, V]]:
+        rows = self.part.query_rows
+        for begin in range(0, len(rows), BLOCK):
+            part = rows[begin : begin + BLOCK]
+            for id, row in zip(self.part.store.queries.values(part, "id"), part.tolist(), strict=True):
+                value = self._value(row)
+                if value is not None:
+                    yield id, value
+
+
+class PairRows(Sequence[tuple[str, str]]):
+    """Pairs of ids, held as row numbers.
+
+    queries, documents: [P] rows of the store
+    """
+
+    def __init__(self, store: Store, queries: Ints, documents: Ints) -> None:
+        self.store, self.queries, self.documents = store, queries, documents
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, str]: ...
+    @overload
+    def __getitem__(self, index: slice) -> PairRows: ...
+    def __getitem__(self, index: int | slice) -> tuple[str, str] | PairRows:
+        if isinstance(index, slice):
+            return PairRows(self.store, self.queries[index], self.documents[index])
+        query, document = int(self.queries[index]), int(self.documents[index])
+        return self.store.queries.value(query, "id"), self.store.documents.value(document, "id")
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        for begin in range(0, len(self), BLOCK):
+            some = slice(begin, begin + BLOCK)
+            queries = self.store.queries.values(self.queries[some], "id")
+            yield from zip(queries, self.store.documents.values(self.documents[some], "id"), strict=True)
+
+
+# The collection ------------------------------------------------------------------------------------------------------
+
+
+class StoredCollection(Collection):
+    """A collection whose rows are in a store. Its mappings are read-only; ``negatives`` may be replaced whole."""
+
+    def __init__(self, name: str, part: Part) -> None:
+        corpus: Any = StoredCorpus(part)
+        queries: Any = StoredQueries(part)
+        qrels: Any = StoredRelation(part, "qrels", dict, every=True)
+        negatives: Any = StoredRelation(part, "negatives", list)
+        teacher: Any = StoredRelation(part, "teacher", dict)
+        has_teacher = len(part.store.relations["teacher"].documents) > 0
+        super().__init__(name, corpus, queries, qrels, negatives, teacher if has_teacher else {})
+        self.part = part
+
+    @classmethod
+    def open(cls, folder: Path, name: str) -> StoredCollection:
+        return cls(name, Part(Store(folder)))
+
+    def pairs(self) -> PairRows:
+        # Every pair of the store is relevant: tables of rows have no other grades.
+        documents, counts = self.part.pairs("qrels")
+        queries = np.repeat(self.part.query_rows.astype(np.int32), counts)
+        return PairRows(self.part.store, queries, documents)
+
+    def select(self, query_ids: Iterable[str], document_ids: Iterable[str] | None = None) -> Collection:
+        queries = [(id, self.part.query(id)) for id in dict.fromkeys(query_ids)]
+        documents = None
+        if document_ids is not None:
+            documents = np.zeros(len(self.part.store.documents), np.bool_)
+            for id in document_ids:
+                row = self.part.document(id)
+                if row is None:
+                    raise KeyError(id)
+                documents[row] = True
+        for id, query in queries:
+            if query is None:
+                raise KeyError(id)
+        return self.select_rows(np.array([row for _, row in queries], dtype=np.int32), documents)
+
+    def select_rows(self, queries: Ints, documents: NDArray[np.bool_] | None) -> StoredCollection:
+        """Return these queries, in this order, with the documents of a mask [N] (None = all of this collection)."""
+        kept = self.part.documents if documents is None else documents
+        found = StoredCollection(self.name, Part.of(self.part.store, queries, kept))
+        if not isinstance(self.negatives, StoredRelation):  # mined anew, and held in memory
+            ids, corpus = set(found.queries), found.corpus
+            found.negatives = {q: [d for d in row if d in corpus] for q, row in self.negatives.items() if q in ids}
+        return found
+
+    def count_files(self) -> int:
+        return len({file for rows in self.part.document_parts() for file in self._distinct(rows, "file")} - {None})
+
+    def count_pages(self) -> int:
+        return sum(self._distinct_count(rows, "image") for rows in self.part.document_parts())
+
+    def names_pages(self) -> bool:
+        return any(
+            file is not None and page is not None
+            for rows in self.part.document_parts()
+            for file, page in self.part.store.documents.blocks(rows, "file", "page")
+        )
+
+    def count_related(self, name: Literal["negatives", "teacher"]) -> tuple[int, int]:
+        held = getattr(self, name)
+        if not isinstance(held, StoredRelation):
+            return super().count_related(name)
+        counts = self.part.counts(name)
+        return int(counts.sum()), int((counts > 0).sum())
+
+    def _distinct(self, rows: Ints, column: str) -> set[Any]:
+        names = self.part.store.documents
+        return {one for _, cells in names.entries.arrow(names.rows[rows], column) for one in cells.unique().to_pylist()}
+
+    def _distinct_count(self, rows: Ints, column: str) -> int:
+        names = self.part.store.documents
+        return sum(len(cells) - cells.null_count for _, cells in names.entries.arrow(names.rows[rows], column))
+
+    def problems(self) -> list[str]:
+        """As of a collection in memory. Ids cannot dangle, and empty texts are left out where rows are read."""
+        teacher = self.part.store.relations["teacher"].values
+        problems = {"queries without a judgement": self._ids_where(self.part.counts("qrels") == 0)}
+        if teacher is not None and not np.isfinite(teacher).all():
+            infinite = [not np.isfinite(list(row.values())).all() for row in self.teacher.values()]
+            problems["queries with a teacher's score that is not finite"] = [
+                id for id, bad in zip(self.teacher, infinite, strict=True) if bad
+            ]
+        return [f"{len(ids)} {what}: {first_few(ids)}" for what, ids in problems.items() if ids]
+
+    def _ids_where(self, mask: NDArray[np.bool_]) -> list[str]:
+        return self.part.store.queries.values(self.part.query_rows[mask], "id")
+
+    def fingerprint(self) -> str:
+        """As of a collection in memory; kept beside the store, since ten million rows take minutes."""
+        asked = sha256()
+        for rows in (self.part.queries, self.part.documents):
+            asked.update(b"all" if rows is None else np.ascontiguousarray(np.sort(rows)).tobytes())
+        own = isinstance(self.negatives, StoredRelation)
+        file = self.part.store.folder / f"fingerprint-{asked.hexdigest()[:32]}.txt"
+        if own and file.is_file():
+            return file.read_text("ascii")
+        found = self._fingerprint()
+        if own:
+            with replacing(file) as part:
+                part.write_text(found, "ascii")
+        return found
+
+    def _fingerprint(self) -> str:
+        total, store = sha256(), self.part.store
+        for rows in _by_id(store.documents, np.concatenate([*self.part.document_parts(), np.empty(0, np.int64)])):
+            for id, text, image, file, page, _ in store.documents.blocks(rows, *FIELDS):
+                total.update(json.dumps([id, text, image is not None, file, page]).encode())
+        queries = list(_by_id(store.queries, self.part.query_rows))
+        _update(total, (list(row) for rows in queries for row in store.queries.blocks(rows, "id", "text")))
+        _update(total, ([id, sorted(judged.items())] for id, judged in self._in_order(queries, "qrels")))
+        if isinstance(self.negatives, StoredRelation):
+            _update(total, ([id, row] for id, row in self._in_order(queries, "negatives")))
+        else:
+            _update(total, (list(pair) for pair in sorted((q, n) for q, n in self.negatives.items() if n)))
+        if self.teacher:
+            _update(total, ([id, sorted(row.items())] for id, row in self._in_order(queries, "teacher")))
+        return total.hexdigest()
+
+    def _in_order(self, queries: Iterable[Ints], name: str) -> Iterator[tuple[str, Any]]:
+        held = getattr(self, name)
+        for rows in queries:
+            for row, (id,) in zip(rows.tolist(), self.part.store.queries.blocks(rows, "id"), strict=True):
+                value = held._value(row)
+                if value is not None:
+                    yield id, value
+
+
+def _update(total: Any, values: Iterable[Any]) -> None:
+    """Update a hash with the JSON of a list, whose entries are made one by one."""
+    begun = False
+    total.update(b"[")
+    for value in values:
+        total.update(b", " * begun + json.dumps(value).encode())
+        begun = True
+    total.update(b"]")
+
+
+def _by_id(names: Names, rows: Ints) -> Iterator[Ints]:
+    """Yield the rows in the order of their ids, some at a time: a sample of the ids says where to divide them."""
+    if len(rows) <= SORTED_AT_ONCE:
+        bounds: list[str] = []
+    else:
+        sample = sorted(names.values(rows[:: max(1, len(rows) // 10_000)], "id"))
+        bounds = sample[:: max(1, len(sample) * SORTED_AT_ONCE // len(rows))]
+    import bisect
+
+    bucket = np.empty(len(rows), np.int32)
+    for place, (id,) in enumerate(names.blocks(rows, "id")) if bounds else ():
+        bucket[place] = bisect.bisect_right(bounds, id)
+    for number in range(len(bounds) + 1):
+        some = rows[bucket == number] if bounds else rows
+        ids = names.values(some, "id")
+        yield some[sorted(range(len(ids)), key=ids.__getitem__)] if len(some) else some

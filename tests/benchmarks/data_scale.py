@@ -1,0 +1,161 @@
+"""Measure what data of 100 thousand to 10 million rows cost: the first open, later ones, workers, and planning.
+
+    python tests/benchmarks/data_scale.py --rows 100000 1000000 --kinds jsonl parquet --folder /tmp/scale
+    python tests/benchmarks/data_scale.py --documents 10000 100000 1000000 --folder /tmp/scale
+
+Every measurement is a fresh process.  Rows are made up: a query of 8 words, a positive of 24 and 4 negatives, which are
+positives of other rows.  Memory is given as its peak (VmHWM) while a table is converted, and else as PSS, in which a
+page that several processes map counts once, and as what is private, which nothing else could use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+WORDS = [f"word{number}" for number in range(5000)]
+
+
+def passage(number: int, words: int) -> str:
+    """Return the same words for the same number, as fast as they can be joined."""
+    begin = number * 2654435761 % 4900
+    return f"{number} " + " ".join(WORDS[begin : begin + words])
+
+
+def generate(file: Path, rows: int) -> None:
+    """Write the rows; a passage is made anew from its number wherever it is named."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    draw, names = random.Random(0), ("query", "positive", *(f"negative_{n}" for n in range(1, 5)))
+
+    def row(number: int) -> list[str]:
+        others = [draw.randrange(rows) for _ in range(4)]
+        return [f"ask {passage(number, 8)}", passage(number, 24), *(passage(other, 24) for other in others)]
+
+    if file.suffix == ".jsonl":
+        with file.open("w", encoding="utf8") as stream:
+            for number in range(rows):
+                stream.write(json.dumps(dict(zip(names, row(number), strict=True))) + "\n")
+        return
+    with pq.ParquetWriter(file, pa.schema([(name, pa.string()) for name in (*names, "unread")])) as writer:
+        for begin in range(0, rows, 20_000):
+            columns = list(zip(*(row(number) for number in range(begin, min(rows, begin + 20_000))), strict=True))
+            arrays = [pa.array(column) for column in (*columns, ["not read " * 20] * len(columns[0]))]
+            writer.write_batch(pa.record_batch(arrays, schema=writer.schema))
+
+
+def memory(pids: list[int]) -> dict[str, float]:
+    """Return the sums over processes in GB: PSS, and private."""
+    found = {"pss": 0, "private": 0}
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if name == "Pss":
+                found["pss"] += int(rest.split()[0])
+            elif name.startswith("Private"):
+                found["private"] += int(rest.split()[0])
+    return {name: round(value / 2**20, 2) for name, value in found.items()}
+
+
+def peak() -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return round(int(line.split()[1]) / 2**20, 2)
+
+
+def measure_open(file: Path) -> dict[str, float]:
+    import datasets  # noqa: F401
+    import torch  # noqa: F401
+
+    from smart_train.config.schema import DataBlock
+    from smart_train.data.load import load
+
+    base, begun, worked = peak(), time.perf_counter(), time.process_time()
+    train, dev, test = load(DataBlock(path=str(file), negatives=4, dev=200, test=300))
+    seconds, worked = time.perf_counter() - begun, time.process_time() - worked
+    sizes = {"queries": len(train.queries), "dev": len(dev.queries), "test": len(test.queries)}
+    return {**sizes, "seconds": round(seconds, 1), "CPU s": round(worked, 1), "imports GB": base, "peak GB": peak()}
+
+
+def measure_workers(file: Path, workers: int = 4, batch: int = 64, steps: int = 200) -> dict[str, float]:
+    """Open, plan an epoch's batches, and draw some of them in data workers."""
+    from torch.utils.data import DataLoader
+
+    from smart_train.config.schema import DataBlock
+    from smart_train.data.batch_sampler import PairBatchSampler, pair_groups
+    from smart_train.data.collate import Collator, Pairs
+    from smart_train.data.load import load
+
+    train, _, _ = load(DataBlock(path=str(file), negatives=4, dev=200, test=300))
+    opened = memory([os.getpid()])
+    begun = time.process_time()
+    pairs = Pairs(train)
+    sampler = PairBatchSampler(pair_groups(train, pairs.rows), batch)
+    batches = iter(sampler)
+    next(batches)
+    planned = time.process_time() - begun
+    found = {"plan CPU s": round(planned, 1), "plan peak GB": peak(), "batches": len(sampler)}
+    del batches
+    collate = Collator(train, _no_tokens, negatives=4)
+    loader = iter(DataLoader(pairs, batch_sampler=sampler, collate_fn=collate, num_workers=workers))
+    begun = time.perf_counter()
+    for _ in range(steps):
+        next(loader)
+    pace = steps / (time.perf_counter() - begun)
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    found |= {f"open {name} GB": value for name, value in opened.items()}
+    found |= {f"rank {name} GB": value for name, value in memory([os.getpid(), *map(int, children)]).items()}
+    return found | {"batches a second": round(pace, 1)}
+
+
+def _no_tokens(contents: list[str], role: str) -> dict[str, object]:
+    import torch
+
+    return {"attention_mask": torch.ones(len(contents), 1, dtype=torch.int64)}
+
+
+def alone(what: str, *arguments: object) -> dict[str, object]:
+    """Run one measurement in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--alone", what, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        return {"failed": done.stderr.strip().splitlines()[-1][:200]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="*", default=[])
+    parser.add_argument("--kinds", nargs="*", default=["jsonl", "parquet"])
+    parser.add_argument("--folder", type=Path, default=Path("scale"))
+    parser.add_argument("--alone", nargs="+")
+    options = parser.parse_args()
+    if options.alone:
+        what, *arguments = options.alone
+        print(json.dumps(MEASURES[what](*map(Path, arguments))))
+        return
+    options.folder.mkdir(parents=True, exist_ok=True)
+    os.environ["HF_DATASETS_CACHE"] = str(options.folder / "cache")
+    for rows in options.rows:
+        for kind in options.kinds:
+            file = options.folder / f"rows-{rows}.{kind}"
+            if not file.is_file():
+                generate(file, rows)
+            size = round(file.stat().st_size / 2**30, 2)
+            for name in ("open", "open", "workers"):
+                print(
+                    json.dumps({"rows": rows, "kind": kind, "GB": size, "what": name, **alone(name, file)}), flush=True
+                )
+
+
+MEASURES = {"open": measure_open, "workers": measure_workers}
+
+if __name__ == "__main__":
+    main()

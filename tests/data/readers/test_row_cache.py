@@ -1,0 +1,249 @@
+"""A large table, converted to files, is the same collection as one that is read into memory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from smart_train.config.schema import DataBlock
+from smart_train.core.errors import DataError
+from smart_train.data.batch_sampler import PairBatchSampler, pair_groups
+from smart_train.data.collate import Collator, Pairs
+from smart_train.data.collection import Collection
+from smart_train.data.readers import row_cache
+from smart_train.data.readers.base import find_reader
+from smart_train.data.stored_collection import StoredCollection
+
+
+@pytest.fixture(autouse=True)
+def small_limits(tmp_path, monkeypatch):
+    """Everything is large, and takes several shards and buckets."""
+    for name, value in (("SMALL_BYTES", 0), ("SMALL_ROWS", 0), ("SHARD_ROWS", 7), ("BUCKET", 11)):
+        monkeypatch.setattr(row_cache, name, value)
+    monkeypatch.setattr(row_cache, "cache_folder", lambda: tmp_path / "cache")
+
+
+def rows(seed: int, count: int = 60, scores: bool = True) -> list[dict]:
+    """Rows with everything that repeats: queries, positives, negatives, and a negative that is a positive elsewhere."""
+    draw = random.Random(seed)
+    text = lambda: f"passage {draw.randrange(40)} é"  # noqa: E731
+    found = []
+    for _ in range(count):
+        row: dict = {"query": f"query {draw.randrange(count // 2)}", "positive": text(), "source": draw.choice("ab")}
+        row["negatives"] = [text() for _ in range(draw.randrange(4))]
+        if draw.random() < 0.1:
+            row["query" if draw.random() < 0.5 else "positive"] = ""
+        if scores and draw.random() < 0.7:
+            filled = 1 if row["positive"] else 0
+            row["scores"] = [round(draw.random(), 3) for _ in range(filled + len(row["negatives"]))]
+        else:
+            row["scores"] = None
+        found.append(row)
+    return found
+
+
+def write(path: Path, content: list[dict]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist([row | {"unread": "x"} for row in content]), path)
+    else:
+        path.write_text("\n".join(json.dumps(row) for row in content), "utf8")
+    return path
+
+
+def both(path: Path, monkeypatch, **options) -> tuple[StoredCollection, Collection]:
+    data = DataBlock(path=str(path), source="source", **options)
+    stored = find_reader(data).read("train")
+    assert isinstance(stored, StoredCollection)
+    with monkeypatch.context() as patch:
+        patch.setattr(row_cache, "SMALL_BYTES", 1 << 30)
+        patch.setattr(row_cache, "SMALL_ROWS", 1 << 30)
+        plain = find_reader(data).read("train")
+    assert type(plain) is Collection
+    return stored, plain
+
+
+def assert_equal(stored: Collection, plain: Collection) -> None:
+    """A query without a negative, or without a score, may be in the one mapping and not in the other."""
+    plain = replace(
+        plain,
+        negatives={query: row for query, row in plain.negatives.items() if row},
+        teacher={query: row for query, row in plain.teacher.items() if row},
+    )
+    for name in ("queries", "qrels", "negatives", "teacher", "corpus"):
+        one, other = getattr(stored, name), getattr(plain, name)
+        assert dict(one.items()) == other, name
+        assert set(one) == set(other)
+        assert len(one) == len(other)
+        assert list(one.values()) == [one[key] for key in one]
+        assert all(one[key] == other[key] for key in other)
+        assert "no such id" not in one
+        assert one.get("no such id") is None
+    for name in ("queries", "qrels", "negatives"):
+        assert list(getattr(stored, name)) == list(getattr(plain, name)), f"{name} in another order"
+    assert list(stored.pairs()) == list(plain.pairs())
+    assert [stored.pairs()[place] for place in range(len(plain.pairs()))] == plain.pairs()
+    assert {name: list(row) for name, row in stored.qrels.items()} == {n: list(r) for n, r in plain.qrels.items()}
+    assert stored.problems() == plain.problems()
+    assert stored.fingerprint() == plain.fingerprint() == stored.fingerprint()
+    assert (stored.count_files(), stored.count_pages()) == (plain.count_files(), plain.count_pages())
+    assert stored.names_pages() is plain.names_pages()
+    assert [stored.count_related(name) for name in ("negatives", "teacher")] == [
+        plain.count_related(name) for name in ("negatives", "teacher")
+    ]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_converted_table_is_the_collection_that_reading_into_memory_gives(tmp_path, monkeypatch, seed, kind):
+    path = write(tmp_path / f"rows.{kind}", rows(seed, scores=seed % 2 == 0))
+    stored, plain = both(path, monkeypatch, scores="scores" if seed % 2 == 0 else "")
+    assert_equal(stored, plain)
+    assert_equal(pickle.loads(pickle.dumps(stored)), plain)  # as a spawned data worker gets it
+    draw = random.Random(seed)
+    queries = draw.sample(sorted(plain.queries), 12)
+    documents = draw.sample(sorted(plain.corpus), 20)
+    assert_equal(stored.select(queries), plain.select(queries))
+    assert_equal(stored.select(queries, documents), plain.select(queries, documents))
+    again = stored.select(queries, documents).select(queries[3:7], documents[:15])
+    assert_equal(again, plain.select(queries[3:7], documents[:15]))
+
+
+@pytest.mark.parametrize("unknown", [{"queries": ["none"]}, {"queries": [], "documents": ["none"]}])
+def test_selecting_an_unknown_id_raises(tmp_path, monkeypatch, unknown):
+    stored, _ = both(write(tmp_path / "rows.jsonl", rows(0)), monkeypatch)
+    with pytest.raises(KeyError, match="none"):
+        stored.select(unknown["queries"], unknown.get("documents"))
+
+
+@pytest.mark.parametrize("limit", [1, 13, 1000])
+def test_a_limit_takes_the_same_pairs(tmp_path, monkeypatch, limit):
+    data = DataBlock(path=str(write(tmp_path / "rows.jsonl", rows(3))), source="source")
+    stored = find_reader(data).read_first("train", limit)
+    monkeypatch.setattr(row_cache, "SMALL_BYTES", 1 << 30)
+    assert_equal(stored, find_reader(data).read_first("train", limit))
+
+
+def test_a_second_open_converts_nothing_and_warns_alike(tmp_path, monkeypatch, caplog):
+    path = write(tmp_path / "rows.jsonl", rows(1))
+    caplog.set_level(logging.WARNING)
+    find_reader(DataBlock(path=str(path))).read("train")
+    first = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    monkeypatch.setattr(row_cache._Conversion, "run", lambda self: pytest.fail("converted again"))
+    find_reader(DataBlock(path=str(path))).read("train")
+    assert [record.getMessage() for record in caplog.records] == first
+    assert any("rows without a query are left out" in line for line in first)
+
+
+def test_changed_files_and_other_columns_are_converted_anew(tmp_path, monkeypatch):
+    path = write(tmp_path / "rows.jsonl", rows(1))
+    before = find_reader(DataBlock(path=str(path))).read("train")
+    write(path, [*rows(1), {"query": "new", "positive": "new", "source": "a", "negatives": [], "scores": None}])
+    assert len(find_reader(DataBlock(path=str(path))).read("train").queries) == len(before.queries) + 1
+    other = find_reader(DataBlock(path=str(path), query="positive", document="query")).read("train")
+    assert "passage" in next(iter(other.queries.values()))
+
+
+def test_a_conversion_that_was_killed_resumes_after_its_last_shard(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    path = write(tmp_path / "rows.jsonl", rows(2))
+    write_shard, written = row_cache._Shard.write, []
+
+    def killed(self, folder, number):
+        if number == 4:
+            raise KeyboardInterrupt
+        return write_shard(self, folder, number)
+
+    def counted(self, folder, number):
+        written.append(number)
+        return write_shard(self, folder, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(row_cache._Shard, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            find_reader(DataBlock(path=str(path), source="source")).read("train")
+    monkeypatch.setattr(row_cache._Shard, "write", counted)
+    assert_equal(*both(path, monkeypatch))
+    assert written[0] == 4
+    assert "resuming after 28 rows" in caplog.text
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert not [*folder.glob("*.partial"), *folder.glob("shard-*")]
+
+
+def test_a_wrong_row_is_named_and_the_file_can_be_mended(tmp_path, monkeypatch):
+    content = rows(2)
+    path = write(tmp_path / "rows.jsonl", [*content, {**content[0], "positive": 7}])
+    with pytest.raises(DataError, match=r"rows.jsonl:61: positive holds int"):
+        find_reader(DataBlock(path=str(path))).read("train")
+    write(path, content)
+    assert_equal(*both(path, monkeypatch))
+
+
+def test_half_a_surrogate_pair_is_refused(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"query": "a", "positive": "broken \ud800"}])
+    with pytest.raises(DataError, match=r"broken .* at character 7"):
+        find_reader(DataBlock(path=str(path))).read("train")
+
+
+def test_rows_without_one_pair_are_refused(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"query": "", "positive": "a"}, {"query": "b", "positive": ""}])
+    with pytest.raises(DataError, match="no row has a query and a document"):
+        find_reader(DataBlock(path=str(path))).read("train")
+
+
+def test_of_parquet_only_the_columns_that_are_read_are_loaded(tmp_path, monkeypatch):
+    path = write(tmp_path / "rows.parquet", rows(1))
+    seen = []
+    monkeypatch.setattr(row_cache.RowParser, "rows", _watched(row_cache.RowParser.rows, seen))
+    find_reader(DataBlock(path=str(path), scores="")).read("train")
+    assert "unread" not in seen
+    assert "scores" not in seen
+
+
+def _watched(parse, seen):
+    def rows(self, skip=0):
+        seen.extend(name for _, row in self.table for name in row)
+        yield from parse(self, skip)
+
+    return rows
+
+
+@pytest.mark.parametrize("source", [None, "source", "file"])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_batches_of_a_seed_are_those_of_a_collection_in_memory(tmp_path, monkeypatch, source, drop_last):
+    content = [row | {"file": f"file {number % 3}"} for number, row in enumerate(rows(4, 80))]
+    stored, plain = both(write(tmp_path / "rows.jsonl", content), monkeypatch)
+    stored, plain = (one.select(list(plain.queries)[::-2]) for one in (stored, plain))
+    groups = [pair_groups(one, one.pairs(), source, temperature=2.0, window=3) for one in (stored, plain)]
+    assert list(groups[0].sources) == list(groups[1].sources)
+    first, second = (PairBatchSampler(one, 6, 2, seed=5, drop_last=drop_last) for one in groups)
+    assert first.summary() == second.summary()
+    for epoch in range(3):
+        assert first.plan(epoch) == second.plan(epoch)
+        first.set_epoch(epoch)
+        assert [row for batch in first for row in batch] == [
+            row for batch in second.plan(epoch) for rank in range(2) for row in batch[rank::2]
+        ]
+
+
+def test_a_collated_batch_is_that_of_a_collection_in_memory(tmp_path, monkeypatch):
+    stored, plain = both(write(tmp_path / "rows.jsonl", rows(5)), monkeypatch)
+    preprocess = lambda contents, role: {"texts": contents, "attention_mask": torch.ones(len(contents), 3)}  # noqa: E731
+    drawn = [
+        Collator(one, preprocess, negatives=2, length_groups=2)([Pairs(one)[place] for place in range(3, 15)])
+        for one in (stored, plain)
+    ]
+    assert [chunk["texts"] for chunk in drawn[0].documents] == [chunk["texts"] for chunk in drawn[1].documents]
+    assert drawn[0].rows == drawn[1].rows
+    assert drawn[0].notes == drawn[1].notes
+    for name in ("document_keys", "positives", "query_ids"):
+        assert torch.equal(getattr(drawn[0], name), getattr(drawn[1], name))

@@ -1,0 +1,83 @@
+"""A collection on disk is split as one in memory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+
+import pytest
+
+from smart_train.config.schema import DataBlock
+from smart_train.core.errors import DataError
+from smart_train.data.readers import row_cache
+from smart_train.data.readers.base import find_reader
+from smart_train.data.split import split
+
+
+def both(tmp_path, monkeypatch, seed: int, files: int):
+    """files: how many files the documents come from; 0 = they have none."""
+    draw, content = random.Random(seed), []
+    for number in range(90):
+        row = {"query": f"query {number if draw.random() < 0.8 else draw.randrange(90)}"}
+        row["positive"] = [f"passage {draw.randrange(150)}" for _ in range(draw.choice((1, 1, 1, 2)))]
+        row["negatives"] = [f"passage {draw.randrange(200)}" for _ in range(draw.randrange(4))]
+        if files and draw.random() < 0.8:
+            row["file"] = f"file {draw.randrange(files)}"
+        content.append({"file": None} | row if files else row)
+    path = tmp_path / f"rows-{seed}-{files}.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in content), "utf8")
+    data = DataBlock(path=str(path))
+    plain = find_reader(data).read("train")
+    for name, value in (("SMALL_BYTES", 0), ("SHARD_ROWS", 25), ("BUCKET", 50)):
+        monkeypatch.setattr(row_cache, name, value)
+    monkeypatch.setattr(row_cache, "cache_folder", lambda: tmp_path / "cache")
+    return find_reader(data).read("train"), plain
+
+
+@pytest.mark.parametrize(
+    ("files", "options"),
+    [
+        (0, {"dev": 5, "test": 7}),
+        (0, {"dev": 0.1, "test": 0.2}),
+        (0, {"dev": 5, "test": 7, "test_documents": 40, "dev_documents": 20}),
+        (25, {"dev": 4, "test": 6}),
+        (60, {"dev": 0.05, "test": 0.1, "test_documents": 30}),
+        (60, {"dev": 0, "test": 6, "test_documents": 60}),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_stored_collection_is_split_as_one_in_memory(tmp_path, monkeypatch, caplog, seed, files, options):
+    caplog.set_level(logging.WARNING)
+    stored, plain = both(tmp_path, monkeypatch, seed, files)
+    results, said = [], []
+    for collection in (plain, stored):
+        caplog.clear()
+        try:
+            results.append(split(collection, seed=seed, **options))
+        except DataError as error:
+            results.append(str(error))
+        said.append([record.getMessage() for record in caplog.records])
+    expected, found = results
+    assert said[0] == said[1]
+    if isinstance(expected, str):
+        assert found == expected
+        return
+    for one, other in zip(found, expected, strict=True):
+        assert one.name == other.name
+        assert list(one.queries.items()) == list(other.queries.items())
+        assert set(one.corpus) == set(other.corpus)
+        assert list(one.pairs()) == list(other.pairs())
+        assert dict(one.negatives.items()) == {query: row for query, row in other.negatives.items() if row}
+        assert one.fingerprint() == other.fingerprint()
+
+
+@pytest.mark.parametrize("files", [0, 1])
+def test_what_cannot_be_held_out_is_refused_alike(tmp_path, monkeypatch, files):
+    stored, plain = both(tmp_path, monkeypatch, 0, files)
+    wrong = {"dev": 300, "test": 300} if not files else {"dev": 0, "test": 60}
+    with pytest.raises(DataError) as expected:
+        split(plain, **wrong)
+    with pytest.raises(DataError) as found:
+        split(stored, **wrong)
+    assert str(found.value) == str(expected.value)
