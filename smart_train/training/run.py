@@ -186,7 +186,7 @@ def prepare(recipe: Recipe, splits: Splits, args: SmartTrainingArguments) -> Pla
     objective, frozen = recipe.objective, recipe.adapter.kind == "frozen"
     check_quantised(args, recipe.model.quantisation)
     check_batch(args, objective.batch, objective.batch is not None and not frozen)
-    check_pages(objective, splits.train.corpus.values(), splits.train.name)
+    check_pages(objective, splits.train)
     check_best_is_measured(args, _ranks_dev(recipe, splits, args), recipe.evaluation.patience)
     groups = _pair_groups(recipe, splits.train, args)
     steps = steps_of(args, len(plan_batches(groups, args)))
