@@ -325,13 +325,13 @@ def _shown(what: str, match: re.Match[str]) -> str:
         start = match.start("value")
         name = re.search(r"[\w.-]{0,40}$", match.string[max(0, match.start() - 40) : match.start()])
         before = re.sub(r"\s+", " ", match.string[match.start() : start])
-        return f"{name[0] if name else ''}{before[-60:]}{_beginning(match['value'])}"
+        return f"{name[0] if name else ''}{before[-60:]}{_beginning(match['value'], 3)}"
     return _beginning(text)
 
 
-def _beginning(secret: str) -> str:
-    """Return at most 6 characters, and a quarter, of a secret."""
-    return f"{secret[: min(6, len(secret) // 4)]}..."
+def _beginning(secret: str, most: int = 6) -> str:
+    """Return at most so many characters, and a quarter, of a secret."""
+    return f"{secret[: min(most, len(secret) // 4)]}..."
 
 
 # Files ----------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 A run's checkpoint folder holds:
 
-    checkpoint-N        a complete checkpoint: its checkpoint.json names every file and its size
+    checkpoint-N        a complete checkpoint: its checkpoint.json names every file, its size and its SHA-256
     checkpoint-N.part   being written or being deleted; the next run deletes it
     checkpoint-N.old    complete, while a new checkpoint of the same step takes its place
     later-N             complete, of a step after the one that a run was resumed from
@@ -15,11 +15,12 @@ CPU:
     rng_state.pth (_RANK)         random states
     run_state_RANK.pt             sums since the last logged line, length of the log
     trainer_state.json            step, best metric, log history; the batches follow from the step
-    checkpoint.json               engine, number of processes, every file with its size
+    checkpoint.json               engine, number of processes, every file with its size and its SHA-256
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -40,6 +41,7 @@ from transformers.trainer_callback import ExportableState, TrainerControl, Train
 from smart_train.core.atomic_io import replacing
 from smart_train.core.disk import FULL, disk_fault
 from smart_train.core.errors import CheckpointError
+from smart_train.core.hub import sha256_of
 from smart_train.distributed.process_group import CollectError, ProcessGroup, describe
 from smart_train.models.encoder import SmartEncoder
 from smart_train.training.callbacks.logging import MetricMeans
@@ -50,7 +52,8 @@ logger = logging.getLogger(__name__)
 
 KEY = "training.resume_from_checkpoint"
 MANIFEST = "checkpoint.json"
-FORMAT = 1
+FORMAT = 2  # 1 (version 0.1) had no digests
+WEIGHTS = (".safetensors", ".json")  # of what is read to load the best weights
 PART, OLD = ".part", ".old"
 DISK = "the disk"  # begins what a rank reports of a disk, apart from any other error
 
@@ -282,7 +285,8 @@ class CheckpointManager(TrainerCallback):
         """Prepare the checkpoint folder for a run; return the checkpoint to resume from, None where a run starts anew.
 
         resume_from: True = the newest complete checkpoint of the output folder; or a checkpoint's path.
-        Raises CheckpointError, on every rank, where there is no such checkpoint or this launch cannot resume from it.
+        Raises CheckpointError, on every rank, where there is no such checkpoint, where a file of it is not what was
+        written (about a second per gigabyte), and where this launch cannot resume from it.
         """
         args, group = self.trainer.args, ProcessGroup()
         self._warn(clean_up(self.root) if args.local_process_index == 0 else [])
@@ -291,6 +295,7 @@ class CheckpointManager(TrainerCallback):
         if not resume_from:
             return None
         folder = find_checkpoint(resume_from, self.root, group)
+        self._check_digests(folder)
         self._warn(check_processes(folder, self.engine.name, args.world_size))
         if args.should_save and folder.parent.resolve() == self.root.resolve():
             self._warn(set_later_aside(self.root, int(folder.name.split("-")[1])))
@@ -299,6 +304,29 @@ class CheckpointManager(TrainerCallback):
             self._warn(["training.eval_on_start is ignored: it was done before the first step"])
         self._reset(folder)
         return folder
+
+    def _check_digests(self, folder: Path, suffixes: tuple[str, ...] = ("",)) -> None:
+        """Raise CheckpointError, on every rank, where a file is not what was written; one process a machine reads it.
+
+        A flipped bit loads without an error, and the run would end with another result.
+        suffixes: of the files to look at
+        """
+        found = damaged_files(folder, suffixes) if self.trainer.args.local_process_index == 0 else []
+        lines = next((lines for lines in ProcessGroup().exchange(found) if lines), [])
+        if lines:
+            step = read_manifest(folder)["step"]
+            earlier = [one for one in list_steps(folder.parent) if one < step]
+            complete = (path for one in reversed(earlier) if is_complete(path := checkpoint_path(folder.parent, one)))
+            last = next(complete, None)
+            fix = f"resume from the one before, {KEY}={last}" if last else "there is no earlier one: start a new run"
+            raise CheckpointError(
+                f"{folder} was damaged after it was written: {'; '.join(lines[:5])}; copy it again, or {fix}; nothing "
+                "was loaded"
+            )
+        if self.trainer.args.process_index == 0 and not read_manifest(folder).get("sha256"):
+            self._warn(
+                [f"{folder} was written by version 0.1, without digests: only the sizes of its files were compared"]
+            )
 
     def restore_trainer_state(self) -> None:
         """Restore what Trainer does not: the path of the best checkpoint, and the state of callbacks."""
@@ -348,6 +376,7 @@ class CheckpointManager(TrainerCallback):
     def load_best(self) -> None:
         best = Path(str(self.trainer.state.best_model_checkpoint))
         logger.info("loading the best weights, from %s", best)
+        self._check_digests(best, WEIGHTS)
         load_weights(self.encoder, best)
 
     def on_train_begin(self, *args: Any, **options: Any) -> None:
@@ -390,15 +419,16 @@ def list_steps(root: Path) -> list[int]:
 
 
 def finalize(part: Path, info: dict[str, Any]) -> None:
-    """Flush every file of a written folder to the disk, then list them in checkpoint.json.
+    """Flush every file of a written folder to the disk, then list them in checkpoint.json with their SHA-256.
 
     Without the flush, the rename that follows could outlive the data in a power failure, as file systems are free to
-    write names first.  It costs seconds for gigabytes on a network disk.
+    write names first.  It costs seconds for gigabytes on a network disk, and the digests a second per gigabyte.
     """
     files = {str(file.relative_to(part)): file.stat().st_size for file in sorted(part.rglob("*")) if file.is_file()}
     for name in files:
         _flush(part / name)
-    text = json.dumps({"format": FORMAT, **info, "files": files}, indent=2) + "\n"
+    manifest = {"format": FORMAT, **info, "files": files, "sha256": {name: sha256_of(part / name) for name in files}}
+    text = json.dumps({**manifest, "checksum": _checksum(manifest)}, indent=2) + "\n"
     (part / MANIFEST).write_text(text, encoding="utf8")
     _flush(part / MANIFEST)
     for folder in (*(folder for folder in part.rglob("*") if folder.is_dir()), part):
@@ -493,9 +523,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         what = f"has no readable {MANIFEST}, so it is no complete checkpoint" if folder.is_dir() else "is no folder"
         raise CheckpointError(f"{KEY}: {folder} {what}{_nearby(folder)}") from None
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / MANIFEST} has format {manifest.get('format')}; this version reads {FORMAT}")
+    if not isinstance(manifest, dict) or manifest.get("format") not in (1, FORMAT):
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise CheckpointError(f"{folder / MANIFEST} has format {found}; this version reads 1 and {FORMAT}")
+    if manifest["format"] == FORMAT and manifest.get("checksum") != _checksum(manifest):
+        raise CheckpointError(f"{folder / MANIFEST} was damaged or edited after it was written{_nearby(folder)}")
     return manifest
+
+
+def _checksum(manifest: dict[str, Any]) -> str:
+    """Return the SHA-256 of a manifest without its own checksum."""
+    content = {key: value for key, value in manifest.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _nearby(folder: Path) -> str:
@@ -513,6 +552,20 @@ def missing_files(folder: Path) -> list[str]:
             lines.append(f"{name} is missing")
         elif file.stat().st_size != size:
             lines.append(f"{name} has {file.stat().st_size} bytes of {size}")
+    return lines
+
+
+def damaged_files(folder: Path, suffixes: tuple[str, ...] = ("",)) -> list[str]:
+    """Return a line for every file that is missing or whose SHA-256 differs; every file is read.
+
+    suffixes: of the files to look at.  A checkpoint of version 0.1 has no digests, and gives no lines.
+    """
+    lines = []
+    for name, digest in read_manifest(folder).get("sha256", {}).items():
+        if name.endswith(suffixes) and not (folder / name).is_file():
+            lines.append(f"{name} is missing")
+        elif name.endswith(suffixes) and sha256_of(folder / name) != digest:
+            lines.append(f"{name} is not what was written (its SHA-256 differs)")
     return lines
 
 

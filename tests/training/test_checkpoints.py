@@ -332,6 +332,72 @@ def test_a_full_disk_is_told_and_keeps_the_last_good_checkpoint(room, tiny_bert,
         os.system(f"umount --lazy {mounted}")  # a writer that failed may still be open in the traceback
 
 
+# -- a checkpoint is what was written
+
+
+def rewritten(folder: Path, manifest: dict) -> None:
+    (folder / "checkpoint.json").write_text(json.dumps({**manifest, "checksum": files._checksum(manifest)}))
+
+
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+FILES = ["adapter_model.safetensors", "adapter_config.json", "smart_train.json", "tokenizer.json"]
+FILES += ["optimizer.pt", "scheduler.pt", "rng_state.pth", "run_state_0.pt", "trainer_state.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_told_with_the_checkpoint_to_take(name, tiny_bert, copied):
+    folder = copied / "checkpoints" / "checkpoint-3"
+    shutil.rmtree(copied / "checkpoints" / "checkpoint-4")
+    flip(folder / name, 8 * (folder / name).stat().st_size * 2 // 3)
+    wanted = rf"checkpoint-3 was damaged .*: {re.escape(name)} is not what was written .*=\S+checkpoint-2;"
+    for resume_from in (True, str(folder)):
+        with pytest.raises(CheckpointError, match=wanted):
+            trainer_of(tiny_bert, copied, **SHORT).train(resume_from_checkpoint=resume_from)
+
+
+def test_a_flipped_bit_anywhere_in_the_list_of_files_is_told(short_run, tmp_path):
+    """Every 31st byte of checkpoint.json: no content but the written one is read."""
+    source = short_run / "checkpoints" / "checkpoint-3" / "checkpoint.json"
+    written = json.loads(source.read_text())
+    for place in range(0, source.stat().st_size, 31):
+        shutil.copy(source, tmp_path / "checkpoint.json")
+        flip(tmp_path / "checkpoint.json", 8 * place + place % 8)
+        try:
+            assert files.read_manifest(tmp_path) == written, place  # a space became another
+        except CheckpointError as error:
+            assert "checkpoint.json" in str(error)
+
+
+def test_the_first_checkpoint_damaged_means_a_new_run(tiny_bert, copied):
+    folder = copied / "checkpoints" / "checkpoint-1"
+    flip(folder / "optimizer.pt", 4000)
+    with pytest.raises(CheckpointError, match="there is no earlier one: start a new run"):
+        trainer_of(tiny_bert, copied, **SHORT).train(resume_from_checkpoint=str(folder))
+
+
+def test_damaged_best_weights_are_not_loaded(tiny_bert, copied):
+    trainer = trainer_of(tiny_bert, copied, **SHORT)
+    trainer.state.best_model_checkpoint = str(copied / "checkpoints" / "checkpoint-2")
+    trainer.checkpoints.load_best()
+    flip(copied / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors", 90_000)
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors is not what was written"):
+        trainer.checkpoints.load_best()
+
+
+def test_a_checkpoint_of_version_0_1_has_no_digests_and_is_still_taken(tiny_bert, copied, caplog):
+    folder = copied / "checkpoints" / "checkpoint-3"
+    facts = json.loads((folder / "checkpoint.json").read_text())
+    old = {key: value for key, value in facts.items() if key not in ("sha256", "checksum")}
+    (folder / "checkpoint.json").write_text(json.dumps({**old, "format": 1}))
+    assert trainer_of(tiny_bert, copied, **SHORT).train(resume_from_checkpoint=str(folder)).global_step == 4
+    assert "written by version 0.1, without digests" in caplog.text
+
+
 # -- which checkpoint
 
 
@@ -364,7 +430,7 @@ def test_what_cannot_be_gone_on_from_is_refused_with_the_reason(tiny_bert, tmp_p
     refused(str(good), "late.head was none, is layernorm_linear", AdapterError, late=HEAD)
     facts = json.loads((good / "checkpoint.json").read_text())
     assert facts["processes"] == 1 and facts["step"] == 2
-    (good / "checkpoint.json").write_text(json.dumps({**facts, "engine": "DeepSpeed ZeRO-2", "processes": 4}))
+    rewritten(good, {**facts, "engine": "DeepSpeed ZeRO-2", "processes": 4})
     refused(str(good), "written under DeepSpeed ZeRO-2 by 4 processes, .* launch as before")
     (good / "rng_state.pth").unlink()
     (good / "scheduler.pt").write_bytes(b"half")
@@ -377,7 +443,7 @@ def test_what_cannot_be_gone_on_from_is_refused_with_the_reason(tiny_bert, tmp_p
 def test_another_number_of_processes_is_told(tiny_bert, copied, caplog):
     good = copied / "checkpoints" / "checkpoint-3"
     facts = json.loads((good / "checkpoint.json").read_text())
-    (good / "checkpoint.json").write_text(json.dumps({**facts, "engine": "DDP", "processes": 3}))
+    rewritten(good, {**facts, "engine": "DDP", "processes": 3})
     with caplog.at_level(logging.WARNING):
         assert trainer_of(tiny_bert, copied, **SHORT).train(resume_from_checkpoint=str(good)).global_step == 4
     assert "was written by 3 processes, and 1 resume" in caplog.text and "but not equal" in caplog.text
