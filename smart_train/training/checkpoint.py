@@ -312,7 +312,7 @@ class CheckpointManager(TrainerCallback):
         suffixes: of the files to look at
         """
         found = damaged_files(folder, suffixes) if self.trainer.args.local_process_index == 0 else []
-        lines = next((lines for lines in ProcessGroup().exchange(found) if lines), [])
+        lines: list[str] = next((one for one in ProcessGroup().exchange(found) if one), [])
         if lines:
             step = read_manifest(folder)["step"]
             earlier = [one for one in list_steps(folder.parent) if one < step]
