@@ -84,12 +84,15 @@ def _start_worker(worker: int, num_workers: int, rank: int) -> None:
 
 
 def check_accelerator(args: TrainingArguments) -> None:
-    """Raise SettingError where accelerate is told to divide batches itself: it cuts tensors, and these are row
-    numbers."""
+    """Raise SettingError where accelerate is told to divide or draw batches itself: it cuts tensors, and these are row
+    numbers, planned for all processes together."""
     config: Any = args.accelerator_config
-    if config.split_batches or config.dispatch_batches:
-        what = "split_batches and dispatch_batches cut batches of tensors, and ours are planned for all processes"
-        raise SettingError("training.accelerator_config", what, "remove them")
+    given = {"split_batches": config.split_batches, "dispatch_batches": config.dispatch_batches}
+    given |= {"even_batches": not config.even_batches, "use_seedable_sampler": not config.use_seedable_sampler}
+    wrong = [name for name, other in given.items() if other]
+    if wrong:
+        what = f"{' and '.join(wrong)} would cut or draw batches, and ours are planned for all processes"
+        raise SettingError("training.accelerator_config", what, "remove them" if wrong[1:] else "remove it")
 
 
 def train_loader(
@@ -101,7 +104,7 @@ def train_loader(
 ) -> DataLoader[Any]:
     """Return a loader of this rank's share of planned batches, prepared by accelerate as Trainer's own loader is.
 
-    Raises SettingError where accelerate is told to divide batches itself: it cuts tensors, and these are row numbers.
+    Raises SettingError as ``check_accelerator``.
     """
     check_accelerator(args)
     loader: DataLoader[Any] = DataLoader(

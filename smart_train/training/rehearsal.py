@@ -27,6 +27,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.optimization import get_scheduler
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from smart_train.config.training_fields import HONOURED
 from smart_train.core.errors import SettingError, SmartTrainError
 from smart_train.training.arguments import SmartTrainingArguments
 from smart_train.training.engine import uses_engine
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 ROWS = 2  # of the stand-in's batch
 Stage = Callable[[SmartTrainingArguments], None]
-TOGETHER = ("torch_compile", "fsdp")  # names that begin so are one setting: taken back together
+TOGETHER = ("fsdp",)  # names that begin so are one setting: taken back together
 
 
 def rehearse(args: SmartTrainingArguments, steps: int, given: Mapping[str, Any] = MappingProxyType({})) -> None:
@@ -61,6 +62,32 @@ def rehearse(args: SmartTrainingArguments, steps: int, given: Mapping[str, Any] 
                 stage(_without(args, usual, name))
 
             raise refused(error, given, without) from error
+    check_optimizer_options(args, given)
+
+
+def check_optimizer_options(args: SmartTrainingArguments, given: Mapping[str, Any]) -> None:
+    """Raise SettingError for a key of optimizer or schedule that changes neither of them: Adam's averages beside
+    ``optim: sgd``, a misspelt name in ``optim_args``, a warm-up of a constant rate."""
+    with tempfile.TemporaryDirectory() as folder, untouched_random_states():
+        usual = SmartTrainingArguments(folder, use_cpu=args.use_cpu)
+        names = [name for name in (*HONOURED["optimizer"], "lr_scheduler_kwargs", "warmup_steps") if name in given]
+        for name in names:
+            less = _without(args, usual, name)
+            if getattr(less, name) != getattr(args, name) and _described(less) == _described(args):
+                beside = "optim" if name in HONOURED["optimizer"] else "lr_scheduler_type"
+                value = getattr(args, beside)
+                what = f"is {given[name]!r}, which changes nothing beside {beside}: {getattr(value, 'value', value)}"
+                raise SettingError(f"training.{name}", what, f"remove it, or write another {beside}")
+
+
+def _described(args: SmartTrainingArguments, steps: int = 1000) -> list[Any]:
+    """Return all that an optimizer and a schedule are made of, for a run of so many steps."""
+    optimizer = stand_in_optimizer(args, StandIn())
+    scheduler: Any = _scheduler(args, optimizer, steps)
+    rates = [[rate(step) for step in (*range(10), 250, 500, 999)] for rate in getattr(scheduler, "lr_lambdas", ())]
+    settings = {k: v for k, v in vars(scheduler).items() if isinstance(v, int | float | str | list)}
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    return [type(optimizer), type(scheduler), groups, repr(settings), rates]
 
 
 def warn_of_warmup(args: SmartTrainingArguments, steps: int) -> None:
@@ -96,17 +123,21 @@ def _schedule(args: SmartTrainingArguments, steps: int) -> None:
     """Make optimizer and scheduler, and ask for the learning rate at points of the whole run."""
     model = StandIn()
     optimizer = stand_in_optimizer(args, model)
-    scheduler: Any = get_scheduler(
+    scheduler: Any = _scheduler(args, optimizer, steps)
+    for rate in getattr(scheduler, "lr_lambdas", ()):
+        for step in {0, 1, steps // 2, max(0, steps - 1), steps}:
+            if not 0 <= float(abs(rate(step))) < float("inf"):
+                raise SettingError("training.lr_scheduler_kwargs", f"give no rate at step {step}", "correct them")
+
+
+def _scheduler(args: SmartTrainingArguments, optimizer: torch.optim.Optimizer, steps: int) -> Any:
+    return get_scheduler(
         args.lr_scheduler_type,
         optimizer=optimizer,
         num_warmup_steps=args.get_warmup_steps(steps),
         num_training_steps=steps,
         scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]
     )
-    for rate in getattr(scheduler, "lr_lambdas", ()):
-        for step in {0, 1, steps // 2, max(0, steps - 1), steps}:
-            if not 0 <= float(abs(rate(step))) < float("inf"):
-                raise SettingError("training.lr_scheduler_kwargs", f"give no rate at step {step}", "correct them")
 
 
 def stand_in_optimizer(args: SmartTrainingArguments, model: StandIn) -> torch.optim.Optimizer:

@@ -34,6 +34,7 @@ from smart_train.config.recipe import plain, read
 from smart_train.config.recipe import save as save_recipe
 from smart_train.config.schema import LateBlock, Recipe
 from smart_train.config.training_arguments import make_callbacks
+from smart_train.config.training_fields import without_effect
 from smart_train.core.environment import rank, world
 from smart_train.core.errors import EvaluationError, SavedElsewhere, SettingError, SmartTrainError
 from smart_train.data.batch_sampler import PairGroups, pair_groups
@@ -191,6 +192,8 @@ def prepare(recipe: Recipe, splits: Splits, args: SmartTrainingArguments) -> Pla
     groups = _pair_groups(recipe, splits.train, args)
     steps = steps_of(args, len(plan_batches(groups, args)))
     warn_of_warmup(args, steps)
+    for name, why in without_effect(args, recipe.training) if args.process_index == 0 else ():
+        logger.info("training.%s changes nothing in this run: %s", name, why)
     check_accelerator(args)
     rehearse(args, steps, recipe.training)
     try:

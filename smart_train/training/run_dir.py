@@ -14,7 +14,7 @@ import yaml
 
 from smart_train.config.recipe import plain, stored
 from smart_train.config.schema import Recipe
-from smart_train.core.errors import NothingToResume
+from smart_train.core.errors import NothingToResume, SettingError
 from smart_train.core.folder_lock import NAME as LOCK
 from smart_train.core.folder_lock import FolderLock
 
@@ -46,6 +46,12 @@ NO_EFFECT += tuple(
 NO_EFFECT += tuple(f"training.dataloader_{name}" for name in ("num_workers", "prefetch_factor", "persistent_workers"))
 
 
+# Keys that a checkpoint's optimizer and schedule hold: loading them would keep the old value, whatever is written.
+HELD: dict[str, Any] = {name: None for name in ("head_learning_rate", "optim_args", "lr_scheduler_kwargs")}
+HELD |= {"learning_rate": 5e-5, "weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
+HELD |= {"optim": "adamw_torch_fused", "lr_scheduler_type": "cosine"}  # defaults, of a key that is not written
+
+
 @contextmanager
 def owned_run_dir(output: Path, recipe: Recipe) -> Iterator[None]:
     """Own OUTPUT within the block (see core/folder_lock.py), and move an earlier run in it to OUTPUT.1, OUTPUT.2 ...,
@@ -57,11 +63,12 @@ def owned_run_dir(output: Path, recipe: Recipe) -> Iterator[None]:
     Raises:
         NothingToResume: there is no such run or checkpoint.
         FolderInUse: another run is writing to OUTPUT; nothing was moved.
-        SettingError: OUTPUT cannot be written.
+        SettingError: OUTPUT cannot be written, or a key differs from the resumed run's that its checkpoint holds.
     """
     run = resumed_run(recipe, output)
     if run is not None:
         _check_exists(run, output, recipe)
+        _check_held(run, recipe)
     with FolderLock(output) as lock, lock.holding():
         if run is not None:
             _warn_of_changes(run, recipe)
@@ -109,6 +116,18 @@ def _move_aside(lock: FolderLock) -> None:
 
 def _newest(names: list[str]) -> str:
     return max(names, key=lambda name: int("".join(filter(str.isdigit, name)) or 0))
+
+
+def _check_held(run: Path, recipe: Recipe) -> None:
+    for key, was, now in changes(run / "recipe.yaml", recipe):
+        name = key.removeprefix("training.")
+        if key == name or name.split(".")[0] not in HELD:
+            continue
+        default = HELD.get(name)
+        was, now = (default if value is None else value for value in (was, now))
+        if was != now:
+            what = f"is {now}, but the run was started with {was}, which its checkpoint's optimizer and schedule hold"
+            raise SettingError(key, what, f"write {was}, or start a new run: remove {KEY}")
 
 
 def _warn_of_changes(run: Path, recipe: Recipe) -> None:

@@ -55,7 +55,7 @@ from smart_train.training.engine import Engine, full_state_dict, full_tensor, re
 from smart_train.training.gradcache import cached_backward
 from smart_train.training.loss_step import LossStep, token_dtype
 from smart_train.training.nonfinite import NonfiniteGuard, SkipBatch
-from smart_train.training.optimizer import weight_groups
+from smart_train.training.optimizer import same_options, weight_groups
 from smart_train.training.train_dataset import to_collection
 from smart_train.training.weights import train_in_float32
 
@@ -451,7 +451,8 @@ class SmartTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not self.checkpoints.load_sharded_optimizer(Path(checkpoint)):
-            super()._load_optimizer_and_scheduler(checkpoint)
+            with same_options(self.optimizer, checkpoint):
+                super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.checkpoints.load_weights(Path(resume_from_checkpoint))

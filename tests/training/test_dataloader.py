@@ -86,8 +86,11 @@ def test_workers_make_the_same_batches(planning, make):
     assert runs[0] == runs[1]
 
 
-@pytest.mark.parametrize("option", ["split_batches", "dispatch_batches"])
-def test_accelerate_does_not_divide_what_was_planned(option, planning):
-    trainer = planning(accelerator_config={option: True})
-    with pytest.raises(ValueError, match="split_batches and dispatch_batches"):
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("split_batches", True), ("dispatch_batches", True), ("even_batches", False), ("use_seedable_sampler", False)],
+)
+def test_accelerate_does_not_divide_what_was_planned(option, value, planning):
+    trainer = planning(accelerator_config={option: value})
+    with pytest.raises(ValueError, match=f"{option} would cut or draw batches"):
         trainer.train()

@@ -20,7 +20,7 @@ from killed import ROOT, Command, Fork
 from resumed import differences, left, log_of
 
 from smart_train.config.recipe import read
-from smart_train.core.errors import NothingToResume
+from smart_train.core.errors import NothingToResume, SettingError
 from smart_train.training.run_dir import changes, owned_run_dir, resumed_run
 
 STEPS = 10
@@ -187,11 +187,52 @@ def test_each_key_that_differs_from_the_run_that_goes_on_is_told(resuming, tmp_p
 
     checkpoint(tmp_path / "run")
     save(resuming("true")[0], tmp_path / "run")
-    more = ("training.learning_rate=0.5", "objective.late.temperature=0.9", "data.negatives=0", "training.run_name=x")
+    more = ("training.max_grad_norm=0.5", "objective.late.temperature=0.9", "data.negatives=0", "training.run_name=x")
     recipe, output = resuming("true", *more)
     keys = [key for key, *_ in changes(output / "recipe.yaml", recipe)]
-    assert sorted(keys) == ["data.negatives", "objective.late.temperature", "training.learning_rate"]
+    assert sorted(keys) == ["data.negatives", "objective.late.temperature", "training.max_grad_norm"]
     with owned_run_dir(output, recipe):
         pass
-    assert "training.learning_rate is 0.5, but the run was started with 0.01" in caplog.text
+    assert "objective.late.temperature is 0.9, but the run was started with 0.05" in caplog.text
     assert not changes(output / "recipe.yaml", resuming("true")[0])
+
+
+HELD = {
+    "learning_rate": "0.5",
+    "head_learning_rate": "0.5",
+    "weight_decay": "0.1",
+    "adam_beta1": "0.8",
+    "adam_epsilon": "1e-3",
+    "optim": "sgd",
+    "lr_scheduler_type": "linear",
+    "lr_scheduler_kwargs": "{num_cycles: 2}",
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_key_that_the_checkpoint_holds_cannot_change_and_is_named(resuming, tmp_path, name):
+    from smart_train.config.recipe import save
+
+    checkpoint(tmp_path / "run")
+    save(resuming("true")[0], tmp_path / "run")
+    recipe, output = resuming("true", f"training.{name}={HELD[name]}")
+    with (
+        pytest.raises(SettingError, match=rf"training.{name}.*but the run was started with"),
+        owned_run_dir(output, recipe),
+    ):
+        pass
+    assert list(output.iterdir()), "nothing was moved"
+
+
+def test_a_default_that_is_written_out_is_the_same_value(resuming, tmp_path):
+    from smart_train.config.recipe import save
+    from smart_train.training.arguments import SmartTrainingArguments
+    from smart_train.training.run_dir import HELD as DEFAULTS
+
+    args = SmartTrainingArguments(str(tmp_path), use_cpu=True)
+    assert {name: getattr(getattr(args, name), "value", getattr(args, name)) for name in DEFAULTS} == DEFAULTS
+    checkpoint(tmp_path / "run")
+    save(resuming("true")[0], tmp_path / "run")
+    recipe, output = resuming("true", "training.weight_decay=0.0", "training.adam_beta1=0.9")
+    with owned_run_dir(output, recipe):
+        pass
