@@ -168,6 +168,33 @@ class KnownPositives:
 
 
 @dataclass
+class PairScores:
+    """Scores of a few of the pairs of B queries and N documents: most pairs of a batch have none.
+
+    rows, columns: [S] int64, query row and document row; values: [S] float32
+
+    >>> PairScores(torch.tensor([0, 1]), torch.tensor([2, 0]), torch.tensor([0.5, 0.25])).dense(2, 3)
+    tensor([[   nan,    nan, 0.5000],
+            [0.2500,    nan,    nan]])
+    """
+
+    rows: Tensor
+    columns: Tensor
+    values: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PairScores:
+        return PairScores(
+            *(part.to(device, non_blocking=non_blocking) for part in (self.rows, self.columns, self.values))
+        )
+
+    def dense(self, rows: int, columns: int, first: int = 0) -> Tensor:
+        """Return [rows, columns], NaN where there is no score; document row 0 is the column ``first``."""
+        found = self.values.new_full((rows, columns), float("nan"))
+        found[self.rows, self.columns + first] = self.values
+        return found
+
+
+@dataclass
 class Batch:
     """One training step's rows on one rank.
 
@@ -179,7 +206,7 @@ class Batch:
     known: all known positives of the queries (from the qrels, not the drawn pairs only); false negatives of this
         batch and of the other ranks' batches are found with them (losses/false_negatives.py)
     positives: [P, 2] int64; the drawn (query row, document row) pairs that the loss is a mean over
-    teacher: [B, N] float32, another model's scores of these pairs, NaN where it gave none; None = no teacher
+    teacher: another model's scores of the pairs that it scored; None = no teacher
     notes: counts of what the batch was made of, for logs (see data/collate.py)
     rows: (query id, document id) of the drawn pairs, as the data names them, for messages
     """
@@ -190,7 +217,7 @@ class Batch:
     document_keys: Tensor
     known: KnownPositives
     positives: Tensor
-    teacher: Tensor | None = None
+    teacher: PairScores | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     rows: list[tuple[str, str]] = field(default_factory=list)
 
@@ -210,7 +237,7 @@ class Batch:
             self.document_keys.to(device, non_blocking=non_blocking),
             self.known.to(device, non_blocking),
             self.positives.to(device, non_blocking=non_blocking),
-            None if self.teacher is None else self.teacher.to(device, non_blocking=non_blocking),
+            None if self.teacher is None else self.teacher.to(device, non_blocking),
             self.notes,
             self.rows,
         )

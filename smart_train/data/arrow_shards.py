@@ -6,6 +6,7 @@ machine.  A pickled ``Shards`` is the names of its files.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from smart_train.core.errors import DataError
 
 BLOCK = 4096  # rows that are turned into Python objects at once
+FEW = 16  # rows below which single cells are read faster than arrays are taken
 
 Ints = NDArray[np.integer[Any]]
 
@@ -27,6 +29,7 @@ class Shards:
         self.files = list(files)
         self.batches = [_mapped(file) for file in self.files]
         self.starts = np.cumsum([0, *(batch.num_rows for batch in self.batches)])
+        self._starts: list[int] = self.starts.tolist()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Shards, (self.files,)
@@ -36,8 +39,8 @@ class Shards:
 
     def value(self, row: int, column: str) -> Any:
         """Return one cell."""
-        number = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self.batches[number].column(column)[row - int(self.starts[number])].as_py()
+        number = bisect_right(self._starts, row) - 1
+        return self.batches[number].column(column)[row - self._starts[number]].as_py()
 
     def arrow(self, rows: Ints, column: str) -> Iterator[tuple[Ints, Any]]:
         """Yield (places in ``rows``, their cells as a pyarrow array), one file at a time."""
@@ -58,6 +61,8 @@ class Shards:
 
     def values(self, rows: Ints, column: str) -> list[Any]:
         """Return the cells of these rows, in their order, as Python values."""
+        if len(rows) <= FEW:
+            return [self.value(row, column) for row in rows.tolist()]
         found: list[Any] = [None] * len(rows)
         for places, cells in self.arrow(rows, column):
             for place, value in zip(places.tolist(), cells.to_pylist(), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from smart_train.core.embeddings import Batch, Features
+from smart_train.core.embeddings import Batch, Features, PairScores
 from smart_train.core.errors import DataError
 from smart_train.core.modality import content_size, modality
 from smart_train.data.collection import Collection, hash_id
@@ -161,12 +162,12 @@ class Collator:
         missing = copies = 0
         corpus = self.collection.corpus
         for position, (query, _) in enumerate(rows if self.negatives else ()):
-            relevant = self.collection.relevant(query)
+            judged = self.collection.qrels.get(query, {})
             named = dict.fromkeys(self.collection.negatives.get(query, ()))
-            negatives = [d for d in named if d not in relevant and d in corpus]
+            negatives = [d for d in named if judged.get(d, 0) <= 0 and d in corpus]
             # Texts only: with images the draw would depend on what this worker has decoded before.
-            positives = {self.keys.text_hash(d) for d in relevant} - {0}
-            candidates = [d for d in negatives if self.keys.text_hash(d) not in positives]
+            same = self.keys.copies_of_positives(query, negatives)
+            candidates = [d for d in negatives if d not in same]
             count = min(self.negatives, len(candidates))
             copies += len(negatives) - len(candidates)
             missing += self.negatives - count
@@ -177,20 +178,36 @@ class Collator:
         """(positives [P, 2] of the distinct rows, how many other pairs of the batch are relevant by id)."""
         query_row = {q: i for i, q in enumerate(queries)}
         document_row = {d: i for i, d in enumerate(documents)}
-        relevant = {(q, d) for q in queries for d in self.collection.relevant(q) if d in document_row}
+        relevant = 0
+        for query in queries:
+            judged = self.collection.qrels.get(query, {})
+            # the smaller side is looked through: a query may have thousands of positives, or a batch of documents
+            both = document_row.keys() & judged.keys()
+            relevant += sum(judged[document] > 0 for document in both)
         pairs = list(dict.fromkeys(rows))
-        unknown = [pair for pair in pairs if pair not in relevant]
-        if unknown:
-            raise DataError(f"{self.collection.name}: the pair {unknown[0]} is not relevant in the qrels")
+        for query, document in pairs:
+            if self.collection.qrels.get(query, {}).get(document, 0) <= 0:
+                raise DataError(f"{self.collection.name}: the pair {(query, document)} is not relevant in the qrels")
         places = [(query_row[q], document_row[d]) for q, d in pairs]
-        return torch.tensor(places, dtype=torch.int64), len(relevant) - len(pairs)
+        return torch.tensor(places, dtype=torch.int64), relevant - len(pairs)
 
-    def _teacher(self, queries: list[str], documents: list[str]) -> Tensor | None:
+    def _teacher(self, queries: list[str], documents: list[str]) -> PairScores | None:
         if not self.collection.teacher:
             return None
-        unknown: dict[str, float] = {}
-        rows = (self.collection.teacher.get(query, unknown) for query in queries)
-        return torch.tensor([[row.get(d, float("nan")) for d in documents] for row in rows], dtype=torch.float32)
+        place = {document: column for column, document in enumerate(documents)}
+        rows, columns, values = array("q"), array("q"), array("f")
+        for row, query in enumerate(queries):
+            for document, score in self.collection.teacher.get(query, {}).items():
+                column = place.get(document)
+                if column is not None:
+                    rows.append(row)
+                    columns.append(column)
+                    values.append(score)
+        return PairScores(
+            torch.tensor(rows, dtype=torch.int64),
+            torch.tensor(columns, dtype=torch.int64),
+            torch.tensor(values, dtype=torch.float32),
+        )
 
     def _query(self, query: str) -> str:
         if query not in self.collection.queries:

@@ -15,6 +15,7 @@ data workers share them, forked or spawned.
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
@@ -32,6 +33,7 @@ from smart_train.data.collection import Collection, Document, first_few
 FIELDS = ("id", "text", "image", "file", "page", "source")  # of a document, in the order of the columns
 RELATIONS = ("qrels", "negatives", "teacher")
 PART = 1 << 20  # rows that are looked at together
+REMEMBERED = 1 << 14  # ids whose rows a process remembers: 2 MB
 SORTED_AT_ONCE = 200_000  # ids that ``fingerprint`` sorts at once
 
 V = TypeVar("V")
@@ -64,6 +66,7 @@ class Names:
     def __init__(self, folder: Path, name: str) -> None:
         self.entries = Shards(sorted(folder.glob(f"{name}-*.arrow")))
         self.rows = load_array(folder, name)
+        self._found: dict[str, int] = {}  # a batch looks for the same ids again and again
         self.hashes, self.places = load_array(folder, f"{name}.hashes"), load_array(folder, f"{name}.rows")
 
     def __len__(self) -> int:
@@ -73,6 +76,14 @@ class Names:
         """Return the row of an id; None where there is none."""
         if not isinstance(id, str):
             return None
+        found = self._found.get(id)
+        if found is None and (found := self._search(id)) is not None:
+            if len(self._found) >= REMEMBERED:
+                self._found.clear()
+            self._found[id] = found
+        return found
+
+    def _search(self, id: str) -> int | None:
         hashed = np.uint64(id_key(id)[0])
         place = int(np.searchsorted(self.hashes, hashed))
         while place < len(self.hashes) and self.hashes[place] == hashed:  # the text decides, should two hashes be equal
@@ -521,11 +532,9 @@ def _by_id(names: Names, rows: Ints) -> Iterator[Ints]:
     else:
         sample = sorted(names.values(rows[:: max(1, len(rows) // 10_000)], "id"))
         bounds = sample[:: max(1, len(sample) * SORTED_AT_ONCE // len(rows))]
-    import bisect
-
     bucket = np.empty(len(rows), np.int32)
     for place, (id,) in enumerate(names.blocks(rows, "id")) if bounds else ():
-        bucket[place] = bisect.bisect_right(bounds, id)
+        bucket[place] = bisect_right(bounds, id)
     for number in range(len(bounds) + 1):
         some = rows[bucket == number] if bounds else rows
         ids = names.values(some, "id")

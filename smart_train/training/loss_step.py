@@ -9,7 +9,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import InitVar, dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from smart_train.config.schema import HybridBlock, ObjectiveBlock
@@ -76,13 +75,18 @@ class LossStep:
             relevance=relevance_mask(batch.known, keys, self.objective.neighbour_pages),
             positives=batch.positives + offset,
             grades=share_grades(grade_matrix(batch.known, keys), keys) if "labels.grades" in reads else None,
-            teacher=_widened(batch.teacher, mine, count),
+            teacher=self._teacher(batch, mine, count) if "labels.teacher" in reads else None,
             repeats=repeated_documents(keys),
             query_repeats=self.gather.repeats(batch.query_ids) if "labels.query_repeats" in reads else None,
             own=mine,
             shares=(pairs, queries, documents),
             all_ranks=self.gather.columns,
         )
+
+    @staticmethod
+    def _teacher(batch: Batch, mine: slice, count: int) -> Tensor | None:
+        """Return [B, N] over all ranks' documents: a teacher did not score those of other ranks."""
+        return None if batch.teacher is None else batch.teacher.dense(len(batch.query_ids), count, mine.start)
 
 
 def token_dtype(similarity: str, device: torch.device, bf16: bool = False) -> torch.dtype | None:
@@ -94,10 +98,3 @@ def token_dtype(similarity: str, device: torch.device, bf16: bool = False) -> to
     """
     half = similarity == "bfloat16" or (similarity == "auto" and bf16 and device.type == "cuda")
     return torch.bfloat16 if half else None
-
-
-def _widened(teacher: Tensor | None, mine: slice, count: int) -> Tensor | None:
-    """The own [B, n] columns among the [B, N] of all ranks: a teacher did not score the other ranks' documents."""
-    if teacher is None:
-        return None
-    return F.pad(teacher, (mine.start, count - mine.stop), value=float("nan"))

@@ -232,15 +232,16 @@ def test_a_teachers_scores_stand_where_their_pairs_stand():
     batch = Collator(made, record, negatives=2)([("q1", "d1"), ("q2", "d2"), ("q3", "d3")])
     names = {hash_id(d): d for d in made.corpus}
     documents = [names[i] for i in batch.document_ids.tolist()]
-    assert batch.teacher is not None and batch.teacher.dtype == torch.float32
+    assert batch.teacher is not None and batch.teacher.values.dtype == torch.float32
+    assert len(batch.teacher.values) == 3  # of 12 pairs: memory follows what the teacher scored
     found = {
         (query, document): score
-        for query, row in zip(("q1", "q2", "q3"), batch.teacher.tolist(), strict=True)
+        for query, row in zip(("q1", "q2", "q3"), batch.teacher.dense(3, len(documents)).tolist(), strict=True)
         for document, score in zip(documents, row, strict=True)
         if not isnan(score)
     }
     assert found == {("q1", "d1"): 7.5, ("q1", "d20"): -3.0, ("q2", "d1"): 0.25}
-    assert batch.to("meta").teacher.is_meta
+    assert batch.to("meta").teacher.values.is_meta
 
 
 def test_texts_pages_and_captioned_pages_never_share_a_chunk():

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from smart_train.core.embeddings import KEYS
+from smart_train.data import document_keys
 from smart_train.data.collate import Collator
 from smart_train.data.collection import Collection, Document, hash_id
 from smart_train.data.document_keys import DocumentKeys, content_hash
@@ -142,3 +143,45 @@ def test_a_copy_of_an_answer_is_no_negative_in_the_batch_that_holds_both(tmp_pat
 
 def keep(contents: list, role: str) -> dict:
     return {"contents": contents}
+
+
+@pytest.mark.parametrize("answers", [0, 5, 10**6])
+def test_keys_of_many_positives_are_those_of_few(tmp_path, monkeypatch, answers):
+    """Queries of more positives than MANY take another road, whatever is remembered of it, to the same keys."""
+    made = pages(tmp_path)
+    made.corpus |= {f"t{n}": Document(f"t{n}", f"text {n % 7}", file=f"f{n % 3}", page=n) for n in range(40)}
+    made.qrels |= {
+        "many": {"a": 1, "lost": 2, "c": 0} | {f"t{n}": n % 4 for n in range(30)},
+        "other": {"b": 1, "t3": 2},
+    }
+    few = DocumentKeys(made)
+    monkeypatch.setattr(document_keys, "MANY", 0)
+    monkeypatch.setattr(document_keys, "ANSWERS", answers)
+    many = DocumentKeys(made)
+    queries = ["many", "other", "q", "r", "none", "many"]
+    decoded = ["a", "t3"]
+    for _ in range(2):  # before and after a page was decoded
+        found = [vars(keys.of_positives(queries)) for keys in (few, many)]
+        for name, one in found[0].items():
+            other = found[1][name]
+            assert torch.equal(one, other)
+            assert one.dtype == other.dtype
+        for query in queries:
+            listed = ["t", "b", "a", *(f"t{n}" for n in range(30, 40))]
+            assert few.copies_of_positives(query, listed) == many.copies_of_positives(query, listed)
+        contents = [made.corpus[name].content() for name in decoded]
+        assert torch.equal(few.of_documents(decoded, contents), many.of_documents(decoded, contents))
+    assert few.copies_of_positives("many", ["t38", "t30", "a"]) == {"t38", "t30"}
+
+
+def test_a_batch_of_queries_with_thousands_of_answers_hashes_each_document_once(monkeypatch):
+    corpus = {f"d{n}": Document(f"d{n}", f"text {n}") for n in range(3000)}
+    made = Collection(
+        "many", corpus, {f"q{n}": "which" for n in range(8)}, {f"q{n}": dict.fromkeys(corpus, 1) for n in range(8)}
+    )
+    hashed = []
+    monkeypatch.setattr(document_keys, "content_hash", lambda content: hashed.append(content) or content_hash(content))
+    keys = DocumentKeys(made, most=100)
+    for _ in range(3):
+        assert len(keys.of_positives(made.queries).keys) == 8 * 3000
+    assert len(hashed) == 3000

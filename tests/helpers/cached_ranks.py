@@ -13,7 +13,7 @@ from steps import JOINT, OBJECTIVES, lines, taken, weights
 from torch import Tensor
 
 from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock, ObjectiveBlock
-from smart_train.core.embeddings import Batch, KnownPositives
+from smart_train.core.embeddings import Batch, KnownPositives, PairScores, PairScores
 from smart_train.core.errors import TrainingStopped
 from smart_train.data.collate import Collator, Pairs
 from smart_train.data.collection import Collection, Document
@@ -109,8 +109,9 @@ def joined(encoder: SmartEncoder, images: bool = False) -> Batch:
     rows, columns = len(parts[0].query_ids), len(parts[0].document_keys)
     known = [part.known for part in parts]
     (a, b) = (part.teacher for part in parts)
-    teacher = torch.full((rows + len(b), columns + b.shape[1]), torch.nan)
-    teacher[:rows, :columns], teacher[rows:, columns:] = a, b
+    teacher = PairScores(
+        torch.cat([a.rows, b.rows + rows]), torch.cat([a.columns, b.columns + columns]), torch.cat([a.values, b.values])
+    )
     return Batch(
         [chunk for part in parts for chunk in part.queries],
         [chunk for part in parts for chunk in part.documents],

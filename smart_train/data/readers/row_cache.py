@@ -104,9 +104,11 @@ LargeTable = Table | ParquetRows
 
 def open_large(source: Any) -> ParquetRows | None:
     """Open large Parquet files without images so that they are read a few rows at a time; None for anything else."""
-    if not isinstance(source, list) or {suffix(file) for file in source} != {".parquet"} or not _many_bytes(source):
+    if not isinstance(source, list) or {suffix(file) for file in source} != {".parquet"}:
         return None
     table = ParquetRows(sorted(source))
+    if len(table) <= SMALL_ROWS and not _many_bytes(source):
+        return None
     images = any(may_hold_images(column.type) for schema in table.schemas for column in schema)
     return None if images else table
 
@@ -124,7 +126,8 @@ def read(table: LargeTable, data: DataBlock, name: str, limit: int | None = None
     Raises as ``read_rows``, and DataError where nothing can be written.
     """
     files = None if isinstance(table, StoredTable) else table.files
-    large = _many_bytes(files) if files else len(table) > SMALL_ROWS  # type: ignore[arg-type]
+    # Parquet that ``open_large`` opened is large; other tables tell their rows, or their bytes.
+    large = isinstance(table, ParquetRows) or (_many_bytes(files) if files else len(table) > SMALL_ROWS)  # type: ignore[arg-type]
     columns, _ = choose_columns(table.columns, data)
     if not large or columns is None or columns.id or (limit is not None and limit <= SMALL_ROWS):
         return None
