@@ -19,6 +19,7 @@ from smart_train.benchmarks.benchmark_table import align
 from smart_train.benchmarks.mteb_models import MtebModel, mteb_models
 from smart_train.core.atomic_io import replacing
 from smart_train.core.errors import EvaluationError
+from smart_train.core.hub import limit_waiting
 from smart_train.evaluation.scoring import MODES
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def find_tasks(names: Iterable[str]) -> list[Any]:
 
     Raises EvaluationError for a name that is neither, with similar names.
     """
+    limit_waiting()  # before their data are downloaded
     tasks: dict[str, Any] = {}
     for name in names:
         tasks |= {task.metadata.name: task for task in _tasks_of(name)}

@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,12 @@ KINDS: list[tuple[str, set[str]]] = [  # what went wrong, by the names of the er
     ("revision", {"RevisionNotFoundError"}),
     ("missing", {"RepositoryNotFoundError"}),
     ("name", {"HFValidationError"}),
+    ("silent", {"TimeoutException", "TimeoutError", "ServerTimeoutError", "FSTimeoutError"}),
 ]
+# Seconds without one byte, after which a connection counts as dead.  The Hub's own gateway gives up a call after 60.
+SILENCE = 90.0
+PROBE = 30.0  # seconds for the answer to an empty question
+CONNECT = 10.0  # seconds to a connection, as huggingface_hub allows where it sets a limit at all
 UNREACHABLE = {
     "TransportError",  # of httpx: no connection, a time-out, a connection that broke
     "ConnectionError",  # Python's own; OfflineModeIsEnabled is one
@@ -47,6 +53,10 @@ MESSAGES: dict[str, tuple[Message, Message]] = {  # kind -> what is wrong, what 
     "full": (
         "the disk of the Hub's cache is full",
         "free space there, or set HF_HOME to a folder on a larger disk, and load again: the download resumes",
+    ),
+    "silent": (
+        "the Hub (or a proxy before it) accepted the connection and did not answer in time",
+        "try again later, or check HF_ENDPOINT and the proxy",
     ),
     "unreachable": (
         "the Hub cannot be reached and the model is not in the local cache, so whether it exists is not known",
@@ -226,9 +236,53 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+@cache
+def limit_waiting() -> None:
+    """Give every call of the Hub's client a time limit.  Whatever calls the Hub calls this first; it is cheap.
+
+    huggingface_hub asks for none (``timeout=None``, in its client and in most calls), except for downloads: a server
+    that accepts a connection and never answers would be waited for without end.  A limit that a call has stays.
+    """
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http
+
+    make = getattr(_http, "_GLOBAL_CLIENT_FACTORY", None) or _http.default_client_factory
+
+    def limit(request: Any) -> None:
+        given = {name: seconds for name, seconds in request.extensions.get("timeout", {}).items() if seconds}
+        request.extensions["timeout"] = {"connect": CONNECT, "read": SILENCE, "write": SILENCE, "pool": SILENCE} | given
+
+    def limited() -> Any:
+        client = make()
+        client.event_hooks = {**client.event_hooks, "request": [*client.event_hooks.get("request", []), limit]}
+        return client
+
+    set_client_factory(limited)
+
+
+@cache
+def check_answers() -> None:
+    """Raise the client's time-out where the Hub accepts a connection and does not answer; ask once in a process.
+
+    transformers and datasets ask for one file after another, each six times: without this, minutes go by.  Other
+    failures are left to those calls, since what they need may be in the local cache.
+    """
+    from huggingface_hub import constants, get_session, is_offline_mode
+
+    limit_waiting()
+    if is_offline_mode():
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=min(PROBE, SILENCE))
+    except Exception as error:
+        if error_kind(error) == "silent":
+            raise
+
+
 @contextmanager
 def hub_errors(base: str, revision: str | None = None) -> Iterator[None]:
     """Turn what the Hub's client raises into a BaseNotFound of one sentence; other errors pass unchanged."""
+    limit_waiting()
     try:
         yield
     except Exception as error:
@@ -252,8 +306,8 @@ def explain(error: BaseException) -> tuple[Message, Message] | None:
 
 
 def error_kind(error: BaseException) -> str | None:
-    """Return gated, revision, missing, name, token, full, failed (see ``http_status``), unreachable, or None: not of
-    the Hub.
+    """Return gated, revision, missing, name, silent, token, full, failed (see ``http_status``), unreachable, or None:
+    not of the Hub.
 
     The classes of the error and of its causes decide: transformers and others wrap them.
     """
@@ -280,7 +334,9 @@ def describe_failure(error: BaseException) -> str:
     answered = http_status(error)
     if answered == 429:
         return "the Hub asks for fewer requests (429)"
-    return f"the Hub answered with status {answered}" if answered is not None else "the connection to the Hub failed"
+    if answered is not None:
+        return f"the Hub answered with status {answered}"
+    return str(MESSAGES["silent"][0]) if error_kind(error) == "silent" else "the connection to the Hub failed"
 
 
 def retry_after(error: BaseException) -> float | None:

@@ -298,6 +298,7 @@ def _check_repository(repo: str, info: Any, private: bool) -> None:
 @contextmanager
 def _named_by_repository(repo: str) -> Iterator[None]:
     """Turn what the Hub's client raises into a DataError of one sentence; other errors pass unchanged."""
+    hub.limit_waiting()
     try:
         yield
     except Exception as error:
@@ -313,5 +314,5 @@ def _named_by_repository(repo: str) -> Iterator[None]:
         if kind == "name":
             cause = "this is not the form of a repository's name; write it as owner/name"
         elif status is None:
-            cause = "the connection to the Hub failed; push again when it is back"
+            cause = f"{hub.describe_failure(error)}; push again when it is back"
         raise DataError(f"{repo}: {cause}") from None

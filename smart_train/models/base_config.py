@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smart_train.core.errors import BaseNotFound, Message, Setting
-from smart_train.core.hub import explain, hub_errors, hub_id, resolve_base
+from smart_train.core.hub import check_answers, explain, hub_errors, hub_id, resolve_base
 
 SETTINGS, PEFT = "smart_train.json", "adapter_config.json"  # safe_loading has these too, and imports torch
 # Encoder-decoders of which sentence-transformers loads the encoder alone.
@@ -77,6 +77,9 @@ class BaseFiles:
 
     def __init__(self, place: str, revision: str | None) -> None:
         self.place, self.revision, self.local = place, revision, Path(place).is_dir()
+        if not self.local:
+            with hub_errors(place, revision):
+                check_answers()
 
     @classmethod
     def of(cls, base: str, revision: str | None = None) -> BaseFiles:

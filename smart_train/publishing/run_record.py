@@ -72,15 +72,20 @@ def _hosted(base: str, commit: str | None) -> str | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, RemoteEntryNotFoundError
 
-    from smart_train.core.hub import error_kind, http_status, hub_id
+    from smart_train.core.hub import error_kind, http_status, hub_id, limit_waiting
 
+    limit_waiting()
     try:
         return Path(hf_hub_download(hub_id(base) or base, README, revision=commit)).read_text(encoding="utf8")
     except Exception as error:
         found = error_kind(error)
         if found is None and not isinstance(error, EntryNotFoundError):
             raise
-        reasons = {"unreachable": "the Hub cannot be reached", "gated": "its repository is gated"}
+        reasons = {
+            "unreachable": "the Hub cannot be reached",
+            "silent": "the Hub does not answer",
+            "gated": "its repository is gated",
+        }
         why = reasons.get(found or "", f"the Hub answered with status {http_status(error)}")
         if isinstance(error, RemoteEntryNotFoundError):
             why = "it has no card"

@@ -154,6 +154,7 @@ def explained(repo: str, unchanged: str) -> Iterator[None]:
     """
     log, addresses = logging.getLogger("huggingface_hub.utils._http"), _WithoutAddresses()
     log.addFilter(addresses)
+    hub.limit_waiting()
     try:
         yield
     except PublishError:
@@ -204,6 +205,8 @@ def explain(error: BaseException) -> Message | None:
         return f"the Hub answered with status {status}{said}; publish again later"
     if isinstance(error, ValueError) and re.match(r"Invalid metadata|LFS batch API|Bad request", str(error)):
         return "the Hub does not accept it: " + " ".join(str(error).split())
+    if kind == "silent":
+        return hub.MESSAGES["silent"][0], "; publish again later"
     return "the connection to the Hub failed; publish again when it is back" if kind == "unreachable" else None
 
 

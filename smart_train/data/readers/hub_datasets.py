@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from smart_train.config.schema import DataBlock
 from smart_train.core.errors import Unreachable
-from smart_train.core.hub import error_kind
+from smart_train.core.hub import MESSAGES, check_answers, error_kind
 from smart_train.data.readers.base import DataProblem
 from smart_train.data.tables import StoredTable
 
@@ -18,6 +18,7 @@ T = TypeVar("T")
 def _ask(question: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Call `datasets`, whose network, cache and description errors share no base class."""
     try:
+        check_answers()
         return question(*args, **kwargs)
     except Exception as error:
         lines = str(error).strip().splitlines()
@@ -30,9 +31,11 @@ def named_by_key(data: DataBlock) -> Iterator[None]:
     try:
         yield
     except Unreachable as error:
-        what = f"there is no folder {data.path!r} here, and as a Hub dataset it cannot be read: {error}"
+        silent = error_kind(error) == "silent"
+        why = MESSAGES["silent"][0] if silent else error
+        what = f"there is no folder {data.path!r} here, and as a Hub dataset it cannot be read: {why}"
         fix = "check the name, data.revision and the network (HF_HUB_OFFLINE)"
-        raise DataProblem("data.path", what, fix, here=error_kind(error) == "unreachable") from error
+        raise DataProblem("data.path", what, fix, here=error_kind(error) in ("silent", "unreachable")) from error
 
 
 def configs(path: str, revision: str | None) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from smart_train.core.errors import DataError
-from smart_train.core.hub import resolve_base
+from smart_train.core.hub import check_answers, hub_errors, resolve_base
 from smart_train.core.modality import to_rgb
 from smart_train.ingest.image_files import shrink
 from smart_train.ingest.questions.chat_model import Answer, Refusal, Request
@@ -112,6 +113,10 @@ def _load(base: str, dtype: str) -> tuple[Any, Any, bool]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     from smart_train.models.processors import images_without_torchvision
+
+    if not Path(base).is_dir():
+        with hub_errors(base):
+            check_answers()
 
     try:
         config = AutoConfig.from_pretrained(base)
