@@ -80,14 +80,17 @@ class _Index:
         most = len(held) - ceil(self.least * len(held) - 1e-9) + 1  # 0.7 * 10 is 7.000000000000001
         return sorted(held, key=lambda s: (self.count[s], s))[:most]
 
+    def _candidates(self, held: set[str], group: tuple[str, ...]) -> list[int]:
+        """Return the rows to compare with a text, in order."""
+        return sorted({row for shingle in self._rarest(held) for row in self.rows.get((group, shingle), ())})
+
     def find(self, parts: list[str]) -> str | None:
         """Return the id of the first text that is nearly the same, or None."""
         exact = self.same.get(tuple(sorted(parts)))
         if exact is not None:
             return exact
-        held, group = shingles(" ".join(parts)), numbers(parts)
-        rows = {row for shingle in self._rarest(held) for row in self.rows.get((group, shingle), ())}
-        for row in sorted(rows):
+        held = shingles(" ".join(parts))
+        for row in self._candidates(held, numbers(parts)):
             key, _, other = self.sets[row]
             if self.least * max(len(held), len(other)) <= min(len(held), len(other)):
                 both = len(held & other)

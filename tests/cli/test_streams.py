@@ -48,7 +48,10 @@ def test_a_command_does_its_work_and_a_lost_output_is_status_1(streams, tmp_path
         assert done.stderr == told
 
 
-@pytest.mark.parametrize("name", ["stdout full", "all closed", "the reader of both left"])
+@pytest.mark.parametrize(
+    "name",
+    ["all closed", *(pytest.param(n, marks=pytest.mark.slow) for n in ("stdout full", "the reader of both left"))],
+)
 def test_a_training_goes_on_to_its_end(name, tmp_path, tiny_bert, triples_file):
     recipe, output = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(f"model:\n  base: {tiny_bert}\ndata:\n  path: {triples_file}\n  dev: 2\n  test: 2\n")

@@ -30,6 +30,7 @@ def test_visdoc_lora(tiny_qwen3vl, pages, tmp_path):
     assert scores.shape == (1, 2) and scores.isfinite().all()
 
 
+@pytest.mark.slow
 def test_visdoc_head(tiny_qwen3vl, pages, tmp_path):
     tiny = {"model.base": tiny_qwen3vl, "late.dim": 32}  # its hidden states are 64 wide
     printed = launch(RECIPES / "visdoc_head.yaml", tmp_path / "run", **tiny, **FOUR, **pages)
@@ -40,6 +41,7 @@ def test_visdoc_head(tiny_qwen3vl, pages, tmp_path):
     assert figures["base"]["pooled"] == figures["trained"]["pooled"]  # the backbone is frozen
 
 
+@pytest.mark.slow
 def test_visdoc_hybrid(tiny_qwen3vl, pages, tmp_path):
     printed = launch(
         RECIPES / "visdoc_hybrid.yaml", tmp_path / "run", **{"model.base": tiny_qwen3vl}, **CACHED, **pages

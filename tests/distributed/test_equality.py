@@ -29,7 +29,8 @@ def alone(tiny_bert, tmp_path_factory) -> dict[str, Any]:
 
 
 FEW = ("plain", "cached, accumulated")  # of every run of the tests; the slow suite has all of them
-CASES = [pytest.param((engine, FEW), id=engine) for engine in ENGINES]
+QUICK = ("DDP", "DeepSpeed ZeRO-2")  # a launch of two ranks takes 15 seconds or more
+CASES = [pytest.param((e, FEW), id=e, marks=() if e in QUICK else pytest.mark.slow) for e in ENGINES]
 CASES += [pytest.param((e, tuple(VARIANTS)), id=f"{e}, every kind of step", marks=pytest.mark.slow) for e in ENGINES]
 
 

@@ -111,6 +111,7 @@ def on_pages(folder: Path) -> tuple[Found, list[tuple[bool, int]]]:
     return both(encoder, pages(), ProcessGroup(lockstep=True)), kinds
 
 
+@pytest.mark.slow
 def test_pages_on_two_ranks_that_share_the_weights_are_measured_as_in_one_process(tiny_qwen3vl):
     torch.manual_seed(0)
     found = run_ranks(2, on_pages, tiny_qwen3vl, timeout=120)

@@ -34,7 +34,9 @@ def trained(base: str, out: str, engine: str) -> dict[str, Any]:
         return {"types": types, "tolerance": report.get("tolerance")}
 
 
-@pytest.mark.parametrize("engine", ["FSDP2", pytest.param("DeepSpeed ZeRO-2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "engine", [pytest.param(engine, marks=pytest.mark.slow) for engine in ("FSDP2", "DeepSpeed ZeRO-2")]
+)
 def test_weights_in_half_precision_leave_embeddings_and_files_in_float32(engine, tiny_bert, tmp_path):
     first, second = run_ranks(2, trained, str(tiny_bert), str(tmp_path), engine, timeout=200)
     assert first["types"] == second["types"] == {"torch.float32"} and first["tolerance"] == 5e-2

@@ -63,7 +63,7 @@ def test_a_connection_that_breaks_in_the_middle_of_a_file_is_told_and_only_that_
 CALLS = {"create": "/repos/create", "info": "/api/models/me/mine$", "commit": "/commit/", "metadata": "/validate-yaml"}
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", [c if c == "commit" else pytest.param(c, marks=pytest.mark.slow) for c in CALLS])
 def test_a_request_that_fails_ends_in_one_sentence_and_publishing_again_does_the_rest(name, hub, run_copy, tmp_path):
     hub.fail("POST GET", CALLS[name], 503, times=1)
     done = command(hub, tmp_path / "home", *words(run_copy))
@@ -74,6 +74,7 @@ def test_a_request_that_fails_ends_in_one_sentence_and_publishing_again_does_the
     assert len(hub.repos["model", "me/mine"].commits) == 2 and set(hub.stored.values()) == {1}
 
 
+@pytest.mark.slow
 def test_requests_that_send_files_are_repeated_by_the_hubs_client(hub, run_copy, tmp_path):
     for path in ("/objects/batch", "/preupload/"):
         hub.fail("POST", path, 503, times=1, headers={"Retry-After": "0"})
@@ -83,6 +84,7 @@ def test_requests_that_send_files_are_repeated_by_the_hubs_client(hub, run_copy,
     assert len(hub.repos["model", "me/mine"].commits) == 2 and set(hub.stored.values()) == {1}
 
 
+@pytest.mark.slow
 def test_the_time_that_the_hub_asks_to_wait_is_told_and_not_waited(hub, run_copy, tmp_path):
     hub.fail("POST", "/commit/", 429, headers={"Retry-After": "3600"})
     done = command(hub, tmp_path / "home", *words(run_copy))
@@ -100,6 +102,7 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, run_copy, tmp_pat
     assert len(repo.commits) == 2 and repo.tags == {"v1": repo.commits[-1][0]}
 
 
+@pytest.mark.slow
 def test_what_someone_else_committed_meanwhile_is_not_touched(hub, run_copy, tmp_path):
     hub.hold(0)  # large files hang, after the repository was looked at
     environment = hub.environment(tmp_path / "home", PYTHONPATH=str(ROOT))

@@ -289,6 +289,7 @@ def test_zero2_by_accelerate(tiny, tmp_path):
     ran(accelerated("zero2"), "text_lora", "zero2", tmp_path / "run", tiny("text_lora"))
 
 
+@pytest.mark.slow
 def test_zero3_by_the_deepspeed_launcher(tiny, tmp_path):
     command = [program("deepspeed"), "--num_gpus", "2", "--master_port", str(20000 + os.getpid() % 20000)]
     overrides = {**tiny("visdoc_lora"), "training.deepspeed": "launch/zero3.json"}
