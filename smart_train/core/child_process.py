@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -36,11 +37,12 @@ with open(sys.argv[5], "wb") as stream:
 
 
 class ChildFailed(Exception):
-    """The script did not answer. late: it ran past its time; reason: the last line it wrote, or how it ended."""
+    """The script did not answer. reason: the last line it wrote, or how it ended; late: it ran past its time; last: the
+    last line it wrote to standard error."""
 
-    def __init__(self, reason: str, late: bool = False) -> None:
+    def __init__(self, reason: str, late: bool = False, last: str = "") -> None:
         super().__init__(reason)
-        self.reason, self.late = reason, late
+        self.reason, self.late, self.last = reason, late, last
 
 
 def ask(script: Path, request: Any, seconds: float, memory: int = 0) -> Any:
@@ -67,20 +69,19 @@ def ask(script: Path, request: Any, seconds: float, memory: int = 0) -> Any:
             errors="replace",
             start_new_session=True,
         )
+        late, told = False, ""
         try:
             _, told = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            raise ChildFailed(f"it had not ended after {seconds:g} s", late=True) from None
+            late = True
         finally:
-            _end(process)
+            if process.poll() is None:  # with those that it started: it leads a group of its own
+                os.killpg(process.pid, signal.SIGKILL)
+                _, told = process.communicate()
+        lines = [line.strip()[:500] for line in told.splitlines() if line.strip()]
+        last = lines[-1] if lines else ""
+        if late:
+            raise ChildFailed(f"it had not ended after {seconds:g} s", late, last)
         if process.returncode != 0 or not answered.is_file():
-            lines = [line.strip() for line in told.splitlines() if line.strip()]
-            raise ChildFailed(lines[-1][:500] if lines else f"it ended with status {process.returncode}")
+            raise ChildFailed(last or f"it ended with status {process.returncode}", last=last)
         return pickle.loads(answered.read_bytes())
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """Kill the process and those it started; it leads a group of its own."""
-    if process.poll() is None:
-        os.killpg(process.pid, 9)
-        process.communicate()

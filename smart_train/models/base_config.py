@@ -110,25 +110,23 @@ class BaseFiles:
             what, fix = _explain(error)
             raise BaseNotFound((f"{base}: ", what), fix) from error
 
-    def json(self, name: str) -> Any | None:
-        """Return the parsed file; None where there is none."""
-        path = Path(self.place) / name if self.local else self._cached(name)
-        return json.loads(path.read_text(encoding="utf8")) if path is not None and path.is_file() else None
-
-    def _cached(self, name: str) -> Path | None:
+    def path(self, name: str) -> Path | None:
+        """Return where a file lies on this machine, downloaded if need be; None where there is none."""
         from transformers.utils import cached_file
 
+        if self.local:
+            path = Path(self.place) / name
+            return path if path.is_file() else None
         found = cached_file(
             self.place, name, revision=self.revision, _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )  # fmt: skip
         return Path(found) if found else None
 
-    def has(self, name: str) -> bool:
-        """Return whether there is such a file."""
-        if self.local:
-            return (Path(self.place) / name).is_file()
-        return self._cached(name) is not None
+    def json(self, name: str) -> Any | None:
+        """Return the parsed file; None where there is none."""
+        path = self.path(name)
+        return json.loads(path.read_text(encoding="utf8")) if path is not None else None
 
     def modules(self) -> list[dict[str, str]]:
         """Return sentence-transformers' list of modules, empty for a plain transformers model."""
@@ -141,10 +139,10 @@ def check_no_adapter(files: BaseFiles, trains: bool = True) -> None:
     trains: False where nothing is trained on it; sentence-transformers then reads a foreign LoRA folder whole.
     What this package wrote is refused all the same: as a base, its head and settings would be left out.
     """
-    if files.has("config.json"):
+    if files.path("config.json") is not None:
         return
-    own = files.has(SETTINGS)
-    if not own and not (trains and files.has(PEFT)):
+    own = files.path(SETTINGS)
+    if own is None and not (trains and files.path(PEFT) is not None):
         return
     name, key = (SETTINGS, "base") if own else (PEFT, "base_model_name_or_path")
     try:

@@ -15,12 +15,12 @@ from transformers.integrations import deepspeed as known
 
 from smart_train.config.schema import ModelBlock
 from smart_train.core import hub
-from smart_train.core.errors import BaseNotFound, Setting, SmartTrainError
+from smart_train.core.errors import AdapterError, BaseNotFound, Setting, SmartTrainError
 from smart_train.data.collection import first_few
 from smart_train.models.base_config import BaseFiles, check_modules
 from smart_train.models.processors import images_without_torchvision
 from smart_train.models.quantization import four_bits, same_kernel
-from smart_train.models.safe_loading import PEFT, check_base_folder
+from smart_train.models.safe_loading import PEFT, TEMPLATES, check_base_folder, try_texts
 
 RAM = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
@@ -58,13 +58,14 @@ def load_base(
             )
         except SmartTrainError:
             raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             if hub.error_kind(error) is not None:
                 raise
+            if isinstance(error, RuntimeError) and "state_dict" not in str(error):  # a device without memory, say
+                raise
             what = f"{settings.base}: sentence-transformers cannot load it: {' '.join(str(error).split())[:500]}"
-            raise BaseNotFound(
-                what, ("download or copy it again, or name another base in ", Setting("model.base"))
-            ) from error
+            fix = ("download or copy it again, or name another base in ", Setting("model.base"))
+            raise BaseNotFound(what, fix) from error
     same_kernel(base)
     return base
 
@@ -82,6 +83,12 @@ def _check_files(settings: ModelBlock, place: str, commit: str | None) -> None:
         raise BaseNotFound(what, ("name that base in ", Setting("model.base")))
     with hub.hub_errors(settings.base, settings.revision):
         check_modules(files, settings.base)
+        texts = [files.path(name) for name in ("tokenizer.json", "chat_template.jinja", *TEMPLATES)]
+    try:
+        try_texts(settings.base, [path for path in texts if path is not None])
+    except AdapterError as error:
+        what, _, fix = str(error).partition("; ")
+        raise BaseNotFound(what, fix) from None
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -19,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from smart_train.core import child_process
+from smart_train.core.child_process import ChildFailed
 from smart_train.core.errors import AdapterError, BaseNotFound, Setting
 
 SETTINGS, HEAD, VERIFIED = "smart_train.json", "late_head.safetensors", "verified.json"
@@ -71,6 +74,7 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
         if suffix == ".json" and path.name not in WORDS:
             _check_json(name, _json(path), path, trust_remote_code)
     _check_modules(folder, trust_remote_code)
+    try_texts(str(folder), sorted(path for path in _walk(folder) if path.is_file()))
 
 
 def check_base_folder(folder: Path, trust_remote_code: bool = False) -> None:
@@ -98,6 +102,8 @@ def check_base_folder(folder: Path, trust_remote_code: bool = False) -> None:
         modules = _json(folder / "modules.json") if (folder / "modules.json").is_file() else []
         for home in sorted({folder, *(folder / str(module["path"]) for module in modules)}):
             _check_module(home, folder, trust_remote_code)
+            places = [home, home / "additional_chat_templates"]
+            try_texts(str(folder), sorted(path for one in places for path in one.glob("*") if path.is_file()))
     except AdapterError as error:
         what, _, fix = str(error).partition("; ")
         raise BaseNotFound(what, (f"{fix}; or name another base in ", Setting("model.base"))) from None
@@ -224,6 +230,58 @@ def _check_inside(name: Any, path: Path, what: str) -> None:
     windows, posix = PureWindowsPath(str(name)), PurePosixPath(str(name))
     if not isinstance(name, str) or windows.anchor or posix.is_absolute() or ".." in windows.parts or "\0" in name:
         raise AdapterError(f"{path}: {what} {name!r} lies outside of this folder; {CLOSED}")
+
+
+# Texts ---------------------------------------------------------------------------------------------------------------
+
+TRIAL = Path(__file__).with_name("text_trial.py")
+TRIAL_SECONDS, TRIAL_MEMORY = 60.0, 8 << 30
+TEMPLATES = ("chat_template.json", "tokenizer_config.json", "processor_config.json")  # with a key chat_template
+
+
+def try_texts(place: str, files: Iterable[Path]) -> None:
+    """Raise AdapterError where a tokenizer or a chat template among ``files`` does not finish a few texts, or makes far
+    more of them: its rules can loop, which no look at the file shows.  New contents cost a process of 0.1 to 0.3 s.
+
+    place: for messages
+    """
+    tokenizers: dict[str, str] = {}
+    templates: dict[str, str] = {}
+    for path in files:
+        if path.name == "tokenizer.json":
+            tokenizers[_new(path.name, tokenizers)] = path.read_text(encoding="utf8", errors="replace")
+        elif path.suffix == ".jinja":
+            templates[_new(path.name, templates)] = path.read_text(encoding="utf8", errors="replace")
+        elif path.name in TEMPLATES:
+            content = _json(path)
+            stored = content.get("chat_template") if isinstance(content, dict) else None
+            several = stored if isinstance(stored, list) else [{"template": stored}]
+            for number, one in enumerate(several):
+                if isinstance(one, dict) and isinstance(one.get("template"), str):
+                    templates[_new(f"chat_template {number + 1} of {path.name}", templates)] = one["template"]
+    if not tokenizers and not templates:
+        return
+    wrong = _tried(tuple(tokenizers.items()), tuple(templates.items()))
+    if wrong is not None:
+        raise AdapterError(f"{place}: {wrong}; correct the file, or take it from whom you trust; nothing was loaded")
+
+
+def _new(name: str, there: dict[str, str]) -> str:
+    """Return a name that is not there yet; no folder is part of it, so that equal contents are tried once."""
+    return name if name not in there else _new(f"another {name}", there)
+
+
+@lru_cache(maxsize=64)
+def _tried(tokenizers: tuple[tuple[str, str], ...], templates: tuple[tuple[str, str], ...]) -> str | None:
+    """Return what is wrong with them, once for the same contents."""
+    request = {"tokenizers": dict(tokenizers), "templates": dict(templates)}
+    try:
+        wrong: str | None = child_process.ask(TRIAL, request, TRIAL_SECONDS, TRIAL_MEMORY)
+    except ChildFailed as error:
+        what = error.last if error.late else "the tokenizer or the chat template"
+        limits = f"{TRIAL_SECONDS:g} s and {TRIAL_MEMORY >> 30} GiB"
+        return f"{what or 'a text'} could not be tried on short texts within {limits} ({error.reason})"
+    return wrong
 
 
 # Weights -------------------------------------------------------------------------------------------------------------

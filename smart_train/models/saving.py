@@ -32,7 +32,7 @@ from smart_train.config.schema import AdapterBlock, HybridBlock, LateBlock, Mode
 from smart_train.config.typed_values import Problem, fit, is_block
 from smart_train.core import hub
 from smart_train.core.atomic_io import replacing
-from smart_train.core.errors import AdapterError, ExtensionError, Setting, written
+from smart_train.core.errors import AdapterError, ExtensionError, Setting, checks, written
 from smart_train.core.hub import LOCAL, PACKAGE
 from smart_train.models.heads import HEADS, LateHead, file_name, parameter_name
 from smart_train.models.lora import CONFIG, load_lora, read_config, read_lora, save_lora
@@ -336,6 +336,7 @@ class Saved:
         return block
 
 
+@checks()
 def open_saved(
     source: str,
     revision: str | None = None,

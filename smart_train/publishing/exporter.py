@@ -289,7 +289,14 @@ def new_folder(out: Path) -> Iterator[Path]:
         with folder_lock.new_folder(out) as part:
             yield part
     except AdapterError as error:
-        raise PublishError(error.message) from error
+        raise publish_error(error) from error
+
+
+def publish_error(error: AdapterError) -> PublishError:
+    """Return the error of an export or a merge for one of an adapter: its message and exit status."""
+    failed = PublishError(error.message)
+    failed.status = error.status
+    return failed
 
 
 def _merge_lora(encoder: SmartEncoder) -> float:

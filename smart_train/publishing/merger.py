@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smart_train.config.schema import HybridBlock
 from smart_train.core import hub
-from smart_train.core.errors import AdapterError, PublishError
+from smart_train.core.errors import AdapterError, PublishError, checks
 from smart_train.data.collection import Collection
 from smart_train.evaluation.calibration import calibrate
 from smart_train.evaluation.report.metric_tables import table
@@ -36,7 +36,7 @@ from smart_train.models.lora import (
 from smart_train.models.safe_loading import HEAD, SETTINGS, VERIFIED, check_folder, read_tensors
 from smart_train.models.saving import read_settings, save, write_settings
 from smart_train.models.verification import reference_inputs, verify
-from smart_train.publishing.exporter import new_folder
+from smart_train.publishing.exporter import new_folder, publish_error
 
 logger = logging.getLogger(__name__)
 
@@ -149,10 +149,11 @@ def merge(
             queries, documents = (contents for _, contents in reference_inputs(encoder))
             verify(encoder, part, queries, documents, base=base)
     except AdapterError as error:
-        raise PublishError(str(error)) from error
+        raise publish_error(error) from error
     return Path(out)
 
 
+@checks()
 def read_adapter(source: str | Path, trust_remote_code: bool = False) -> Stored:
     """Read an adapter from a folder or Hub repository, checked as ``load`` checks it. Raises AdapterError."""
     place, commit = hub.locate(str(source), None)

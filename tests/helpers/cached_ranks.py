@@ -13,7 +13,7 @@ from steps import JOINT, OBJECTIVES, lines, taken, weights
 from torch import Tensor
 
 from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock, ObjectiveBlock
-from smart_train.core.embeddings import Batch, KnownPositives, PairScores, PairScores
+from smart_train.core.embeddings import Batch, KnownPositives, PairScores
 from smart_train.core.errors import TrainingStopped
 from smart_train.data.collate import Collator, Pairs
 from smart_train.data.collection import Collection, Document

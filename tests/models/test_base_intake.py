@@ -212,6 +212,25 @@ def test_missing_tensors_are_refused_and_counted(base, part):
         SmartEncoder(str(base), device="cpu")
 
 
+@pytest.mark.parametrize(
+    "kept", [["linear.weight"], ["linear.bias"], [], ["linear.weight", "linear.bias", "extra"], None]
+)
+def test_a_dense_module_must_be_whole_too(base, kept):
+    """kept: the tensors of its file; None = there is no file."""
+    modules = json.loads((base / "modules.json").read_text())
+    modules.insert(2, {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"})
+    (base / "modules.json").write_text(json.dumps(modules))
+    (base / "2_Dense").mkdir()
+    activation = "torch.nn.modules.activation.Tanh"
+    config = {"in_features": 32, "out_features": 8, "bias": True, "activation_function": activation}
+    (base / "2_Dense" / "config.json").write_text(json.dumps(config))
+    whole = {"linear.weight": torch.zeros(8, 32), "linear.bias": torch.zeros(8), "extra": torch.zeros(2)}
+    if kept is not None:
+        save_file({name: whole[name] for name in kept}, base / "2_Dense" / "model.safetensors")
+    with pytest.raises(BaseNotFound, match="sentence-transformers cannot load it: .*; download or copy it again"):
+        SmartEncoder(str(base), device="cpu")
+
+
 def test_renamed_tensors_are_missing_tensors(base):
     path = base / "model.safetensors"
     save_file({f"other.{name}x": tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})

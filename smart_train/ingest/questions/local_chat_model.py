@@ -113,16 +113,18 @@ def _load(base: str, dtype: str) -> tuple[Any, Any, bool]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     from smart_train.models.processors import images_without_torchvision
+    from smart_train.models.safe_loading import check_base_folder
 
-    if not Path(base).is_dir():
+    if Path(base).is_dir():
+        check_base_folder(Path(base))
+    else:
         with hub_errors(base):
             check_answers()
-
     try:
         config = AutoConfig.from_pretrained(base)
         takes_images = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
         kind: Any = AutoModelForImageTextToText if takes_images else AutoModelForCausalLM
-        model = kind.from_pretrained(base, dtype=dtype)
+        model = kind.from_pretrained(base, dtype=dtype, use_safetensors=True)
         with images_without_torchvision():
             processor: Any = (AutoProcessor if takes_images else AutoTokenizer).from_pretrained(base)
     except (OSError, ValueError) as error:
