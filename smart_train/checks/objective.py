@@ -117,6 +117,8 @@ def check_scaling(recipe: Recipe) -> Problems:
     users = [one.key() for one in terms_of(recipe).active if "scores.hybrid" in one.term.reads]
     metric = str(training.get("metric_for_best_model") or "").removeprefix("eval_").removeprefix("dev/")
     users += ["training.metric_for_best_model"] if metric.startswith("hybrid/") else []
+    dev = recipe.evaluation.during and training.get("eval_strategy", "no") != "no"
+    users += ["evaluation.during"] if dev else []
     users += ["mining.mode"] if mining.rounds and mining.mode == "hybrid" else []
     if users:
         what = f"is standardised, but {users[0]} uses the hybrid score while its constants are not fitted yet"

@@ -27,6 +27,7 @@ from smart_train.checks.objective import (
     check_trained,
 )
 from smart_train.checks.training import check_best, check_callbacks, check_trackers, check_training
+from smart_train.checks.unused import check_unused
 from smart_train.config.schema import Recipe
 from smart_train.config.typed_values import Problem, RecipeError
 from smart_train.core.environment import rank
@@ -90,6 +91,7 @@ ALONE: list[Callable[[Recipe], Problems]] = [
     check_skips,
     check_trained,
     check_scaling,
+    check_unused,
     check_launch,
     check_data_block,
     check_reader,

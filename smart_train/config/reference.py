@@ -60,8 +60,10 @@ leaves it out.) Types are strict: `"0.05"` is not a number. `1e-4` is a number h
 
 Checked against the model's configuration (layers, widths, positions, image side), against the data (columns, files,
 hard negatives, a teacher's scores), against the number of processes where a launcher has said it (`WORLD_SIZE`), and
-by trying the values of `training` on TrainingArguments. Not checked before the run: what only a
-device, a DeepSpeed engine or an FSDP wrapping would refuse.
+by trying the values of `training` on TrainingArguments. A key that can change nothing beside the others is refused, or
+named in the log where a switch turns it off. A run then builds optimizer, schedule and loader and takes one step of a
+stand-in, before it loads the base ([training arguments](training.md)). Not checked before: what only a DeepSpeed engine
+or an FSDP wrapping would refuse.
 
 ## Three sizes of a batch
 

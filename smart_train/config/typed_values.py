@@ -132,8 +132,14 @@ def make_block(cls: type[T], value: T | Mapping[str, Any] | None, name: str) -> 
     return made
 
 
-def _block(cls: Any, values: Any, prefix: str, problems: list[Problem], training: dict[str, Any]) -> Any:
-    """Return one dataclass; an empty block (null) means its defaults."""
+def _block(
+    cls: Any, values: Any, prefix: str, problems: list[Problem], training: dict[str, Any], usual: Any = None
+) -> Any:
+    """Return one dataclass; an empty block (null) means its defaults.
+
+    usual: the block as it is without ``values``, which its place decides: objective.hybrid has weight 0; None = cls()
+    """
+    usual = cls() if usual is None else usual
     if values is None:
         values = {}
     hints = typing.get_type_hints(cls)
@@ -141,14 +147,14 @@ def _block(cls: Any, values: Any, prefix: str, problems: list[Problem], training
     if not isinstance(values, dict):
         what = f"must be a block of keys, got {describe_value(values)}"
         problems.append(Problem(prefix[:-1], what, f"its keys are {', '.join(names)}"))
-        return cls()
+        return usual
     found: dict[str, Any] = {}
     for name, value in values.items():
         key = prefix + name
         if name not in names:
             problems.append(unknown(key, [prefix + n for n in names], training))
         elif is_block(hints[name]):
-            found[name] = _block(hints[name], value, f"{key}.", problems, training)
+            found[name] = _block(hints[name], value, f"{key}.", problems, training, getattr(usual, name))
         elif value is None and typing.get_origin(hints[name]) is dict:
             found[name] = {}
         elif isinstance(value, dict) and (inner := _values_of(hints[name])) is not Any:
@@ -157,7 +163,7 @@ def _block(cls: Any, values: Any, prefix: str, problems: list[Problem], training
             fitted = fit(value, hints[name], key, problems)
             if fitted is not WRONG:
                 found[name] = fitted
-    return cls(**found)
+    return dataclasses.replace(usual, **found)
 
 
 def _values_of(hint: Any) -> Any:

@@ -30,6 +30,7 @@ from transformers import TrainerCallback, set_seed
 from smart_train.checks.mining import data_of
 from smart_train.checks.objective import needs_teacher
 from smart_train.checks.recipe import check
+from smart_train.checks.unused import unused_keys
 from smart_train.config.recipe import plain, read
 from smart_train.config.recipe import save as save_recipe
 from smart_train.config.schema import LateBlock, Recipe
@@ -192,8 +193,9 @@ def prepare(recipe: Recipe, splits: Splits, args: SmartTrainingArguments) -> Pla
     groups = _pair_groups(recipe, splits.train, args)
     steps = steps_of(args, len(plan_batches(groups, args)))
     warn_of_warmup(args, steps)
-    for name, why in without_effect(args, recipe.training) if args.process_index == 0 else ():
-        logger.info("training.%s changes nothing in this run: %s", name, why)
+    idle = [*unused_keys(recipe), *((f"training.{n}", why) for n, why in without_effect(args, recipe.training))]
+    for key, why in idle if args.process_index == 0 else ():
+        logger.info("%s changes nothing in this run: %s", key, why)
     check_accelerator(args)
     rehearse(args, steps, recipe.training)
     try:

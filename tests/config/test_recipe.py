@@ -360,6 +360,18 @@ def test_overrides_reach_every_kind_of_key(tmp_path):
     assert recipe.late.drop == ["punctuation"]
 
 
+@pytest.mark.parametrize("term", ["hybrid", "self_distillation", "teacher"])
+def test_one_key_of_a_term_that_is_off_leaves_it_off(tmp_path, term):
+    """Its weight is 0 by its place, not by its type."""
+    for text, words in (
+        (f"objective: {{{term}: {{temperature: 0.1}}}}", []),
+        ("", [f"objective.{term}.temperature=0.1"]),
+    ):
+        block = getattr(read(written(tmp_path, text or "name: x"), words).objective, term)
+        assert (block.weight, block.temperature) == (0.0, 0.1)
+    assert getattr(read(written(tmp_path, f"objective: {{{term}: null}}")).objective, term).weight == 0.0
+
+
 def test_a_schedule_is_overridden_key_by_key(tmp_path):
     text = "objective:\n  schedule:\n    late.weight: [[0, 0], [1, 1]]\n    diversity: [[0, 1], [1, 0]]\n"
     recipe = read(written(tmp_path, text), ["objective.schedule.late.weight=[[0.5, 2]]"])

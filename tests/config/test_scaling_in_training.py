@@ -14,11 +14,13 @@ USED = {  # overrides -> the key that uses the hybrid score
     "schedule": (["objective.schedule={hybrid.weight: [[0, 0], [1, 1]]}"], "objective.hybrid.weight"),
     "best checkpoint": (["training.metric_for_best_model=hybrid/ndcg@10"], "training.metric_for_best_model"),
     "best checkpoint, long": (["training.metric_for_best_model=eval_hybrid/mrr@5"], "training.metric_for_best_model"),
+    "the dev split": (["training.eval_strategy=steps", "training.eval_steps=2"], "evaluation.during"),
     "mining rounds": (["mining.rounds=2"], "mining.mode"),
 }
 UNUSED = {
     "after training alone": [],
     "a pooled metric": ["training.metric_for_best_model=pooled/ndcg@10"],
+    "a dev split that is not ranked": ["training.eval_strategy=epoch", "evaluation.during=false"],
     "late mining": ["mining.rounds=2", "mining.mode=late"],
     "a late teacher": ["objective.teacher.weight=1", "objective.teacher.score=late"],
 }
