@@ -22,7 +22,7 @@ from smart_train.config.schema import AdapterBlock, LateBlock, ModelBlock
 from smart_train.config.typed_values import make_block
 from smart_train.core import hub
 from smart_train.core.embeddings import Embeddings, Features, Tokens
-from smart_train.core.errors import AdapterError, BaseNotFound, SettingError, UsageError
+from smart_train.core.errors import AdapterError, BaseNotFound, Setting, SettingError, UsageError
 from smart_train.core.modality import content_size
 from smart_train.losses.similarity import scores
 from smart_train.models import saving
@@ -42,6 +42,7 @@ from smart_train.models.preprocessing import (
     reading_limit,
     set_pixel_budget,
 )
+from smart_train.models.safe_loading import nonfinite
 from smart_train.models.token_filters import TokenFilter
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,13 @@ class SmartEncoder(nn.Module):
         with hub.hub_errors(base, self.settings.revision):
             check_no_adapter(BaseFiles(self.place, self.commit), trains=self.adapter is not None)
         self.st = load_base(self.settings, self.place, self.commit, device)
+        wrong = nonfinite(self.st.named_parameters())
+        if wrong:
+            fix = (
+                "download it again, or where its numbers are too large for that, ",
+                Setting("model.dtype", "float32"),
+            )
+            raise BaseNotFound(f"{base}: {wrong}", fix)
         if not hasattr(self.transformer, "modality_config"):
             kind = type(self.transformer).__name__
             raise BaseNotFound(f"{base}: its first module is {kind}, not a transformer", CHOOSE)

@@ -25,7 +25,7 @@ from smart_train.config.schema import AdapterBlock
 from smart_train.core.errors import AdapterError
 from smart_train.models.hidden_states import find_blocks, is_vision
 from smart_train.models.quantization import dequantise
-from smart_train.models.safe_loading import read_tensors
+from smart_train.models.safe_loading import nonfinite, read_tensors
 
 __all__ = ["CONFIG", "NAME", "WEIGHTS", "AdapterError", "add_lora", "load_lora", "lora_targets", "save_lora"]
 
@@ -282,6 +282,9 @@ def merge_lora(model: Any) -> Rounding:
         update = layer.get_delta_weight(NAME).float()
         wanted = weight.float() + update
         weight.copy_(wanted)  # rounded here, where the weight has fewer digits
+        wrong = nonfinite([(name, weight)])
+        if wrong:
+            raise AdapterError(f"{wrong}: the sum is too large for it; merge into a base in float32 or bfloat16")
         lost += float((weight.float() - wanted).square().sum())
         whole += float(update.square().sum())
     remove_lora(model)
@@ -310,6 +313,9 @@ def weighted_lora(parts: Sequence[tuple[dict[str, Tensor], float, float]]) -> tu
         if len({piece.shape[1 if down else 0] for piece in pieces}) > 1:
             raise AdapterError(f"{name}: {[tuple(p.shape) for p in pieces]} do not belong to one layer")
         merged[name] = torch.cat(pieces, dim=0 if down else 1).contiguous()
+    wrong = nonfinite(merged.items())
+    if wrong:
+        raise AdapterError(f"{wrong}: a weight or an alpha of an adapter is too large; nothing was merged")
     ranks = {tensor.shape[0] for name, tensor in merged.items() if "lora_A" in name}
     if len(ranks) != 1:
         raise AdapterError(f"the adapters have different ranks for different layers ({sorted(ranks)} together)")

@@ -42,6 +42,9 @@ MODULES = "sentence_transformers."
 ACTIVATIONS = "torch.nn.modules."
 MODEL_TYPE = "SentenceTransformer"
 CLOSED = "nothing was read from it"
+LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depth")
+WIDTHS = ("hidden_size", "intermediate_size", "vocab_size", "embed_dim", "d_model", "d_ff", "n_embd", "dim")
+WIDTHS += ("in_features", "out_features", "type_vocab_size", "embedding_size", "projection_dim")
 
 
 # The folder ----------------------------------------------------------------------------------------------------------
@@ -74,6 +77,8 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
         if suffix == ".json" and path.name not in WORDS:
             _check_json(name, _json(path), path, trust_remote_code)
     _check_modules(folder, trust_remote_code)
+    for home in sorted({path.parent for path in _walk(folder) if path.name == "config.json"}):
+        check_sizes(home)
     try_texts(str(folder), sorted(path for path in _walk(folder) if path.is_file()))
 
 
@@ -123,6 +128,32 @@ def _check_module(home: Path, folder: Path, trust_remote_code: bool) -> None:
             _check_json(name, _json(path), path, trust_remote_code, ("tokenizer_name_or_path",))
     for path in weights:
         names_of(path)
+    check_sizes(home)
+
+
+def check_sizes(home: Path) -> None:
+    """Raise AdapterError where config.json gives sizes that the weights beside it do not have.
+
+    A module is made as large as its config says before its weights are compared: 10^9 would take all memory.  Widths up
+    to 1024 are left to that comparison, which says more.
+    """
+    path = home / "config.json"
+    found = [shapes(one) for one in home.glob("*.safetensors") if one.name.startswith(("model", "pytorch_model"))]
+    if not path.is_file() or not found:
+        return
+    tensors = {name: shape for one in found for name, shape in one.items()}
+    largest = max((size for shape in tensors.values() for size in shape), default=0)
+    content = _json(path)
+    for key, value in _pairs(content if isinstance(content, dict) else {}):
+        if isinstance(value, bool) or not isinstance(value, int):
+            continue
+        limit = len(tensors) if key in LAYERS else largest if key in WIDTHS else None
+        if key == "max_position_embeddings" and any("position_embeddings" in name for name in tensors):
+            limit = largest
+        if limit is not None and value > max(limit, 1 if key in LAYERS else 1024):
+            kind = "tensors" if key in LAYERS else "as their largest dimension"
+            what = f"{path}: {key} is {value:,}, but the weights beside it have {limit:,} {kind}"
+            raise AdapterError(f"{what}; download or copy both again; {CLOSED}")
 
 
 def without_code(folder: Path) -> None:
@@ -308,6 +339,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             what = f"{wrong} of {tensor.numel()} numbers of {name} are NaN or infinite"
             raise AdapterError(f"{path}: {what}; it was saved from a run that had failed; nothing was loaded")
     return tensors
+
+
+def nonfinite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Return which tensor holds NaN or infinity, and how many; None where all numbers are finite.
+
+    Half precision ends at 65504 (float16), so that a weight may be finite in its file and infinite where it is used.
+    """
+    for name, tensor in tensors:
+        wrong = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() and not tensor.is_meta else 0
+        if wrong:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            return f"{wrong} of {tensor.numel()} numbers of {name} are NaN or infinite in {kind}"
+    return None
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a file, from its header alone.  Raises AdapterError as ``names_of``."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(_broken(path, error)) from None
 
 
 def names_of(path: Path) -> set[str]:

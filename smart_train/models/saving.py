@@ -22,6 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_type_hints
 
+import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
@@ -35,7 +36,7 @@ from smart_train.core.atomic_io import replacing
 from smart_train.core.errors import AdapterError, ExtensionError, Setting, checks, written
 from smart_train.core.hub import LOCAL, PACKAGE
 from smart_train.models.heads import HEADS, LateHead, file_name, parameter_name
-from smart_train.models.lora import CONFIG, load_lora, read_config, read_lora, save_lora
+from smart_train.models.lora import CONFIG, WEIGHTS, load_lora, read_config, read_lora, save_lora
 from smart_train.models.pooling import pooling_name
 from smart_train.models.preprocessing import Role
 from smart_train.models.quantization import write_quantization_config
@@ -47,7 +48,9 @@ from smart_train.models.safe_loading import (
     check_type,
     fingerprint,
     names_of,
+    nonfinite,
     read_tensors,
+    shapes,
     without_code,
 )
 from smart_train.models.token_filters import TOKEN_FILTERS
@@ -239,21 +242,26 @@ def save(encoder: Encoder, folder: Path, state: dict[str, Tensor] | None = None)
 
     state: gathered full tensors by parameter name, where the encoder in memory is sharded
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (SETTINGS, VERIFIED):
-        (folder / name).unlink(missing_ok=True)
     kind = encoder.adapter.kind if encoder.adapter is not None else None
-    if kind in ("lora", "full"):
-        _save_sentence_transformer(encoder, folder, state, kind)
     head = encoder.head.state_dict()
     if state is not None:  # gathered parameters; buffers are whole on every rank
         sharded = dict(encoder.head.named_parameters())
         head = {name: t for name, t in head.items() if name not in sharded} | _part(state, "head.")
-    if head:
-        tensors = {file_name(name): t.detach().float().cpu().contiguous() for name, t in head.items()}
-        empty = [name for name, tensor in tensors.items() if tensor.numel() == 0]
-        if empty:
-            raise AdapterError(f"{folder / HEAD}: {empty} are empty (sharded?); nothing was written there")
+    tensors = {file_name(name): t.detach().float().cpu().contiguous() for name, t in head.items()}
+    empty = [name for name, tensor in tensors.items() if tensor.numel() == 0]
+    if empty:
+        raise AdapterError(f"{folder / HEAD}: {empty} are empty (sharded?); nothing was written there")
+    rest = encoder.st.state_dict() if state is None else state
+    trained = ((name, t) for name, t in rest.items() if kind == "full" or (kind == "lora" and "lora_" in name))
+    wrong = nonfinite([*tensors.items(), *trained])
+    if wrong:
+        raise AdapterError(f"{folder}: {wrong}; save from a checkpoint before that; nothing was written there")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (SETTINGS, VERIFIED):
+        (folder / name).unlink(missing_ok=True)
+    if kind in ("lora", "full"):
+        _save_sentence_transformer(encoder, folder, state, kind)
+    if tensors:
         save_file(tensors, folder / HEAD)
     write_settings(encoder, folder)
     return folder
@@ -505,13 +513,15 @@ def _check_weights(saved: Saved) -> None:
     if kind == "lora":
         assert saved.adapter is not None
         _check_scale(folder, read_config(folder), saved.adapter)
-        read_lora(folder)
+        _check_rank(folder, saved.adapter)
+        _check_update(folder, read_lora(folder), saved.adapter.alpha)
         _check_named_base(folder, saved.settings)
     elif (folder / CONFIG).is_file():
         what = f"{folder}: {CONFIG} lies there, and {SETTINGS} knows of no LoRA ({kind or 'no adapter'})"
         raise AdapterError(f"{what}; other loaders would take the base that it names; delete one; nothing was loaded")
     if kind == "full" and not any(folder.glob("model*.safetensors")):
         raise AdapterError(f"{folder}: no model*.safetensors there, so its weights are missing; nothing was loaded")
+    _check_head_sizes(saved)
     if (folder / HEAD).is_file():
         read_tensors(folder / HEAD)
     for path in folder.glob("*.safetensors"):
@@ -524,6 +534,50 @@ def _check_scale(folder: Path, config: LoraConfig, adapter: AdapterBlock) -> Non
     if found != stored:
         what = f"{folder / CONFIG} has r, alpha = {found}, {SETTINGS} {stored}"
         raise AdapterError(f"{what}; they must be equal; correct the file that was changed; nothing was loaded")
+
+
+def _check_rank(folder: Path, adapter: AdapterBlock) -> None:
+    """LoRA is made of the rank that the settings give before the file is copied into it."""
+    for name, shape in shapes(folder / WEIGHTS).items():
+        part = name.rpartition("lora_")[2][:1]
+        rank = shape[0 if part == "A" else 1] if part in ("A", "B") and len(shape) == 2 else adapter.r
+        if rank != adapter.r:
+            what = f"{folder / SETTINGS}: adapter.r is {adapter.r:,}, but {name} in {WEIGHTS} has rank {rank:,}"
+            raise AdapterError(f"{what}; correct the file that was changed; nothing was loaded")
+
+
+def _check_head_sizes(saved: Saved) -> None:
+    """Compare late.dim, late.layer and hidden_size with the head's file: the head is made of the sizes in the settings
+    before its file is read.  A head of another package is made by its own code, and compared afterwards."""
+    late, hidden, path = saved.late, saved.settings["hidden_size"], saved.folder / SETTINGS
+    if not isinstance(hidden, int) or isinstance(hidden, bool) or hidden < 1:
+        raise AdapterError(f"{path}: hidden_size is {hidden!r}, expected a number above 0; nothing was loaded")
+    width = late.dim or hidden
+    stored = shapes(saved.folder / HEAD) if (saved.folder / HEAD).is_file() else {}
+    problems = []
+    if late.head.type in ("linear", "layernorm_linear"):
+        found = stored.get("linear.weight", ())
+        if found != (width, hidden):
+            problems.append(f"late.dim and hidden_size make a head of {width:,} x {hidden:,}, {HEAD} has {found}")
+    elif late.head.type == "none" and width > hidden:
+        problems.append(f"late.dim is {width:,}, and head none has {hidden:,} dimensions to keep")
+    layers = late.layer if isinstance(late.layer, list) else [late.layer]
+    if len(layers) > 1 and stored.get("mix", (len(layers),)) != (len(layers),):
+        problems.append(f"late.layer has {len(layers)} layers, {HEAD} has weights of {stored['mix'][0]}")
+    if any(one > width for one in late.matryoshka):
+        problems.append(f"late.matryoshka is {late.matryoshka}, and token vectors have {width:,} dimensions")
+    if problems:
+        raise AdapterError(f"{path}: {'; '.join(problems)}; correct the file that was changed; nothing was loaded")
+
+
+def _check_update(folder: Path, tensors: dict[str, Tensor], alpha: int) -> None:
+    """Raise AdapterError where alpha / r x B A may be infinite: at most alpha x the largest of A x the largest of B."""
+    largest = [
+        max((float(t.abs().max()) for n, t in tensors.items() if f"lora_{part}" in n), default=0.0) for part in "AB"
+    ]
+    if alpha * largest[0] * largest[1] > torch.finfo(torch.float32).max:
+        what = f"alpha {alpha} and the weights of {WEIGHTS} make an update that is infinite in float32"
+        raise AdapterError(f"{folder / CONFIG}: {what}; correct the file that was changed; nothing was loaded")
 
 
 def _check_named_base(folder: Path, stored: dict[str, Any]) -> None:

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from smart_train.config.schema import AdapterBlock, LateBlock
-from smart_train.core.errors import AdapterError
+from smart_train.core.errors import AdapterError, BaseNotFound
 from smart_train.models.encoder import SmartEncoder
-from smart_train.models.lora import WEIGHTS, load_lora, load_lora_weights
+from smart_train.models.lora import WEIGHTS, load_lora, load_lora_weights, merge_lora
 from smart_train.models.safe_loading import HEAD, SETTINGS
 from smart_train.models.saving import load_head
 from smart_train.models.verification import verify
@@ -185,3 +185,140 @@ def test_the_folder_of_a_head_alone_is_none_that_plain_sentence_transformers_rea
     folder = encoder_of(tiny_bert, "frozen").save_pretrained(tmp_path / "frozen")
     with pytest.raises((OSError, ValueError)):
         SentenceTransformer(str(folder), device="cpu")
+
+
+# Sizes and numbers that a file does not hold ------------------------------------------------------------------------
+
+HUGE = 10**9
+
+
+def settings(block: str, **values):
+    def change(folder: Path) -> None:
+        path = folder / SETTINGS
+        stored = json.loads(path.read_text())
+        place = stored[block] if block else stored
+        place.update(values)
+        path.write_text(json.dumps(stored))
+        if block == "adapter":  # both files that give rank and alpha
+            peft = json.loads((folder / "adapter_config.json").read_text())
+            both = {"r": place["r"], "lora_alpha": place["alpha"]}
+            (folder / "adapter_config.json").write_text(json.dumps({**peft, **both}))
+
+    return change
+
+
+def config(name: str, **values):
+    def change(folder: Path) -> None:
+        stored = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**stored, **values}))
+
+    return change
+
+
+SIZES = {
+    "rank": (settings("adapter", r=HUGE), r"adapter\.r is 1,000,000,000, but .*lora_A.* has rank 4"),
+    "rank below": (settings("adapter", r=2), r"adapter\.r is 2, but .* has rank 4"),
+    "alpha": (settings("adapter", alpha=10**42), "make an update that is infinite in float32"),
+    "token width": (settings("late", dim=HUGE), r"late\.dim and hidden_size make a head of 1,000,000,000 x "),
+    "hidden size": (settings("", hidden_size=HUGE), r"hidden_size make a head of 12 x 1,000,000,000"),
+    "no hidden size": (settings("", hidden_size=-1), "hidden_size is -1, expected a number above 0"),
+    "token width of no head": (
+        settings("late", dim=HUGE, head={"type": "none"}),
+        r"late\.dim is 1,000,000,000, and head none has",
+    ),
+    "shorter widths": (settings("late", matryoshka=[HUGE]), r"late\.matryoshka is \[1000000000\], and token vectors"),
+    "layer": (settings("late", layer=HUGE), "layer"),
+}
+
+
+@pytest.mark.parametrize(("change", "told"), SIZES.values(), ids=SIZES)
+def test_sizes_in_the_settings_that_the_file_does_not_have_are_refused_before_anything_is_made(
+    change, told, folder, monkeypatch
+):
+    change(folder)
+    if told != "layer":  # how many there are, only the base knows
+        monkeypatch.setattr(SmartEncoder, "__init__", lambda *args, **options: pytest.fail("the base was loaded"))
+    with pytest.raises(ValueError, match=told):
+        SmartEncoder.from_pretrained(folder, device="cpu")
+
+
+WHOLE_SIZES = {
+    "hidden size": config("config.json", hidden_size=HUGE),
+    "vocabulary": config("config.json", vocab_size=HUGE),
+    "feed-forward width": config("config.json", intermediate_size=HUGE),
+    "positions": config("config.json", max_position_embeddings=HUGE),
+    "layers": config("config.json", num_hidden_layers=HUGE),
+    "token types": config("config.json", type_vocab_size=HUGE),
+}
+
+
+@pytest.mark.parametrize("change", WHOLE_SIZES.values(), ids=WHOLE_SIZES)
+@pytest.mark.parametrize("kind", ["adapter", "base"])
+def test_sizes_in_the_config_of_whole_weights_are_compared_with_them(change, kind, tiny_bert, tmp_path):
+    folder = tmp_path / "whole"
+    if kind == "adapter":
+        encoder_of(tiny_bert, "full").save_pretrained(folder)
+    else:
+        shutil.copytree(tiny_bert, folder)
+    change(folder)
+    with pytest.raises(ValueError, match=r"config\.json: \w+ is 1,000,000,000, but the weights beside it have"):
+        SmartEncoder.from_pretrained(folder, device="cpu") if kind == "adapter" else SmartEncoder(str(folder))
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(float("nan"), "float32"), (-1e5, "float16"), (3.4e38, "bfloat16")])
+def test_a_base_whose_weights_are_no_numbers_in_the_dtype_of_use_is_refused(value, dtype, tiny_bert, tmp_path):
+    shutil.copytree(tiny_bert, tmp_path / "base")
+    large(value)(tmp_path / "base" / FULL)
+    with pytest.raises(BaseNotFound, match=f"are NaN or infinite in {dtype}"):
+        SmartEncoder(str(tmp_path / "base"), model={"dtype": dtype})
+
+
+def large(value: float):
+    return first(one_number(value))
+
+
+OVERFLOWS = {
+    "infinity in LoRA": (WEIGHTS, large(float("inf"))),
+    "minus infinity in LoRA": (WEIGHTS, large(float("-inf"))),
+    "NaN in LoRA": (WEIGHTS, large(float("nan"))),
+    "infinity in the head": (HEAD, large(float("inf"))),
+    "NaN in the head": (HEAD, large(float("nan"))),
+}
+
+
+@pytest.mark.parametrize(("name", "change"), OVERFLOWS.values(), ids=OVERFLOWS)
+def test_numbers_that_are_none_are_refused_at_load(name, change, folder):
+    change(folder / name)
+    with pytest.raises(AdapterError, match=f"{name}.*are NaN or infinite"):
+        SmartEncoder.from_pretrained(folder, device="cpu")
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(float("inf"), "float32"), (float("nan"), "float32"), (1e6, "float16")])
+def test_whole_weights_that_are_no_numbers_in_the_dtype_of_use_are_refused(value, dtype, tiny_bert, tmp_path):
+    encoder_of(tiny_bert, "full").save_pretrained(tmp_path)
+    large(value)(tmp_path / FULL)
+    with pytest.raises(AdapterError, match=f"are NaN or infinite in {dtype}"):
+        SmartEncoder.from_pretrained(tmp_path, device="cpu", dtype=dtype)
+
+
+@pytest.mark.parametrize("part", ["lora_A", "lora_B", "head."])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_not_saved_and_what_was_saved_stays(part, value, tiny_bert, tmp_path):
+    encoder = encoder_of(tiny_bert)
+    encoder.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    tensor = next(tensor for name, tensor in encoder.named_parameters() if part in name)
+    tensor.data.view(-1)[0] = value
+    with pytest.raises(AdapterError, match="are NaN or infinite in float32.*nothing was written there"):
+        encoder.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_sum_that_is_too_large_for_the_dtype_is_not_merged(tiny_bert):
+    encoder = encoder_of(tiny_bert)
+    encoder.backbone.half()
+    for name, parameter in encoder.backbone.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.full_like(parameter.data, 100.0, dtype=torch.float32)
+    with pytest.raises(AdapterError, match="are NaN or infinite in float16"):
+        merge_lora(encoder.backbone)
