@@ -43,8 +43,10 @@ ACTIVATIONS = "torch.nn.modules."
 MODEL_TYPE = "SentenceTransformer"
 CLOSED = "nothing was read from it"
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depth")
-WIDTHS = ("hidden_size", "intermediate_size", "vocab_size", "embed_dim", "d_model", "d_ff", "n_embd", "dim")
-WIDTHS += ("in_features", "out_features", "type_vocab_size", "embedding_size", "projection_dim")
+WIDTHS = (
+    *("hidden_size", "intermediate_size", "vocab_size", "embed_dim", "d_model", "d_ff", "n_embd", "dim"),
+    *("in_features", "out_features", "type_vocab_size", "embedding_size", "projection_dim"),
+)
 
 
 # The folder ----------------------------------------------------------------------------------------------------------
