@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from pathlib import Path
 
 from smart_train.core.errors import error_chain
 
@@ -33,3 +34,22 @@ def disk_fault(error: BaseException) -> str | None:
         if isinstance(one, RuntimeError) and re.search(r"PytorchStreamWriter|inline_container", str(one)):
             return "a file could not be written whole"
     return None
+
+
+def reserve(path: Path, size: int) -> None:
+    """Make a file ``size`` bytes long, and take its room from the disk now; what it holds stays, the rest is zeros.
+
+    Asking for free room does not keep it: another process may take it, and writing through a memory map to a full disk
+    kills the process (SIGBUS).  Raises OSError where there is no room; a file that was made here is deleted then.
+    """
+    made = not path.exists()
+    try:
+        with path.open("ab") as stream:
+            if size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, size)
+            elif stream.seek(0, os.SEEK_END) < size:  # macOS, Windows: the length alone
+                stream.truncate(size)
+    except OSError:
+        if made:
+            path.unlink(missing_ok=True)
+        raise

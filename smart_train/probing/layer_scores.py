@@ -5,8 +5,10 @@ The pooled score and every layer's late score of all pairs are kept in files.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from smart_train.core.atomic_io import replacing
+from smart_train.core.disk import reserve
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import EvaluationError
 from smart_train.core.progress_log import ProgressLog, timed
@@ -240,18 +243,22 @@ class ScoreFiles:
         folder.mkdir(parents=True, exist_ok=True)
 
     def array(self, name: str, shape: tuple[int, ...], dtype: str = "<f4") -> np.ndarray:
-        """Return the file's numbers; a new file has zeros, which take no disk before they are written.
+        """Return the file's numbers; a new file has zeros, and its room on the disk is taken at once.
 
         Raises EvaluationError if the disk has no room for it.
         """
         path = self.folder / f"{name}.bin"
         size, free = int(np.prod(shape)) * np.dtype(dtype).itemsize, shutil.disk_usage(self.folder).free
-        if not path.is_file() and size > free:
-            raise EvaluationError(
-                f"{path} needs {size / 1e9:.1f} GB for the scores of all pairs, and {free / 1e9:.1f} GB are free; "
-                "name a folder on another disk, or take fewer queries or documents"
-            )
-        return np.memmap(path, dtype=dtype, mode="r+" if path.is_file() else "w+", shape=shape)
+        if not path.is_file():
+            try:
+                if size > free:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                reserve(path, size)
+            except OSError as error:
+                what = f"{path} needs {size / 1e9:.1f} GB for the scores of all pairs, and {free / 1e9:.1f} GB are free"
+                fix = "name a folder on another disk, or take fewer queries or documents"
+                raise EvaluationError(f"{what}; {fix} ({error.strerror})") from error
+        return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
 
     def begin(self) -> None:
         """Mark the folder as resumable: its files have their sizes."""

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from smart_train.config.schema import DataBlock
 from smart_train.core.atomic_io import replacing
+from smart_train.core.disk import reserve
 from smart_train.core.errors import DataError
 from smart_train.core.progress_log import ProgressLog
 from smart_train.data.arrow_shards import Shards, write_shard
@@ -487,6 +488,7 @@ def _number_entries(folder: Path, name: str, shards: Shards, begins: Places) -> 
     """
     total = len(shards)
     first = np.lib.format.open_memmap(folder / f"{name}.first.partial", "w+", np.int64, (total,))
+    reserve(folder / f"{name}.first.partial", (folder / f"{name}.first.partial").stat().st_size)
     for what in ("", ".hashes", ".first"):
         for file in folder.glob(f"{name}{what}.[iu][48]"):
             file.unlink()
