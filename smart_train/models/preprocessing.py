@@ -157,15 +157,29 @@ def features_of(
         rows = [{"text": row} if isinstance(row, str) else row for row in rows]
     features: Features = dict(st.preprocess(rows, prompt=prompt, **options))
     mask = features.get("attention_mask")
-    if mask is not None and not bool(mask.any(1).all()):
-        raise DataError(
-            "a text is empty and gets no token, so it has no vector: the base's tokenizer adds none of its own, and "
-            f"there is no prompt; leave empty texts out, or set model.{role}_prompt"
-        )
+    if mask is not None:
+        left_out = any(getattr(module, "include_prompt", True) is False for module in st)
+        _check_tokens(rows, mask.sum(1) - (features.get("prompt_length", 0) if left_out else 0), role)
     features["role"] = role
     # Counted here and added up where the forward is: a data worker's own count would be lost with the worker.
     features["cut"] = len(cut) if chat else _at_limit(features, limit or st.max_seq_length)
     return features
+
+
+def _check_tokens(rows: list[Any], counts: Any, role: Role) -> None:
+    """Raise DataError where a row has no token that is pooled: its vector would be zero.
+
+    counts: [rows], tokens without those of a prompt that the base's pooling leaves out
+    """
+    empty = (counts <= 0).nonzero().flatten().tolist()
+    if empty:
+        row = rows[empty[0]]
+        text = row.get("text") if isinstance(row, dict) else row
+        raise DataError(
+            f"the text {str(text)[:60]!r} gets no token that is pooled, so it has no vector ({len(empty)} of "
+            f"{len(rows)} in its batch): the base's tokenizer adds none of its own, and the prompt is empty, left out "
+            f"by its pooling, or as long as the limit; leave them out, set model.{role}_prompt, or raise the limit"
+        )
 
 
 def _at_limit(features: Features, limit: int | None) -> int:

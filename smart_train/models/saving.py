@@ -592,6 +592,12 @@ def _check_named_base(folder: Path, stored: dict[str, Any]) -> None:
         what = f"{folder / CONFIG} is for the base {named!r} at {peft.get('revision')}, {SETTINGS} for {base!r}"
         what += f" at {stored['commit']}"
         raise AdapterError(f"{what}; they must be equal; correct the file that was changed; nothing was loaded")
+    if Path(named).is_absolute() and not Path(named).is_dir():
+        what = (
+            "%s names %s, which is not on this machine: plain sentence-transformers and peft cannot load this folder "
+        )
+        what += "(smart-train finds the base as %s; smart-train export --as merged makes a folder that needs none)"
+        logger.warning(what, folder / CONFIG, named, base)
 
 
 def _check_full_weights(encoder: Encoder, folder: Path) -> None:

@@ -146,8 +146,27 @@ def bare(edited) -> Path:
 def test_a_text_without_a_token_is_refused_in_any_batch(rows, bare):
     encoder = SmartEncoder(str(bare), model={"document_prompt": "", "query_prompt": ""}, device="cpu")
     for role, encode in (("document", encoder.encode_documents), ("query", encoder.encode_queries)):
-        with pytest.raises(DataError, match=rf"a text is empty and gets no token.*set model.{role}_prompt"):
+        with pytest.raises(DataError, match=rf"the text '.*' gets no token that is pooled.*set model.{role}_prompt"):
             encode(rows)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "limit", "rows"),
+    [
+        ("page: ", None, [""]),
+        ("page: ", None, ["", "chart"]),
+        ("page: ", None, ["chart", ""]),
+        ("find the page about: ", 3, ["chart"]),  # cut at the limit, nothing of the text is left
+        ("page: ", None, [{"text": ""}, "chart"]),
+    ],
+)
+def test_a_text_of_which_the_pooling_leaves_nothing_is_refused(prompt, limit, rows, bare):
+    """Its mean would be over no token: a vector of zeros, and scores of 0."""
+    path = bare / "1_Pooling" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pooling_mode": "mean", "include_prompt": False}))
+    with pytest.raises(DataError, match="gets no token that is pooled.*or raise the limit"):
+        encoder = SmartEncoder(str(bare), model={"document_prompt": prompt, "document_tokens": limit}, device="cpu")
+        encoder.encode_documents(rows)
 
 
 def test_a_prompt_is_text_enough(bare, tiny_models):
