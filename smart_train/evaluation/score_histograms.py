@@ -37,14 +37,17 @@ class ScoreHistogram:
 
     def separation(self) -> float | None:
         """Return the probability that a relevant pair scores above one that is not, over all queries: the area under
-        the ROC curve, where pairs of one bin count half. None if there are no such pairs."""
+        the ROC curve, where pairs of one bin count half. None if there are no such pairs.
+
+        It is summed in integers, so that the order of the scores, which a store or several ranks change, does not
+        matter."""
         total = int(self.others.sum())
         if not total or not len(self.relevant):
             return None
-        below = self.others.cumsum(0).double() - self.others.double() / 2
+        twice_below = 2 * self.others.cumsum(0) - self.others
         width = (self.high - self.low) / len(self.others)
         bins = ((self.relevant.double() - self.low) / width).long().clamp(0, len(self.others) - 1)
-        return float((below[bins] / total).mean())
+        return int(twice_below[bins].sum()) / (2 * total * len(self.relevant))
 
 
 @dataclass

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,16 @@ HEAVY = [
 
 
 class Fork:
-    """``smart-train WORDS`` in a fork of a server that has done its imports; killed as any process."""
+    """``smart-train WORDS`` in a fork of a server that has done its imports; killed as any process.
 
-    def __init__(self, words: list[str], printed: Path) -> None:
+    start: a function of a module, called in the fork before the command
+    """
+
+    def __init__(self, words: list[str], printed: Path, start: Callable[[], object] | None = None) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(HEAVY)
         self.printed = printed
-        self.process = context.Process(target=_run, args=(words, str(printed)))  # no daemon: it has data workers
+        self.process = context.Process(target=_run, args=(words, str(printed), start))  # no daemon: it has data workers
         self.process.start()
 
     def wait(self, seconds: float) -> int | None:
@@ -69,12 +73,14 @@ class Command:
         self.process.wait()
 
 
-def _run(words: list[str], printed: str) -> None:
+def _run(words: list[str], printed: str, start: Callable[[], object] | None) -> None:
     handle = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
     # As in a process of its own: a server's child would start one more server, with its imports, for each data worker.
     multiprocessing.set_start_method("fork", force=True)
+    if start is not None:
+        start()
     main: Any = __import__("smart_train.cli.main", fromlist=["main"]).main
     sys.exit(main(words))
