@@ -7,7 +7,9 @@ files; 75 = a signal ended a training after a checkpoint; 130 = Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
+import os
 import re
 import sys
 import time
@@ -36,8 +38,8 @@ from smart_train.cli import (
 from smart_train.cli.options import setting_namer
 from smart_train.cli.streams import output_lost, protect_streams
 from smart_train.core.disk import disk_fault
-from smart_train.core.environment import rank, world
-from smart_train.core.errors import OutputFault, Preempted, SmartTrainError, error_chain
+from smart_train.core.environment import check_launch, rank, world
+from smart_train.core.errors import LaunchError, OutputFault, Preempted, SmartTrainError, UsageError, error_chain
 from smart_train.distributed.failures import (
     PATIENCE,
     destroy_process_group,
@@ -59,6 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A SmartTrainError is printed as one sentence; any other exception is a bug and is raised.
     """
     protect_streams()
+    os.environ["MPLBACKEND"] = "agg"  # no command opens a window, and a backend that matplotlib lacks would be an error
+    try:
+        check_launch()
+    except LaunchError as error:
+        print(error, file=sys.stderr)
+        return error.status
     words = list(sys.argv[1:] if arguments is None else arguments)
     words = [word for word in words if not re.fullmatch(r"--local[-_]rank=-?\d+", word)]  # deepspeed's launcher adds it
     parser = build_parser()
@@ -86,6 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if is_caused_by_other_rank(error):
                 _end_after_another_rank(error)
                 raise
+            if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # only a given name can be that long
+                error = UsageError(
+                    f"{str(error.filename)[:60]}...: {error.strerror}; name a file or folder that exists"
+                )
             if isinstance(error, SmartTrainError):
                 return _report(error, error.text(setting_namer(getattr(options, "setting_names", {}))))
             if fault := disk_fault(error):

@@ -139,6 +139,10 @@ def check_reading(options: argparse.Namespace) -> BaseConfig:
     elif (Path(options.model) / SETTINGS).is_file():  # its head and hybrid weights would be left out
         raise UsageError(f"{options.model} is a trained encoder; write --model ITS_BASE --adapter {options.model}")
     base = read_base(options.model, options.revision, options.trust_remote_code)
+    if options.device is not None:
+        from smart_train.models.base_loading import check_device
+
+        check_device(options.device)
     for name in ("query_tokens", "document_tokens"):
         limit = getattr(options, name)
         if limit is not None and base.positions is not None and limit > base.positions:

@@ -159,10 +159,11 @@ def _text(path: Path, where: Where) -> str:
         raise _fail(
             where, None, "", "there is no such file", "correct the path, or make one: smart-train new NAME"
         ) from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise _fail(where, None, "", f"it cannot be read ({error.strerror})", "name a YAML file") from None
     except UnicodeDecodeError as error:
         raise _fail(where, None, "", f"it is not UTF-8 text ({error.reason})", "save it as UTF-8") from None
+    except (OSError, ValueError) as error:  # ValueError: no name of a file at all
+        reason = getattr(error, "strerror", None) or error
+        raise _fail(where, None, "", f"it cannot be read ({reason})", "name a YAML file") from None
     lines = text.splitlines()
     if not lines or not re.match(r"(from|import)\s+smart_train", lines[0]):
         return text
@@ -184,7 +185,12 @@ def _text(path: Path, where: Where) -> str:
 
 def _parse(text: str, where: Where) -> dict[str, Any]:
     """Return nested plain values; ``where`` gets the line of every key."""
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:  # a zero byte, for one
+        number = text.count("\n", 0, error.position) + 1
+        what = f"this is not YAML: the character {error.character!r} is not allowed"
+        raise _fail(where, number, "", what, "remove it") from None
     try:
         documents: list[yaml.Node] = []
         while loader.check_node() and (node := loader.get_node()) is not None:

@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import os
 
+from smart_train.core.errors import LaunchError
+
 
 def rank() -> int:
     """Return this process's rank in the launch; 0 without a launcher."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
 
 
 def world() -> int:
     """Return the number of processes of the launch; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
+
+
+def check_launch() -> None:
+    """Raise LaunchError where the variables that a launcher sets contradict each other."""
+    if world() < 1 or not 0 <= rank() < world():
+        what = f"RANK is {rank()} and WORLD_SIZE is {world()}"
+        raise LaunchError(f"{what}, which no launcher sets; unset both, or start with accelerate launch")
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        _number(name, 0)
+
+
+def _number(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    try:
+        return int(value)
+    except ValueError:
+        what = f"the environment variable {name} is {value[:40]!r}, and a launcher sets it to a whole number"
+        raise LaunchError(f"{what}; unset it") from None
 
 
 def cores() -> int:

@@ -34,6 +34,19 @@ def content_size(content: Any) -> int:
     return pixels or (len(content.get("text") or "") if isinstance(content, dict) else 0)
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be stored and tokenized: half of a surrogate pair, which JSON can hold, cannot.
+
+    >>> is_unicode("für"), is_unicode("\\ud800")
+    (True, False)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def to_rgb(image: Any) -> Any:
     """Return an RGB copy of a PIL image, turned as its EXIF data says; what is transparent becomes white, not black.
 

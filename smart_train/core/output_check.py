@@ -7,7 +7,10 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from smart_train.core.modality import is_unicode
+
 BLOCK = 4096  # bytes; a full disk takes an empty file, but not this
+ROOM = 256  # bytes of a path that are left for the files in the output
 
 
 def output_problem(output: Path, file: bool = False, moved: bool = False) -> str | None:
@@ -23,8 +26,13 @@ def output_problem(output: Path, file: bool = False, moved: bool = False) -> str
     'nothing can be written into /proc (No such file or directory)'
     """
     output = Path(os.path.abspath(output))
+    if not is_unicode(str(output)):  # safetensors and tokenizers take no other
+        return f"the name {str(output)!r} is not UTF-8"
     there = next(place for place in (output, *output.parents) if os.path.isdir(place))
     with suppress(OSError, ValueError, AttributeError):  # where the system knows no limit
+        longest = os.pathconf(there, "PC_PATH_MAX") - ROOM
+        if len(os.fsencode(output)) > longest:
+            return f"the path {str(output)[:40]}... is longer than {longest} bytes"
         longest = os.pathconf(there, "PC_NAME_MAX")
         for name in output.relative_to(there).parts:
             if len(os.fsencode(name)) > longest:

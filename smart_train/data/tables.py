@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from smart_train.config.schema import DataBlock
+from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import DataError, Setting
+from smart_train.core.modality import is_unicode
 from smart_train.data.collection import content_id
 
 TEXT_FILES = (".jsonl", ".json", ".csv", ".tsv")
@@ -119,9 +122,10 @@ def open_text(path: Path) -> Iterator[IO[str]]:
             yield stream
     except UnicodeDecodeError as error:
         with opener(path, "rb") as stream:
-            line = next(n for n, raw in enumerate(stream, 1) if "\ufffd" in raw.decode("utf-8", "replace"))
+            spoilt = (n for n, raw in enumerate(stream, 1) if "\ufffd" in raw.decode("utf-8", "replace"))
+            line = next(spoilt, 1)
         raise DataError(f"{path}:{line}: not UTF-8 text; convert the file to UTF-8") from error
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: the gzip file is cut off or damaged ({error}); download it again") from error
 
 
@@ -141,7 +145,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _object(text: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(text)
+        row = load_json(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON ({error.msg} at character {error.pos}); one object per line") from error
     if not isinstance(row, dict):
@@ -156,7 +160,7 @@ def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     with open_text(path) as stream:
         try:
-            rows = json.load(stream)
+            rows = load_json(stream.read())
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
     for number, row in enumerate(rows, 1):
@@ -169,7 +173,14 @@ def _read_csv(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]
     csv.field_size_limit(2**31 - 1)  # documents are longer than the module's 128 KiB
     with open_text(path) as stream:
         reader = csv.DictReader(stream, delimiter=delimiter)
-        for row in reader:
+        rows = iter(reader)
+        while True:
+            try:
+                row = next(rows, None)
+            except csv.Error as error:
+                raise DataError(f"{path}:{reader.line_num}: not CSV ({error}); save it with plain line ends") from error
+            if row is None:
+                return
             where = f"{path}:{reader.line_num}"
             if None in row:
                 raise DataError(
@@ -270,13 +281,21 @@ class StoredTable:
         plain = [c for c in self.columns if c not in self.images]
         stores = {c: self.dataset.select_columns([c]) for c in self.images}
         stored = {c: self._stored_paths(c) for c in self.images}
-        values = iter(self.dataset.select_columns(plain)) if plain else ({} for _ in range(len(self.dataset)))
+        values = self._rows(plain) if plain else ({} for _ in range(len(self.dataset)))
         for number, row in enumerate(values):
             for column, store in stores.items():
                 filled, path = stored[column][number]
                 name = f"{self.name} row {number}"
                 row[column] = StoredImage(store, number, column, name, path) if filled else None
             yield f"{self.name}: row {number}", row
+
+    def _rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
+        rows = iter(self.dataset.select_columns(columns))
+        for number in range(len(self.dataset)):
+            try:
+                yield next(rows)
+            except Exception as error:  # damaged cells raise what Arrow and Python's codecs happen to meet
+                raise DataError(f"{self.name}: row {number} is damaged ({error}); download the file again") from error
 
     def _stored_paths(self, column: str) -> list[tuple[bool, str | None]]:
         """For each row whether it has an image, and its path where it has no bytes."""
@@ -334,7 +353,7 @@ def _stored(files: list[Path], kind: str) -> Any:
                 parts = [read_table(f, partitioning=None) for f in files]
                 return datasets.Dataset(pa.concat_tables(parts, promote_options="default"))
         return datasets.load_dataset(kind, data_files={"train": [str(f) for f in files]}, split="train")
-    except (pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
+    except Exception as error:  # Arrow raises OSError, ValueError, KeyError ... by what is damaged
         raise DataError(f"{files[0]}: not a readable {kind} file ({error.__cause__ or error})") from error
 
 
@@ -348,12 +367,11 @@ def may_hold_images(kind: Any) -> bool:
 def columns_of(files: list[Path]) -> list[str]:
     """Return the columns of files; of a Parquet file only the schema is read."""
     if suffix(files[0]) == ".parquet":
-        from pyarrow import ArrowInvalid
         from pyarrow.parquet import read_schema
 
         try:
             return list(read_schema(files[0]).names)
-        except ArrowInvalid as error:
+        except Exception as error:  # Arrow raises OSError, ValueError ... by what is damaged
             raise DataError(f"{files[0]}: not a readable parquet file ({error})") from error
     return open_files(files).columns
 
@@ -404,7 +422,12 @@ def read_id(row: dict[str, Any], key: str, where: str) -> str:
     value = row.get(key)
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # a column of ids that pandas has widened
-    if value is None or isinstance(value, float | dict | list | bool) or not str(value).strip():
+    if (
+        value is None
+        or isinstance(value, float | dict | list | bool)
+        or not str(value).strip()
+        or not is_unicode(str(value))
+    ):
         raise DataError(f"{where}: {key} is {value!r}; an id is a text or a whole number")
     return str(value)
 
@@ -414,6 +437,8 @@ def read_text(row: dict[str, Any], key: str | None, where: str) -> str:
     value = row.get(key) if key else None
     if value is not None and not isinstance(value, str):
         raise DataError(f"{where}: {key} is {type(value).__name__}; it must be a text")
+    if value and not is_unicode(value):
+        raise DataError(f"{where}: {key} has half of a surrogate pair, which is no character; remove it")
     return (value or "").strip()
 
 

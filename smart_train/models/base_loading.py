@@ -15,7 +15,7 @@ from transformers.integrations import deepspeed as known
 
 from smart_train.config.schema import ModelBlock
 from smart_train.core import hub
-from smart_train.core.errors import AdapterError, BaseNotFound, Setting, SmartTrainError
+from smart_train.core.errors import AdapterError, BaseNotFound, Setting, SmartTrainError, UsageError
 from smart_train.data.collection import first_few
 from smart_train.models.base_config import BaseFiles, check_modules
 from smart_train.models.processors import images_without_torchvision
@@ -32,8 +32,10 @@ def load_base(
 
     settings: the recipe's block; place, commit: a folder and None, or a Hub id and its commit
     Raises BaseNotFound where it cannot be loaded from there, where its folder is refused (``check_base_folder``), where
-    its weights are no safetensors, and where they lack tensors, which transformers would draw at random.
+    its weights are no safetensors, and where they lack tensors, which transformers would draw at random; UsageError for
+    a device that is none.
     """
+    check_device(device)
     _check_files(settings, place, commit)
     options: dict[str, Any] = {"use_safetensors": True}
     if settings.dtype != "auto":
@@ -44,6 +46,7 @@ def load_base(
         options["attn_implementation"] = settings.attention
     with (
         hub.hub_errors(settings.base, settings.revision),
+        _readable(settings.base, place),
         images_without_torchvision(),
         unsharded(),
         _whole(settings.base),
@@ -68,6 +71,33 @@ def load_base(
             raise BaseNotFound(what, fix) from error
     same_kernel(base)
     return base
+
+
+def check_device(device: str | torch.device | None) -> None:
+    """Raise UsageError where nothing can be put on the device; None = the best there is."""
+    if device is None:
+        return
+    try:
+        torch.empty(1, device=device)
+    except Exception as error:  # torch raises RuntimeError, AssertionError ... by backend
+        what = str(error).splitlines()[0][:120]
+        raise UsageError(
+            f"the device {str(device)[:40]!r} cannot be used ({what}); name cpu, cuda, cuda:1 ..."
+        ) from None
+
+
+@contextmanager
+def _readable(base: str, place: str) -> Iterator[None]:
+    """Turn what a damaged local folder makes transformers and sentence-transformers raise into a BaseNotFound."""
+    try:
+        yield
+    except (SmartTrainError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if not Path(place).is_dir():
+            raise
+        what = f"{base}: its files cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        raise BaseNotFound(what, "download or copy the folder again") from error
 
 
 def _check_files(settings: ModelBlock, place: str, commit: str | None) -> None:

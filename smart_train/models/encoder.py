@@ -36,6 +36,7 @@ from smart_train.models.preprocessing import (
     Contents,
     Role,
     by_modality,
+    check_contents,
     features_of,
     limit_to_positions,
     prompt_of,
@@ -379,8 +380,7 @@ class SmartEncoder(nn.Module):
         pooled_dim: int | None,
         token_dim: int | None,
     ) -> Embeddings:
-        if isinstance(contents, (str, dict)):
-            raise TypeError(f"contents is a list of rows, and this is a single {type(contents).__name__}; write [row]")
+        check_contents(contents, self.st.modalities)
         # The longest first: what runs out of memory does so at once.
         order = sorted(range(len(contents)), key=lambda i: -content_size(contents[i]))
         starts: Iterable[int] = range(0, len(order), batch_size)

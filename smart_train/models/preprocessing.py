@@ -13,8 +13,8 @@ from torch import nn
 
 from smart_train.config.schema import ModelBlock
 from smart_train.core.embeddings import Features
-from smart_train.core.errors import DataError, SettingError
-from smart_train.core.modality import modality, to_rgb
+from smart_train.core.errors import DataError, SettingError, UsageError
+from smart_train.core.modality import is_unicode, modality, to_rgb
 from smart_train.models.hidden_states import is_vision
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,49 @@ def set_pixel_budget(processor: Any, settings: ModelBlock) -> None:
     for name, value in (("min_pixels", settings.min_pixels), ("max_pixels", settings.max_pixels)):
         if value is not None and hasattr(images, name):
             setattr(images, name, value)
+
+
+def check_contents(contents: Any, modalities: Sequence[Any]) -> None:
+    """Raise UsageError, with the row, for what is no list of contents that a base of these modalities reads."""
+    kind = type(contents).__name__
+    if isinstance(contents, str | dict | Path | Image.Image):
+        raise UsageError(f"contents is a list of rows, and this is a single {kind}; write [row]")
+    if not hasattr(contents, "__len__") or not hasattr(contents, "__getitem__"):
+        raise UsageError(f"contents is a list of rows, and this is {kind}; write list(...) around it")
+    read = {name for one in modalities for name in ([one] if isinstance(one, str) else one)}
+    for row in range(len(contents)):
+        try:
+            problem = _content_problem(contents[row], read)
+        except (LookupError, TypeError) as error:  # no rows by number, as in a table of columns
+            raise UsageError(f"contents is a list of rows, and this is {kind}; give a list") from error
+        if problem is not None:
+            raise UsageError(f"row {row}: {problem}")
+
+
+def _content_problem(content: Any, read: set[str]) -> str | None:
+    """Return why a content is none; read: the modalities of the base."""
+    parts = content if isinstance(content, dict) else {"text" if isinstance(content, str) else "image": content}
+    if not isinstance(content, str | dict | Path | Image.Image):
+        kinds = "a text, a PIL image, a pathlib.Path of an image, or {'text': ..., 'image': ...}"
+        return f"{type(content).__name__} is no content; give {kinds}"
+    given = {name: value for name, value in parts.items() if value is not None}
+    if not given:
+        return "it has no text and no image; leave it out"
+    unknown = [name for name in given if name not in read]
+    if unknown:
+        return f"it has {unknown[0]!r}, and the base reads {', '.join(sorted(read))}"
+    text = given.get("text", "")
+    if not isinstance(text, str):
+        return f"its text is {type(text).__name__}; give a string"
+    if not is_unicode(text):
+        return "its text has half of a surrogate pair, which is no character; decode it with its own encoding"
+    images = given.get("image", [])
+    for image in images if isinstance(images, list | tuple) else [images]:
+        if not isinstance(image, str | Path | Image.Image):
+            return f"its image is {type(image).__name__}; give a PIL image or a path"
+        if isinstance(image, Image.Image) and not all(image.size):
+            return f"its image has {image.width} x {image.height} pixels; leave it out"
+    return None
 
 
 def open_content(content: Any) -> Any:

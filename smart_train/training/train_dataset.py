@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from smart_train.core.errors import DataError
+from smart_train.core.modality import is_unicode
 from smart_train.data.collection import Collection, Document, content_id
 
 QUERY = ("query", "anchor")
@@ -39,6 +40,9 @@ def to_collection(data: Any, name: str) -> tuple[Collection, int]:
     columns = getattr(data, "column_names", None)
     rows: Any = data if columns is not None else list(data)
     if columns is None:
+        for number, row in enumerate(rows):
+            if not isinstance(row, Mapping) or not all(isinstance(column, str) for column in row):
+                raise DataError(f"{name}, row {number} is {row!r:.80}; give a dict of column -> text")
         columns = list(rows[0]) if rows else []
     query, positive, negatives = choose_columns(list(columns), name)
     collection, most = Collection(name, {}, {}, {}), 0
@@ -92,6 +96,8 @@ def _cells(value: Any) -> list[Any]:
 def _text(value: Any, column: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: {column} is {value!r:.80}, not a text; correct the row or remove it")
+    if not is_unicode(value):
+        raise DataError(f"{where}: {column} has half of a surrogate pair, which is no character; remove it")
     return value
 
 

@@ -123,7 +123,7 @@ def _child(call: dict[str, Any]) -> None:
             os.dup2(handle, number)
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
         os.environ.update(call.get("environment", {}))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         status = _run(call)

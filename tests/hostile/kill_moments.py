@@ -55,6 +55,7 @@ class Case:
     words: its words for an output folder; result: what it left there, in a form that two runs share
     prepare: fills the output folder; began_anew: whether a killed run left nothing to go on from
     start: runs in the process of the command, before it
+    through: whether a killed run had done all of its work, so that the same command would refuse to overwrite it
     """
 
     words: Callable[[Path], list[str]]
@@ -62,6 +63,7 @@ class Case:
     prepare: Callable[[Path], object] = lambda output: None
     began_anew: Callable[[Path], bool] = lambda output: not output.exists()
     start: Callable[[], object] | None = None
+    through: Callable[[Path], bool] = lambda output: False
 
 
 def files(folder: Path, *without: str) -> dict[str, Any]:
@@ -75,7 +77,9 @@ def files(folder: Path, *without: str) -> dict[str, Any]:
         if path.suffix == ".json":
             found[name] = timeless(json.loads(content))
         elif path.suffix in (".html", ".txt"):
-            found[name] = re.sub(r"[\d,.]+ \w+/s\b", "", content.decode("utf-8"))
+            text = re.sub(r"encoding: .*?(?=$|[;\n] ?scoring)", "", content.decode("utf-8"))
+            text = re.sub(r"[\d,.]+ \w+/s\b", "", text)
+            found[name] = re.split(r"(?<=[>\n])", timeless(text))
         elif path.suffix == ".parquet":
             found[name] = timeless(pyarrow.parquet.read_table(path).to_pydict())
         elif path.suffix == ".safetensors":
@@ -116,7 +120,9 @@ def cases(folder: Path) -> dict[str, Case]:
 
     reads = ("--model", str(base), "--batch-size", "8")
     return {
-        "export": Case(lambda out: ["export", str(adapter), "--as", "merged", "--out", str(out)], files),
+        "export": Case(
+            lambda out: ["export", str(adapter), "--as", "merged", "--out", str(out)], files, through=Path.exists
+        ),
         "ingest": Case(lambda out: ["ingest", str(documents), "--out", str(out), "--jobs", "1"], ingested),
         "mine": Case(
             lambda out: ["mine", str(out), *reads, "--no-max-relative"],
@@ -184,8 +190,6 @@ def evaluated(output: Path) -> dict[str, Any]:
     found = files(output)
     for row in found["evaluation.json"]["rows"].values():
         row.pop("stored", None)
-    for name in ("report.html", "table.txt"):
-        found[name] = re.sub(r"encoding: .*?(?=$|[;\n] ?scoring)", "", found[name])
     return found
 
 
@@ -250,7 +254,8 @@ def trial(case: Case, folder: Path, seed: int, expected: dict[str, Any], seconds
             break
         shutil.rmtree(output)  # through before the kill: the machine is faster now
     anew = case.began_anew(output)
-    run(case, output)
+    if not case.through(output):
+        run(case, output)
     found = differences(case.result(output), expected)
     shutil.rmtree(output.parent)
     return {"seed": seed, "moment": round(moment, 3), "same": not found, "anew": anew, "differences": found[:10]}

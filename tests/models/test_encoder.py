@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from smart_train.config.schema import LateBlock, ModelBlock
 from smart_train.core.embeddings import Embeddings
+from smart_train.core.errors import UsageError
 from smart_train.data.collate import TruncatingPreprocess
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.processors import images_without_torchvision
@@ -192,7 +193,7 @@ def test_documents_kept_in_half_precision_are_scored(encoder_of):
 
 @pytest.mark.parametrize("single", ["a query", {"text": "a query"}])
 def test_a_single_row_is_no_list_of_its_letters(single, encoder_of):
-    with pytest.raises(TypeError, match="list of rows"):
+    with pytest.raises(UsageError, match="list of rows"):
         encoder_of("bert").encode_queries(single)
 
 
