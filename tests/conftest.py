@@ -14,11 +14,22 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("SMART_TRAIN_READ_PLAINLY", "off")
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 KINDS = ("bert", "modernbert", "qwen3", "qwen3_right", "qwen3vl")
+
+
+@pytest.fixture(autouse=True)
+def same_signals():
+    """A run that ends, in this process, leaves its signals ignored; the tests after it must not inherit that."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,12 @@ def check_launch() -> None:
     if world() < 1 or not 0 <= rank() < world():
         what = f"RANK is {rank()} and WORLD_SIZE is {world()}"
         raise LaunchError(f"{what}, which no launcher sets; unset both, or start with accelerate launch")
-    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
         _number(name, 0)
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if world() > 1 and missing:
+        what = f"WORLD_SIZE is {world()}, and {' and '.join(missing)} are not set"
+        raise LaunchError(f"{what}, so the processes cannot find each other; unset it, or start with accelerate launch")
 
 
 def _number(name: str, default: int) -> int:

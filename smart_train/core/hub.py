@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -50,6 +51,7 @@ MESSAGES: dict[str, tuple[Message, Message]] = {  # kind -> what is wrong, what 
     "missing": ("there is no such model on the Hub, or it is private", f"correct the id, or {LOGIN}"),
     "name": ("this is neither a folder that is there nor the form of a Hub id", "correct it"),
     "token": ("the Hub does not accept your token", f"make a new one and {LOGIN} (or correct HF_TOKEN)"),
+    "unreadable": ("a file of it, or the Hub's answer, is no JSON", "try again later, or copy the folder again"),
     "full": (
         "the disk of the Hub's cache is full",
         "free space there, or set HF_HOME to a folder on a larger disk, and load again: the download resumes",
@@ -74,7 +76,10 @@ def resolve_base(base: str) -> str:
     ``local:NAME`` of a published adapter.
     """
     if base.startswith("~"):
-        return str(Path(base).expanduser())
+        try:
+            return str(Path(base).expanduser())
+        except RuntimeError as error:  # no such user
+            raise BaseNotFound(f"{base}: {error}", "write the path out") from None
     if base.startswith(LOCAL):
         what = f"{base}: the base was a folder on the machine that this adapter was trained on"
         raise BaseNotFound(what, ("if you have it, ", Setting("model.base", "FOLDER", python="pass base=FOLDER")))
@@ -306,8 +311,8 @@ def explain(error: BaseException) -> tuple[Message, Message] | None:
 
 
 def error_kind(error: BaseException) -> str | None:
-    """Return gated, revision, missing, name, silent, token, full, failed (see ``http_status``), unreachable, or None:
-    not of the Hub.
+    """Return gated, revision, missing, name, silent, token, full, failed (see ``http_status``), unreadable (no JSON),
+    unreachable, or None: not of the Hub.
 
     The classes of the error and of its causes decide: transformers and others wrap them.
     """
@@ -320,6 +325,8 @@ def error_kind(error: BaseException) -> str | None:
     answered = http_status(error)
     if answered is not None:
         return "token" if answered == 401 else "failed"
+    if isinstance(error, json.JSONDecodeError):  # itself: as a cause it is of a damaged file, which others say better
+        return "unreadable"
     return "unreachable" if names & UNREACHABLE else None
 
 

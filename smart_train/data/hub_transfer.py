@@ -313,6 +313,8 @@ def _named_by_repository(repo: str) -> Iterator[None]:
         cause = causes.get(status or 0) or f"the Hub answered with status {status}; push again later"
         if kind == "name":
             cause = "this is not the form of a repository's name; write it as owner/name"
+        elif kind == "unreadable":
+            cause = "the Hub's answer cannot be read; push again later"
         elif status is None:
             cause = f"{hub.describe_failure(error)}; push again when it is back"
         raise DataError(f"{repo}: {cause}") from None

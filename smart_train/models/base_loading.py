@@ -45,8 +45,8 @@ def load_base(
     if settings.attention is not None:
         options["attn_implementation"] = settings.attention
     with (
+        _readable(settings.base),
         hub.hub_errors(settings.base, settings.revision),
-        _readable(settings.base, place),
         images_without_torchvision(),
         unsharded(),
         _whole(settings.base),
@@ -87,17 +87,15 @@ def check_device(device: str | torch.device | None) -> None:
 
 
 @contextmanager
-def _readable(base: str, place: str) -> Iterator[None]:
-    """Turn what a damaged local folder makes transformers and sentence-transformers raise into a BaseNotFound."""
+def _readable(base: str) -> Iterator[None]:
+    """Turn what damaged files make transformers and sentence-transformers raise into a BaseNotFound."""
     try:
         yield
     except (SmartTrainError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if not Path(place).is_dir():
-            raise
         what = f"{base}: its files cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        raise BaseNotFound(what, "download or copy the folder again") from error
+        raise BaseNotFound(what, "download or copy it again, or name another base") from error
 
 
 def _check_files(settings: ModelBlock, place: str, commit: str | None) -> None:

@@ -207,6 +207,8 @@ def explain(error: BaseException) -> Message | None:
         return "the Hub does not accept it: " + " ".join(str(error).split())
     if kind == "silent":
         return hub.MESSAGES["silent"][0], "; publish again later"
+    if kind == "unreadable":
+        return "the Hub's answer cannot be read; publish again later"
     return "the connection to the Hub failed; publish again when it is back" if kind == "unreachable" else None
 
 

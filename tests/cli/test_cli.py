@@ -99,7 +99,8 @@ def test_an_unknown_flag_of_another_command_is_told_with_its_usage(capsys):
 def test_train_tells_a_bad_recipe_on_rank_0_alone_and_runs_nothing(runs, recipe, monkeypatch, capsys):
     assert main(["train", str(recipe), "late.layer=9"]) == 2
     assert capsys.readouterr().err.startswith("command line: late.layer: the model has no layer 9")
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     told_before = []
     monkeypatch.setattr("time.sleep", lambda seconds: told_before.append(capsys.readouterr()))
     assert main(["train", str(recipe), "late.layer=9"]) == 2

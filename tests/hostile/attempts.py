@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,14 @@ class Attempt:
 
 
 class Attempts:
-    """The process that forks. environment: added to this one's, before it imports anything."""
+    """The process that forks. environment: its own, as it is when it imports; default: this one's, offline."""
 
-    def __init__(self, **environment: str) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "helpers", HERE)))
         quiet = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "offline"}
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "attempts.py")],
-            env={"HF_HUB_OFFLINE": "1", **os.environ, **quiet, **environment, "PYTHONPATH": paths},
+            env={**(environment or {**os.environ, "HF_HUB_OFFLINE": "1"}), **quiet, "PYTHONPATH": paths},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

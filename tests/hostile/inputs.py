@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 import tiny_data
 import yaml
 from attempts import Attempt
+from fakehub import FakeHub
 from PIL import Image
 
 Right = Callable[[Attempt], str | None]
@@ -42,6 +43,7 @@ class Input:
 
     name: what was spoilt; call: of attempts.py; right: judges an accepted one
     told: exit statuses by which a command says that it found faults in data (data check, ingest: 3)
+    hub: prepares the Hub on loopback that this input needs; None = it needs none
     whole: files that show a complete result: a refused input leaves none of them
     """
 
@@ -50,6 +52,7 @@ class Input:
     right: Right = nothing_wrong
     told: tuple[int, ...] = ()
     whole: list[Path] = field(default_factory=list)
+    hub: Callable[[FakeHub], None] | None = None
 
 
 @dataclass
@@ -764,7 +767,8 @@ def command_lines(place: Place, draw: random.Random) -> Input:
 
 
 LAUNCHERS = ["WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
-VARIABLES = [*LAUNCHERS * 3, "HF_HOME", "HF_TOKEN", "TMPDIR", "HOME", "COLUMNS", "LINES", "LANG", "LC_ALL", "TERM", "PYTHONHASHSEED",
+VARIABLES = [*LAUNCHERS * 3, "HF_HOME", "HF_TOKEN", "TMPDIR", "HOME", "COLUMNS", "LINES", "LANG", "LC_ALL", "TERM",
+             "PYTHONHASHSEED",
              "CUDA_VISIBLE_DEVICES",
              "WANDB_MODE", "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION", "SLURM_NTASKS", "SLURM_PROCID", "TZ",
              "ACCELERATE_USE_DEEPSPEED", "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "NO_COLOR", "MPLBACKEND", "MPLCONFIGDIR",
@@ -833,6 +837,58 @@ def outputs(place: Place, draw: random.Random) -> Input:
     return Input(f"{name} into {kind}", {"words": words}, right)
 
 
+# The Hub --------------------------------------------------------------------------------------------------------------
+
+
+def hub_answers(place: Place, draw: random.Random) -> Input:
+    """A Hub that fails, breaks off or holds spoilt files, for pulling, pushing, publishing and a base of its own."""
+    door, out = draw.choice(["pull", "push", "publish", "base", "base"]), place.folder / "out"
+    name = f"me/{door}-{draw.randrange(10**9)}"  # new for each input: the cache of an earlier one is not asked
+    words = {
+        "pull": ["data", "pull", name, "--out", str(out)],
+        "push": ["data", "push", str(place.beir), "--repo", name],
+        "publish": ["publish", str(place.run), "--repo", name],
+        "base": ["evaluate", str(place.beir), "--model", name, "--output", str(out), "--bootstrap", "10"],
+    }[door]
+    kept = Path(shutil.copytree(place.base if door == "base" else place.beir, place.folder / "kept"))
+    failure: dict[str, Any] = {}
+    if door in ("push", "publish") or draw.random() < 0.6:
+        failure = {
+            "method": draw.choice(["GET", "HEAD", "POST", "GET HEAD POST PUT"]),
+            "path": draw.choice(["", "resolve", "api/", "tree", "commit", "preupload", "safetensors", "json"]),
+            "status": draw.choice([0, 200, 204, 301, 400, 401, 403, 404, 409, 416, 418, 500]),
+            "times": draw.choice([None, 1, 2]),
+            "half": draw.random() < 0.3,
+            "message": draw.choice(["", "<html>", "\u202e" * 50, "a" * 5000, "[]"]),
+            "code": draw.choice(["", "RepoNotFound", "GatedRepo", "EntryNotFound", "x"]),
+        }
+        told = f"{failure['method']} {failure['path']}: {failure['status']}, {failure['half']}"
+    elif door == "base":
+        told = _spoil_folder(kept, place, draw)
+    else:
+        rows = [json.loads(line) for line in (kept / "corpus.jsonl").read_text().splitlines()]
+        rows[draw.randrange(len(rows))][draw.choice(["text", "image", "_id", "file"])] = outside(place, draw)
+        tiny_data.write_lines(kept / "corpus.jsonl", rows)
+        told = "a row that names a file of this machine"
+
+    def prepare(hub: FakeHub) -> None:
+        hub.failures.clear()
+        hub.repos.clear()
+        if door in ("pull", "base"):
+            hub.put(name, kept, "model" if door == "base" else "dataset")
+        if failure:
+            hub.fail(**failure)
+
+    def right(attempt: Attempt) -> str | None:
+        if door != "base":
+            return None
+        found = json.loads((out / "metrics.json").read_text())
+        return None if found == place.metrics or not failure else "other figures than of the same base in a folder"
+
+    whole = {"pull": [out / "qrels"], "base": [out / "metrics.json"]}.get(door, [])
+    return Input(f"{door}, {told}", {"words": words}, right, whole=whole, hub=prepare)
+
+
 # The Python API -------------------------------------------------------------------------------------------------------
 
 VALUES = ["None", "5", "math.nan", "b'bytes'", "''", "' '", "'\\0'", "'\\ud800'", "'a' * 200000", "[]", "['a']", "{}",
@@ -886,6 +942,7 @@ KINDS: dict[str, tuple[Callable[[Place, random.Random], Input], int]] = {
     "command lines": (command_lines, 120),
     "environments": (environments, 50),
     "outputs": (outputs, 50),
+    "answers of a Hub": (hub_answers, 50),
     "contents in Python": (contents, 60),
     "training rows in Python": (training_rows, 30),
 }

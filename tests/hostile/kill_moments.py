@@ -46,6 +46,7 @@ from resumed import differences, left, log_of
 PATIENCE = 600.0  # seconds for a run, on a machine that others use, too
 CLOCKS = ("seconds", "rate", "per_second", "date", "created", "started", "speed", "memory", "eta", "runtime")
 STEPS = 8
+COMMANDS = ("export", "ingest", "mine", "evaluate", "probe", "train")
 
 
 @dataclass
@@ -279,9 +280,8 @@ def measure(names: list[str], moments: int, file: Path | None, folder: Path) -> 
 
 
 if __name__ == "__main__":
-    every = ["export", "ingest", "mine", "evaluate", "probe", "train"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--commands", nargs="+", choices=every, default=every, help="default: all")
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=COMMANDS, help="default: all")
     parser.add_argument("--moments", type=int, default=20, help="of each command (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="where to record, and what to go on with (default: only printed)")
     parser.add_argument("--folder", type=Path, help="place for models, data and outputs (default: a temporary one)")

@@ -42,6 +42,7 @@ import tiny
 import tiny_data
 import yaml
 from attempts import Attempt, Attempts
+from fakehub import FakeHub
 from inputs import KINDS, Input, Place
 from PIL import Image
 
@@ -51,8 +52,35 @@ OUTCOMES = ("refused", "told", "right", "wrong", "traceback", "hang", "leak", "h
 BAD = ("wrong", "traceback", "hang", "leak", "half")
 
 
-def make_place(folder: Path, attempts: Attempts) -> Place:
-    """Make everything valid that inputs are copied from."""
+class Doors:
+    """The two processes that fork: without a Hub, and (made when it is first asked for) with one on loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.offline = Attempts()
+        self.hub = FakeHub()
+        self._online: Attempts | None = None
+
+    @property
+    def online(self) -> Attempts:
+        if self._online is None:
+            quick = {"HF_HUB_DOWNLOAD_TIMEOUT": "3", "HF_HUB_ETAG_TIMEOUT": "3"}
+            self._online = Attempts(self.hub.environment(self.folder / "hub", **quick))
+        return self._online
+
+    def __enter__(self) -> Doors:
+        self.hub.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hub.__exit__()
+        for one in (self.offline, self._online):
+            if one is not None:
+                one.__exit__()
+
+
+def make_place(folder: Path, attempts: Attempts, runs: bool = True) -> Place:
+    """Make everything valid that inputs are copied from. runs: False = without a training and an evaluation."""
     for name in ("bert", "canary", "case"):
         (folder / name).mkdir(parents=True)
     base = tiny.bert(folder / "bert")
@@ -84,9 +112,11 @@ def make_place(folder: Path, attempts: Attempts) -> Place:
         image,
     )
     evaluate = ["evaluate", str(beir), "--model", str(base), "--output", str(folder / "out"), "--bootstrap", "10"]
-    for words in (["train", str(folder / "recipe.yaml"), f"output={place.run}"], evaluate):
+    for words in () if not runs else (["train", str(folder / "recipe.yaml"), f"output={place.run}"], evaluate):
         done = attempts.run({"words": words}, folder / "printed")
         assert done.status == 0, done.err
+    if not runs:
+        return place
     plain = {"function": "plain", "arguments": {"folder": str(place.adapter)}}
     place.vectors = attempts.run(plain, folder / "printed").answer
     place.metrics = json.loads((folder / "out" / "metrics.json").read_text())
@@ -137,7 +167,7 @@ def leaked(folder: Path) -> str | None:
     return None
 
 
-def throw(kind: str, seed: int, place: Place, attempts: Attempts) -> dict[str, Any]:
+def throw(kind: str, seed: int, place: Place, doors: Doors) -> dict[str, Any]:
     """Make one input, run it, judge it."""
     top = place.folder.parents[1]
     shutil.rmtree(top, ignore_errors=True)
@@ -145,19 +175,23 @@ def throw(kind: str, seed: int, place: Place, attempts: Attempts) -> dict[str, A
     one = KINDS[kind][0](place, random.Random(f"{kind} {seed}"))
     home = {"HOME": str(place.folder)}
     call = {**one.call, "environment": {**home, **one.call.get("environment", {})}}
+    if one.hub is not None:
+        one.hub(doors.hub)
+    attempts = doors.offline if one.hub is None else doors.online
     attempt = attempts.run(call, place.folder / "printed")
+    sent = place.folder / "sent"  # what the Hub holds now is searched for leaks, too
+    for number, repo in enumerate(doors.hub.repos.values() if one.hub is not None else ()):
+        for name, content in repo.commits[-1][1].items() if repo.commits else ():
+            file = sent / str(number) / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
     outcome, told = judge(one, attempt, place)
     return {"kind": kind, "seed": seed, "input": one.name, "outcome": outcome, "status": attempt.status, "told": told}
 
 
-def count(found: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Return the outcomes of each kind, and of all."""
-    by_kind: dict[str, Counter[str]] = {}
-    for one in found:
-        for kind in (one["kind"], "all"):
-            by_kind.setdefault(kind, Counter())[one["outcome"]] += 1
-    every = [kind for kind in [*KINDS, "all"] if kind in by_kind]
-    return {kind: {"tried": by_kind[kind].total()} | {name: by_kind[kind][name] for name in OUTCOMES} for kind in every}
+def count(found: list[dict[str, Any]]) -> dict[str, int]:
+    outcomes = Counter(one["outcome"] for one in found)
+    return {"tried": len(found)} | {name: outcomes[name] for name in OUTCOMES}
 
 
 def seeds(kind: str, share: float) -> range:
@@ -169,20 +203,25 @@ if __name__ == "__main__":
     parser.add_argument("--kinds", nargs="+", choices=[*KINDS], default=[*KINDS], help="default: all")
     parser.add_argument("--share", type=float, default=1.0, help="of each kind's inputs (default: %(default)s)")
     parser.add_argument("--seed", type=int, help="only this input of each kind")
-    parser.add_argument("--json", type=Path, help="where to write the counts")
+    parser.add_argument("--json", type=Path, help="where to write the counts; other kinds in it stay")
     parser.add_argument("--keep", type=Path, help="new folder to work in, which is kept (default: a temporary one)")
     options = parser.parse_args()
-    found = []
-    with tempfile.TemporaryDirectory(prefix="hostile-") as temporary, Attempts() as attempts:
-        place = make_place(options.keep or Path(temporary), attempts)
+    counts: dict[str, dict[str, int]] = {}
+    if options.json is not None and options.json.exists():
+        counts = json.loads(options.json.read_text())
+    bad = 0
+    with tempfile.TemporaryDirectory(prefix="hostile-") as temporary, Doors(Path(temporary)) as doors:
+        place = make_place(options.keep or Path(temporary), doors.offline)
         for kind in options.kinds:
+            found = []
             for seed in seeds(kind, options.share) if options.seed is None else [options.seed]:
-                found.append(throw(kind, seed, place, attempts))
+                found.append(throw(kind, seed, place, doors))
                 if options.seed is not None or found[-1]["outcome"] in BAD:
                     print(json.dumps(found[-1]), flush=True)
-            print(kind, count([one for one in found if one["kind"] == kind])["all"], flush=True)
-    counts = count(found)
-    if options.json is not None:
-        options.json.write_text(json.dumps(counts, indent=1) + "\n")
-    print(json.dumps(counts["all"]))
-    sys.exit(any(one["outcome"] in BAD for one in found))
+            bad += sum(one["outcome"] in BAD for one in found)
+            counts[kind] = count(found)
+            print(kind, counts[kind], flush=True)
+            if options.json is not None:
+                known = {kind: counts[kind] for kind in KINDS if kind in counts}
+                options.json.write_text(json.dumps(known, indent=1) + "\n")
+    sys.exit(bool(bad))

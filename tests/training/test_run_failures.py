@@ -241,8 +241,9 @@ def test_statuses_of_a_stopped_and_of_a_failed_run(monkeypatch, capsys, tmp_path
     monkeypatch.setattr("time.sleep", waited.append)
     monkeypatch.setattr("smart_train.cli.main.report_to_other_machines", passed_on.append)
     monkeypatch.setattr("smart_train.cli.main.end_process_after", lambda seconds: None)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    launched = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(RuntimeError, match="closed by peer"):
         main(["train", str(recipe)])
     assert capsys.readouterr().err.startswith("stopped, because another rank ended ([pair.cc:534] Connection closed")
