@@ -45,7 +45,6 @@ def load_base(
     if settings.attention is not None:
         options["attn_implementation"] = settings.attention
     with (
-        _readable(settings.base),
         hub.hub_errors(settings.base, settings.revision),
         images_without_torchvision(),
         unsharded(),
@@ -59,9 +58,9 @@ def load_base(
                 model_kwargs=options,
                 trust_remote_code=settings.trust_remote_code,
             )
-        except SmartTrainError:
+        except (SmartTrainError, MemoryError, torch.OutOfMemoryError):
             raise
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except Exception as error:  # each library raises its own on a damaged file
             if hub.error_kind(error) is not None:
                 raise
             if isinstance(error, RuntimeError) and "state_dict" not in str(error):  # a device without memory, say
@@ -84,18 +83,6 @@ def check_device(device: str | torch.device | None) -> None:
         raise UsageError(
             f"the device {str(device)[:40]!r} cannot be used ({what}); name cpu, cuda, cuda:1 ..."
         ) from None
-
-
-@contextmanager
-def _readable(base: str) -> Iterator[None]:
-    """Turn what damaged files make transformers and sentence-transformers raise into a BaseNotFound."""
-    try:
-        yield
-    except (SmartTrainError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        what = f"{base}: its files cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        raise BaseNotFound(what, "download or copy it again, or name another base") from error
 
 
 def _check_files(settings: ModelBlock, place: str, commit: str | None) -> None:
