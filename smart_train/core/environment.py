@@ -26,7 +26,7 @@ def check_launch() -> None:
         _number(name, 0)
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if world() > 1 and missing:
-        what = f"WORLD_SIZE is {world()}, and {' and '.join(missing)} are not set"
+        what = f"WORLD_SIZE is {world()} without {', '.join(missing)}"
         raise LaunchError(f"{what}, so the processes cannot find each other; unset it, or start with accelerate launch")
 
 

@@ -28,6 +28,9 @@ COMMANDS = {  # the output comes last; all the rest does not exist, so it was no
 }
 
 
+PLACES = ["below a file", "dangling link", "long name", "system folder", "device", "long path", "no UTF-8"]
+
+
 @pytest.fixture
 def places(tmp_path) -> dict[str, tuple[Path, str]]:
     (tmp_path / "file").write_text("kept")
@@ -38,10 +41,12 @@ def places(tmp_path) -> dict[str, tuple[Path, str]]:
         "long name": (tmp_path / ("x" * 300), "is longer than 255 bytes"),
         "system folder": (Path("/proc/a/out"), "nothing can be written into /proc ("),
         "device": (Path("/dev/null/out"), "/dev/null is no folder"),
+        "long path": (tmp_path.joinpath(*["d" * 200] * 30), "... is longer than 3840 bytes"),
+        "no UTF-8": (tmp_path / "a\udcff", "is not UTF-8"),
     }
 
 
-@pytest.mark.parametrize("place", ["below a file", "dangling link", "long name", "system folder", "device"])
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_an_output_that_cannot_be_written_is_told_before_anything_is_read(command, place, places, capsys):
     path, told = places[place]
@@ -51,7 +56,7 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_is_read(comman
     assert told in line and line.startswith(("--", "NAME: ")) and "; name another " in line
 
 
-@pytest.mark.parametrize("place", ["below a file", "dangling link", "long name", "system folder", "device"])
+@pytest.mark.parametrize("place", PLACES[:-1])  # a recipe is UTF-8
 def test_a_recipe_whose_output_cannot_be_written_is_told_with_its_line(place, places, tmp_path, capsys):
     path, told = places[place]
     recipe = tmp_path / "recipe.yaml"

@@ -3,6 +3,8 @@ vector or a score."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny
@@ -195,6 +197,36 @@ def test_documents_kept_in_half_precision_are_scored(encoder_of):
 def test_a_single_row_is_no_list_of_its_letters(single, encoder_of):
     with pytest.raises(UsageError, match="list of rows"):
         encoder_of("bert").encode_queries(single)
+
+
+@pytest.mark.parametrize(
+    ("contents", "told"),
+    [
+        (None, "contents is a list of rows, and this is NoneType"),
+        (5, "this is int"),
+        (Path("page.png"), "a single PosixPath"),
+        (iter(["a"]), "this is list_iterator; write list"),
+        (["a", None], "row 1: NoneType is no content"),
+        (["a", 5], "row 1: int is no content"),
+        ([b"bytes"], "row 0: bytes is no content"),
+        ([["a"]], "row 0: list is no content"),
+        ([np.zeros((3, 3))], "row 0: ndarray is no content"),
+        (["a", {}], "row 1: it has no text and no image"),
+        ([{"txt": "a"}], "row 0: it has 'txt', and the base reads text"),
+        ([{"text": 5}], "row 0: its text is int"),
+        (["a", "\ud800"], "row 1: its text has half of a surrogate pair"),
+        ([tiny_data.draw_page(1)], "row 0: it has 'image', and the base reads text"),
+    ],
+)
+def test_what_is_no_content_is_told_with_its_row(contents, told, encoder_of):
+    with pytest.raises(UsageError, match=told):
+        encoder_of("bert").encode_documents(contents)
+
+
+@pytest.mark.parametrize("device", ["nan", "0", "cuda:99", "tpu", "", "cpu:x"])
+def test_a_device_that_is_none_is_told_before_the_base_is_loaded(device, tiny_bert):
+    with pytest.raises(UsageError, match="cannot be used"):
+        SmartEncoder(str(tiny_bert), device=device)
 
 
 def test_no_contents_give_no_rows(encoder_of):

@@ -62,12 +62,11 @@ class ParquetRows:
     reads: list[str] | None = None
 
     def __post_init__(self) -> None:
-        import pyarrow as pa
         from pyarrow.parquet import read_metadata
 
         try:
             found = [read_metadata(file) for file in self.files]
-        except pa.ArrowException as error:
+        except Exception as error:  # Arrow raises OSError, ValueError ... by what is damaged
             raise DataError(f"{self.files[0]}: not a readable parquet file ({error})") from error
         self.rows = sum(one.num_rows for one in found)
         self.schemas = [one.schema.to_arrow_schema() for one in found]
@@ -81,7 +80,6 @@ class ParquetRows:
         return self.rows
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        import pyarrow as pa
         from pyarrow.parquet import ParquetFile
 
         number = 0
@@ -93,7 +91,7 @@ class ParquetRows:
                         for row in batch.to_pylist():
                             yield f"{self.name}: row {number}", row
                             number += 1
-            except (pa.ArrowException, OSError) as error:
+            except Exception as error:  # also UnicodeDecodeError, of a damaged cell
                 raise DataError(f"{file}: not a readable parquet file ({error})") from error
 
     def folder(self, where: str) -> Path:
