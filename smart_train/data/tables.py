@@ -173,14 +173,7 @@ def _read_csv(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]
     csv.field_size_limit(2**31 - 1)  # documents are longer than the module's 128 KiB
     with open_text(path) as stream:
         reader = csv.DictReader(stream, delimiter=delimiter)
-        rows = iter(reader)
-        while True:
-            try:
-                row = next(rows, None)
-            except csv.Error as error:
-                raise DataError(f"{path}:{reader.line_num}: not CSV ({error}); save it with plain line ends") from error
-            if row is None:
-                return
+        for row in reader:
             where = f"{path}:{reader.line_num}"
             if None in row:
                 raise DataError(
@@ -422,12 +415,8 @@ def read_id(row: dict[str, Any], key: str, where: str) -> str:
     value = row.get(key)
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # a column of ids that pandas has widened
-    if (
-        value is None
-        or isinstance(value, float | dict | list | bool)
-        or not str(value).strip()
-        or not is_unicode(str(value))
-    ):
+    wrong = value is None or isinstance(value, float | dict | list | bool)
+    if wrong or not str(value).strip() or not is_unicode(str(value)):
         raise DataError(f"{where}: {key} is {value!r}; an id is a text or a whole number")
     return str(value)
 

@@ -18,6 +18,7 @@ from typing import Any
 from smart_train.config.schema import DataBlock
 from smart_train.config.typed_values import Problem
 from smart_train.core.errors import DataError, Setting
+from smart_train.core.modality import is_unicode
 from smart_train.data.collection import Document, content_id, first_few
 from smart_train.data.tables import (
     FILES,
@@ -135,6 +136,7 @@ class RowParser:
         for where, row in islice(iter(self.table), skip, None):
             if not row.keys() <= known:
                 self.late.update((name, where) for name in row.keys() - known - self.late.keys())
+            _check_unicode(row, columns, where)
             texts = _texts(row.get(columns.query), columns.query, where)
             if len(texts) > 1:
                 raise DataError(f"{where}: {columns.query} holds {len(texts)} texts; a row has one query")
@@ -158,6 +160,14 @@ class RowParser:
             first = [f"{column} ({where})" for column, where in sorted(self.late.items())]
             fix = "give the first row every column"
             logger.warning("%s: %d %s; %s: %s", name, len(self.late), what, fix, first_few(first))
+
+
+def _check_unicode(row: dict[str, Any], columns: Columns, where: str) -> None:
+    for name in columns.names():
+        value = row.get(name)
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(one, str) and not is_unicode(one):
+                raise DataError(f"{where}: {name} has half of a surrogate pair, which is no character; remove it")
 
 
 def _texts(value: Any, name: str, where: str) -> list[str]:
