@@ -18,3 +18,5 @@ def check_evaluation(recipe: Recipe) -> Problems:
     yield from at_least("evaluation.batch_size", evaluation.batch_size, 1)
     yield from at_least("evaluation.bootstrap", evaluation.bootstrap, 1)
     yield from at_least("evaluation.seed", evaluation.seed, 0)
+    yield from at_least("evaluation.calibration_queries", evaluation.calibration_queries, 1)
+    yield from at_least("evaluation.calibration_documents", evaluation.calibration_documents, 2)

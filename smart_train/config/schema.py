@@ -274,6 +274,8 @@ class EvaluationBlock:
     after: bool = True  # evaluate the test split with the trained encoder, reloaded from its folder
     k: list[int] = field(default_factory=lambda: [1, 5, 10])  # cut-offs of nDCG, recall and MRR
     calibrate: bool = True  # fit the hybrid's late weight and constants on the dev split; stored with the adapter
+    calibration_queries: int = 1000  # most dev queries that are used for it; of more, a fixed sample
+    calibration_documents: int = 10_000  # most dev documents; relevant ones stay; their token vectors are in memory
     batch_size: int = 32  # rows encoded at once; changes speed and memory, not scores
     bootstrap: int = 1000  # resamples for the 95 % confidence intervals
     seed: int = 0  # of the bootstrap

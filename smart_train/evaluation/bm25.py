@@ -13,7 +13,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from smart_train.core.errors import EvaluationError, Setting
 from smart_train.evaluation.metrics import Interval, Ranking, interval, measure
@@ -22,6 +24,7 @@ from smart_train.evaluation.topk import TopK
 K1, B = 1.5, 0.75
 NOISE = 1e-5  # BM25 scores are sums of float32 of about 10
 NAME = "bm25"
+TEXTS = 10_000  # texts that are split into words at once: words are objects until they are numbered
 SETTINGS: dict[str, Any] = {
     "k1": K1,
     "b": B,
@@ -96,6 +99,20 @@ def evaluate_bm25(
     )
 
 
+class _Words(Sequence[list[int]]):
+    """The word numbers of many texts, 4 bytes each; bm25s goes through them text by text."""
+
+    def __init__(self, numbers: NDArray[np.int32], lengths: NDArray[np.int64]) -> None:
+        self.numbers, self.ends = numbers, np.cumsum(lengths)
+        self.starts = self.ends - lengths
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.numbers[self.starts[place] : self.ends[place]].tolist()
+
+
 class _Index:
     def __init__(self, texts: list[str]) -> None:
         try:
@@ -104,15 +121,30 @@ class _Index:
             leave_out = Setting("evaluation.bm25", False, python="pass bm25=False")
             raise EvaluationError("the BM25 row needs bm25s: pip install bm25s, or ", leave_out) from error
         self._bm25s = bm25s
-        tokens = self.split(texts)
-        self.words = sum(map(len, tokens))
+        vocabulary, words = self._numbered(texts)
+        self.words = len(words.numbers)
         self.model = bm25s.BM25(k1=K1, b=B, method="lucene")
         if self.words:
-            self.model.index(tokens, show_progress=False)
+            self.model.index(bm25s.tokenization.Tokenized(ids=words, vocab=vocabulary), show_progress=False)
+
+    def _numbered(self, texts: list[str]) -> tuple[dict[str, int], _Words]:
+        """Return word -> number, and the numbers of all texts, a block of texts at a time."""
+        vocabulary: dict[str, int] = {}
+        numbers, lengths = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
+        for begin in range(0, len(texts), TEXTS):
+            found = self._split(texts[begin : begin + TEXTS], return_ids=True)
+            number = np.array([vocabulary.setdefault(word, len(vocabulary)) for word in found.vocab], np.int32)
+            flat = np.fromiter((one for ids in found.ids for one in ids), np.int64)
+            numbers.append(number[flat] if len(flat) else numbers[0])
+            lengths.append(np.array([len(ids) for ids in found.ids], np.int64))
+        return vocabulary, _Words(np.concatenate(numbers), np.concatenate(lengths))
 
     def split(self, texts: list[str]) -> list[list[str]]:
-        found: list[list[str]] = self._bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False)
+        found: list[list[str]] = self._split(texts, return_ids=False)
         return found
+
+    def _split(self, texts: list[str], return_ids: bool) -> Any:
+        return self._bm25s.tokenize(texts, stopwords="en", return_ids=return_ids, show_progress=False)
 
     def scores(self, words: list[str]) -> torch.Tensor:
         """Return scores [documents] float32, 0 where no word is shared."""
@@ -124,7 +156,7 @@ class _Index:
 
 def _ranked(query: str, scores: torch.Tensor, ids: Sequence[str], top: int, identical_ids: Collection[str]) -> Ranking:
     there = scores.nonzero().flatten()
-    best = TopK(top, NOISE, identical_ids)
+    best = TopK(top, NOISE, identical_ids, [query], ids)
     if len(there):
-        best.add(scores[there].unsqueeze(0), 0)
-    return best.rankings([query], [ids[place] for place in there.tolist()]).get(query, [])
+        best.add_some(scores[there].unsqueeze(0), there.unsqueeze(0))
+    return best.rankings([query], ids).get(query, [])

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from heapq import nsmallest
 
 import torch
 
 from smart_train.config.schema import HybridBlock
 from smart_train.core.errors import EvaluationError
+from smart_train.data.collection import hash_id
 from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation.encode import Encoded, encode
 from smart_train.evaluation.metrics import interval, measure
-from smart_train.evaluation.protocols import Collection, Encoder
+from smart_train.evaluation.protocols import Collection, Document, Encoder
 from smart_train.evaluation.ranking import rank_views
 from smart_train.evaluation.scoring import Tile, check, checked, tiles, view
 from smart_train.evaluation.sharding import Share
 
+logger = logging.getLogger(__name__)
+
 KEPT = 1 << 25  # query-document pairs whose two scores are kept (256 MiB) and not computed a second time
+QUERIES, DOCUMENTS = 1000, 10_000  # most that are calibrated on; nDCG is then known to about 0.025
 GRID = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # late weights to try
 ENOUGH = (
     0.001  # of nDCG: a tenth of a point is noise on any dev split; a smaller weight changes the pooled ranking less
@@ -34,17 +40,55 @@ def calibrate(
     batch_size: int = 32,
     progress: bool = False,
     group: ProcessGroup | None = None,
+    queries: int = QUERIES,
+    documents: int = DOCUMENTS,
 ) -> tuple[HybridBlock, list[dict[str, float]]]:
     """Fit the late weight and the constants of the encoder's hybrid score on a collection, usually the dev split.
 
     grid: late weights to try, with ``hybrid.pooled`` as it is; cut: the weight is chosen by nDCG@cut
+    queries, documents: most of them that are used; of a larger collection a ``sample``, so that memory, which holds
+        all token vectors of these documents, does not grow with it
     group: the ranks that share the work, as in ``evaluate``; each keeps its own documents' embeddings
     returns: a new HybridBlock, and the metric of each weight: {"late", "value", "low", "high"}
     """
+    collection = sample(collection, queries, documents)
     encoded = encode(encoder, collection, batch_size=batch_size, progress=progress, group=group)
     return calibrate_encoded(
         encoded, collection.qrels, encoder.late.hybrid, grid=grid, cut=cut, device=getattr(encoder, "device", None)
     )
+
+
+@dataclass
+class _Sample:
+    corpus: Mapping[str, Document]
+    queries: Mapping[str, str]
+    qrels: Mapping[str, Mapping[str, int]]
+
+
+def sample(collection: Collection, queries: int, documents: int) -> Collection:
+    """Return at most so many queries and documents, by the hashes of their ids; the same collection where it has fewer.
+
+    Documents that are relevant to these queries stay, even beyond the number. Of fewer documents a relevant one ranks
+    higher, for every weight alike; means and deviations are those of a random sample.
+    """
+    corpus, chosen = collection.corpus, collection.queries
+    if len(chosen) <= queries and len(corpus) <= documents:
+        return collection
+    if len(chosen) > queries:
+        answered = (query for query in chosen if any(grade > 0 for grade in collection.qrels.get(query, {}).values()))
+        chosen = {query: chosen[query] for query in nsmallest(queries, answered, key=hash_id)}
+    kept: Mapping[str, Document] = corpus
+    if len(corpus) > documents:
+        judged = (pair for query in chosen for pair in collection.qrels.get(query, {}).items())
+        names = {document for document, grade in judged if grade > 0 and document in corpus}
+        others = (document for document in corpus if document not in names)
+        names |= set(nsmallest(max(0, documents - len(names)), others, key=hash_id))
+        kept = {document: corpus[document] for document in corpus if document in names}
+    logger.info(
+        "calibrating on a sample: %d of %d queries and %d of %d documents",
+        *(len(chosen), len(collection.queries), len(kept), len(corpus)),
+    )
+    return _Sample(kept, chosen, collection.qrels)
 
 
 def calibrate_encoded(

@@ -125,7 +125,9 @@ def rank_views(
         raise EvaluationError(f"top is the number of documents of a ranking, 1 or more, got {top}")
     # By block of queries; a rank without documents has the blocks too, since ranks exchange results for each.
     best = {
-        (rows.start, rows.stop): {name: TopK(top, each.noise, identical_ids) for name, each in views.items()}
+        (rows.start, rows.stop): {
+            name: TopK(top, each.noise, identical_ids, query_ids[rows], document_ids) for name, each in views.items()
+        }
         for rows in query_blocks(queries)
     }
     on = torch.device(device) if device is not None else queries.pooled.device

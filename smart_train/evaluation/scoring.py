@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -75,13 +76,14 @@ def tiles(
     late_of: computes a tile's late scores when the tile is requested, so after the tiles before it were used
     """
     device = torch.device(device) if device is not None else queries.pooled.device
-    blocks = list(query_blocks(queries))
+    blocks, query_starts = list(query_blocks(queries)), _starts(queries)
     begun = 0
     for portion in _portions(documents):
+        starts = _starts(portion)
         for some in _slices(portion.tokens.lengths, max(1, block // portion.tokens.width)):
-            part, columns = _part(portion, some, device), slice(begun + some.start, begun + some.stop)
+            part, columns = _part(portion, some, starts, device), slice(begun + some.start, begun + some.stop)
             for rows in blocks:
-                block_of_queries = _part(queries, rows, device)
+                block_of_queries = _part(queries, rows, query_starts, device)
                 pooled = pooled_scores(block_of_queries.pooled, part.pooled)
                 yield rows, columns, pooled, late_of(rows, block_of_queries, part, pooled)
         begun += len(portion)
@@ -119,10 +121,17 @@ def _slices(lengths: Tensor, tokens: int) -> Iterator[slice]:
         yield slice(begin, len(lengths))
 
 
-def _part(embeddings: Embeddings, rows: slice, device: torch.device) -> Embeddings:
+def _starts(embeddings: Embeddings) -> Tensor:
+    """Return [rows + 1], where each row's tokens start: summed once, not once for every block of a large corpus."""
+    lengths = embeddings.tokens.lengths.cpu()
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+
+
+def _part(embeddings: Embeddings, rows: slice, starts: Tensor, device: torch.device) -> Embeddings:
     """Return consecutive rows in float32 on the device, without a copy where they already are."""
     lengths = embeddings.tokens.lengths
-    begin, count = int(lengths[: rows.start].sum()), int(lengths[rows].sum())
+    begin = int(starts[rows.start])
+    count = int(starts[rows.stop]) - begin
     values = embeddings.tokens.values[begin : begin + count]
     dtype = torch.promote_types(values.dtype, torch.float32)
     return Embeddings(
@@ -136,11 +145,12 @@ def check(embeddings: Embeddings, ids: Sequence[str], what: str) -> None:
         raise EvaluationError(f"{len(embeddings)} {what} embeddings, but {len(ids)} {what} ids")
     check_ids(ids, what)
     embeddings.tokens.check()
-    owner = torch.repeat_interleave(torch.arange(len(ids)), embeddings.tokens.lengths.cpu())
     # a sum is finite where its parts are, and needs no mask of the corpus' size
     tokens = ~embeddings.tokens.values.sum(1, dtype=torch.float32).isfinite().cpu()
     bad = ~embeddings.pooled.sum(1, dtype=torch.float32).isfinite().cpu()
-    bad[owner[tokens]] = True
+    if tokens.any():
+        owner = torch.repeat_interleave(torch.arange(len(ids)), embeddings.tokens.lengths.cpu())
+        bad[owner[tokens]] = True
     if bad.any():
         rows = bad.nonzero().flatten().tolist()
         raise EvaluationError(
@@ -155,5 +165,5 @@ def check(embeddings: Embeddings, ids: Sequence[str], what: str) -> None:
 def check_ids(ids: Sequence[str], what: str) -> None:
     """Raise EvaluationError where an id is there twice."""
     if len(set(ids)) != len(ids):
-        twice = next(one for place, one in enumerate(ids) if one in ids[:place])
+        twice = next(id for id, count in Counter(ids).items() if count > 1)
         raise EvaluationError(f"the {what} id {twice!r} is there twice; ids must be unique")

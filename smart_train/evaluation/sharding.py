@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,11 +38,14 @@ class Share:
     places: Tensor | None = None
     group: ProcessGroup = field(default_factory=ProcessGroup.single)
 
+    @cached_property
+    def own_places(self) -> Tensor:
+        return torch.arange(len(self.corpus)) if self.places is None else self.places
+
     def merged(self, best: Mapping[str, TopK]) -> dict[str, TopK]:
         """Return the top documents of all ranks, by view, as places in ``corpus``; every rank must call it."""
-        places = torch.arange(len(self.corpus)) if self.places is None else self.places
-        found = self.group.exchange({name: one.kept(places) for name, one in best.items()})
-        return {name: one.merged(each[name] for each in found) for name, one in best.items()}
+        found = self.group.exchange({name: one.kept(self.own_places) for name, one in best.items()})
+        return {name: one.merged((each[name] for each in found), self.corpus) for name, one in best.items()}
 
 
 @dataclass(frozen=True)

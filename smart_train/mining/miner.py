@@ -289,7 +289,8 @@ class _Pass:
         self.hashes: dict[str, int] = {}  # of images, as they are decoded
         self.rows: list[int] = []  # query rows of the pairs that are never a negative
         self.why: list[str] = []  # and their reasons
-        self.candidates = _TopKWithoutPairs(self._pairs(), task.options.range[1] + SPARE, self.view.noise)
+        top = task.options.range[1] + SPARE
+        self.candidates = _TopKWithoutPairs(self._pairs(), top, self.view.noise, self.queries, self.documents)
 
     def _pairs(self) -> Tensor:
         """Return [E, 2] (query row, document row) of the pairs that are never a negative; fill ``rows`` and ``why``."""
@@ -438,10 +439,19 @@ class _TopKWithoutPairs:
 
     pairs: [E, 2] int64, (query row, document row), in any order
     noise: scores nearer than this are equal and ordered by a hash of the ids (see ranking.py)
+    query_ids, document_ids: of all rows and columns, see ``TopK``
     """
 
-    def __init__(self, pairs: Tensor, top: int, noise: float) -> None:
+    def __init__(
+        self,
+        pairs: Tensor,
+        top: int,
+        noise: float,
+        query_ids: Sequence[str] = (),
+        document_ids: Sequence[str] = (),
+    ) -> None:
         self.top, self.noise = top, noise
+        self.query_ids, self.document_ids = query_ids, document_ids
         self.order = pairs[:, 1].argsort(stable=True)
         self.rows, self.columns = pairs[self.order].unbind(1)
         self.columns = self.columns.contiguous()
@@ -456,10 +466,13 @@ class _TopKWithoutPairs:
         at = (self.rows[here] - rows.start).to(scores.device), (self.columns[here] - columns.start).to(scores.device)
         self.found[here] = scores[at].to(self.found)
         scores[at] = float("-inf")
-        best = self.best.setdefault((rows.start, rows.stop), TopK(self.top, self.noise))
+        best = self.best.setdefault((rows.start, rows.stop), self._empty(rows))
         if best.scores is not None and best.columns is not None and best.scores.device != scores.device:
             best.scores, best.columns = best.scores.to(scores.device), best.columns.to(scores.device)
         best.add(scores, columns.start)
+
+    def _empty(self, rows: slice) -> TopK:
+        return TopK(self.top, self.noise, query_ids=self.query_ids[rows], document_ids=self.document_ids)
 
     def pair_scores(self) -> Tensor:
         """Return the pairs' scores [E] float32, in the order of ``pairs``; NaN for a document that was not added."""
@@ -493,6 +506,6 @@ class _TopKWithoutPairs:
             if not name.endswith(":scores"):
                 continue
             begin, end = (int(part) for part in name.split(":")[:2])
-            best = TopK(self.top, self.noise)
+            best = self._empty(slice(begin, end))
             best.scores, best.columns = tensor.clone(), state[f"{begin}:{end}:columns"].clone()
             self.best[begin, end] = best

@@ -31,6 +31,8 @@ from smart_train.models.safe_loading import fingerprint
 
 logger = logging.getLogger(__name__)
 
+EVALUATION = ("k", "calibrate", "calibration_queries", "calibration_documents", "batch_size", "bootstrap", "seed")
+
 FILE = "measured.json"
 WEIGHTS = (".safetensors", ".bin")
 NO_EFFECT = ("base", "revision", "trust_remote_code", "dropout", "matryoshka")  # keys of model, for an untrained row
@@ -120,7 +122,7 @@ def dependencies(
         "base": commit or _files(Path(place)),
         "model": {name: value for name, value in asdict(model).items() if name not in NO_EFFECT},
         "late": plain(late),
-        "evaluation": {n: getattr(evaluation, n) for n in ("k", "calibrate", "batch_size", "bootstrap", "seed")},
+        "evaluation": {n: getattr(evaluation, n) for n in EVALUATION},
         "data": {name: _content(split) for name, split in splits.items()},
         "packages": versions(),
         "code": _code(),

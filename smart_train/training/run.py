@@ -257,7 +257,14 @@ def _evaluate_row(
         encoder.late.hybrid = kept
     elif options.calibrate and splits.dev.queries:
         group = ProcessGroup()
-        encoder.late.hybrid, tried = calibrate(encoder, splits.dev, batch_size=options.batch_size, group=group)
+        encoder.late.hybrid, tried = calibrate(
+            encoder,
+            splits.dev,
+            batch_size=options.batch_size,
+            group=group,
+            queries=options.calibration_queries,
+            documents=options.calibration_documents,
+        )
         weight, values = encoder.late.hybrid.late, {one["late"]: round(one["value"], 4) for one in tried}
         logger.info("%s: the late weight of the hybrid score is %g, from nDCG on dev %s", row, weight, values)
         written, key = recipe.late.hybrid.late, "late.hybrid.late"

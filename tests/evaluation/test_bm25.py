@@ -9,6 +9,7 @@ import re
 import pytest
 from word_encoder import WORDS
 
+from smart_train.evaluation import bm25
 from smart_train.evaluation.bm25 import K1, B, evaluate_bm25
 from smart_train.evaluation.topk import tie_hash
 
@@ -78,3 +79,13 @@ def test_a_query_that_stands_in_the_corpus_does_not_find_itself():
     texts = {"q": "harbour of ships", "a": "harbour"}
     found = evaluate_bm25(texts, {"q": "harbour of ships"}, {"q": {"a": 1}}, k=[1], identical_ids={"q"}, bootstrap=5)
     assert [id for id, _ in found.rankings["q"]] == ["a"]
+
+
+def test_texts_that_are_split_in_several_blocks_have_the_same_scores(monkeypatch):
+    rng = random.Random(5)
+    texts = {f"d{n}": " ".join(rng.choices(WORDS, k=rng.randint(0, 12))) for n in range(60)} | {"stop": "the of"}
+    queries = {f"q{n}": " ".join(rng.sample(WORDS, 3)) for n in range(5)}
+    qrels = {query: {"d1": 1} for query in queries}
+    whole = evaluate_bm25(texts, queries, qrels, k=[10], bootstrap=5)
+    monkeypatch.setattr(bm25, "TEXTS", 7)
+    assert evaluate_bm25(texts, queries, qrels, k=[10], bootstrap=5).rankings == whole.rankings

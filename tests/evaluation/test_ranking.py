@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from smart_train.config.schema import HybridBlock
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import EvaluationError
-from smart_train.evaluation import scoring
+from smart_train.evaluation import scoring, topk
 from smart_train.evaluation.ranking import rank, rank_all
 from smart_train.evaluation.scoring import MODES, check
 from smart_train.evaluation.topk import TopK, tie_hash
@@ -279,3 +279,26 @@ def test_a_chain_of_near_scores_is_cut_at_the_same_place_whoever_shares_its_bloc
         kept = [best(with_ties[:, own]).kept(own) for own in ranks]
         joined = TopK(5, noise).merged([*kept, None])
         assert joined.rankings(["q", "r"], names)["q"] == alone
+
+
+@pytest.mark.parametrize("block", [1, 7, 200])
+def test_ties_are_bounded_and_the_ranking_is_the_same(monkeypatch, block):
+    """A collapsed encoder scores all alike: what is kept stays small, whatever the order of the documents."""
+    monkeypatch.setattr(topk, "TIES", 9)
+    names, queries = ids("d", 200), ["q", "r"]
+    scores = torch.full((2, 200), 0.25)
+    scores[0, 60], scores[1, 61] = 0.5, 0.1
+    expected = TopK(5, 1e-6)
+    expected.add(scores, 0)
+    for order in (torch.arange(200), torch.randperm(200, generator=torch.Generator().manual_seed(1))):
+        own = [names[place] for place in order.tolist()]
+        best = TopK(5, 1e-6, query_ids=queries, document_ids=own)
+        for begin in range(0, 200, block):
+            best.add(scores[:, order[begin : begin + block]], begin)
+            assert best.scores.shape[1] <= 5 + 9 + 1
+        assert best.rankings(queries, own) == expected.rankings(queries, names)
+        parts = [TopK(5, 1e-6, query_ids=queries, document_ids=own[at::2]) for at in range(2)]
+        for at, part in enumerate(parts):
+            part.add(scores[:, order[at::2]], 0)
+        merged = parts[0].merged([part.kept(torch.arange(at, 200, 2)) for at, part in enumerate(parts)], own)
+        assert merged.rankings(queries, own) == expected.rankings(queries, names)

@@ -18,7 +18,7 @@ from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import EvaluationError
 from smart_train.evaluation import calibration, retrieval
 from smart_train.evaluation import encode as encoding
-from smart_train.evaluation.calibration import calibrate, calibrate_encoded
+from smart_train.evaluation.calibration import calibrate, calibrate_encoded, sample
 from smart_train.evaluation.encode import encode
 from smart_train.evaluation.ranking import rank_all
 from smart_train.evaluation.retrieval import evaluate, evaluate_encoded
@@ -351,6 +351,23 @@ def test_a_broken_embedding_stops_evaluation_and_calibration_by_id(monkeypatch):
             evaluate(Broken(), collection(), batch_size=2)
         with pytest.raises(EvaluationError, match="document 'd3' is not finite"):
             calibrate(Broken(), collection(), batch_size=2)
+
+
+def test_calibration_of_a_large_collection_uses_a_sample_that_keeps_what_is_relevant():
+    corpus = {f"d{n}": Page(f"word{n % 9} {n}") for n in range(300)}
+    queries = {f"q{n}": f"word{n % 9} {n}" for n in range(60)}
+    large = Collection(corpus, queries, {f"q{n}": {f"d{n}": 1, f"d{n + 100}": 0} for n in range(50)})
+    assert sample(large, 60, 300) is large
+    few = sample(large, 20, 30)
+    assert len(few.queries) == 20 and set(few.queries) <= {f"q{n}" for n in range(50)}  # queries with an answer
+    assert len(few.corpus) == 30 and {f"d{query[1:]}" for query in few.queries} <= set(few.corpus)
+    assert list(few.corpus) == [document for document in corpus if document in few.corpus]
+    assert len(sample(large, 60, 5).corpus) == 50  # what is relevant stays
+    assert set(sample(large, 60, 5).queries) == set(queries)
+    back = Collection(dict(reversed(corpus.items())), dict(reversed(queries.items())), large.qrels)
+    assert set(sample(back, 20, 30).corpus) == set(few.corpus) and set(sample(back, 20, 30).queries) == set(few.queries)
+    own = Collection(dict(few.corpus), dict(few.queries), large.qrels)
+    assert calibrate(Stub(), large, queries=20, documents=30) == calibrate(Stub(), own)
 
 
 def test_calibration_fits_the_constants_over_all_pairs():
