@@ -24,7 +24,7 @@ from transformers.trainer_utils import TrainOutput
 from smart_train.config.schema import AdapterBlock, ObjectiveBlock
 from smart_train.config.training_arguments import check_idle
 from smart_train.core.embeddings import Batch, Embeddings, Features
-from smart_train.core.errors import FolderInUse, TrainingStopped
+from smart_train.core.errors import FolderInUse, SettingError, TrainingStopped
 from smart_train.core.folder_lock import own
 from smart_train.data.batch_sampler import PairGroups
 from smart_train.data.collate import Collator, Pairs, TruncatingPreprocess
@@ -218,6 +218,19 @@ class SmartTrainer(Trainer):
         self.step = LossStep(
             objective, model.late.hybrid, model.settings.matryoshka, model.late.matryoshka, dtype=dtype, joint=loss
         )
+
+        self._check_fitted(model)
+
+    def _check_fitted(self, model: SmartEncoder) -> None:
+        """Raise SettingError where standardised hybrid scores are trained or chosen by before they have constants."""
+        hybrid, metric = model.late.hybrid, str(self.args.metric_for_best_model or "")
+        fitted = hybrid.scaling != "standardised" or (hybrid.pooled_std, hybrid.late_std) != (1, 1)
+        used = "scores.hybrid" in self.step.terms.reads or "hybrid/" in metric
+        if used and not fitted:
+            what = "is standardised, but its constants are not fitted, and training uses the hybrid score"
+            raise SettingError(
+                "late.hybrid.scaling", what, "fit them first (evaluation.calibration.calibrate), or write none"
+            )
 
     @property
     def encoder(self) -> SmartEncoder:

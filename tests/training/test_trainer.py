@@ -16,7 +16,7 @@ from torch import nn
 
 from smart_train.config.schema import AdapterBlock, HybridBlock, ModelBlock, ObjectiveBlock, TermBlock
 from smart_train.core.embeddings import Batch
-from smart_train.core.errors import TrainingStopped
+from smart_train.core.errors import SettingError, TrainingStopped
 from smart_train.data.collection import Collection
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.lora import AdapterError
@@ -481,3 +481,22 @@ def test_hybrid_constants_of_the_block_are_those_of_the_loss(make):
         rows, columns = batch.positives.T
         expected = nn.functional.cross_entropy(score[rows], columns)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("objective", "training"),
+    [
+        (ObjectiveBlock(hybrid=TermBlock(1.0)), {}),
+        (
+            ObjectiveBlock(),
+            {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "hybrid/ndcg@10"},
+        ),
+    ],
+    ids=["a term", "the best checkpoint"],
+)
+def test_standardised_scores_without_constants_are_not_trained_or_chosen_by(make, objective, training):
+    options = {"objective": objective, "evaluator": lambda encoder: {"hybrid/ndcg@10": 0.5}, **training}
+    with pytest.raises(SettingError, match=r"late.hybrid.scaling: is standardised, but its constants are not fitted"):
+        make("bert", AdapterBlock(r=2), late={"hybrid": HybridBlock(scaling="standardised")}, **options)
+    fitted = HybridBlock(scaling="standardised", pooled_std=0.1, late_std=0.1)
+    make("bert", AdapterBlock(r=2), late={"hybrid": fitted}, **options)
