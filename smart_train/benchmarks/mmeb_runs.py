@@ -18,6 +18,7 @@ from smart_train.benchmarks.benchmark_table import align
 from smart_train.benchmarks.mmeb_data import READERS, MmebFolder, Query, TaskData
 from smart_train.benchmarks.mmeb_tasks import GROUPS, TASKS, MmebTask
 from smart_train.core.atomic_io import replacing
+from smart_train.core.bounded_json import load_json
 from smart_train.core.embeddings import Embeddings
 from smart_train.core.errors import EvaluationError
 from smart_train.core.modality import modality
@@ -99,7 +100,7 @@ class OtherSettings(EvaluationError):
 def _stored(file: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     if not file.is_file():
         return None
-    stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    stored: dict[str, Any] = load_json(file.read_text(encoding="utf-8"))
     other = [key for key, value in settings.items() if stored["settings"].get(key) != value]
     if other:
         changes = ", ".join(f"{key} {stored['settings'].get(key)!r}, now {settings[key]!r}" for key in other)

@@ -18,6 +18,7 @@ from typing import Any
 from smart_train.checks.bounds import Problems
 from smart_train.config.schema import Recipe
 from smart_train.config.typed_values import Problem
+from smart_train.core.bounded_json import load_json
 from smart_train.core.environment import world
 
 FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"  # set by `accelerate launch` for its processes
@@ -144,8 +145,8 @@ def _settings(given: Any) -> Settings | None:
         return Settings(given)
     try:
         if str(given).startswith("{"):
-            return Settings(json.loads(given))
-        return Settings(json.loads(Path(given).read_text(encoding="utf8")), str(given))
+            return Settings(load_json(given))
+        return Settings(load_json(Path(given).read_text(encoding="utf8")), str(given))
     except (OSError, ValueError):
         return None
 
@@ -160,7 +161,7 @@ def _launched() -> Settings | Problem:
             values[key] = _number(os.environ.get(f"ACCELERATE_{key.upper()}", "auto"))
         return Settings(values, LAUNCHED)
     try:
-        return Settings(json.loads(Path(file).read_text(encoding="utf8")), file)
+        return Settings(load_json(Path(file).read_text(encoding="utf8")), file)
     except OSError:
         fix = "run the command from the folder above launch/, or write the whole path there"
         return Problem("deepspeed_config_file", f"there is no file {file} in {Path.cwd()}", fix, "the launch file")

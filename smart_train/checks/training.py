@@ -7,7 +7,6 @@ What an engine or a device refuses beyond that shows only when the run starts.
 from __future__ import annotations
 
 import copy
-import json
 import os
 import re
 from difflib import get_close_matches
@@ -19,6 +18,7 @@ from smart_train.checks.bounds import Problems, at_least, component
 from smart_train.config.schema import Recipe
 from smart_train.config.training_arguments import CALLBACKS, OWN
 from smart_train.config.typed_values import Problem
+from smart_train.core.bounded_json import load_json
 from smart_train.core.environment import rank
 
 AT_LEAST: dict[str, tuple[float, bool]] = {  # name -> (limit, whether the limit itself is allowed)
@@ -102,7 +102,7 @@ def _files(given: dict[str, Any]) -> list[Problem]:
             problems.append(Problem(f"training.{name}", f"there is no file {value}", "correct the path"))
             continue
         try:
-            json.loads(Path(value).read_text(encoding="utf8"))
+            load_json(Path(value).read_text(encoding="utf8"))
         except ValueError as error:
             problems.append(Problem(f"training.{name}", f"{value} is not JSON ({error})", "correct that file"))
     return problems

@@ -1,4 +1,7 @@
-"""Read JSON of unknown origin: one kind of error for everything that cannot be read."""
+"""Read JSON of unknown origin: every text that cannot be read raises json.JSONDecodeError, and nothing else.
+
+Python's parser recurses (RecursionError for 100 kB of brackets) and limits the digits of a number (a plain ValueError).
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,8 @@ import json
 from typing import Any
 
 
-def load_json(text: str) -> Any:
-    """Return the value of a JSON text.
-
-    Raises json.JSONDecodeError, and nothing else: Python's own reader also raises RecursionError where lists lie in
-    lists, and a plain ValueError for an integer of more than 4,300 digits.
+def load_json(text: str | bytes) -> Any:
+    """Return the values of a JSON document.
 
     >>> load_json("[" * 100_000)
     Traceback (most recent call last):
@@ -18,9 +18,11 @@ def load_json(text: str) -> Any:
     """
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, UnicodeDecodeError):  # both say where
         raise
     except RecursionError:
-        raise json.JSONDecodeError("nested too deeply", text, 0) from None
-    except ValueError as error:
-        raise json.JSONDecodeError(str(error).partition(";")[0], text, 0) from None
+        problem = "nested too deeply"
+    except ValueError:
+        problem = "a number has more digits than any number needs"
+    shown = text if isinstance(text, str) else text.decode("utf8", "replace")
+    raise json.JSONDecodeError(problem, shown[:1], 0) from None

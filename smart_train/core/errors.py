@@ -38,6 +38,7 @@ __all__ = [
     "TrainingStopped",
     "Unreachable",
     "UsageError",
+    "border",
     "checks",
     "error_chain",
     "written",
@@ -244,6 +245,26 @@ def error_chain(error: BaseException) -> list[BaseException]:
         found.append(step)
         step = step.__cause__ or step.__context__
     return found
+
+
+@contextmanager
+def border(place: object, what: str, error: Callable[[str], SmartTrainError] = DataError) -> Iterator[None]:
+    """Turn what a library raises about a file, in whatever class, into ours; put it around that library's call alone.
+
+    place: the file or folder that is read; what: "not a readable parquet file", for example
+
+    >>> with border("rows.parquet", "not a readable parquet file"):
+    ...     raise OSError("no more data to read")
+    Traceback (most recent call last):
+    smart_train.core.errors.DataError: rows.parquet: not a readable parquet file (no more data to read)
+    """
+    try:
+        yield
+    except SmartTrainError:
+        raise
+    except Exception as found:
+        text = " ".join(str(found).split())[:300] or type(found).__name__
+        raise error(f"{place}: {what} ({text})") from found
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import FolderInUse, SettingError
 
 logger = logging.getLogger(__name__)
@@ -220,7 +221,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 def _read(text: str) -> dict[str, Any]:
     """Return the owner; {} for a file that was cut off or is no owner's: its age alone decides."""
     try:
-        owner = json.loads(text)
+        owner = load_json(text)
     except ValueError:
         return {}
     return owner if isinstance(owner, dict) else {}

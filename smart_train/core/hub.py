@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 PACKAGE = "package:"
 LOCAL = "local:"  # in a published adapter: the base was a folder of its publisher's, of which only the name is given
+LONGEST = 1000  # characters of a path; systems take a few thousand at most
 LOGIN = "run: hf auth login"
 SNAPSHOT = 64 << 20  # bytes; a file up to this size is sent from memory
 KINDS: list[tuple[str, set[str]]] = [  # what went wrong, by the names of the errors' classes; the first that fits
@@ -75,6 +76,8 @@ def resolve_base(base: str) -> str:
     Raises BaseNotFound where the form is wrong, the package is not installed or has no such folder, and for the
     ``local:NAME`` of a published adapter.
     """
+    if len(base) > LONGEST or "\0" in base:
+        raise BaseNotFound(f"{base[:40]!r}...: this is neither a path nor a Hub id", "correct it")
     if base.startswith("~"):
         try:
             return str(Path(base).expanduser())
@@ -122,8 +125,11 @@ def hub_id(place: str) -> str | None:
     Raises BaseNotFound for a path that does not exist.
     """
     folder = Path(place)
-    if folder.is_dir():
-        return None
+    try:
+        if folder.is_dir():
+            return None
+    except OSError as error:  # a part of the path is longer than the system takes
+        raise BaseNotFound(f"{place[:40]}...: {error.strerror}", "correct the path") from None
     if folder.is_absolute() or place.startswith(".") or place.count("/") > 1:
         fix = "correct the path, or give a Hub id such as Qwen/Qwen3-Embedding-0.6B"
         raise BaseNotFound(f"there is no folder {place}", fix)

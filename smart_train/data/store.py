@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from smart_train.core.atomic_io import replacing
-from smart_train.core.errors import DataError
+from smart_train.core.errors import DataError, border
 from smart_train.core.folder_lock import new_folder
 from smart_train.data.collection import Collection, Document, HardNegatives, RetrievalDataset, content_id
 from smart_train.data.readers.beir import NEGATIVES, TEACHER, part_files
@@ -228,13 +228,11 @@ def _refuse_other_files(folder: Path, name: str, file: Path) -> None:
 
 def read_parquet(file: Path) -> list[Row]:
     """Read the rows of a Parquet file; raises DataError where it is not one."""
-    from pyarrow import ArrowInvalid
     from pyarrow.parquet import read_table
 
-    try:
-        return read_table(file, partitioning=None).to_pylist()
-    except ArrowInvalid as error:
-        raise DataError(f"{file}: not a readable parquet file ({error})") from error
+    with border(file, "not a readable parquet file"):
+        rows: list[Row] = read_table(file, partitioning=None).to_pylist()
+        return rows
 
 
 def write_parquet(file: Path, rows: list[Row], columns: tuple[str, ...]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import EvaluationError, Setting
 from smart_train.evaluation.metrics import paired
 from smart_train.evaluation.protocols import Collection
@@ -70,7 +70,7 @@ def read_baseline(folder: str | Path, row: str | None = None) -> Baseline:
     if not path.is_file():
         raise EvaluationError(f"{folder}: there is no {FILE}; name the folder of an evaluation or of a run")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = load_json(path.read_text(encoding="utf-8"))
         rows: dict[str, Any] = found["rows"]
         chosen = row if row is not None else list(rows)[-1]
         if chosen not in rows:

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from smart_train.core.atomic_io import replacing
+from smart_train.core.bounded_json import load_json
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import EvaluationError, Message, Setting
 from smart_train.core.folder_lock import NAME as LOCK
@@ -85,7 +86,7 @@ class VectorStore:
 
     def _check(self, path: Path) -> None:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = load_json(path.read_text(encoding="utf-8"))
             stored, number = found["facts"], found["format"]
         except (ValueError, KeyError, TypeError) as error:
             raise EvaluationError(f"{path}: not a store's description ({error!r}); name a new folder") from error

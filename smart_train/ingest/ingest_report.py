@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smart_train.core.atomic_io import replacing
+from smart_train.core.bounded_json import load_json
 from smart_train.ingest.source_files import Skipped
 
 REPORT = "report.json"
@@ -118,6 +119,6 @@ def printable(text: str) -> str:
 def update(out: Path, parts: dict[str, Any], fresh: bool = False) -> None:
     """Set keys of ``out/report.json``, atomically; fresh: without the keys that were there."""
     path = out / REPORT
-    before = {} if fresh or not path.is_file() else json.loads(path.read_text(encoding="utf-8"))
+    before = {} if fresh or not path.is_file() else load_json(path.read_text(encoding="utf-8"))
     with replacing(path) as part:
         part.write_text(json.dumps(before | parts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

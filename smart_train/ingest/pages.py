@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from smart_train.core.atomic_io import replacing
+from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import DataError, SmartTrainError
 
 Kind = Literal["pdf", "image", "text"]
@@ -123,7 +124,7 @@ def read_about(path: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     try:
-        about = json.loads((pq.read_schema(path).metadata or {})[ABOUT])
+        about = load_json((pq.read_schema(path).metadata or {})[ABOUT])
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise DataError(f"{path}: not written by `smart-train ingest` ({error}); take it out of the folder") from error
     if not isinstance(about, dict):

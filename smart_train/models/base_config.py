@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smart_train.core.errors import BaseNotFound, Message, Setting
+from smart_train.core.bounded_json import load_json
+from smart_train.core.errors import BaseNotFound, Message, Setting, border
 from smart_train.core.hub import check_answers, explain, hub_errors, hub_id, resolve_base
 
 SETTINGS, PEFT = "smart_train.json", "adapter_config.json"  # safe_loading has these too, and imports torch
@@ -48,6 +49,17 @@ def read_base(
     Raises BaseNotFound, saying what to do: nothing there, no network, a gated repository, code that must be trusted,
     a kind of model that has no transformer blocks.
     """
+    with readable(base):
+        return _read_base(base, revision, trust_remote_code, pooling)
+
+
+def readable(base: str) -> AbstractContextManager[None]:
+    """Have whatever is raised within the block about the contents of a base's files be a BaseNotFound."""
+    fix = "download or copy it again, or name another base"
+    return border(base, "its files are not those of an embedding model", lambda what: BaseNotFound(what, fix))
+
+
+def _read_base(base: str, revision: str | None, trust_remote_code: bool, pooling: str | None) -> BaseConfig:
     from smart_train.models.safe_loading import check_base_folder  # it imports torch
 
     fetch = BaseFiles.of(base, revision)
@@ -124,9 +136,14 @@ class BaseFiles:
         return Path(found) if found else None
 
     def json(self, name: str) -> Any | None:
-        """Return the parsed file; None where there is none."""
+        """Return the parsed file; None where there is none.  Raises BaseNotFound where it is not JSON."""
         path = self.path(name)
-        return json.loads(path.read_text(encoding="utf8")) if path is not None else None
+        if path is None or not path.is_file():
+            return None
+        try:
+            return load_json(path.read_text(encoding="utf8"))
+        except ValueError as error:
+            raise BaseNotFound(f"{path}: not JSON ({error})", "download or copy it again") from None
 
     def modules(self) -> list[dict[str, str]]:
         """Return sentence-transformers' list of modules, empty for a plain transformers model."""

@@ -17,7 +17,7 @@ from smart_train.config.schema import ModelBlock
 from smart_train.core import hub
 from smart_train.core.errors import AdapterError, BaseNotFound, Setting, SmartTrainError, UsageError
 from smart_train.data.collection import first_few
-from smart_train.models.base_config import BaseFiles, check_modules
+from smart_train.models.base_config import BaseFiles, check_modules, readable
 from smart_train.models.processors import images_without_torchvision
 from smart_train.models.quantization import four_bits, same_kernel
 from smart_train.models.safe_loading import PEFT, TEMPLATES, check_base_folder, try_texts
@@ -36,7 +36,8 @@ def load_base(
     a device that is none.
     """
     check_device(device)
-    _check_files(settings, place, commit)
+    with readable(settings.base):
+        _check_files(settings, place, commit)
     options: dict[str, Any] = {"use_safetensors": True}
     if settings.dtype != "auto":
         options["dtype"] = getattr(torch, settings.dtype)

@@ -6,7 +6,6 @@ file of zeros.  (Adapters that load without an error and do nothing are this fie
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import Counter
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from smart_train.config.schema import AdapterBlock
+from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import AdapterError
 from smart_train.models.hidden_states import find_blocks, is_vision
 from smart_train.models.quantization import dequantise
@@ -184,7 +184,7 @@ def read_config(folder: Path) -> LoraConfig:
     path = folder / CONFIG
     if not path.is_file() or not (folder / WEIGHTS).is_file():
         raise AdapterError(f"{folder}: no adapter there ({CONFIG} and {WEIGHTS} are needed)")
-    stored = json.loads(path.read_text(encoding="utf8"))
+    stored = load_json(path.read_text(encoding="utf8"))
     found = stored.get("peft_type") if isinstance(stored, dict) else None
     if found != "LORA":
         raise AdapterError(f"{path}: peft_type is {found!r}, expected 'LORA'; nothing was loaded")

@@ -10,7 +10,6 @@ save, so that the folder loads whole wherever torchvision is installed.
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor as
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor as WholeQwen3VLProcessor
 from transformers.utils import cached_file, is_torchvision_available
 
+from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import SmartTrainError
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def read_video_settings(base: Any, where: dict[str, Any]) -> dict[str, Any] | No
         path = cached_file(base, name, _raise_exceptions_for_missing_entries=False, **where)
         if path is None:
             continue
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+        settings = load_json(Path(path).read_text(encoding="utf-8"))
         settings = settings if part is None else settings.get(part)
         if settings:
             return settings

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import AdapterError, BaseNotFound, Setting
 
 FOUR_BITS = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -38,7 +39,7 @@ def write_quantization_config(folder: Path, model: Any) -> None:
     """
     path = folder / "sentence_bert_config.json"
     dtype = str(model.config.quantization_config.bnb_4bit_compute_dtype).removeprefix("torch.")
-    content = json.loads(path.read_text(encoding="utf8"))
+    content = load_json(path.read_text(encoding="utf8"))
     settings = {"quant_method": "bitsandbytes", **FOUR_BITS, "bnb_4bit_compute_dtype": dtype}
     content["model_kwargs"] = {**content.get("model_kwargs", {}), "quantization_config": settings}
     path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf8")

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from smart_train.core import child_process
+from smart_train.core.bounded_json import load_json
 from smart_train.core.child_process import ChildFailed
 from smart_train.core.embeddings import Embeddings
 from smart_train.core.errors import AdapterError
@@ -82,7 +83,7 @@ def verify(
 def check_plain_settings(folder: Path) -> None:
     """Raise AdapterError where plain SentenceTransformer(folder) would compare vectors otherwise, or cut them."""
     path = folder / "config_sentence_transformers.json"
-    stored = json.loads(path.read_text(encoding="utf8")) if path.is_file() else {}
+    stored = load_json(path.read_text(encoding="utf8")) if path.is_file() else {}
     found = (stored.get("similarity_fn_name") or "cosine", stored.get("truncate_dim"))
     if found != ("cosine", None):
         what = f"{path}: expected the similarity cosine of whole vectors, found {found[0]} with truncate_dim {found[1]}"
@@ -226,7 +227,7 @@ def _with_base(encoder: SmartEncoder, folder: Path, view: Path) -> Path:
     path = folder / CONFIG
     if not path.is_file():
         return folder
-    stored = json.loads(path.read_text(encoding="utf8"))
+    stored = load_json(path.read_text(encoding="utf8"))
     place = Path(encoder.place)
     if encoder.commit is not None:
         place = Path(str(cached_file(encoder.place, "config.json", revision=encoder.commit))).parent
@@ -276,7 +277,7 @@ def encoder_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """
     modules = folder / "modules.json"
     try:
-        listed = json.loads(modules.read_text(encoding="utf8")) if modules.is_file() else []
+        listed = load_json(modules.read_text(encoding="utf8")) if modules.is_file() else []
         names = [str(module["path"]) for module in listed if module["path"]]
     except (ValueError, TypeError, KeyError) as error:
         raise AdapterError(f"{modules} is not a list of modules ({error}); it was half written, or edited") from None
@@ -310,7 +311,7 @@ def changed_files(folder: Path) -> dict[str, str]:
     """
     path = folder / VERIFIED
     try:
-        then = json.loads(path.read_text(encoding="utf8")).get("files")
+        then = load_json(path.read_text(encoding="utf8")).get("files")
     except (ValueError, AttributeError) as error:
         raise AdapterError(f"{path} is not JSON that was written here ({error})") from None
     if not isinstance(then, dict):

@@ -10,7 +10,6 @@ The folder of a probe:
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from typing import Any
 from smart_train.config import recipe
 from smart_train.config.schema import HybridBlock, LateBlock
 from smart_train.core.atomic_io import replacing
+from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import AdapterError
 from smart_train.core.folder_lock import own
 from smart_train.core.hub import PACKAGE, display_name
@@ -184,13 +184,13 @@ def to_adapter(
     as it was before.
     """
     kept = {name: (folder / name).read_bytes() for name in (SETTINGS, VERIFIED) if (folder / name).is_file()}
-    verified = json.loads(kept[VERIFIED]) if VERIFIED in kept else None
+    verified = load_json(kept[VERIFIED]) if VERIFIED in kept else None
     if verified is not None:
         _check_unchanged(folder)
     _read(encoder, late)
     sides: Inputs = [("query", queries), ("document", documents)]
     ours = [encoder.encode(contents, role) for role, contents in sides]
-    block = json.loads(kept[SETTINGS])["late"] | {"layer": late.layer, "hybrid": asdict(late.hybrid)}
+    block = load_json(kept[SETTINGS])["late"] | {"layer": late.layer, "hybrid": asdict(late.hybrid)}
     try:
         write_late_settings(folder, block)
         fresh = reload(encoder, folder, base)

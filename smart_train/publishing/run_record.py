@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -12,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from smart_train.core.bounded_json import load_json
 from smart_train.core.bounded_yaml import load_yaml
 from smart_train.core.errors import BaseNotFound, PublishError
 from smart_train.core.hub import LOCAL, resolve_base
@@ -128,7 +128,7 @@ def _data(run: Path) -> Collection:
     except (DataError, OSError) as error:
         raise PublishError(f"no examples: the data of {run} cannot be read ({error}); leave them out") from None
     versions = run / "versions.json"
-    stored = json.loads(versions.read_text(encoding="utf8")).get("data") if versions.is_file() else None
+    stored = load_json(versions.read_text(encoding="utf8")).get("data") if versions.is_file() else None
     if stored and stored["train"] != train.fingerprint():
         what = f"{recipe.data.path} holds other data than {run} was trained on"
         raise PublishError(f"no examples: {what}; leave them out, or put the data back")
@@ -176,7 +176,7 @@ def read_facts(
         _check_figures(figures["metrics.json"], there["metrics.json"])
     return CardFacts(
         repo,
-        settings=json.loads(public) if isinstance(public, bytes) else settings,
+        settings=load_json(public) if isinstance(public, bytes) else settings,
         verified=read_json(place / VERIFIED),
         licence=license,
         base_licence=base_licence(settings),
@@ -215,7 +215,7 @@ def _lines(log: Path) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(lines, 1):
         try:
-            found.append(json.loads(line))
+            found.append(load_json(line))
         except ValueError:
             if number < len(lines):
                 raise PublishError(f"{log}, line {number} is not JSON; delete it, or move the log away") from None

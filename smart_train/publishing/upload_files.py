@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import PublishError
 from smart_train.core.hub import LOCAL, PACKAGE, SNAPSHOT, sha256_of
 from smart_train.core.secrets import Files
@@ -100,7 +101,7 @@ def freeze(files: Files) -> Files:
 def verified_digests(files: Files) -> dict[str, str]:
     """Return path -> SHA-256 of what was verified: of verified.json, and of files that it does not list as they are."""
     report = files.get(VERIFIED)
-    listed = json.loads(report if isinstance(report, bytes) else report.read_bytes())["files"] if report else {}
+    listed = load_json(report if isinstance(report, bytes) else report.read_bytes())["files"] if report else {}
     others = {name: file for name, file in files.items() if isinstance(file, Path) and name not in listed}
     return {**listed, **{name: sha256_of(file) for name, file in others.items()}}
 
@@ -128,7 +129,7 @@ def is_hub(base: str) -> bool:
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf8"))
+        return load_json(path.read_text(encoding="utf8"))
     except ValueError as error:
         raise PublishError(f"{path} is not JSON ({error}); it was cut short or edited; {AGAIN}") from None
 

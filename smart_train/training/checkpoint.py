@@ -39,6 +39,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
 
 from smart_train.core.atomic_io import replacing
+from smart_train.core.bounded_json import load_json
 from smart_train.core.disk import FULL, disk_fault
 from smart_train.core.errors import CheckpointError
 from smart_train.core.hub import sha256_of
@@ -519,7 +520,7 @@ def set_later_aside(root: Path, step: int) -> list[str]:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the content of checkpoint.json.  Raises CheckpointError where there is none, or one of another format."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf8"))
+        manifest: dict[str, Any] = load_json((folder / MANIFEST).read_text(encoding="utf8"))
     except (OSError, ValueError):
         what = f"has no readable {MANIFEST}, so it is no complete checkpoint" if folder.is_dir() else "is no folder"
         raise CheckpointError(f"{KEY}: {folder} {what}{_nearby(folder)}") from None
@@ -758,6 +759,6 @@ def _step_of(line: bytes) -> int | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        return int(json.loads(line)["step"])
+        return int(load_json(line)["step"])
     except (ValueError, KeyError, TypeError):
         return None

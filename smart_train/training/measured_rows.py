@@ -21,6 +21,7 @@ import torch
 from smart_train.config.recipe import plain, versions
 from smart_train.config.schema import EvaluationBlock, HybridBlock, LateBlock, ModelBlock
 from smart_train.core.atomic_io import replacing
+from smart_train.core.bounded_json import load_json
 from smart_train.core.hub import locate
 from smart_train.data.collection import Collection
 from smart_train.distributed.process_group import ProcessGroup
@@ -61,7 +62,7 @@ class MeasuredRows:
         moved.sort(key=lambda path: int(path.suffix[1:]), reverse=True)
         for file in (self.file, *(path / FILE for path in moved)):
             try:
-                content = json.loads(file.read_text(encoding="utf8"))
+                content = load_json(file.read_text(encoding="utf8"))
             except (OSError, ValueError):  # none, or not ours: it is measured again
                 continue
             if isinstance(content, dict) and content.get("depends_on") == self.depends_on:

@@ -21,6 +21,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from smart_train.core.atomic_io import replacing
+from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import TrainingStopped
 from smart_train.data.collection import Collection
 from smart_train.distributed.process_group import ProcessGroup, describe
@@ -67,7 +68,7 @@ class NegativesStore:
 
     def use(self, step: int, negatives: Negatives | None = None) -> None:
         """Give the collection the negatives of a step."""
-        self.collection.negatives = json.loads(self.file(step).read_text("utf-8")) if negatives is None else negatives
+        self.collection.negatives = load_json(self.file(step).read_text("utf-8")) if negatives is None else negatives
         self.step = step
 
     def refresh(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import yaml
 
 from smart_train.config.recipe import plain, stored
 from smart_train.config.schema import Recipe
+from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import NothingToResume, SettingError
 from smart_train.core.folder_lock import NAME as LOCK
 from smart_train.core.folder_lock import FolderLock
@@ -143,7 +143,7 @@ def warn_of_other_data(run: Path | None, fingerprints: dict[str, str]) -> None:
     file = run / "versions.json" if run is not None else None
     if file is None or not file.is_file():
         return
-    before = json.loads(file.read_text(encoding="utf8")).get("data") or {}
+    before = load_json(file.read_text(encoding="utf8")).get("data") or {}
     other = [name for name, found in fingerprints.items() if before.get(name, found) != found]
     if other:
         logger.warning("the data of %s have changed since the run in %s was started", ", ".join(other), run)

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from smart_train.config.recipe import plain
 from smart_train.config.schema import LateBlock
+from smart_train.core.bounded_json import load_json
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.heads import parameter_name
 from smart_train.models.lora import NAME, WEIGHTS, AdapterError
@@ -77,7 +78,7 @@ def read_weights(encoder: SmartEncoder, folder: Path) -> tuple[dict[str, Tensor]
 
     Raises AdapterError as ``load_weights``.
     """
-    stored: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf8"))
+    stored: dict[str, Any] = load_json((folder / SETTINGS).read_text(encoding="utf8"))
     check_adapter(encoder, stored, folder)
     check_processing(encoder, stored, folder)
     kind = encoder.adapter.kind if encoder.adapter is not None else None

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import EvaluationError
 from smart_train.evaluation.bm25 import NAME as BM25
 from smart_train.evaluation.report.metric_tables import metric_label
@@ -43,7 +44,7 @@ def read_log(log: str | Path) -> dict[str, list[tuple[float, float]]]:
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = load_json(line)
             step = entry["step"]
         except (json.JSONDecodeError, TypeError, KeyError) as error:
             raise EvaluationError(f'{log}, line {number}: not a JSON object with a "step" ({error!r})') from error

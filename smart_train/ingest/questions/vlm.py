@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from smart_train.core.atomic_io import replacing
+from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import DataError
 from smart_train.ingest.pages import Page
 from smart_train.ingest.questions.chat_model import Answer, ChatModel, Refusal, Request
@@ -277,7 +278,7 @@ class _Run:
     def _from_cache(self, page: Page, request: Request, parse: Callable[[str], Any]) -> Any:
         file = self._cache_file(page, request)
         try:
-            parsed = parse(json.loads(file.read_text(encoding="utf-8"))["answer"])
+            parsed = parse(load_json(file.read_text(encoding="utf-8"))["answer"])
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError):
