@@ -30,6 +30,7 @@ class Shards:
         self.batches = [_mapped(file) for file in self.files]
         self.starts = np.cumsum([0, *(batch.num_rows for batch in self.batches)])
         self._starts: list[int] = self.starts.tolist()
+        self._cells: dict[str, list[Any]] = {}  # column -> of each file its array; None = all its cells are empty
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Shards, (self.files,)
@@ -40,7 +41,10 @@ class Shards:
     def value(self, row: int, column: str) -> Any:
         """Return one cell."""
         number = bisect_right(self._starts, row) - 1
-        return self.batches[number].column(column)[row - self._starts[number]].as_py()
+        cells = self._cells.get(column) or self._cells.setdefault(
+            column, [_filled(b.column(column)) for b in self.batches]
+        )
+        return None if cells[number] is None else cells[number][row - self._starts[number]].as_py()
 
     def arrow(self, rows: Ints, column: str) -> Iterator[tuple[Ints, Any]]:
         """Yield (places in ``rows``, their cells as a pyarrow array), one file at a time."""
@@ -83,6 +87,10 @@ class Shards:
         for begin in range(0, len(rows), BLOCK):
             part = rows[begin : begin + BLOCK]
             yield from zip(*(self.values(part, column) for column in columns), strict=True)
+
+
+def _filled(cells: Any) -> Any:
+    return None if cells.null_count == len(cells) else cells
 
 
 def write_shard(file: Path, columns: dict[str, Any]) -> None:

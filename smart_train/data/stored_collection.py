@@ -33,6 +33,7 @@ from smart_train.data.collection import Collection, Document, first_few
 FIELDS = ("id", "text", "image", "file", "page", "source")  # of a document, in the order of the columns
 RELATIONS = ("qrels", "negatives", "teacher")
 PART = 1 << 20  # rows that are looked at together
+RECENT = 512  # documents that a process keeps after they were asked for
 REMEMBERED = 1 << 14  # ids whose rows a process remembers: 2 MB
 SORTED_AT_ONCE = 200_000  # ids that ``fingerprint`` sorts at once
 
@@ -258,11 +259,21 @@ class _Stored(Mapping[str, V]):
 class StoredCorpus(_Stored[Document]):
     """Document id -> Document."""
 
+    def __init__(self, part: Part) -> None:
+        super().__init__(part)
+        self._recent: dict[int, Document] = {}  # collating a batch asks for each of its documents several times
+
     def __getitem__(self, id: str) -> Document:
         row = self.part.document(id)
         if row is None:
             raise KeyError(id)
-        return _document([self.part.store.documents.value(row, name) for name in FIELDS])
+        found = self._recent.get(row)
+        if found is None:
+            found = _document([self.part.store.documents.value(row, name) for name in FIELDS])
+            if len(self._recent) >= RECENT:
+                self._recent.clear()
+            self._recent[row] = found
+        return found
 
     def __contains__(self, id: object) -> bool:
         return self.part.document(id) is not None

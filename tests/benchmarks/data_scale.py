@@ -17,6 +17,7 @@ import random
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 WORDS = [f"word{number}" for number in range(5000)]
@@ -120,6 +121,80 @@ def _no_tokens(contents: list[str], role: str) -> dict[str, object]:
     return {"attention_mask": torch.ones(len(contents), 1, dtype=torch.int64)}
 
 
+# Ranking, mining, calibration and BM25 of made-up vectors and words
+
+QUERIES, TOKENS, WIDTH = 50, 8, 32
+
+
+class MadeUp:
+    """An encoder whose vectors are noise, a little of it the number of the row that the text begins with."""
+
+    def __init__(self) -> None:
+        from smart_train.config.schema import LateBlock
+
+        self.late = LateBlock()
+
+    def encode(self, contents: list[str], **options: object) -> object:
+        import torch
+
+        from smart_train.core.embeddings import Embeddings, Tokens
+
+        numbers = torch.tensor([int(text.split()[0]) for text in contents], dtype=torch.float64)
+        places = torch.arange(1, 1 + (TOKENS + 1) * WIDTH, dtype=torch.float64)
+        values = torch.sin(numbers[:, None] * places * 0.7391 + places**2).float()
+        pooled, tokens = values[:, :WIDTH], values[:, WIDTH:].reshape(-1, WIDTH)
+        lengths = torch.full((len(contents),), TOKENS)
+        norm = torch.nn.functional.normalize
+        return Embeddings(norm(pooled, dim=1), Tokens(norm(tokens, dim=1), lengths))
+
+    encode_queries = encode_documents = encode
+
+
+def made_up(documents: int) -> object:
+    from smart_train.data.collection import Collection, Document
+
+    corpus = {f"d{n}": Document(f"d{n}", passage(n, 24)) for n in range(documents)}
+    queries = {f"q{n}": passage(n * 7, 8) for n in range(QUERIES)}
+    return Collection("made up", corpus, queries, {f"q{n}": {f"d{n * 7}": 1} for n in range(QUERIES)})
+
+
+def timed(work: object, documents: Path) -> dict[str, float]:
+    """Give the work a collection, and return CPU seconds and how much the peak grew."""
+    import smart_train.evaluation.bm25
+    import smart_train.evaluation.calibration
+    import smart_train.mining.miner  # noqa: F401
+
+    collection = made_up(int(str(documents)))
+    begun, before = time.process_time(), peak()
+    work(collection)
+    return {"CPU s": round(time.process_time() - begun, 1), "before GB": before, "grown GB": round(peak() - before, 2)}
+
+
+def rank(collection: object) -> None:
+    from smart_train.evaluation.retrieval import evaluate
+
+    evaluate(MadeUp(), collection, batch_size=512, bootstrap=10)
+
+
+def mine(collection: object) -> None:
+    from smart_train.mining.miner import mine as mine_negatives
+
+    mine_negatives(collection, MadeUp(), batch_size=512)
+
+
+def calibrate(collection: object) -> None:
+    from smart_train.evaluation.calibration import calibrate as fit
+
+    fit(MadeUp(), collection, batch_size=512)
+
+
+def bm25(collection: object) -> None:
+    from smart_train.evaluation.bm25 import evaluate_bm25
+
+    texts = {id: document.text for id, document in collection.corpus.items()}
+    evaluate_bm25(texts, collection.queries, collection.qrels, k=[10], bootstrap=10)
+
+
 def alone(what: str, *arguments: object) -> dict[str, object]:
     """Run one measurement in a process of its own."""
     done = subprocess.run(
@@ -133,6 +208,7 @@ def alone(what: str, *arguments: object) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="*", default=[])
+    parser.add_argument("--documents", type=int, nargs="*", default=[])
     parser.add_argument("--kinds", nargs="*", default=["jsonl", "parquet"])
     parser.add_argument("--folder", type=Path, default=Path("scale"))
     parser.add_argument("--alone", nargs="+")
@@ -143,6 +219,9 @@ def main() -> None:
         return
     options.folder.mkdir(parents=True, exist_ok=True)
     os.environ["HF_DATASETS_CACHE"] = str(options.folder / "cache")
+    for documents in options.documents:
+        for name in ("rank", "mine", "calibrate", "bm25"):
+            print(json.dumps({"documents": documents, "what": name, **alone(name, documents)}), flush=True)
     for rows in options.rows:
         for kind in options.kinds:
             file = options.folder / f"rows-{rows}.{kind}"
@@ -156,6 +235,7 @@ def main() -> None:
 
 
 MEASURES = {"open": measure_open, "workers": measure_workers}
+MEASURES |= {work.__name__: partial(timed, work) for work in (rank, mine, calibrate, bm25)}
 
 if __name__ == "__main__":
     main()

@@ -222,11 +222,7 @@ class _Entries:
         import pyarrow as pa
 
         columns: Any = zip(*self.cells, strict=True) if self.cells else [()] * len(types)
-        try:
-            arrays = {name: pa.array(cells, kind) for (name, kind), cells in zip(types.items(), columns, strict=True)}
-        except UnicodeEncodeError as error:  # half of a surrogate pair
-            what = f"a text cannot be written as UTF-8 ({error.object[:80]!r} at character {error.start})"
-            raise DataError(f"{what}; correct or remove its row") from error
+        arrays = {name: pa.array(cells, kind) for (name, kind), cells in zip(types.items(), columns, strict=True)}
         keys = np.array([id_key(id) for id in self.place], np.uint64).reshape(-1, 2)
         write_shard(file, {**arrays, "high": pa.array(keys[:, 0]), "low": pa.array(keys[:, 1])})
 

@@ -6,6 +6,10 @@ import json
 import logging
 import pickle
 import random
+import signal
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,7 +194,7 @@ def test_a_wrong_row_is_named_and_the_file_can_be_mended(tmp_path, monkeypatch):
 
 def test_half_a_surrogate_pair_is_refused(tmp_path):
     path = write(tmp_path / "rows.jsonl", [{"query": "a", "positive": "broken \ud800"}])
-    with pytest.raises(DataError, match=r"broken .* at character 7"):
+    with pytest.raises(DataError, match=r"rows.jsonl:1: positive has half of a surrogate pair"):
         find_reader(DataBlock(path=str(path))).read("train")
 
 
@@ -247,3 +251,55 @@ def test_a_collated_batch_is_that_of_a_collection_in_memory(tmp_path, monkeypatc
     assert drawn[0].notes == drawn[1].notes
     for name in ("document_keys", "positives", "query_ids"):
         assert torch.equal(getattr(drawn[0], name), getattr(drawn[1], name))
+
+
+def test_of_several_processes_one_converts_and_the_others_wait(tmp_path, caplog):
+    """A thread stands for the other process: the lock is of the file, whoever holds it."""
+    caplog.set_level(logging.INFO)
+    path = write(tmp_path / "rows.jsonl", rows(1))
+    find_reader(DataBlock(path=str(path))).read("train")
+    (folder,) = (tmp_path / "cache").iterdir()
+    (folder / row_cache.DONE).unlink()  # as it is while another process converts
+    waiting, found = threading.Event(), []
+    logged = row_cache.logger.info
+
+    def info(message: str, *arguments: object) -> None:
+        logged(message, *arguments)
+        if "waiting for it" in message:
+            waiting.set()
+
+    row_cache.logger.info = info
+    try:
+        with row_cache.FileLock(folder / "lock"):
+            other = threading.Thread(target=lambda: found.append(find_reader(DataBlock(path=str(path))).read("train")))
+            other.start()
+            assert waiting.wait(60)
+            assert not found
+        other.join(60)
+    finally:
+        row_cache.logger.info = logged
+    assert len(found[0].queries) > 0
+
+
+def test_a_killed_process_leaves_what_the_next_one_needs(tmp_path, monkeypatch):
+    """The real thing: kill -9 while a shard is written, then a conversion that ends as if nothing had happened."""
+    path = write(tmp_path / "rows.jsonl", rows(6, 120))
+    code = f"""
+import os, signal
+from pathlib import Path
+from smart_train.config.schema import DataBlock
+from smart_train.data.readers import row_cache
+from smart_train.data.readers.base import find_reader
+row_cache.SMALL_BYTES, row_cache.SHARD_ROWS = 0, 7
+row_cache.cache_folder = lambda: Path({str(tmp_path / "cache")!r})
+write = row_cache.write_shard
+def killed(file, columns):
+    write(file, columns)
+    if "documents-000011" in file.name:
+        os.kill(os.getpid(), signal.SIGKILL)
+row_cache.write_shard = killed
+find_reader(DataBlock(path={str(path)!r}, source="source")).read("train")
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert_equal(*both(path, monkeypatch))
