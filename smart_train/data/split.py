@@ -78,7 +78,8 @@ def split(
         sizes = [len(g.queries) for g in left], [len(g.documents) for g in left]
         taken = _choose(*sizes, wanted[target], aim, target, collection.name, [g.name for g in left].__getitem__)
         splits[target] = [left[place] for place in taken]
-        left = [g for place, g in enumerate(left) if place not in set(taken)]
+        gone = set(taken)
+        left = [g for place, g in enumerate(left) if place not in gone]
     splits["train"] = left
 
     queries = {target: [q for g in chosen for q in g.queries] for target, chosen in splits.items()}
@@ -140,8 +141,9 @@ def halves(collection: Collection, seed: int = 0) -> tuple[list[str], list[str],
     queries that share a document do.  Both halves search the whole corpus.
     Raises DataError where even documents that answer the same queries leave less than a quarter to one half.
     """
-    loose = replace(collection, corpus={id: replace(d, file=None) for id, d in collection.corpus.items()})
-    in_files = any(document.file is not None for document in collection.corpus.values())
+    without = {id: replace(document, file=None) for id, document in collection.corpus.items()}
+    loose = Collection(collection.name, without, collection.queries, collection.qrels)
+    in_files = collection.count_files() > 0
     for kept, view in (("file", collection), ("document", loose)) if in_files else (("document", loose),):
         parts: tuple[list[str], list[str]] = ([], [])
         for group in sorted(

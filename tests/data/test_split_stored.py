@@ -10,9 +10,12 @@ import pytest
 
 from smart_train.config.schema import DataBlock
 from smart_train.core.errors import DataError
+from smart_train.data import store
+from smart_train.data.collection import RetrievalDataset
 from smart_train.data.readers import row_cache
 from smart_train.data.readers.base import find_reader
-from smart_train.data.split import split
+from smart_train.data.split import halves, split
+from smart_train.data.validate import validate
 
 
 def both(tmp_path, monkeypatch, seed: int, files: int):
@@ -81,3 +84,22 @@ def test_what_cannot_be_held_out_is_refused_alike(tmp_path, monkeypatch, files):
     with pytest.raises(DataError) as found:
         split(stored, **wrong)
     assert str(found.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("files", [0, 40])
+def test_a_stored_collection_is_divided_in_halves_as_one_in_memory(tmp_path, monkeypatch, files):
+    stored, plain = both(tmp_path, monkeypatch, 1, files)
+    assert halves(stored) == halves(plain)
+
+
+def test_data_check_and_a_copy_read_a_stored_collection(tmp_path, monkeypatch):
+    stored, plain = both(tmp_path, monkeypatch, 2, 25)
+    report = validate(RetrievalDataset("x", stored.corpus, stored.queries, {"train": stored.qrels}))
+    expected = validate(RetrievalDataset("x", plain.corpus, plain.queries, {"train": plain.qrels}))
+    assert report.findings == expected.findings
+    assert report.clean.splits == expected.clean.splits
+    for name, collection in (("stored", stored), ("plain", plain)):
+        store.write(collection, tmp_path / name, "train")
+    for file in sorted((tmp_path / "plain").rglob("*.parquet")):
+        other = tmp_path / "stored" / file.relative_to(tmp_path / "plain")
+        assert sorted(store.read_parquet(other), key=str) == sorted(store.read_parquet(file), key=str)
