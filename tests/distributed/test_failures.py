@@ -73,8 +73,9 @@ def test_without_a_launcher_nothing_is_written(monkeypatch, tmp_path):
 
 def test_a_rank_that_does_not_end_by_itself_is_ended():
     """One that waits for a collective which nobody joins any more; alone, a process is left in peace."""
-    code = "import time; from smart_train.distributed.failures import end_process_after; end_process_after(0.2); time.sleep(1.5); raise SystemExit(7)"  # noqa: E501
-    for ranks, status in (("2", 1), ("1", 7)):
+    code = "from smart_train.distributed.failures import end_process_after; end_process_after(0.2); "
+    for ranks, seconds, status in (("2", 50, 1), ("1", 1, 7)):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": ranks}
-        assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60).returncode == status
+        program = f"{code}import time; time.sleep({seconds}); raise SystemExit(7)"
+        assert subprocess.run([sys.executable, "-c", program], env=environment, timeout=60).returncode == status
     assert end_process_after(60) is None

@@ -6,7 +6,6 @@ would have by then; models are tiny or MiniLM, runs take two steps, the Hub is o
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -20,6 +19,7 @@ import pytest
 import tiny_data
 from launches import CACHED, FEW, FOUR, PAGES, environment, shell, words
 from pages import ELSEWHERE, MINILM, ROOT, Command, recipe_of, stand_in
+from ranks import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +97,7 @@ def runnable(command: Command) -> list[str]:
     elif "--config_file" in said and "single" not in str(command):
         more += ["--num_processes", "2"]
     if said[0] == "deepspeed":
-        more = ["--num_gpus", "2", "--master_port", str(20000 + os.getpid() % 20000)]
+        more = ["--num_gpus", "2", "--master_port", str(free_port())]
     begin = 2 if said[0] == "accelerate" else 1
     return [*said[:begin], *more, *said[begin:], *words(small(recipe[0], given))]
 

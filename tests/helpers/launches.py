@@ -66,7 +66,9 @@ def launch(recipe: Path, output: Path, **overrides: object) -> str:
 
 
 def log_of(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    """The whole lines of a log, which its run may be writing to."""
+    lines = (output / "log.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def check_run(output: Path, printed: str, terms: set[str]) -> SmartEncoder:

@@ -270,6 +270,11 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+def names(folder: Path) -> set[str]:
+    """Every file below a folder, which a process may be writing to: what is renamed meanwhile is no error."""
+    return {os.path.join(place, name) for place, _, files in os.walk(folder) for name in files}
+
+
 # -- OCR hooks: what reading processes import -------------------------------------------------------------------------
 
 

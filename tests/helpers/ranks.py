@@ -41,7 +41,7 @@ def run_ranks(world: int, function: Callable[..., Any], *args: Any, timeout: flo
     with tempfile.TemporaryDirectory() as folder:
         target = (inspect.getfile(function), function.__module__, function.__qualname__)
         payload = (target, _packed(args))  # the file comes first: arguments may be of its classes
-        environment = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        environment = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         pipes = [context.Pipe(duplex=True) for _ in range(world)]
         processes = [
             context.Process(target=_rank, args=(theirs, payload, rank, folder, timeout, environment), daemon=True)
@@ -139,7 +139,7 @@ def _packed(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

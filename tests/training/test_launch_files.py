@@ -21,8 +21,21 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
-from launches import CACHED, FEW, FOUR, LAUNCH, PAGES, RECIPES, ROOT, check_run, environment, program, run, words
-from ranks import run_ranks
+from launches import (
+    CACHED,
+    FEW,
+    FOUR,
+    LAUNCH,
+    PAGES,
+    RECIPES,
+    ROOT,
+    check_run,
+    environment,
+    program,
+    run,
+    words,
+)
+from ranks import free_port, run_ranks
 
 from smart_train.checks.launch import check_launch
 from smart_train.config.schema import Recipe
@@ -291,7 +304,7 @@ def test_zero2_by_accelerate(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_zero3_by_the_deepspeed_launcher(tiny, tmp_path):
-    command = [program("deepspeed"), "--num_gpus", "2", "--master_port", str(20000 + os.getpid() % 20000)]
+    command = [program("deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
     overrides = {**tiny("visdoc_lora"), "training.deepspeed": "launch/zero3.json"}
     ran(command, "visdoc_lora", "zero3", tmp_path / "run", overrides)
 
@@ -320,7 +333,7 @@ def test_every_launch_file_runs_every_recipe(tiny, machines, tmp_path, name, rec
 @pytest.mark.parametrize("name", JSONS)
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
 def test_every_deepspeed_json_runs_by_other_launchers(tiny, tmp_path, launcher, name):
-    port = str(20000 + os.getpid() % 20000)
+    port = str(free_port())
     deepspeed = [program("deepspeed"), "--num_gpus", "2", "--master_port", port]
     command = deepspeed if launcher == "deepspeed" else ["launch/torchrun.sh"]
     overrides = {**tiny("text_lora"), "training.deepspeed": f"launch/{name}.json"}

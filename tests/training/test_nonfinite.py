@@ -315,12 +315,14 @@ def test_a_worker_that_lives_on_neither_stops_the_run_nor_keeps_it_from_ending()
     """A forked worker has the run's sockets: what it is sent is its own, and its end is not waited for."""
     with stoppable():
         signals.set_training(True, "again")
+        ready, tell = os.pipe()
         worker = os.fork()
         if not worker:
             signals.outlast_first_signal()
+            os.write(tell, b"x")
             time.sleep(30)
             os._exit(0)
-        time.sleep(0.3)
+        os.read(ready, 1)
         os.kill(worker, signal.SIGTERM)  # as a loader ends a worker that is too slow
         time.sleep(0.3)
         assert signals.received() == 0

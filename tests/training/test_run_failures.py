@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from launches import LAUNCH, environment, log_of, program, words
+from ranks import free_port
 
 from smart_train.cli.main import main
 from smart_train.core.errors import Preempted
@@ -28,9 +29,9 @@ FAULTY = Path(__file__).parents[1] / "helpers" / "faulty.py"
 LAUNCHERS: dict[str, list[str]] = {
     "python": [sys.executable],
     "accelerate, one process": ["accelerate", "launch"],
-    "accelerate": ["accelerate", "launch", "--config_file", str(LAUNCH / "cpu.yaml"), "--main_process_port", "29611"],
+    "accelerate": ["accelerate", "launch", "--config_file", str(LAUNCH / "cpu.yaml"), "--main_process_port", "0"],
     "torchrun": ["torchrun", "--standalone", "--nproc_per_node", "2"],
-    "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port", "29733"],
+    "deepspeed": ["deepspeed", "--num_gpus", "2"],  # and a free port
 }
 
 
@@ -65,6 +66,7 @@ def run(tmp_path, tiny_bert, triples_file):
             **overrides,
         }
         first, *others = LAUNCHERS[launcher]
+        others += ["--master_port", str(free_port())] if launcher == "deepspeed" else []
         command = [first if first == sys.executable else program(first), *others, str(FAULTY), "train", str(recipe)]
         variables = environment(FAULT=fault, FAULT_FILE=str(tmp_path / "fault"), FAULT_MARK=mark)
         with (tmp_path / "printed").open("w") as stream:
