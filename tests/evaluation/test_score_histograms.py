@@ -49,6 +49,10 @@ def test_the_share_above_counts_half_within_a_bin_and_is_none_without_pairs():
     others[2], others[5] = 3, 1
     assert ScoreHistogram(0.0, 10.0, others, torch.tensor([5.5])).separation() == pytest.approx((3 + 0.5) / 4)
     assert ScoreHistogram(0.0, 10.0, others, torch.tensor([])).separation() is None
+    scores = torch.rand(999, generator=torch.Generator().manual_seed(0)) * 10
+    many = torch.arange(400) ** 3 % 97
+    found = {ScoreHistogram(0.0, 10.0, many, scores[order]).separation() for order in (slice(None), scores.argsort())}
+    assert len(found) == 1, "the order of a store changes no digit"
     assert ScoreHistogram(0.0, 10.0, torch.zeros(10, dtype=torch.int64), torch.tensor([1.0])).separation() is None
 
 
