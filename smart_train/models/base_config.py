@@ -118,7 +118,7 @@ class BaseFiles:
             return AutoConfig.from_pretrained(
                 self.place, revision=self.revision, trust_remote_code=trust_remote_code, subfolder=subfolder
             )
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # transformers' checks of single values raise errors of their own
             what, fix = _explain(error)
             raise BaseNotFound((f"{base}: ", what), fix) from error
 
@@ -129,10 +129,14 @@ class BaseFiles:
         if self.local:
             path = Path(self.place) / name
             return path if path.is_file() else None
-        found = cached_file(
-            self.place, name, revision=self.revision, _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )  # fmt: skip
+        try:
+            found = cached_file(
+                self.place, name, revision=self.revision, _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )  # fmt: skip
+        except (OSError, ValueError) as error:  # a file of another size than the Hub announced, for one
+            what, fix = _explain(error)
+            raise BaseNotFound((f"{self.place}: {name}: ", what), fix) from error
         return Path(found) if found else None
 
     def json(self, name: str) -> Any | None:

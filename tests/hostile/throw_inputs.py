@@ -177,10 +177,11 @@ def throw(kind: str, seed: int, place: Place, doors: Doors) -> dict[str, Any]:
     call = {**one.call, "environment": {**home, **one.call.get("environment", {})}}
     if one.hub is not None:
         one.hub(doors.hub)
+    there = set(doors.hub.repos)
     attempts = doors.offline if one.hub is None else doors.online
     attempt = attempts.run(call, place.folder / "printed")
-    sent = place.folder / "sent"  # what the Hub holds now is searched for leaks, too
-    for number, repo in enumerate(doors.hub.repos.values() if one.hub is not None else ()):
+    sent = place.folder / "sent"  # what the Hub was sent is searched for leaks, too
+    for number, repo in enumerate(repo for name, repo in doors.hub.repos.items() if name not in there):
         for name, content in repo.commits[-1][1].items() if repo.commits else ():
             file = sent / str(number) / name
             file.parent.mkdir(parents=True, exist_ok=True)
