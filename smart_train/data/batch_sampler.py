@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,7 +100,7 @@ def _of(
     )
 
 
-def _of_stored(pairs: PairRows, source: str | None) -> tuple[Ints, Ints, dict[str, Ints]]:
+def _of_stored(pairs: PairRows, source: str | None) -> tuple[Any, Any, dict[str, Any]]:
     """The same of pairs of row numbers: a document's id is a hash of its content, so its row says what it shows."""
     names = pairs.store.documents
     distinct, first, inverse = np.unique(pairs.documents, return_index=True, return_inverse=True)
@@ -107,17 +108,18 @@ def _of_stored(pairs: PairRows, source: str | None) -> tuple[Ints, Ints, dict[st
     number[np.argsort(first)] = np.arange(len(distinct))  # by first appearance, as pairs of ids are numbered
     lengths = names.entries.numbers(names.rows[distinct], "length")
     if source is None:
-        sources = {ALL: np.arange(len(pairs), dtype=np.int64)}
+        sources: dict[str, Any] = {ALL: np.arange(len(pairs), dtype=np.int32)}
     else:
         codes: dict[str, int] = {}
         own = (name for (name,) in names.blocks(distinct, "file" if source == "file" else "source"))
         code = np.fromiter((codes.setdefault(name or "", len(codes)) for name in own), np.int64, len(distinct))[inverse]
-        by_code = np.argsort(code, kind="stable")
+        by_code = np.argsort(code, kind="stable").astype(np.int32)
         ends = np.cumsum(np.bincount(code, minlength=len(codes)))[:-1]
         places = dict(zip(codes, np.split(by_code, ends), strict=True))
         # in the order in which the pairs name them
         sources = dict(sorted(places.items(), key=lambda item: int(item[1][0])))
-    return number[inverse], lengths[inverse], sources
+    # 32 bits each: these arrays stay as long as the training, in every rank
+    return number.astype(np.int32)[inverse], lengths.astype(np.int32)[inverse], sources
 
 
 def _content_key(document: Document) -> tuple[str, ...]:

@@ -4,8 +4,8 @@
     python tests/benchmarks/data_scale.py --documents 10000 100000 1000000 --folder /tmp/scale
 
 Every measurement is a fresh process.  Rows are made up: a query of 8 words, a positive of 24 and 4 negatives, which are
-positives of other rows.  Memory is given as its peak (VmHWM) while a table is converted, and else as PSS, in which a
-page that several processes map counts once, and as what is private, which nothing else could use.
+positives of other rows.  Memory is given as its peak (VmHWM, with mapped files) while a table is opened, and else as
+shares (PSS), in which a page that several processes have counts once: of memory, and of mapped files.
 """
 
 from __future__ import annotations
@@ -53,16 +53,15 @@ def generate(file: Path, rows: int) -> None:
 
 
 def memory(pids: list[int]) -> dict[str, float]:
-    """Return the sums over processes in GB: PSS, and private."""
-    found = {"pss": 0, "private": 0}
+    """Return sums over processes in GB, in which what several share counts once: of memory, and of mapped files, whose
+    pages the system takes back when it needs them."""
+    found = {"Pss_Anon": 0, "Pss_File": 0}
     for pid in pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             name, _, rest = line.partition(":")
-            if name == "Pss":
-                found["pss"] += int(rest.split()[0])
-            elif name.startswith("Private"):
-                found["private"] += int(rest.split()[0])
-    return {name: round(value / 2**20, 2) for name, value in found.items()}
+            if name in found:
+                found[name] += int(rest.split()[0])
+    return {"memory": round(found["Pss_Anon"] / 2**20, 2), "files": round(found["Pss_File"] / 2**20, 2)}
 
 
 def peak() -> float:
