@@ -208,19 +208,23 @@ class Part:
             return documents, np.diff(relation.offsets)
         counts, found = np.zeros(len(self.query_rows), np.int32), []
         for begin in range(0, len(counts), PART):
-            rows = self.query_rows[begin : begin + PART]
-            starts, sizes = relation.offsets[rows], relation.offsets[rows + 1] - relation.offsets[rows]
-            ends = np.cumsum(sizes)
-            at = np.arange(int(ends[-1])) + np.repeat(starts - (ends - sizes), sizes)
-            documents = relation.documents[at]
-            if self.documents is not None:
-                kept = self.documents[documents]
-                sizes = np.bincount(np.repeat(np.arange(len(rows)), sizes)[kept], minlength=len(rows))
-                documents = documents[kept]
+            documents, _, sizes = self.gather(name, self.query_rows[begin : begin + PART])
             counts[begin : begin + PART] = sizes
             if with_documents:
                 found.append(documents)
         return np.concatenate(found) if found else np.empty(0, np.int32), counts
+
+    def gather(self, name: str, rows: Ints) -> tuple[Ints, NDArray[Any] | None, Ints]:
+        """Return (documents of these queries, one query after another; their values; how many each query has)."""
+        relation = self.store.relations[name]
+        starts, sizes = relation.offsets[rows], relation.offsets[rows + 1] - relation.offsets[rows]
+        ends = np.cumsum(sizes)
+        at = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts - (ends - sizes), sizes)
+        if self.documents is not None:
+            kept = self.documents[relation.documents[at]]
+            sizes = np.bincount(np.repeat(np.arange(len(rows)), sizes)[kept], minlength=len(rows))
+            at = at[kept]
+        return relation.documents[at], None if relation.values is None else relation.values[at], sizes
 
 
 # Mappings ------------------------------------------------------------------------------------------------------------
@@ -352,17 +356,27 @@ class StoredRelation(_Stored[V]):
         return len(counts) if self.every else int((counts > 0).sum())
 
     def __iter__(self) -> Iterator[str]:
-        for id, _ in self.pairs():
+        rows = self.part.query_rows
+        kept = rows if self.every else rows[self.part.counts(self.name) > 0]
+        for (id,) in self.part.store.queries.blocks(kept, "id"):
             yield id
 
     def pairs(self) -> Iterator[tuple[str, V]]:
-        rows = self.part.query_rows
-        for begin in range(0, len(rows), BLOCK):
-            part = rows[begin : begin + BLOCK]
-            for id, row in zip(self.part.store.queries.values(part, "id"), part.tolist(), strict=True):
-                value = self._value(row)
-                if value is not None:
-                    yield id, value
+        yield from self.of_rows(self.part.query_rows)
+
+    def of_rows(self, queries: Ints) -> Iterator[tuple[str, V]]:
+        """Yield the ids and values of these queries, many at a time."""
+        names = self.part.store
+        for begin in range(0, len(queries), BLOCK):
+            rows = queries[begin : begin + BLOCK]
+            documents, values, sizes = self.part.gather(self.name, rows)
+            ids = names.documents.values(documents, "id")
+            cells: list[Any] = ids if values is None else list(zip(ids, values.tolist(), strict=True))
+            end = 0
+            for id, size in zip(names.queries.values(rows, "id"), sizes.tolist(), strict=True):
+                begun, end = end, end + size
+                if size or self.every:
+                    yield id, self.make(cells[begun:end])
 
 
 class PairRows(Sequence[tuple[str, str]]):
@@ -520,10 +534,7 @@ class StoredCollection(Collection):
     def _in_order(self, queries: Iterable[Ints], name: str) -> Iterator[tuple[str, Any]]:
         held = getattr(self, name)
         for rows in queries:
-            for row, (id,) in zip(rows.tolist(), self.part.store.queries.blocks(rows, "id"), strict=True):
-                value = held._value(row)
-                if value is not None:
-                    yield id, value
+            yield from held.of_rows(rows)
 
 
 def _update(total: Any, values: Iterable[Any]) -> None:
