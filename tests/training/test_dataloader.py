@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from steps import lines, texts, weights
 
-from smart_train.config.schema import AdapterBlock
+from smart_train.config.schema import AdapterBlock, DataBlock
 from smart_train.data.batch_sampler import pair_groups
+from smart_train.data.collection import Collection
+from smart_train.data.readers import row_cache
+from smart_train.data.readers.base import find_reader
+from smart_train.data.stored_collection import StoredCollection
 from smart_train.training.dataloader import plan_batches
 from smart_train.training.trainer import SmartTrainer
 
@@ -94,3 +99,23 @@ def test_accelerate_does_not_divide_what_was_planned(option, value, planning):
     trainer = planning(accelerator_config={option: value})
     with pytest.raises(ValueError, match=f"{option} would cut or draw batches"):
         trainer.train()
+
+
+def test_training_on_a_collection_on_disk_is_training_on_one_in_memory(make, tmp_path, monkeypatch):
+    """The same batches in the same order, read by data workers, and so the same weights."""
+    data = [{"query": f"ask {n}", "positive": f"text {n}", "negative": f"text {n + 3}"} for n in range(24)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in data), "utf8")
+    trained = []
+    for small in (1 << 30, 0):
+        monkeypatch.setattr(row_cache, "SMALL_BYTES", small)
+        monkeypatch.setattr(row_cache, "cache_folder", lambda: tmp_path / "cache")
+        collection = find_reader(DataBlock(path=str(tmp_path / "rows.jsonl"))).read("train")
+        workers = 0 if small else 2
+        options = {"max_steps": 4, "per_device_train_batch_size": 8, "dataloader_num_workers": workers}
+        trainer = make("qwen3", LORA, collection=collection, negatives=1, folder=f"run-{small}", **options)
+        trainer.pair_groups = pair_groups(collection, trainer.train_dataset.rows)
+        trainer.train()
+        trained.append((type(collection), weights(trainer.encoder)))
+    assert [kind for kind, _ in trained] == [Collection, StoredCollection]
+    first, second = (each for _, each in trained)
+    assert all(torch.equal(first[name], second[name]) for name in first)
