@@ -145,11 +145,11 @@ def read(table: LargeTable, data: DataBlock, name: str, limit: int | None = None
     }
     key = sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache_folder() / key
-    if not (folder / DONE).is_file():
+    if not _is_complete(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with _one_process(folder, table.name):
-                if not (folder / DONE).is_file():
+                if not _is_complete(folder):
                     _Conversion(folder, parser, name, limit, _rows_estimate(table, files)).run()
         except OSError as error:
             what = f"{table.name} is converted in {folder}, and nothing can be written there ({error})"
@@ -163,6 +163,21 @@ def cache_folder() -> Path:
     import datasets
 
     return Path(datasets.config.HF_DATASETS_CACHE) / "smart_train"
+
+
+def _is_complete(folder: Path) -> bool:
+    """Return whether all files of a conversion are there, of the sizes that they had; warn where one was changed."""
+    done = folder / DONE
+    if not done.is_file():
+        return False
+    sizes: dict[str, int] = json.loads(done.read_text("utf-8"))["files"]
+    there = {file.name: file.stat().st_size for file in folder.iterdir()}
+    wrong = [name for name, size in sizes.items() if there.get(name) != size]
+    if wrong:
+        logger.warning(
+            "%s: %d files are missing or cut off (%s); converting anew", folder, len(wrong), first_few(wrong)
+        )
+    return not wrong
 
 
 def _one_process(folder: Path, name: str) -> Any:
@@ -292,6 +307,7 @@ class _Conversion:
         self.folder, self.parser, self.name, self.limit, self.rows = folder, parser, name, limit, rows
 
     def run(self) -> None:
+        (self.folder / DONE).unlink(missing_ok=True)
         done = self._parse()
         if not any(one["pairs"] for one in done):
             raise DataError(f"{self.parser.table.name}: no row has a query and a document")
@@ -305,10 +321,13 @@ class _Conversion:
             warnings.append(f"{len(first)} {what}; give the first row every column: {first_few(first)}")
         if rescored:
             warnings.append(f"{rescored} pairs have two scores in {self.parser.columns.scores}; the last counts")
-        with replacing(self.folder / DONE) as part:
-            part.write_text(json.dumps({"left_out": left_out, "warnings": warnings, "shards": done}), "utf-8")
-        for file in [*self.folder.glob("shard-*"), *self.folder.glob("bucket-*"), *self.folder.glob("*.partial")]:
+        for file in [*self.folder.glob("shard-*"), *self.folder.glob("*.partial")]:
             file.unlink(missing_ok=True)
+        files = {file.name: file.stat().st_size for file in self.folder.iterdir() if file.suffix != ".txt"}
+        files = {name: size for name, size in files.items() if name not in ("lock", DONE)}
+        about = {"left_out": left_out, "warnings": warnings, "files": files}
+        with replacing(self.folder / DONE) as part:
+            part.write_text(json.dumps(about), "utf-8")
 
     def _parse(self) -> list[dict[str, Any]]:
         """Write the shards that are not there yet; return what to remember of all."""

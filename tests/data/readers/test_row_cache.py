@@ -148,6 +148,17 @@ def test_a_second_open_converts_nothing_and_warns_alike(tmp_path, monkeypatch, c
     assert any("rows without a query are left out" in line for line in first)
 
 
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes()[:-8])])
+@pytest.mark.parametrize("name", ["documents-000003.arrow", "qrels.documents.i4"])
+def test_a_conversion_with_a_damaged_file_is_made_anew(tmp_path, monkeypatch, caplog, damage, name):
+    path = write(tmp_path / "rows.jsonl", rows(1))
+    find_reader(DataBlock(path=str(path), source="source")).read("train")
+    (folder,) = (tmp_path / "cache").iterdir()
+    damage(folder / name)
+    assert_equal(*both(path, monkeypatch))
+    assert f"1 files are missing or cut off ({name}); converting anew" in caplog.text
+
+
 def test_changed_files_and_other_columns_are_converted_anew(tmp_path, monkeypatch):
     path = write(tmp_path / "rows.jsonl", rows(1))
     before = find_reader(DataBlock(path=str(path))).read("train")
