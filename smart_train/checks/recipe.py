@@ -33,7 +33,7 @@ from smart_train.config.typed_values import Problem, RecipeError
 from smart_train.core.environment import rank
 from smart_train.core.errors import BaseNotFound
 from smart_train.core.output_check import output_problem
-from smart_train.models.base_config import BaseConfig, read_base
+from smart_train.models.base_config import BaseConfig, BaseFiles, named_by_peft, read_base
 
 
 def check(recipe: Recipe, data: bool = True) -> BaseConfig:
@@ -48,6 +48,8 @@ def check(recipe: Recipe, data: bool = True) -> BaseConfig:
         try:
             model = recipe.model
             base = read_base(model.base, model.revision, model.trust_remote_code, model.pooling)
+            if recipe.adapter.kind == "lora":
+                named_by_peft(BaseFiles.of(model.base, model.revision), model.base)
         except BaseNotFound as error:
             problems.append(Problem("model.base", error.what, error.fix))
     if base is not None:

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import FolderInUse, SettingError
@@ -87,8 +87,17 @@ class FolderLock:
                     return
                 continue
             with os.fdopen(handle, "w", encoding="utf8") as stream:
-                json.dump(self.owner, stream)
+                self._write(stream)
             return
+
+    def _write(self, stream: IO[str]) -> None:
+        """Write who we are; or, on a full disk, delete the file: half of it names no owner that could be found dead."""
+        try:
+            json.dump(self.owner, stream)
+            stream.flush()
+        except OSError:
+            self.file.unlink(missing_ok=True)
+            raise
 
     def release(self) -> None:
         """Give the folder up, and delete it where it is as empty as before; what another process took over stays."""
@@ -149,7 +158,7 @@ class FolderLock:
                 )
             stream.seek(0)
             stream.truncate()
-            json.dump(self.owner, stream)
+            self._write(stream)
         logger.warning("took over %s from %s: %s", self.folder, who, reason)
         return True
 

@@ -3,11 +3,13 @@
 negatives/negatives.parquet    read by every recipe with data.negatives above 0
 teacher/teacher.parquet        scores of a teacher, read by every recipe with objective.teacher.weight above 0
 mining/report.json, ratios.png counts, and how near the negatives' scores come to their positives'
-mining/unfinished.safetensors  the state of a pass that was stopped; the next one resumes there
+mining/unfinished*             the state of a pass that was stopped, and its reranker's and teacher's scores; the next
+                               one resumes there
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -23,9 +25,9 @@ from smart_train.data import store
 from smart_train.data.collection import Collection
 from smart_train.data.load import load, read_all
 from smart_train.data.readers.beir import is_beir
-from smart_train.mining.miner import SAVE_EVERY, Miner, MiningResult, mine
+from smart_train.mining.miner import RERANKED, SAVE_EVERY, Miner, MiningResult, mine
 from smart_train.mining.mining_report import Ratios, draw, write_report
-from smart_train.mining.pair_scores import PairScorer, teacher_scores
+from smart_train.mining.pair_scores import KeptScores, PairScorer, teacher_scores
 from smart_train.mining.selection import MiningOptions, held_out_documents
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.lora import lora_parameters
@@ -34,6 +36,7 @@ from smart_train.models.saving import settings_of
 logger = logging.getLogger(__name__)
 
 REPORT, PICTURE, UNFINISHED = "report.json", "ratios.png", "unfinished.safetensors"
+TAUGHT = "unfinished-teacher.jsonl"
 
 
 def mining_folder(data: DataBlock, out: str | Path | None = None) -> Path:
@@ -87,6 +90,7 @@ def mine_folder(
         _check_images(train, encoder)
         held_out = held_out_documents(train, others)
         state = folder / "mining" / UNFINISHED
+        key = _key(train, held_out, encoder, options)
         signature = f"{model or encoder.settings.base}, {options.mode}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         result = mine(
             train,
@@ -98,15 +102,17 @@ def mine_folder(
             batch_size=batch_size,
             progress=progress,
             state=state,
-            key=_key(train, held_out, encoder, options),
+            key=key,
             save_every=save_every,
             signature=signature,
         )
-        scores = None if teacher is None else teacher_scores(train, result.document_ids(), teacher)
+        scores = None
+        if teacher is not None:
+            kept = KeptScores(state.with_name(TAUGHT), key, teacher)
+            scores = teacher_scores(train, result.document_ids(), teacher, kept)
         store.write_negatives(folder, result.negatives)
         if scores is not None:
             store.write_teacher(folder, scores)
-        state.unlink(missing_ok=True)
         about = {
             "miner": signature,
             "split": data.split,
@@ -119,6 +125,8 @@ def mine_folder(
         title = f"{folder.name}: {result.counts['mined']:,} negatives of {result.counts['queries']:,} queries"
         score = options.mode if reranker is None else "reranker"
         draw(folder / "mining" / PICTURE, ratios, score, options.max_relative, title)
+        for name in (UNFINISHED, RERANKED, TAUGHT):  # now that all of it is written
+            state.with_name(name).unlink(missing_ok=True)
         return result
 
 
@@ -163,8 +171,14 @@ def _check_images(collection: Collection, encoder: SmartEncoder) -> None:
 
 
 def _key(collection: Collection, held_out: set[str], encoder: SmartEncoder, options: MiningOptions) -> str:
-    """Return the key of a pass' state: the same data, weights, settings and options give the same key."""
-    found = hashlib.sha256(collection.fingerprint().encode())
+    """Return the key of a pass' state: the same data, weights, settings and options give the same key.
+
+    Negatives and teacher scores that are there already change no result: a call that was stopped between its last
+    files goes on, too.
+    """
+    bare = copy.copy(collection)
+    bare.negatives, bare.teacher = {}, {}
+    found = hashlib.sha256(bare.fingerprint().encode())
     found.update(json.dumps([sorted(held_out), asdict(options), settings_of(encoder)], sort_keys=True).encode())
     trained = {**lora_parameters(encoder.backbone), **encoder.head.state_dict()}
     for name in sorted(trained):

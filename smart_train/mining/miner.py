@@ -30,7 +30,7 @@ from smart_train.evaluation.protocols import Encoder
 from smart_train.evaluation.scoring import check, tiles, view
 from smart_train.evaluation.topk import TopK
 from smart_train.mining.mining_report import Ratios
-from smart_train.mining.pair_scores import PairScorer, score_pairs
+from smart_train.mining.pair_scores import KeptScores, PairScorer, score_pairs
 from smart_train.mining.selection import (
     ExcludedDocuments,
     MiningOptions,
@@ -42,6 +42,7 @@ from smart_train.mining.selection import (
 logger = logging.getLogger(__name__)
 
 SPARE = 32  # candidates kept beyond the range: copies of pages are only known once both have been decoded
+RERANKED = "unfinished-reranker.jsonl"  # beside a pass' state
 SAVE_EVERY = 60.0  # seconds between two saves of a pass' state
 
 
@@ -247,7 +248,8 @@ def mine_by_score(task: MiningTask) -> MiningResult:
             yield one.query, [*sorted(task.positives[one.query]), *(document for document, _ in one.ranked[first:])]
 
     total = len(task.query_ids)
-    for query, scores in score_pairs(task.reranker, task.collection, documents(), "the reranker", total):
+    kept = None if task.state is None else KeptScores(task.state.with_name(RERANKED), task.key, task.reranker)
+    for query, scores in score_pairs(task.reranker, task.collection, documents(), "the reranker", total, kept):
         one = waiting.pop(query)
         one.positive = max(scores[document] for document in task.positives[query])
         _take(task, result, one, scores)
@@ -380,14 +382,18 @@ class _Pass:
         state = self.task.state
         if state is None or not state.is_file():
             return 0
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(state, framework="pt") as stored:
-            metadata = stored.metadata() or {}
-            if metadata.get("key") != self.task.key:
-                logger.info("%s belongs to other data, another model or other options: mining starts anew", state)
-                return 0
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        try:
+            with safe_open(state, framework="pt") as stored:
+                metadata = stored.metadata() or {}
+                if metadata.get("key") != self.task.key:
+                    logger.info("%s belongs to other data, another model or other options: mining starts anew", state)
+                    return 0
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        except SafetensorError as error:  # a machine that lost its power, or a copy that was cut off
+            logger.warning("%s is damaged (%s): mining starts anew", state, error)
+            return 0
         done = int(metadata["done"])
         hashes = tensors.pop("hashes").tolist()
         self.hashes |= {d: shown for d, shown in zip(self.documents[:done], hashes, strict=True) if shown}

@@ -1,15 +1,27 @@
-"""Score (query, document) pairs with a reranker or a teacher, such as a cross-encoder's ``predict``."""
+"""Score (query, document) pairs with a reranker or a teacher, such as a cross-encoder's ``predict``.
+
+Scores are kept in a file, call by call, so that a ``mine`` that was stopped does not pay for them twice.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any, Protocol
 
 from smart_train.core.errors import ExtensionResultError
 from smart_train.core.progress_log import ProgressLog
 from smart_train.data.collection import Collection
 
+logger = logging.getLogger(__name__)
+
+Scored = list[tuple[str, dict[str, float]]]  # of one call: (query id, {document id: score})
 PAIRS = 2048  # pairs of one call, at the least; a query's own are never divided
 
 
@@ -23,24 +35,96 @@ class PairScorer(Protocol):
     def __call__(self, pairs: list[tuple[str, Any]], /) -> Any: ...
 
 
+class KeptScores:
+    """The scores of a stopped call, in a file: a line for the key, and one for each batch, each after its SHA-256.
+
+    A line that was cut off or damaged, and all behind it, count as not there.
+    key: what the scores depend on, beside the scorer: the data, and how documents were chosen
+    """
+
+    def __init__(self, path: Path, key: str, scorer: PairScorer) -> None:
+        self.path, self.end = path, 0  # end: of the lines that are used, in bytes
+        made = getattr(scorer, "func", scorer)  # of a partial
+        kind: Any = made if hasattr(made, "__qualname__") else type(made)
+        self.key = [key, f"{kind.__module__}.{kind.__qualname__}", repr(getattr(scorer, "keywords", {}))]
+
+    def batches(self) -> Iterator[Scored]:
+        """Yield the batches in their order; one that another is asked for after counts as used."""
+        if not self.path.is_file():
+            return
+        with self.path.open("rb") as stream:
+            for number, line in enumerate(stream):
+                digest, _, content = line.partition(b" ")
+                if hashlib.sha256(content).hexdigest().encode() != digest:
+                    return
+                stored = json.loads(content)
+                if number:
+                    yield [(query, scores) for query, scores in stored]
+                elif stored != self.key:
+                    logger.info("%s belongs to other data, options or models: pairs are scored anew", self.path)
+                    return
+                self.end += len(line)
+
+    def append(self, scored: Scored) -> None:
+        """Write a batch behind those that were used, and wait until the disk has it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("r+b" if self.path.exists() else "wb") as stream:
+            stream.truncate(self.end)
+            stream.seek(self.end)
+            for entry in [scored] if self.end else [self.key, scored]:
+                content = json.dumps(entry).encode() + b"\n"
+                stream.write(hashlib.sha256(content).hexdigest().encode() + b" " + content)
+            stream.flush()
+            os.fsync(stream.fileno())
+            self.end = stream.tell()
+
+
 def score_pairs(
-    scorer: PairScorer, collection: Collection, documents: Iterable[tuple[str, Sequence[str]]], what: str, total: int
+    scorer: PairScorer,
+    collection: Collection,
+    documents: Iterable[tuple[str, Sequence[str]]],
+    what: str,
+    total: int,
+    kept: KeptScores | None = None,
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield (query id, {document id: score}) for each query and its documents, PAIRS pairs or more a call.
 
     documents: (query id, ids of the documents to score with it)
     what: names the scorer in errors and log lines, "the reranker"; total: number of queries, for the log
+    kept: where scores are kept, and taken from if this scorer gives the first query's pairs the same ones
     Raises ExtensionResultError, with the query id, if the scorer does not return one finite number a pair.
     """
-    log = ProgressLog(f"queries scored by {what}", total)
+    source, done = iter(documents), 0
+    for stored in kept.batches() if kept is not None else ():
+        given = list(islice(source, len(stored)))
+        same = [(query, list(ids)) for query, ids in given] == [(query, list(scores)) for query, scores in stored]
+        if not same or (not done and not _agrees(scorer, collection, stored[0], what)):
+            logger.info("%s: other pairs, or %s scores otherwise now: scored anew from here", kept and kept.path, what)
+            source = chain(given, source)
+            break
+        yield from stored
+        done += len(stored)
+    if done:
+        logger.info("%s: scores of %d of %d queries are kept from a call that was stopped", what, done, total)
+    log = ProgressLog(f"queries scored by {what}", total, done)
     waiting: list[tuple[str, Sequence[str]]] = []
-    for query, ids in documents:
-        waiting.append((query, ids))
-        if sum(len(each) for _, each in waiting) >= PAIRS:
-            yield from _score(scorer, collection, waiting, what)
+    for query, ids in chain(source, [("", ())]):  # the last closes the rest
+        if query:
+            waiting.append((query, ids))
+        if waiting and (not query or sum(len(each) for _, each in waiting) >= PAIRS):
+            scored = list(_score(scorer, collection, waiting, what))
+            if kept is not None:
+                kept.append(scored)
+            yield from scored
             log.add(len(waiting))
             waiting = []
-    yield from _score(scorer, collection, waiting, what)
+
+
+def _agrees(scorer: PairScorer, collection: Collection, stored: tuple[str, dict[str, float]], what: str) -> bool:
+    """Whether the scorer is the one that gave these scores, up to the rounding of another batch."""
+    query, scores = stored
+    [(_, again)] = _score(scorer, collection, [(query, list(scores))], what)
+    return all(math.isclose(again[d], score, rel_tol=1e-2, abs_tol=1e-2) for d, score in scores.items())
 
 
 def _score(
@@ -83,11 +167,14 @@ def _numbers(result: Any, count: int, query: str, what: str) -> list[float]:
 
 
 def teacher_scores(
-    collection: Collection, negatives: Mapping[str, Sequence[str]], teacher: PairScorer
+    collection: Collection,
+    negatives: Mapping[str, Sequence[str]],
+    teacher: PairScorer,
+    kept: KeptScores | None = None,
 ) -> dict[str, dict[str, float]]:
     """Score each query's positives and negatives with a teacher: {query id: {document id: score}}.
 
-    negatives: query id -> document ids, those to score beside the query's positives
+    negatives: query id -> document ids, those to score beside the query's positives; kept: as of ``score_pairs``
     Raises ExtensionResultError as ``score_pairs`` does.
     """
 
@@ -96,4 +183,4 @@ def teacher_scores(
             positives = sorted(d for d in collection.relevant(query) if d in collection.corpus)
             yield query, list(dict.fromkeys([*positives, *ids]))
 
-    return dict(score_pairs(teacher, collection, documents(), "the teacher", len(negatives)))
+    return dict(score_pairs(teacher, collection, documents(), "the teacher", len(negatives), kept))

@@ -107,13 +107,10 @@ class BaseFiles:
         from transformers import AutoConfig
 
         check_no_adapter(self)
-        subfolder = ""
-        if self.local and not (Path(self.place) / "config.json").is_file():
-            # Older sentence-transformers folders keep the transformer in a folder of its own.
-            modules = self.modules()
-            subfolder = modules[0]["path"] if modules else ""
-            if not (Path(self.place) / subfolder / "config.json").is_file():
-                raise BaseNotFound(f"{base}: the folder has no config.json", "name the folder of a saved model")
+        subfolder = self.transformer()
+        if self.local and not (Path(self.place) / subfolder / "config.json").is_file():
+            where = f"the folder {subfolder}" if subfolder else "the folder"
+            raise BaseNotFound(f"{base}: {where} has no config.json", "name the folder of a saved model")
         try:
             return AutoConfig.from_pretrained(
                 self.place, revision=self.revision, trust_remote_code=trust_remote_code, subfolder=subfolder
@@ -152,6 +149,36 @@ class BaseFiles:
     def modules(self) -> list[dict[str, str]]:
         """Return sentence-transformers' list of modules, empty for a plain transformers model."""
         return self.json("modules.json") or []
+
+    def transformer(self) -> str:
+        """Return the folder of the transformer's own files below ``place``; "" = that itself.
+
+        sentence-transformers before 2021 kept them in one of their own, 0_Transformer, and modules.json names it.
+        """
+        modules = self.modules()
+        first = modules[0] if isinstance(modules, list) and modules else None
+        return str(first.get("path") or "") if isinstance(first, dict) else ""
+
+    def transformer_json(self, name: str) -> Any | None:
+        """Return a parsed file of the transformer, as ``json`` does."""
+        inner = self.transformer()
+        return self.json(f"{inner}/{name}" if inner else name)
+
+
+def named_by_peft(files: BaseFiles, base: str) -> str:
+    """Return what adapter_config.json names as the base of a LoRA: the folder of the transformer's files, or a Hub id.
+
+    Raises BaseNotFound where peft, which knows no folder inside of a repository, could name none.
+    """
+    inner = files.transformer()
+    if not inner:
+        return files.place
+    if files.local and "/" not in inner:
+        return str(Path(files.place) / inner)
+    what = f"{base}: its transformer lies in the folder {inner}, which no LoRA adapter can name as its base"
+    download = f"load and save it with sentence-transformers (SentenceTransformer({base!r}).save(NEW)), "
+    name = ("then ", Setting("model.base", "NEW"), ", or ", Setting("adapter.kind", "full"))
+    raise BaseNotFound(what, (download, *name))
 
 
 def check_no_adapter(files: BaseFiles, trains: bool = True) -> None:

@@ -99,7 +99,9 @@ def _check_files(settings: ModelBlock, place: str, commit: str | None) -> None:
         raise BaseNotFound(what, ("name that base in ", Setting("model.base")))
     with hub.hub_errors(settings.base, settings.revision):
         check_modules(files, settings.base)
-        texts = [files.path(name) for name in ("tokenizer.json", "chat_template.jinja", *TEMPLATES)]
+        inner = files.transformer()
+        names = [f"{inner}/{name}" if inner else name for name in ("tokenizer.json", "chat_template.jinja", *TEMPLATES)]
+        texts = [files.path(name) for name in names]
     try:
         try_texts(settings.base, [path for path in texts if path is not None])
     except AdapterError as error:

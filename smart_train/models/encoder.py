@@ -26,7 +26,7 @@ from smart_train.core.errors import AdapterError, BaseNotFound, Setting, Setting
 from smart_train.core.modality import content_size
 from smart_train.losses.similarity import scores
 from smart_train.models import saving
-from smart_train.models.base_config import CHOOSE, BaseFiles, check_no_adapter, check_one_stack
+from smart_train.models.base_config import CHOOSE, BaseFiles, check_no_adapter, check_one_stack, named_by_peft
 from smart_train.models.base_loading import load_base
 from smart_train.models.heads import LateHead
 from smart_train.models.hidden_states import find_blocks, find_final_norm, resolve_layers, set_dropout, text_config
@@ -88,7 +88,10 @@ class SmartEncoder(nn.Module):
         self.adapter = None if adapter is None else make_block(AdapterBlock, adapter, "adapter")
         self.place, self.commit = hub.locate(base, self.settings.revision)
         with hub.hub_errors(base, self.settings.revision):
-            check_no_adapter(BaseFiles(self.place, self.commit), trains=self.adapter is not None)
+            files = BaseFiles(self.place, self.commit)
+            check_no_adapter(files, trains=self.adapter is not None)
+            if self.adapter is not None and self.adapter.kind == "lora":
+                named_by_peft(files, base)
         self.st = load_base(self.settings, self.place, self.commit, device)
         wrong = nonfinite(self.st.named_parameters())
         if wrong:
@@ -242,7 +245,8 @@ class SmartEncoder(nn.Module):
     def _adapt(self, adapter: AdapterBlock) -> None:
         if adapter.kind == "lora":
             self.st.requires_grad_(False)  # modules behind the backbone too, such as Dense
-            add_lora(self.backbone, adapter, self.place, self.commit)
+            named = named_by_peft(BaseFiles(self.place, self.commit), self.settings.base)
+            add_lora(self.backbone, adapter, named, self.commit)
             return
         self.st.requires_grad_(adapter.kind == "full")
         pooler = getattr(self.backbone, "pooler", None)

@@ -587,7 +587,8 @@ def _check_named_base(folder: Path, stored: dict[str, Any]) -> None:
     local = stored["commit"] is None
     # A folder's path differs from machine to machine, its last name hardly; a published one is local:NAME.
     last = [text.removeprefix(LOCAL).removeprefix(PACKAGE).rstrip("/").rpartition("/")[2] for text in (named, base)]
-    same = last[0] == last[1] if local else named in (base, f"sentence-transformers/{base}")
+    inside = named.rstrip("/").split("/")[-2:-1]  # older bases keep the transformer in a folder of their own
+    same = last[1] in (last[0], *inside) if local else named in (base, f"sentence-transformers/{base}")
     if not same or (not local and peft.get("revision") not in (None, stored["commit"])):
         what = f"{folder / CONFIG} is for the base {named!r} at {peft.get('revision')}, {SETTINGS} for {base!r}"
         what += f" at {stored['commit']}"

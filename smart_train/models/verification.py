@@ -28,6 +28,7 @@ from smart_train.core.bounded_json import load_json
 from smart_train.core.child_process import ChildFailed
 from smart_train.core.embeddings import Embeddings
 from smart_train.core.errors import AdapterError
+from smart_train.models.base_config import BaseFiles
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.lora import CONFIG
 from smart_train.models.preprocessing import Role, open_content
@@ -231,6 +232,8 @@ def _with_base(encoder: SmartEncoder, folder: Path, view: Path) -> Path:
     place = Path(encoder.place)
     if encoder.commit is not None:
         place = Path(str(cached_file(encoder.place, "config.json", revision=encoder.commit))).parent
+    else:
+        place /= BaseFiles(encoder.place, None).transformer()
     if Path(stored["base_model_name_or_path"]).is_dir():
         return folder
     for entry in folder.iterdir():

@@ -80,8 +80,8 @@ class MemoryModel:
         return Lengths(query, merged + self._around("document"), patches)
 
     def _text(self, role: str, model: int | None, data: int | None) -> int:
-        own = (self.files.json("sentence_bert_config.json") or {}).get("max_seq_length")
-        tokenizer = (self.files.json("tokenizer_config.json") or {}).get("model_max_length")
+        own = (self.files.transformer_json("sentence_bert_config.json") or {}).get("max_seq_length")
+        tokenizer = (self.files.transformer_json("tokenizer_config.json") or {}).get("model_max_length")
         # The recipe's model limit replaces the base's own, but for its positions; the data limit only lowers it.
         reads = [model, self.base.positions] if model is not None else [own, tokenizer, self.base.positions]
         known = [n for n in (*reads, data) if isinstance(n, int) and 0 < n < 1 << 24]
@@ -90,8 +90,8 @@ class MemoryModel:
 
     @cached_property
     def _chat(self) -> bool:
-        tokenizer = self.files.json("tokenizer_config.json") or {}
-        settings = self.files.json("sentence_bert_config.json") or {}
+        tokenizer = self.files.transformer_json("tokenizer_config.json") or {}
+        settings = self.files.transformer_json("sentence_bert_config.json") or {}
         return "message" in settings.get("modality_config", {}) or ("chat_template" in tokenizer and self.base.vision)
 
     def _around(self, role: str) -> int:
@@ -116,8 +116,8 @@ class MemoryModel:
         return int(channels * frames * getattr(vision, "patch_size", 14) ** 2)
 
     def _own_pixels(self) -> int | None:
-        whole = self.files.json("processor_config.json") or {}
-        images = whole.get("image_processor") or self.files.json("preprocessor_config.json") or {}
+        whole = self.files.transformer_json("processor_config.json") or {}
+        images = whole.get("image_processor") or self.files.transformer_json("preprocessor_config.json") or {}
         size = images.get("size")
         found = size.get("longest_edge") if isinstance(size, dict) else None
         return images.get("max_pixels") or found

@@ -21,6 +21,7 @@ from smart_train.evaluation.calibration import calibrate
 from smart_train.evaluation.report.metric_tables import table
 from smart_train.evaluation.report.metrics_json import differences, write_metrics
 from smart_train.evaluation.retrieval import Evaluation, evaluate
+from smart_train.models.base_config import BaseFiles, named_by_peft
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.heads import parameter_name
 from smart_train.models.lora import (
@@ -222,7 +223,9 @@ def _merge_into(
         encoder.adapter = replace(encoder.adapter, r=rank, alpha=rank, dropout=0.0)
         remove_lora(encoder.backbone)
         first = parts[0].settings
-        place, commit = (first["base"], first["commit"]) if moved else (encoder.place, encoder.commit)
+        place, commit = named_by_peft(BaseFiles(encoder.place, encoder.commit), encoder.place), encoder.commit
+        if moved:
+            place, commit = first["base"] + place.removeprefix(encoder.place), first["commit"]
         add_lora(encoder.backbone, encoder.adapter, place, commit)
         put_lora(encoder.backbone, tensors, folder)
     if parts[0].head:

@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from smart_train.core.atomic_io import replacing
 from smart_train.core.bounded_json import load_json
+from smart_train.core.disk import disk_fault
 from smart_train.core.errors import TrainingStopped
 from smart_train.data.collection import Collection
 from smart_train.distributed.process_group import ProcessGroup, describe
@@ -29,6 +31,7 @@ from smart_train.models.encoder import SmartEncoder
 
 logger = logging.getLogger(__name__)
 
+LOST = "mining/lost"  # in the log: rounds until here whose negatives the disk did not take
 Negatives = dict[str, list[str]]  # query id -> document ids, as Collection.negatives
 Miner = Callable[[SmartEncoder], tuple[Negatives, dict[str, float]]]
 """Mines with the encoder as it is: encoder -> (negatives, metrics for the log)."""
@@ -146,6 +149,7 @@ class MiningRounds(TrainerCallback):
         self.initial = collection.negatives  # of the start, should the trainer train twice
         self.collator = FreshCollator(trainer.data_collator, self.store)
         trainer.data_collator = self.collator
+        self.lost = 0  # rounds whose negatives could not be written
         self.overdue = False  # a round is due after the step that a run is resumed from, and was not made
         self.training_step = trainer.training_step
         trainer.training_step = self._fresh_step
@@ -160,7 +164,9 @@ class MiningRounds(TrainerCallback):
     ) -> None:
         """Take the negatives in use at the step that a run is resumed from; or mine, with ``start``."""
         done = state.global_step
-        steps = [step for step in range(1, done + 1) if is_due(step, state.max_steps, self.every, self.rounds)]
+        lost = {line["step"] for line in state.log_history if LOST in line}
+        due = (step for step in range(1, done + 1) if is_due(step, state.max_steps, self.every, self.rounds))
+        steps, self.lost = [step for step in due if step not in lost], len(lost)
         self.overdue = done in steps and not all(ProcessGroup().exchange(self.store.file(done).is_file()))
         if self.overdue:  # a signal ended the run after this step; a line logged now would be removed again
             steps.remove(done)
@@ -208,11 +214,42 @@ class MiningRounds(TrainerCallback):
             raise TrainingStopped(f"mining after step {state.global_step} failed on rank 0: {result}")
         negatives, metrics = result
         step = state.global_step
-        if self._writes(args):
-            self.store.publish(step, negatives)
-        self.trainer.accelerator.wait_for_everyone()
+        fault = self._publish(step, negatives) if self._writes(args) else None
+        faults = [one for one in ProcessGroup().exchange(fault) if one is not None]
+        if faults and step == 0:
+            what = f"negatives mined before the first step cannot be written to {self.store.folder} ({faults[0]})"
+            raise TrainingStopped(f"{what}; free space and start again")
+        if faults:
+            self._lose(args, step, faults[0])
+            return
         self.store.use(step, negatives)
         self.trainer.log({f"mining/{name}": value for name, value in metrics.items()})
+
+    def _publish(self, step: int, negatives: Negatives) -> str | None:
+        """Write negatives for this machine's data workers; return why the disk does not take them."""
+        try:
+            self.store.publish(step, negatives)
+        except Exception as error:
+            fault = disk_fault(error)
+            if fault is None:
+                raise
+            return fault
+        return None
+
+    def _lose(self, args: TrainingArguments, step: int, fault: str) -> None:
+        """Go on with the negatives in use, on all ranks alike: what workers and a resumed run cannot read counts as not
+        mined, and a run is not worth less than one round of it."""
+        if self._writes(args):
+            self.store.file(step).unlink(missing_ok=True)
+            with suppress(OSError):  # it has not changed then
+                self.store.announce(self.store.step)
+        self.lost += 1
+        logger.warning(
+            "the negatives mined after step %d cannot be written to %s (%s): the training goes on with those of step "
+            "%d; free space before the next round",
+            *(step, self.store.folder, fault, self.store.step),
+        )
+        self.trainer.log({LOST: float(self.lost)})
 
     def _writes(self, args: TrainingArguments) -> bool:
         """Return whether this process writes: one of each machine does, since machines need not share a disk."""

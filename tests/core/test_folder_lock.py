@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -214,3 +215,21 @@ def test_a_new_folder_is_whole_or_not_there(tmp_path):
     with new_folder(out) as part:
         (part / "whole").write_text("x")
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["out", "out/whole"]
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_full_disk_leaves_no_lock_without_an_owner(dead, tmp_path):
+    """Half of a file names nobody, and would be respected until it had been silent for minutes."""
+    if dead:
+        (tmp_path / NAME).write_text('{"pid": 1, "host": "another"}')
+        os.utime(tmp_path / NAME, (time.time() - 10 * DEAD_AFTER,) * 2)
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+    try:
+        with pytest.raises(SettingError, match="nothing can be written to .*File too large"):
+            FolderLock(tmp_path).acquire()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    assert list(tmp_path.iterdir()) == []
+    with own(tmp_path):
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shutil
 import sysconfig
 import weakref
@@ -11,13 +12,16 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+import pyarrow.parquet as pq
 import pytest
 import tiny_data
 import torch
 from PIL import Image
+from resumed import differences
 
 from smart_train.cli import mine as command
 from smart_train.config.schema import AdapterBlock, DataBlock, HybridBlock, LateBlock, ModelBlock, ObjectiveBlock
+from smart_train.core.disk import disk_fault
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import DataError
 from smart_train.data.collate import Collator, Pairs
@@ -25,8 +29,9 @@ from smart_train.data.collection import Collection, Document
 from smart_train.data.load import load
 from smart_train.data.readers.pydocs import read_pydocs
 from smart_train.evaluation.topk import tie_hash
+from smart_train.mining import pair_scores
 from smart_train.mining.folder import mine_folder
-from smart_train.mining.miner import mine
+from smart_train.mining.miner import RERANKED, mine
 from smart_train.mining.mining_report import Ratios
 from smart_train.mining.selection import MiningOptions
 from smart_train.models.encoder import SmartEncoder
@@ -210,6 +215,111 @@ def test_a_stopped_pass_goes_on_where_it_was_and_ends_the_same(tmp_path, monkeyp
     other = Lookup()
     assert mine(many(), other, options, batch_size=3, state=state, key="another").negatives == whole.negatives
     assert other.encoded == 90
+
+
+class Judge:
+    """A reranker or teacher of made-up scores that counts its pairs, and ends the process, so to speak, at a call."""
+
+    def __init__(self, stops: int | None = None, factor: float = 1.0) -> None:
+        self.pairs, self.calls, self.stops, self.factor = 0, 0, stops, factor
+
+    def __call__(self, pairs) -> list[float]:
+        self.calls += 1
+        if self.calls == self.stops:
+            raise KeyboardInterrupt
+        self.pairs += len(pairs)
+        return [self.factor * Random(f"{query} {document}").uniform(-5, 9) for query, document in pairs]
+
+
+def mined_folder(folder: Path, base: Path, reranker: Judge, teacher: Judge) -> dict[str, object]:
+    """Mine, and return the folder's files, those that hold the date and the seconds without them."""
+    encoder = SmartEncoder(str(base), device="cpu")
+    options = MiningOptions(k=3, max_relative=None, range=(0, 9))
+    mine_folder(DataBlock(path=str(folder)), encoder, options, reranker=reranker, teacher=teacher, save_every=0.0)
+    found: dict[str, object] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if path.suffix == ".parquet":
+            found[path.name] = [{**row, "miner": None} for row in pq.read_table(path).to_pylist()]
+        elif path.name == "report.json":
+            found[path.name] = {**json.loads(path.read_text()), "miner": None, "seconds": None}
+        else:
+            found[path.name] = path.read_bytes()
+    return found
+
+
+@pytest.mark.parametrize("stop", [("reranker", 1), ("reranker", 3), ("teacher", 1), ("teacher", 2), ("teacher", 4)])
+def test_scores_of_a_reranker_and_a_teacher_are_paid_for_once(stop, tiny_bert, tmp_path, monkeypatch):
+    """Stopped by Ctrl-C in one of their calls, and started again: the same files, no batch scored twice."""
+    monkeypatch.setattr(pair_scores, "PAIRS", 12)
+    for name in ("whole", "parts"):
+        tiny_data.write_beir(tmp_path / name / "beir")
+    whole = [Judge(), Judge()]
+    expected = mined_folder(tmp_path / "whole" / "beir", tiny_bert, *whole)
+    assert min(one.calls for one in whole) >= 4
+    broken = [Judge(stop[1] if stop[0] == name else None) for name in ("reranker", "teacher")]
+    with pytest.raises(KeyboardInterrupt):
+        mined_folder(tmp_path / "parts" / "beir", tiny_bert, *broken)
+    again = [Judge(), Judge()]
+    found = mined_folder(tmp_path / "parts" / "beir", tiny_bert, *again)
+    assert differences(found, expected) == []
+    for first, second, both in zip(broken, again, whole, strict=True):
+        tried = 13 if first.pairs else 0  # at most one query's pairs, which tell the scorer by its scores
+        assert both.pairs <= first.pairs + second.pairs <= both.pairs + tried
+    assert not list((tmp_path / "parts").rglob("unfinished*"))
+
+
+@pytest.mark.parametrize("harm", ["half a line", "another byte", "zeros", "empty", "another key", "another scorer"])
+def test_kept_scores_that_are_damaged_or_of_others_are_not_used(harm, tmp_path, monkeypatch):
+    monkeypatch.setattr(pair_scores, "PAIRS", 12)
+    collection, state = many(), tmp_path / "unfinished.safetensors"
+    options = MiningOptions(k=3, max_relative=None, range=(0, 9))
+    with pytest.raises(KeyboardInterrupt):
+        mine(collection, Lookup(), options, reranker=Judge(4), state=state, key="k")
+    path = state.with_name(RERANKED)
+    content = path.read_bytes()
+    changed = {
+        "half a line": content[:-9],
+        "another byte": content.replace(b"d1", b"d2"),
+        "zeros": content[:200] + bytes(300),
+        "empty": b"",
+    }
+    path.write_bytes(changed.get(harm, content))
+    factor = 2.0 if harm == "another scorer" else 1.0
+    expected = mine(collection, Lookup(), options, reranker=Judge(factor=factor)).negatives
+    more = {"state": state, "key": "another" if harm == "another key" else "k"}
+    assert mine(collection, Lookup(), options, reranker=Judge(factor=factor), **more).negatives == expected
+    used = Judge(factor=factor)  # the file is whole now: nothing but the trial is scored again
+    assert mine(collection, Lookup(), options, reranker=used, **more).negatives == expected
+    assert used.pairs <= 13
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 64, b"half"])
+def test_a_damaged_state_is_said_and_mining_starts_anew(content, tmp_path, caplog):
+    state = tmp_path / "unfinished.safetensors"
+    state.write_bytes(content)
+    options = MiningOptions(k=4)
+    found = mine(many(), Lookup(), options, state=state, key="k", save_every=0.0)
+    assert found.negatives == mine(many(), Lookup(), options).negatives
+    assert "unfinished.safetensors is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("limit", [100, 1000, 2500, 4000, 9000])
+def test_a_full_disk_while_mining_costs_no_result(limit, tiny_bert, tmp_path, monkeypatch):
+    """No file gets longer than ``limit`` bytes, as on a full disk; then there is room, and the same call ends alike."""
+    monkeypatch.setattr(pair_scores, "PAIRS", 12)
+    for name in ("whole", "parts"):
+        tiny_data.write_beir(tmp_path / name / "beir")
+    expected = mined_folder(tmp_path / "whole" / "beir", tiny_bert, Judge(), Judge())
+    folder = tmp_path / "parts" / "beir"
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(Exception) as told:
+            mined_folder(folder, tiny_bert, Judge(), Judge())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    assert disk_fault(told.value) == "File too large", "the command says it in a sentence"
+    assert differences(mined_folder(folder, tiny_bert, Judge(), Judge()), expected) == []
 
 
 def test_a_pass_holds_a_portion_of_the_corpus_and_no_more(monkeypatch):

@@ -41,6 +41,7 @@ from smart_train.models import base_loading
 from smart_train.models.base_config import REFUSED_MODULES, TAKEN, read_base
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.verification import verify
+from smart_train.publishing.merger import merge
 
 QUERIES = ["what is on the chart", "violin"]
 PROMPTS = {"query": "find the page: ", "document": "page: "}
@@ -63,6 +64,7 @@ def dense(st, width: int = 24) -> Dense:
     return Dense(st[0].get_embedding_dimension(), width)
 
 
+OLD = "transformer in a folder of its own"
 MEMBERS = {  # name -> (kind of transformer, modules behind it, options of SentenceTransformer)
     "dense": ("bert", lambda st: [Pooling(32, "mean"), dense(st), Normalize()], {}),
     "two dense, as EmbeddingGemma": (
@@ -85,6 +87,7 @@ MEMBERS = {  # name -> (kind of transformer, modules behind it, options of Sente
         lambda st: [Pooling(32, "mean")],
         {"prompts": {"all": "text: "}, "default_prompt_name": "all"},
     ),
+    OLD: ("bert", lambda st: [Pooling(32, "cls"), dense(st)], {"prompts": PROMPTS}),
     "prompts that are not pooled": (
         "bert",
         lambda st: [Pooling(32, "mean", include_prompt=False)],
@@ -93,13 +96,25 @@ MEMBERS = {  # name -> (kind of transformer, modules behind it, options of Sente
 }
 
 
+def old_layout(folder: Path) -> Path:
+    """The transformer's own files in 0_Transformer, as sentence-transformers saved them before 2021."""
+    inner, modules = folder / "0_Transformer", json.loads((folder / "modules.json").read_text())
+    inner.mkdir()
+    for path in [p for p in folder.iterdir() if p.is_file()]:
+        if path.name not in ("modules.json", "config_sentence_transformers.json"):
+            path.rename(inner / path.name)
+    modules[0]["path"] = inner.name
+    (folder / "modules.json").write_text(json.dumps(modules))
+    return folder
+
+
 def base_of(name: str, tiny_models, folder: Path) -> Path:
     kind, behind, options = MEMBERS[name]
     torch.manual_seed(3)
     transformer = SentenceTransformer(str(tiny_models(kind)), device="cpu")
     whole = SentenceTransformer(modules=[transformer[0], *behind(transformer)], device="cpu", **options)
     whole.save(str(folder), create_model_card=False)
-    return folder
+    return old_layout(folder) if name == OLD else folder
 
 
 def adapted(base: Path, kind: str, **options) -> SmartEncoder:
@@ -155,6 +170,31 @@ def test_plain_sentence_transformers_reads_and_ranks_the_same(name, zoo):
         theirs = theirs / np.linalg.norm(theirs, axis=1, keepdims=True)
         np.testing.assert_allclose(theirs, expected[f"{name}/{side}"], atol=1e-5)
     np.testing.assert_allclose(found[f"{name}/scores"], expected[f"{name}/scores"], atol=1e-5)
+
+
+def test_an_adapter_of_an_old_base_loads_where_the_base_has_moved_and_merges(tiny_models, tmp_path, monkeypatch):
+    encoder = adapted(base_of(OLD, tiny_models, tmp_path / "base"), "lora")
+    encoder.save_pretrained(tmp_path / "adapter")
+    verify(encoder, tmp_path / "adapter", QUERIES, tiny.TEXTS)
+    shutil.move(tmp_path / "base", tmp_path / "elsewhere" / "base")
+    moved = str(tmp_path / "elsewhere" / "base")
+    both = merge([tmp_path / "adapter"] * 2, [0.5, 0.5], tmp_path / "merged", base=moved)
+    for folder in (tmp_path / "adapter", both):
+        again = SmartEncoder.from_pretrained(folder, base=moved, device="cpu")
+        expected = encoder.encode_documents(tiny.TEXTS).pooled
+        np.testing.assert_allclose(again.encode_documents(tiny.TEXTS).pooled, expected, atol=1e-5)
+        assert verify(again, folder, QUERIES, tiny.TEXTS, base=moved)["largest_pooled_difference"] < 1e-5
+
+
+def test_a_base_whose_inner_folder_no_adapter_can_name_is_refused_before_it_is_loaded(tiny_models, tmp_path):
+    base = base_of(OLD, tiny_models, tmp_path / "base")
+    (base / "deep").mkdir()
+    (base / "0_Transformer").rename(base / "deep" / "0_Transformer")
+    path = base / "modules.json"
+    path.write_text(path.read_text().replace("0_Transformer", "deep/0_Transformer"))
+    with pytest.raises(BaseNotFound, match="lies in the folder deep/0_Transformer, which no LoRA adapter can name"):
+        SmartEncoder(str(base), lora={"r": 2}, device="cpu")
+    assert SmartEncoder(str(base), adapter={"kind": "full"}, device="cpu").hidden_size == 32
 
 
 def test_a_similarity_that_is_replaced_is_logged(tiny_models, tmp_path, caplog):

@@ -25,6 +25,7 @@ from smart_train.mining.folder import round_miner
 from smart_train.mining.miner import mine
 from smart_train.mining.selection import MiningOptions
 from smart_train.models.encoder import SmartEncoder
+from smart_train.training import mining_rounds
 from smart_train.training.arguments import training_arguments
 from smart_train.training.mining_rounds import FreshCollator, MiningRounds, NegativesStore, is_due
 from smart_train.training.trainer import SmartTrainer
@@ -183,6 +184,58 @@ def test_a_resumed_run_has_the_negatives_that_were_in_force(tiny_bert, tmp_path)
     again, _, _ = run(tmp_path / "whole")
     with pytest.raises(TrainingStopped, match="resumed after step 6, and the negatives mined after step 4 are not in"):
         again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoints" / "checkpoint-6"))
+
+
+@pytest.mark.parametrize("lost", ["step-8.json", "current"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_round_that_a_full_disk_does_not_take_is_said_and_counted_and_the_run_goes_on(
+    lost, workers, tiny_bert, tmp_path, monkeypatch, caplog
+):
+    """With the negatives of the round before, exactly; and a resumed run does the same."""
+    real = mining_rounds._replace
+
+    def full(file: Path, text: str) -> None:
+        if file.name == lost and trainer.state.global_step == 8:
+            raise OSError(28, "No space left on device", str(file))
+        real(file, text)
+
+    def run(folder, *steps):
+        collection = given()
+        more = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 9, "dataloader_num_workers": workers}
+        trainer = build(tiny_bert, folder, collection, **more)
+        return trainer, watched(trainer, collection, Scripted(*steps), rounds=2), collection
+
+    trainer, remine, collection = run(tmp_path / "full", 4, 8)
+    monkeypatch.setattr(mining_rounds, "_replace", full)
+    trainer.train()
+    assert collection.negatives == drawn(4) and remine.lost == 1
+    assert "the negatives mined after step 8 cannot be written to" in caplog.text
+    assert "(No space left on device): the training goes on with those of step 4" in caplog.text
+    assert [(line["step"], line["mining/lost"]) for line in lines(trainer) if "mining/lost" in line] == [(8, 1.0)]
+    assert (tmp_path / "full" / "negatives" / "current").read_text() == "4"
+    expected, _, _ = run(tmp_path / "once", 4)
+    monkeypatch.setattr(mining_rounds, "is_due", lambda step, *_: step == 4)
+    expected.train()
+    assert_same_weights(weights(trainer.encoder), weights(expected.encoder), 0.0)
+    monkeypatch.undo()
+    again, remine, collection = run(tmp_path / "full")
+    again.train(resume_from_checkpoint=str(tmp_path / "full" / "checkpoints" / "checkpoint-9"))
+    assert_same_weights(weights(again.encoder), weights(expected.encoder), 0.0)
+    assert collection.negatives == drawn(4) and remine.lost == 1
+
+
+def test_a_round_before_the_first_step_that_the_disk_does_not_take_ends_the_run(tiny_bert, tmp_path, monkeypatch):
+    """Nothing is trained yet, and without any negatives it would be another training."""
+
+    def full(file: Path, text: str) -> None:
+        if file.name == "step-0.json":
+            raise OSError(28, "No space left on device", str(file))
+
+    monkeypatch.setattr(mining_rounds, "_replace", full)
+    trainer = build(tiny_bert, tmp_path, given(), max_steps=4)
+    watched(trainer, given(), Scripted(0), rounds=1, start=True)
+    with pytest.raises(TrainingStopped, match="mined before the first step cannot be written .*No space left.*free"):
+        trainer.train()
 
 
 def test_a_run_that_was_stopped_where_a_round_was_due_makes_it_when_it_goes_on(tiny_bert, tmp_path):
