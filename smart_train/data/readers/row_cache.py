@@ -387,7 +387,8 @@ class _Conversion:
         related = {}
         for name, offset in (("pairs", 0), ("negatives", shards)):
             total = sum(one[name] for one in done)
-            query, document = np.empty(total, np.int32), np.empty(total, np.int32)
+            query = _scratch(self.folder, f"{name}.queries", np.int32, total)
+            document = _scratch(self.folder, f"{name}.documents", np.int32, total)
             scores = np.full(total, np.nan) if scored else None
             begin = 0
             for n, one in enumerate(done):
@@ -440,6 +441,15 @@ class _Conversion:
         save_array(self.folder, "teacher.documents", np.empty(0, np.int32), append=True)
         save_array(self.folder, "teacher.values", np.empty(0, np.float64), append=True)
         return rescored
+
+
+def _scratch(folder: Path, name: str, kind: Any, size: int) -> NDArray[Any]:
+    """Return an array in a file, which is removed at the end: the system may write its pages to the disk."""
+    if not size:
+        return np.empty(0, kind)
+    file = folder / f"{name}.partial"
+    reserve(file, size * np.dtype(kind).itemsize)
+    return np.asarray(np.memmap(file, kind, "r+", shape=(size,)))
 
 
 def _between(relation: Any, begin: int, end: int) -> Any:
@@ -500,8 +510,7 @@ def _number_entries(folder: Path, name: str, shards: Shards, begins: Places) -> 
     give one after another is sorted.
     """
     total = len(shards)
-    first = np.lib.format.open_memmap(folder / f"{name}.first.partial", "w+", np.int64, (total,))
-    reserve(folder / f"{name}.first.partial", (folder / f"{name}.first.partial").stat().st_size)
+    first = _scratch(folder, f"{name}.entries", np.int64, total)
     for what in ("", ".hashes", ".first"):
         for file in folder.glob(f"{name}{what}.[iu][48]"):
             file.unlink()
@@ -512,7 +521,7 @@ def _number_entries(folder: Path, name: str, shards: Shards, begins: Places) -> 
         first[at] = at[new][np.cumsum(new) - 1]
         save_array(folder, f"{name}.hashes", high[new], append=True)
         save_array(folder, f"{name}.first", at[new], append=True)
-    row, count = np.empty(total, np.int32), 0
+    row, count = _scratch(folder, f"{name}.numbers", np.int32, total), 0
     for begin in range(0, total, BUCKET):
         some = np.asarray(first[begin : begin + BUCKET])
         place = np.arange(begin, begin + len(some))
