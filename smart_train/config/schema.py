@@ -176,6 +176,7 @@ class DataBlock:
     image: str | None = None  # rows: column of the document's image; null = image, if there; "" = none
     id: str | None = None  # rows: column that names the document (image_filename ...); null = hash of the content
     scores: str | None = None  # rows: column of a teacher's scores of the documents; null = scores, if there; "" = none
+    label: str | None = None  # rows: column of labels, 0 = a negative; null = label, score ..., if there; "" = none
     negatives: int = 0  # hard negatives per query; the data must have them
     allow_outside: bool = False  # also read image and text files that lie outside of the data's folder
     limit: int | None = None  # train on the first pairs only; the last query of a collection keeps all of its pairs

@@ -47,6 +47,18 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def text_fault(text: str) -> str | None:
+    """Return what a text holds that no tokenizer can read, with the place of its first character; None where it is
+    sound.
+
+    >>> text_fault("f\\u00fcr"), text_fault("a\\0b")
+    (None, 'a NUL (character 2 is a zero byte)')
+    """
+    if not is_unicode(text):
+        return "half of a surrogate pair, which is no character"
+    return f"a NUL (character {text.index(chr(0)) + 1} is a zero byte)" if "\0" in text else None
+
+
 def to_rgb(image: Any) -> Any:
     """Return an RGB copy of a PIL image, turned as its EXIF data says; what is transparent becomes white, not black.
 

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,7 @@ from typing import IO, Any
 from smart_train.config.schema import DataBlock
 from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import DataError, Setting
-from smart_train.core.modality import is_unicode
+from smart_train.core.modality import text_fault
 from smart_train.data.collection import content_id
 
 TEXT_FILES = (".jsonl", ".json", ".csv", ".tsv")
@@ -97,8 +98,11 @@ class Boundary:
 
     def real(self, path: Path) -> Path:
         """Return a path without links; a folder is looked up once."""
-        if path.name in ("", "..") or path.is_symlink():
-            return Path(os.path.realpath(path))
+        try:
+            if path.name in ("", "..") or path.is_symlink():
+                return Path(os.path.realpath(path))
+        except OSError:  # too long for a name
+            return Path(os.path.abspath(path))
         folder = path.parent
         if folder not in self._real:
             self._real[folder] = Path(os.path.realpath(folder))
@@ -121,12 +125,21 @@ def open_text(path: Path) -> Iterator[IO[str]]:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as stream:
             yield stream
     except UnicodeDecodeError as error:
-        with opener(path, "rb") as stream:
-            spoilt = (n for n, raw in enumerate(stream, 1) if "\ufffd" in raw.decode("utf-8", "replace"))
-            line = next(spoilt, 1)
-        raise DataError(f"{path}:{line}: not UTF-8 text; convert the file to UTF-8") from error
+        line, byte = _undecodable(path, opener)
+        raise DataError(f"{path}:{line}: not UTF-8 text ({byte}); convert the file to UTF-8") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: the gzip file is cut off or damaged ({error}); download it again") from error
+
+
+def _undecodable(path: Path, opener: Any) -> tuple[int, str]:
+    """Return (line, byte in it) of the first byte that is not UTF-8."""
+    with opener(path, "rb") as stream:
+        for number, raw in enumerate(stream, 1):
+            try:
+                raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return number, f"byte {error.start + 1} of the line is 0x{raw[error.start]:02x}"
+    return 1, "it ends within a character"
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -140,12 +153,15 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Read (``file:line``, object) from a JSON Lines file."""
     for number, line in text_lines(path):
-        yield f"{path}:{number}", _object(line, f"{path}:{number}")
+        yield f"{path}:{number}", _object(line, f"{path}:{number}", number <= PEEK)
 
 
-def _object(text: str, where: str) -> dict[str, Any]:
+def _object(text: str, where: str, first: bool) -> dict[str, Any]:
+    """first: also look for a key that is there twice, of which Python keeps the last; a writer does it in every row"""
     try:
         row = load_json(text)
+        if first:
+            json.loads(text, object_pairs_hook=lambda pairs: _check_twice([key for key, _ in pairs], where))
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON ({error.msg} at character {error.pos}); one object per line") from error
     if not isinstance(row, dict):
@@ -169,17 +185,42 @@ def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{path}: entry {number}", row
 
 
-def _read_csv(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_csv(path: Path, usual: str) -> Iterator[tuple[str, dict[str, Any]]]:
     csv.field_size_limit(2**31 - 1)  # documents are longer than the module's 128 KiB
     with open_text(path) as stream:
+        delimiter, skip = _delimiter(path, usual)
+        for _ in range(skip):
+            next(stream)
         reader = csv.DictReader(stream, delimiter=delimiter)
+        _check_twice(list(reader.fieldnames or ()), f"{path}:{1 + skip}")
         for row in reader:
-            where = f"{path}:{reader.line_num}"
+            where = f"{path}:{reader.line_num + skip}"
             if None in row:
-                raise DataError(
-                    f"{where}: more fields than the header has ({len(reader.fieldnames or [])}); quote them"
-                )
+                held = f"more fields than the header has ({len(reader.fieldnames or [])}, separated by {delimiter!r})"
+                raise DataError(f"{where}: {held}; quote them")
             yield where, dict(row)
+
+
+def _delimiter(path: Path, usual: str) -> tuple[str, int]:
+    """Return what separates the fields of a CSV file, and how many lines stand before its header.
+
+    That is what its suffix says, unless the header is then one field and another delimiter divides it.  Excel may
+    write ``sep=;`` before the header.
+    """
+    with open_text(path) as stream:
+        header = stream.readline().rstrip("\r\n")
+    if named := re.fullmatch(r"sep=(.)", header):
+        return named[1], 1
+    parts = {one: len(next(csv.reader([header], delimiter=one), [])) for one in (usual, ",", ";", "\t", "|")}
+    return (usual if parts[usual] > 1 else max(parts, key=parts.__getitem__)), 0
+
+
+def _check_twice(names: list[str], where: str) -> None:
+    """Raise DataError where two columns have one name: only the last would be read."""
+    twice = next((name for name, count in Counter(names).items() if name and count > 1), None)
+    if twice is not None:
+        what = f"the column {twice!r} is there {names.count(twice)} times"
+        raise DataError(f"{where}: {what}; give each a name of its own ({twice}_1, {twice}_2 ...)")
 
 
 @dataclass
@@ -230,7 +271,7 @@ class StoredImage:
     def raw(self) -> bytes:
         """Return the undecoded file."""
         value = self.dataset[self.row][self.column]
-        if value.get("bytes") is not None:
+        if value.get("bytes"):
             return value["bytes"]
         if self.file is None:
             raise DataError(f"{self.name}: {self.column} has no bytes, and no file that may be read")
@@ -298,8 +339,9 @@ class StoredTable:
         found: list[tuple[bool, str | None]] = []
         for part in table.iter(10_000):
             cells = part.column(0)
-            paths = pc.if_else(pc.struct_field(cells, "bytes").is_valid(), None, pc.struct_field(cells, "path"))
-            found += zip(cells.is_valid().to_pylist(), paths.to_pylist(), strict=True)
+            stored = pc.greater(pc.fill_null(pc.binary_length(pc.struct_field(cells, "bytes")), 0), 0)
+            paths = pc.if_else(stored, None, pc.struct_field(cells, "path")).to_pylist()
+            found += ((has or bool(path), path or None) for has, path in zip(stored.to_pylist(), paths, strict=True))
         return found
 
     def folder(self, where: str) -> Path:
@@ -317,14 +359,17 @@ def _holds_images(feature: Any) -> bool:
 Table = TextTable | StoredTable
 
 
-def open_files(files: list[Path], name: str | None = None) -> Table:
-    """Open files of one type as a table; raises DataError for types that cannot be read."""
+def open_files(files: list[Path], name: str | None = None, reads: Iterable[str] | None = None) -> Table:
+    """Open files of one type as a table; raises DataError for types that cannot be read.
+
+    reads: the columns of Parquet files that will be read; others may have another type in every file.  None = all
+    """
     files = sorted(files)
     kinds = {suffix(f) for f in files}
     if kinds <= set(TEXT_FILES):
         return TextTable(files)
     if len(kinds) == 1 and kinds <= set(STORED_FILES):
-        stored = _stored(files, kinds.pop()[1:])
+        stored = _stored(files, kinds.pop()[1:], None if reads is None else {*reads})
         return StoredTable(stored, name or str(files[0] if len(files) == 1 else files[0].parent), files[0].parent)
     raise DataError(
         f"{files[0]}: files of kind {', '.join(sorted(kinds))} cannot be read as one table; "
@@ -332,22 +377,72 @@ def open_files(files: list[Path], name: str | None = None) -> Table:
     )
 
 
-def _stored(files: list[Path], kind: str) -> Any:
+def _stored(files: list[Path], kind: str, reads: set[str] | None) -> Any:
     """Load files as a datasets.Dataset.  Parquet without images is read into memory, where its rows go anyway, since
     `datasets` would first copy it into its cache."""
     import datasets
     import pyarrow as pa
     from pyarrow.parquet import read_schema, read_table
 
+    options: dict[str, Any] = {}
     try:
         if kind == "parquet":
             schemas = [read_schema(f) for f in files]
+            for file, schema in zip(files, schemas, strict=True):
+                _check_twice(schema.names, str(file))
+            there = dict.fromkeys(name for schema in schemas for name in schema.names)
+            names = [name for name in there if reads is None or name in reads]
             if not any(may_hold_images(column.type) for schema in schemas for column in schema):
-                parts = [read_table(f, partitioning=None) for f in files]
-                return datasets.Dataset(pa.concat_tables(parts, promote_options="default"))
-        return datasets.load_dataset(kind, data_files={"train": [str(f) for f in files]}, split="train")
+                parts = [
+                    read_table(f, partitioning=None, columns=[name for name in names if name in schema.names])
+                    for f, schema in zip(files, schemas, strict=True)
+                ]
+                _check_kinds([part.schema for part in parts], files)
+                return datasets.Dataset(pa.concat_tables(map(_plain, parts), promote_options="permissive"))
+            if reads is not None:
+                options["columns"] = names
+        return datasets.load_dataset(kind, data_files={"train": [str(f) for f in files]}, split="train", **options)
+    except DataError:
+        raise
     except Exception as error:  # Arrow raises OSError, ValueError, KeyError ... by what is damaged
         raise DataError(f"{files[0]}: not a readable {kind} file ({error.__cause__ or error})") from error
+
+
+def _plain(table: Any) -> Any:
+    """Return a table whose texts have one of Arrow's types for text, of which writers use four."""
+    import pyarrow as pa
+
+    kinds = pa.schema([field.with_type(_plain_type(field.type)) for field in table.schema])
+    return table.cast(kinds) if kinds != table.schema else table
+
+
+def _plain_type(kind: Any) -> Any:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):  # a category of pandas
+        return _plain_type(kind.value_type)
+    if pa.types.is_string(kind) or pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.large_list(_plain_type(kind.value_type))
+    return kind
+
+
+def _check_kinds(schemas: list[Any], files: list[Path]) -> None:
+    """Raise DataError for a column that holds different things in two files."""
+    import pyarrow as pa
+
+    first: dict[str, tuple[Any, Path]] = {}
+    for schema, file in zip(schemas, files, strict=True):
+        for column in schema:
+            kind, other = first.setdefault(column.name, (_plain_type(column.type), file))
+            try:
+                merged = [pa.schema([(column.name, one)]) for one in (kind, _plain_type(column.type))]
+                unified = pa.unify_schemas(merged, promote_options="permissive").field(0).type
+            except pa.ArrowException as error:
+                what = f"the column {column.name!r} is {column.type} here and {kind} in {other.name}"
+                raise DataError(f"{file}: {what}; write it with one type") from error
+            first[column.name] = unified, other
 
 
 def may_hold_images(kind: Any) -> bool:
@@ -359,11 +454,11 @@ def may_hold_images(kind: Any) -> bool:
 
 def columns_of(files: list[Path]) -> list[str]:
     """Return the columns of files; of a Parquet file only the schema is read."""
-    if suffix(files[0]) == ".parquet":
+    if {suffix(file) for file in files} == {".parquet"}:
         from pyarrow.parquet import read_schema
 
         try:
-            return list(read_schema(files[0]).names)
+            return list(dict.fromkeys(name for file in sorted(files) for name in read_schema(file).names))
         except Exception as error:  # Arrow raises OSError, ValueError ... by what is damaged
             raise DataError(f"{files[0]}: not a readable parquet file ({error})") from error
     return open_files(files).columns
@@ -410,15 +505,57 @@ def require_column(table: Table, names: tuple[str, ...], what: str) -> str:
     return found
 
 
-def read_id(row: dict[str, Any], key: str, where: str) -> str:
-    """Return a cell as an id; raises DataError where it is empty, or neither a text nor a whole number."""
-    value = row.get(key)
+def id_text(value: Any) -> str | None:
+    """Return an id as text; None where the value is none.  A whole number is itself, however it is stored.
+
+    >>> id_text(7), id_text(7.0), id_text(" a "), id_text("7.0"), id_text(0.5)
+    ('7', '7', 'a', '7.0', None)
+    """
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # a column of ids that pandas has widened
-    wrong = value is None or isinstance(value, float | dict | list | bool)
-    if wrong or not str(value).strip() or not is_unicode(str(value)):
-        raise DataError(f"{where}: {key} is {value!r}; an id is a text or a whole number")
-    return str(value)
+    if value is None or isinstance(value, float | dict | list | tuple | bool):
+        return None
+    return str(value).strip() or None
+
+
+class Ids:
+    """Known ids, found by what is written, else by value: where "7" is known, "7.0" is no other id.
+
+    A text stays as it is, so that "1" and "1.0" are two documents where a corpus has both.
+
+    >>> Ids(["1", "2.0", "a"]).find("1.0"), Ids(["1", "2.0"]).find("2"), Ids(["1", "1.0"]).find("1.00")
+    ('1', '2.0', None)
+    """
+
+    def __init__(self, known: Iterable[str]) -> None:
+        self.known = known if isinstance(known, dict) else dict.fromkeys(known)
+        self._by_value: dict[int, str | None] | None = None  # None = several ids have the value
+
+    def find(self, id: str) -> str | None:
+        """Return the known id that this one names; None where there is none."""
+        if id in self.known:
+            return id
+        if self._by_value is None:
+            self._by_value = {}
+            for one in self.known:
+                if (number := _whole(one)) is not None:
+                    self._by_value[number] = None if number in self._by_value else one
+        value = _whole(id)
+        return None if value is None else self._by_value.get(value)
+
+
+def _whole(id: str) -> int | None:
+    """Return the value of an id that is a whole number as a column of numbers writes it; "007" is a text."""
+    found = re.fullmatch(r"(-?(?:0|[1-9]\d{0,30}))(?:\.0+)?", id)
+    return None if found is None else int(found[1])
+
+
+def read_id(row: dict[str, Any], key: str, where: str) -> str:
+    """Return a cell as an id; raises DataError where it is empty, or neither a text nor a whole number."""
+    found = id_text(row.get(key))
+    if found is None or text_fault(found):
+        raise DataError(f"{where}: {key} is {row.get(key)!r}; an id is a text or a whole number")
+    return found
 
 
 def read_text(row: dict[str, Any], key: str | None, where: str) -> str:
@@ -426,8 +563,8 @@ def read_text(row: dict[str, Any], key: str | None, where: str) -> str:
     value = row.get(key) if key else None
     if value is not None and not isinstance(value, str):
         raise DataError(f"{where}: {key} is {type(value).__name__}; it must be a text")
-    if value and not is_unicode(value):
-        raise DataError(f"{where}: {key} has half of a surrogate pair, which is no character; remove it")
+    if value and (fault := text_fault(value)):
+        raise DataError(f"{where}: {key} has {fault}; remove it")
     return (value or "").strip()
 
 

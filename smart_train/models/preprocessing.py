@@ -14,7 +14,7 @@ from torch import nn
 from smart_train.config.schema import ModelBlock
 from smart_train.core.embeddings import Features
 from smart_train.core.errors import DataError, SettingError, UsageError
-from smart_train.core.modality import is_unicode, modality, to_rgb
+from smart_train.core.modality import modality, text_fault, to_rgb
 from smart_train.models.hidden_states import is_vision
 
 logger = logging.getLogger(__name__)
@@ -77,8 +77,8 @@ def _content_problem(content: Any, read: set[str]) -> str | None:
     text = given.get("text", "")
     if not isinstance(text, str):
         return f"its text is {type(text).__name__}; give a string"
-    if not is_unicode(text):
-        return "its text has half of a surrogate pair, which is no character; decode it with its own encoding"
+    if fault := text_fault(text):
+        return f"its text has {fault}; remove it, or decode the text with its own encoding"
     images = given.get("image", [])
     for image in images if isinstance(images, list | tuple) else [images]:
         if not isinstance(image, str | Path | Image.Image):

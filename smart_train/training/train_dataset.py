@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from smart_train.core.errors import DataError
-from smart_train.core.modality import is_unicode
+from smart_train.core.modality import text_fault
 from smart_train.data.collection import Collection, Document, content_id
 
 QUERY = ("query", "anchor")
@@ -96,8 +96,8 @@ def _cells(value: Any) -> list[Any]:
 def _text(value: Any, column: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: {column} is {value!r:.80}, not a text; correct the row or remove it")
-    if not is_unicode(value):
-        raise DataError(f"{where}: {column} has half of a surrogate pair, which is no character; remove it")
+    if fault := text_fault(value):
+        raise DataError(f"{where}: {column} has {fault}; remove it")
     return value
 
 

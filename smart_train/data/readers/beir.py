@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,11 +34,13 @@ from smart_train.data.tables import (
     PAGES,
     QUERY_IDS,
     Boundary,
+    Ids,
     Table,
     TextTable,
     columns_of,
     data_files,
     find_column,
+    id_text,
     open_files,
     read_id,
     read_image,
@@ -466,7 +470,9 @@ def judged_collection(
     """Return the judged queries over these documents; what dangles or is empty is counted in a warning."""
     qrels: dict[str, dict[str, int]] = {}
     twice = 0
+    asked, shown = Ids(texts), Ids(documents)
     for _, query, document, grade in judged:
+        query, document = asked.find(query) or query, shown.find(document) or document
         row = qrels.setdefault(query, {})
         twice += document in row and row[document] != grade
         row[document] = max(grade, row.get(document, grade))
@@ -504,6 +510,9 @@ def judgement_rows(table: Table) -> Iterator[Judgement]:
     query = require_column(table, JUDGED_QUERY, "query ids")
     document = require_column(table, JUDGED_DOCUMENT, "document ids")
     grade = require_column(table, GRADES, "grades")
+    if find_column(table.columns, ("rank",)):
+        what = f"a column of ranks: this is a run, the output of a search, whose {grade} are no grades"
+        raise DataError(f"{table.name}: {what}; give the qrels, which say what is relevant")
     for where, row in table:
         yield where, read_id(row, query, where), read_id(row, document, where), _grade(row.get(grade), where)
 
@@ -514,19 +523,35 @@ def _judgement_lines(file: Path) -> Iterator[Judgement]:
         where = f"{file}:{number}"
         fields = [f.strip() for f in (line.split("\t") if "\t" in line else line.split())]
         if places is None:
-            places, header = _places(fields)
+            places, header = _places(fields, where)
             if header:
                 continue
+            _check_width(fields, where)
         if len(fields) <= max(places) or not fields[places[0]] or not fields[places[1]]:
             raise DataError(f"{where}: {line!r} is not query id, document id, grade (nor TREC's four columns)")
         yield where, fields[places[0]], fields[places[1]], _grade(fields[places[2]], where)
 
 
-def _places(fields: list[str]) -> tuple[tuple[int, int, int], bool]:
+def _check_width(fields: list[str], where: str) -> None:
+    """Raise DataError for lines without a header that are no qrels: of a run, the rank would be taken for a grade."""
+    if len(fields) == 6 and fields[1].upper() in ("Q0", "0") and _number(fields[3]) and _number(fields[4]):
+        what = "six columns (query, Q0, document, rank, score, name) are a run, the output of a search"
+        raise DataError(f"{where}: {what}; give the qrels, which say what is relevant")
+    if len(fields) not in (3, 4):
+        raise DataError(f"{where}: {len(fields)} columns; write query id, document id, grade, or TREC's four columns")
+    if len(fields) == 4 and not re.fullmatch(r"[Qq]?\d+", fields[1]):
+        what = f"the second of four columns is {fields[1]!r}, and TREC's is 0"
+        raise DataError(f"{where}: {what}; write query id, document id, grade, with a header where there is more")
+
+
+def _places(fields: list[str], where: str) -> tuple[tuple[int, int, int], bool]:
     """(where query, document and grade stand, whether this first line is a header)."""
     found = [find_column(fields, names) for names in (JUDGED_QUERY, JUDGED_DOCUMENT, GRADES)]
     if None not in found:
         query, document, grade = (fields.index(str(name)) for name in found)
+        if find_column(fields, ("rank",)):
+            what = "a column of ranks: this is a run, the output of a search"
+            raise DataError(f"{where}: {what}; give the qrels, which say what is relevant")
         return (query, document, grade), True
     header = any(found) and not _number(fields[-1])
     return ((0, 1, 2) if len(fields) == 3 else (0, 2, 3)), header
@@ -568,12 +593,19 @@ def negative_rows(found: Iterable[Table]) -> Iterator[tuple[str, str, HardNegati
                 where,
                 read_id(row, key, where),
                 HardNegatives(
-                    tuple(str(d) for d in named),
+                    tuple(_document_id(d, f"{where}: {ids}") for d in named),
                     tuple(read_score(s, f"{where}: {scores}") for s in values or ()),
                     None if best is None else read_score(best, f"{where}: {positive}"),
                     str(row.get(miner) or ""),
                 ),
             )
+
+
+def _document_id(value: Any, where: str) -> str:
+    found = id_text(value)
+    if found is None:
+        raise DataError(f"{where} holds {value!r}; an id is a text or a whole number")
+    return found
 
 
 def teacher_rows(found: Iterable[Table]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -585,7 +617,7 @@ def teacher_rows(found: Iterable[Table]) -> Iterator[tuple[str, str, dict[str, A
         for where, row in table:
             scores = row.get("scores")
             if ids and isinstance(scores, list) and isinstance(row[ids], list) and len(scores) == len(row[ids]):
-                scores = dict(zip(map(str, row[ids]), scores, strict=True))
+                scores = dict(zip((_document_id(d, f"{where}: {ids}") for d in row[ids]), scores, strict=True))
             if not isinstance(scores, dict):
                 raise DataError(f"{where}: scores must be an object of document id -> score")
             yield where, read_id(row, key, where), scores
@@ -594,9 +626,12 @@ def teacher_rows(found: Iterable[Table]) -> Iterator[tuple[str, str, dict[str, A
 def attach(collection: Collection, negatives: Iterable[Table], teacher: Iterable[Table]) -> None:
     """Add the rows of these tables to the collection's queries; unknown documents are left out and counted."""
     lost = 0
-    for _, query, mined in negative_rows(negatives):
-        if query in collection.queries:
-            known = mined.filter(collection.corpus.__contains__)
+    asked, shown = Ids(collection.queries), Ids(collection.corpus)
+    for _, named, mined in negative_rows(negatives):
+        query = asked.find(named)
+        if query is not None:
+            found = tuple(shown.find(d) or d for d in mined.documents)
+            known = replace(mined, documents=found).filter(collection.corpus.__contains__)
             lost += len(mined.documents) - len(known.documents)
             collection.negatives[query] = list(known.documents)
             collection.scored_negatives.pop(query, None)
@@ -605,11 +640,13 @@ def attach(collection: Collection, negatives: Iterable[Table], teacher: Iterable
     if lost:
         logger.warning("%s: %d negatives are missing in the corpus and are left out", collection.name, lost)
     lost = 0
-    for where, query, scores in teacher_rows(teacher):
+    for where, named, scores in teacher_rows(teacher):
+        query = asked.find(named)
         if query in collection.teacher:
             raise DataError(f"{where}: the query {query!r} has a line before; write its scores in one line")
-        if query in collection.queries:
-            there = {d: read_score(s, f"{where}: {d}") for d, s in scores.items() if d in collection.corpus}
+        if query is not None:
+            scored = {shown.find(d): read_score(s, f"{where}: {d}") for d, s in scores.items()}
+            there = {d: s for d, s in scored.items() if d is not None}
             lost += len(scores) - len(there)
             collection.teacher[query] = there
     if lost:

@@ -10,10 +10,12 @@ from typing import Any
 from smart_train.config.schema import DataBlock
 from smart_train.config.typed_values import Problem
 from smart_train.core.errors import DataError
+from smart_train.core.modality import text_fault
 from smart_train.data.collection import Collection, Document, content_id, first_few
 from smart_train.data.readers.base import DataProblem
 from smart_train.data.readers.beir import corpus_image_column, part_files, read_corpus
-from smart_train.data.readers.row_parser import DOCUMENTS, query_column
+from smart_train.data.readers.cells import read_grade
+from smart_train.data.readers.row_parser import DOCUMENTS, LABELS, query_column
 from smart_train.data.readers.rows import RowsReader, is_image_folder, local_sources
 from smart_train.data.tables import (
     FILES,
@@ -73,7 +75,9 @@ class PageAnnotationsReader(RowsReader):
         return () if self._trains_on_pages() else super().problems()
 
     def no_negatives(self) -> str | None:
-        return f"{self.data.path} is a table of pages, and names none" if self._trains_on_pages() else None
+        labelled = self.data.label or (self.data.label is None and any(name in LABELS for name in self.columns()))
+        named = labelled or not self._trains_on_pages()
+        return None if named else f"{self.data.path} is a table of pages, and names none"
 
     def no_scores(self) -> str | None:
         return f"{self.data.path} has no scores" if self._trains_on_pages() else super().no_scores()
@@ -119,8 +123,11 @@ def read_pages(table: TextTable, data: DataBlock, name: str, limit: int | None =
     places = _CorpusPages(home, data) if home is not None else _FilePages(table, data)
     query, file = query_column(table.columns, data), str(find_column(table.columns, FILES))
     page = find_column(table.columns, PAGES) or "page"
+    label = next((c for c in LABELS if c in table.columns), "") if data.label is None else data.label
     found = Collection(name, places.corpus, {}, {})
     lost: list[str] = []
+    unlabelled: list[str] = []
+    rejected: dict[str, dict[str, None]] = {}  # query -> pages of label 0
     pairs = 0
     for where, row in table:
         if limit is not None and pairs >= limit:
@@ -131,9 +138,23 @@ def read_pages(table: TextTable, data: DataBlock, name: str, limit: int | None =
             lost.append(f"{where} ({named or 'no file'}, page {row.get(page) or 'not given'})")
             continue
         key = content_id("query", words)
-        found.queries[key] = words
-        pairs += document not in found.qrels.setdefault(key, {})
-        found.qrels[key][document] = 1
+        grade = read_grade(row.get(label), label, where) if label else 1
+        if grade is None:
+            unlabelled.append(where)
+        elif grade == 0:
+            rejected.setdefault(key, {})[document] = None
+        else:
+            found.queries[key] = words
+            judged = found.qrels.setdefault(key, {})
+            pairs += document not in judged
+            judged[document] = max(grade, judged.get(document, 0))
+    for key, pages in rejected.items():
+        if key in found.queries:
+            found.negatives[key] = [document for document in pages if document not in found.qrels[key]]
+    if alone := rejected.keys() - found.queries.keys():
+        logger.warning("%s: %d queries have no page with a %s above 0 and are left out", name, len(alone), label)
+    if unlabelled:
+        logger.warning("%s: %d rows without a label are left out: %s", name, len(unlabelled), first_few(unlabelled))
     if lost:
         what = "rows have no query, or name a page that is not there, and are left out"
         logger.warning("%s: %d %s: %s", name, len(lost), what, first_few(lost))
@@ -188,6 +209,8 @@ class _FilePages:
             return None
         if file not in self.known:
             content: dict[str, Any] = {"image": str(path)} if kind in IMAGES else {"text": path.read_text("utf-8")}
+            if "text" in content and (fault := text_fault(content["text"])):
+                raise DataError(f"{where}: {file} has {fault}; remove it")
             key = content_id(next(iter(content)), path.read_bytes())
             self.known[file] = key
             self.corpus.setdefault(key, Document(key, **content, file=file, page=page))

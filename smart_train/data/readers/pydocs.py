@@ -20,6 +20,7 @@ from pathlib import Path
 
 from smart_train.config.schema import DataBlock
 from smart_train.core.errors import DataError
+from smart_train.core.modality import text_fault
 from smart_train.data.collection import Collection, Document, RetrievalDataset, first_few, hash_id
 from smart_train.data.readers.base import Reader
 
@@ -188,6 +189,8 @@ def _divide(docstring: str) -> tuple[str, str] | None:
     summary, body = (" ".join(part.split()) for part in parts)
     words = len(summary.split())
     if not SUMMARY_WORDS[0] <= words <= SUMMARY_WORDS[1] or len(body.split()) < BODY_WORDS:
+        return None
+    if text_fault(f"{summary} {body}"):  # no tokenizer can read them
         return None
     return None if summary.lower().rstrip(".") in body.lower() else (summary, body)
 

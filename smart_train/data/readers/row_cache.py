@@ -16,6 +16,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import zlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -40,7 +41,7 @@ from smart_train.data.tables import StoredTable, Table, may_hold_images, suffix
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # of the files of a store
+VERSION = 2  # of the files of a store
 SMALL_BYTES = 64 << 20  # smaller tables are held in memory as dicts: 0.2 GB at most, and nothing is written
 SMALL_ROWS = 50_000  # the same for tables whose number of rows is known
 SHARD_ROWS, SHARD_TEXT = 20_000, 64 << 20  # a shard ends after so many rows or characters: 0.3 GB while it is made
@@ -154,8 +155,12 @@ def read(table: LargeTable, data: DataBlock, name: str, limit: int | None = None
         except OSError as error:
             what = f"{table.name} is converted in {folder}, and nothing can be written there ({error})"
             raise DataError(f"{what}; free space, or name another folder in HF_DATASETS_CACHE") from error
-    _report(name, json.loads((folder / DONE).read_text("utf-8")))
-    return StoredCollection.open(folder, name)
+    about = json.loads((folder / DONE).read_text("utf-8"))
+    _report(name, about)
+    found = StoredCollection.open(folder, name)
+    if not about["alone"]:
+        return found
+    return found.select_rows(np.flatnonzero(np.diff(found.part.store.relations["qrels"].offsets)), None)
 
 
 def cache_folder() -> Path:
@@ -205,13 +210,18 @@ def _rows_estimate(table: LargeTable, files: list[Path] | None) -> int:
         return len(table)  # type: ignore[arg-type]
     with files[0].open("rb") as raw:
         stream: Any = gzip.GzipFile(fileobj=raw) if files[0].suffix == ".gz" else raw
-        lines = max(1, stream.read(SAMPLE).count(b"\n"))
+        try:
+            lines = max(1, stream.read(SAMPLE).count(b"\n"))
+        except (OSError, EOFError, zlib.error):  # a damaged file, which reading its rows tells better
+            return 1
         return int(sum(file.stat().st_size for file in files) * lines / max(1, raw.tell()))
 
 
 def _report(name: str, counts: dict[str, Any]) -> None:
     for what, (count, first) in counts["left_out"].items():
         logger.warning("%s: %d rows without a %s are left out: %s", name, count, what, first)
+    for line in counts["lines"]:
+        logger.info("%s: %s", name, line)
     for line in counts["warnings"]:
         logger.warning("%s: %s", name, line)
 
@@ -249,6 +259,7 @@ class _Shard:
         self.documents, self.others, self.queries = _Entries(), _Entries(), _Entries()
         # query and document by their places in the shard, and a score or NaN
         self.pairs, self.negatives = (array("i"), array("d")), (array("i"), array("d"))
+        self.grades = array("b")  # of the pairs
         self.rows = self.text = 0
         self.scored = False
 
@@ -259,12 +270,15 @@ class _Shard:
         self.scored |= row.scores is not None
         query = self.queries.add((content_id("query", row.query), row.query))
         scores = row.scores or [None] * (len(row.documents) + len(row.negatives))
-        for one, score in zip(row.documents, scores, strict=False):
+        for one, grade, score in zip(row.documents, row.grades, scores, strict=False):
             text, image = one.text or "", None if one.image is None else str(one.image)
             length = len(text) if image is None else 0
             self.text += len(text)
-            place = self.documents.add((one.id, one.text, image, one.file, one.page, one.source, length))
-            self._relate(self.pairs, query, place, score)
+            entries, relation = (self.documents, self.pairs) if grade else (self.others, self.negatives)
+            place = entries.add((one.id, one.text, image, one.file, one.page, one.source, length))
+            self._relate(relation, query, place, score)
+            if grade:
+                self.grades.append(grade)
         for text, score in zip(row.negatives, scores[len(row.documents) :], strict=True):
             self.text += len(text)
             place = self.others.add((content_id("text", text), text, None, None, None, None, len(text)))
@@ -296,6 +310,7 @@ class _Shard:
             np.save(folder / f"shard-{name}-{number:06d}.npy", np.frombuffer(places, np.int32).reshape(-1, 2))
             if self.scored:
                 np.save(folder / f"shard-{name}-scores-{number:06d}.npy", np.frombuffer(scores, np.float64))
+        np.save(folder / f"shard-pairs-grades-{number:06d}.npy", np.frombuffer(self.grades, np.int8))
         counts = {"pairs": len(self.pairs[1]), "negatives": len(self.negatives[1])}
         return {"rows": self.rows, "scored": self.scored, **counts}
 
@@ -310,22 +325,30 @@ class _Conversion:
         (self.folder / DONE).unlink(missing_ok=True)
         done = self._parse()
         if not any(one["pairs"] for one in done):
-            raise DataError(f"{self.parser.table.name}: no row has a query and a document")
+            raise DataError(f"{self.parser.table.name}: {self.parser.nothing()}")
         logger.info("%s: %d rows are parsed; numbering their texts", self.name, sum(one["rows"] for one in done))
-        rescored = self._number(done)
+        counted = self._number(done)
         left_out = {what: (len(places), first_few(places)) for what, places in self.parser.empty.items() if places}
         warnings = []
         if self.parser.late:
             first = [f"{column} ({where})" for column, where in sorted(self.parser.late.items())]
             what = "columns first appear after the rows that the columns are taken from, and are not read"
             warnings.append(f"{len(first)} {what}; give the first row every column: {first_few(first)}")
-        if rescored:
-            warnings.append(f"{rescored} pairs have two scores in {self.parser.columns.scores}; the last counts")
+        if counted["relevant"]:
+            what = "negatives are also positives of their query, and are left out of its negatives"
+            warnings.append(f"{counted['relevant']} {what}")
+        if counted["rescored"]:
+            rescored, column = counted["rescored"], self.parser.columns.scores
+            warnings.append(f"{rescored} pairs have two scores in {column}; the last counts")
+        if counted["alone"]:
+            what = f"queries have no document with a {self.parser.columns.label} above 0 and are left out"
+            warnings.append(f"{counted['alone']} {what}")
         for file in [*self.folder.glob("shard-*"), *self.folder.glob("*.partial")]:
             file.unlink(missing_ok=True)
         files = {file.name: file.stat().st_size for file in self.folder.iterdir() if file.suffix != ".txt"}
         files = {name: size for name, size in files.items() if name not in ("lock", DONE)}
-        about = {"left_out": left_out, "warnings": warnings, "files": files}
+        about: dict[str, Any] = {"left_out": left_out, "warnings": warnings, "lines": self.parser.lines()}
+        about |= {"files": files, "alone": counted["alone"]}
         with replacing(self.folder / DONE) as part:
             part.write_text(json.dumps(about), "utf-8")
 
@@ -336,6 +359,7 @@ class _Conversion:
         done: list[dict[str, Any]] = state["shards"]
         if done:
             self.parser.empty, self.parser.late = state["empty"], state["late"]
+            self.parser.notes.update(state["notes"])
         before = sum(one["rows"] for one in done)
         if before:
             logger.info("%s: resuming after %d rows that were converted before", self.name, before)
@@ -346,7 +370,7 @@ class _Conversion:
 
         def flush() -> _Shard:
             done.append(shard.write(self.folder, len(done)))
-            state = {"shards": done, "empty": self.parser.empty, "late": self.parser.late}
+            state = {"shards": done, "empty": self.parser.empty, "late": self.parser.late, "notes": self.parser.notes}
             with replacing(kept) as part:
                 part.write_text(json.dumps(state), "utf-8")
             pace.add(shard.rows)
@@ -370,8 +394,8 @@ class _Conversion:
 
     # Numbering: shards to rows
 
-    def _number(self, done: list[dict[str, Any]]) -> int:
-        """Write the arrays of the store; return how many scores were replaced by a later one."""
+    def _number(self, done: list[dict[str, Any]]) -> dict[str, int]:
+        """Write the arrays of the store; return what ``_write_relations`` counts."""
         folder, shards = self.folder, len(done)
         queries = Shards([folder / f"queries-{n:06d}.arrow" for n in range(shards)])
         # Documents of pairs come first, as they are numbered, then those that only negatives name.
@@ -398,18 +422,23 @@ class _Conversion:
                 if scores is not None and one["scored"]:
                     scores[begin:end] = self._load(n, f"{name}-scores")
                 begin = end
+            grades = [self._load(n, "pairs-grades") for n in range(shards)] if name == "pairs" else []
+            grade = np.concatenate(grades) if grades else None
             if (query[1:] < query[:-1]).any():
                 by_query = np.argsort(query, kind="stable")
                 query, document = query[by_query], document[by_query]
                 scores = None if scores is None else scores[by_query]
-            related[name] = query, document, scores
+                grade = None if grade is None else grade[by_query]
+            related[name] = query, document, scores, grade
         del document_row, query_row
         return self._write_relations(related, query_count, document_count)
 
-    def _write_relations(self, related: dict[str, Any], queries: int, documents: int) -> int:
-        """Write each query's documents once, without positives among its negatives, and the last score of each pair."""
+    def _write_relations(self, related: dict[str, Any], queries: int, documents: int) -> dict[str, int]:
+        """Write each query's documents once, with the highest grade of each pair and its last score, and without
+        positives among the negatives; return how many scores were replaced by a later one, how many negatives were
+        positives, and how many queries have no positive."""
         counts = {name: np.zeros(queries, np.int32) for name in ("qrels", "negatives", "teacher")}
-        rescored = 0
+        rescored = relevant = 0
 
         def add(name: str, query: NDArray[Any], document: NDArray[Any], values: NDArray[Any]) -> None:
             np.add.at(counts[name], query, 1)
@@ -424,10 +453,12 @@ class _Conversion:
             pair, negative = (_between(related[name], begin, end) for name in ("pairs", "negatives"))
             positives = _codes(pair[0], pair[1], documents)
             kept = _keep_first(positives)
-            add("qrels", pair[0][kept], pair[1][kept], np.ones(len(kept), np.int8))
+            add("qrels", pair[0][kept], pair[1][kept], _highest(positives, pair[3])[kept])
             codes = _codes(negative[0], negative[1], documents)
             kept = _keep_first(codes)
-            kept = kept[~np.isin(codes[kept], positives)]
+            is_positive = np.isin(codes[kept], positives)
+            relevant += int(is_positive.sum())
+            kept = kept[~is_positive]
             add("negatives", negative[0][kept], negative[1][kept], np.empty(0, np.int8))
             if pair[2] is not None:
                 *scored, replaced = _last_scores(pair, negative, documents)
@@ -440,7 +471,7 @@ class _Conversion:
         # the files are there, should no query have one
         save_array(self.folder, "teacher.documents", np.empty(0, np.int32), append=True)
         save_array(self.folder, "teacher.values", np.empty(0, np.float64), append=True)
-        return rescored
+        return {"rescored": rescored, "relevant": relevant, "alone": int((counts["qrels"] == 0).sum())}
 
 
 def _scratch(folder: Path, name: str, kind: Any, size: int) -> NDArray[Any]:
@@ -454,9 +485,8 @@ def _scratch(folder: Path, name: str, kind: Any, size: int) -> NDArray[Any]:
 
 def _between(relation: Any, begin: int, end: int) -> Any:
     """Return the entries of the queries from ``begin`` to ``end``."""
-    query, document, scores = relation
-    low, high = np.searchsorted(query, [begin, end])
-    return query[low:high], document[low:high], None if scores is None else scores[low:high]
+    low, high = np.searchsorted(relation[0], [begin, end])
+    return tuple(None if part is None else part[low:high] for part in relation)
 
 
 def _query_blocks(pairs: NDArray[Any], negatives: NDArray[Any], queries: int, size: int = 1 << 21) -> Any:
@@ -483,6 +513,16 @@ def _keep_first(codes: Places) -> Places:
     first = np.unique(codes, return_index=True)[1]
     first.sort()
     return first
+
+
+def _highest(codes: Places, grades: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Return of each number the highest grade that an equal number has."""
+    if (grades == 1).all():
+        return grades
+    found, place = np.unique(codes, return_inverse=True)
+    best = np.zeros(len(found), np.int8)
+    np.maximum.at(best, place, grades)
+    return best[place]
 
 
 def _last_scores(pair: Any, negative: Any, documents: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], int]:

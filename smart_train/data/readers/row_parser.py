@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,26 +19,48 @@ from typing import Any
 from smart_train.config.schema import DataBlock
 from smart_train.config.typed_values import Problem
 from smart_train.core.errors import DataError, Setting
-from smart_train.core.modality import is_unicode
+from smart_train.core.modality import text_fault
 from smart_train.data.collection import Document, content_id, first_few
+from smart_train.data.readers.cells import (
+    cell_ids,
+    cell_items,
+    cell_texts,
+    is_empty,
+    printed_list,
+    question,
+    read_grades,
+)
 from smart_train.data.tables import (
     FILES,
     PAGES,
     Boundary,
     StoredImage,
+    StoredTable,
     Table,
+    TextTable,
     find_column,
+    id_text,
     read_image,
     read_page,
     read_score,
+    suffix,
 )
 
 logger = logging.getLogger(__name__)
 
 
 QUERIES = ("query", "anchor", "question")  # the first is the default; the others are sentence-transformers' names
+CHATS = ("messages", "conversations")  # of ms-swift and OpenAI, of ShareGPT: the user's message is the query
 DOCUMENTS = ("positive", "document", "text", "pos", "passage", "answer")
-NEGATIVES = ("negative", "negatives", "neg")
+NESTED = ("positives", "positive_passages", "positive_ctxs", "positive_messages", "response")  # in tables of texts
+NEGATIVES = (
+    *("negative", "negatives", "neg", "hard_negatives"),
+    *("negative_passages", "hard_negative_ctxs", "negative_messages", "rejected_response"),
+)
+EASY = "negative_ctxs"  # DPR's negatives that are not hard; read where there are no others
+LABELS = ("label", "labels", "relevance", "rel", "grade", "score", "similarity", "similarity_score")
+SENTENCES = ("premise", "hypothesis")  # of entailment, whose label 0 is the positive one
+SHOWN = 20  # columns that a line names
 
 
 # Which column holds what ---------------------------------------------------------------------------------------------
@@ -56,16 +79,26 @@ class Columns:
     negatives: tuple[str, ...]
     scores: str | None
     source: str | None = None
+    label: str | None = None
 
     def names(self) -> list[str]:
         """Return the columns that are read."""
         each = (self.query, self.document, self.image, self.id, self.file, self.page, *self.negatives)
-        return [name for name in (*each, self.scores, self.source) if name]
+        return list(dict.fromkeys(name for name in (*each, self.scores, self.source, self.label) if name))
+
+    def describe(self, columns: list[str]) -> str:
+        """Return what each column was taken for, and which are not read, as one line."""
+        parts = {"query": self.query, "document": self.document, "image": self.image, "id": self.id}
+        parts |= {"negatives": ", ".join(self.negatives), "label": self.label, "teacher's scores": self.scores}
+        parts |= {"file": self.file, "page": self.page, "source": self.source}
+        read = ", ".join(f"{part} = {column}" for part, column in parts.items() if column)
+        rest = [column for column in columns if column not in self.names()]
+        return f"columns read: {read}" + (f"; not read: {first_few(rest, SHOWN)}" if rest else "")
 
 
 def query_column(columns: list[str], data: DataBlock) -> str:
     """Return ``data.query``; where that is not given, the first usual name that the table has."""
-    usual = QUERIES if data.query == QUERIES[0] else (data.query,)
+    usual = (*QUERIES, *CHATS) if data.query == QUERIES[0] else (data.query,)
     return next((name for name in usual if name in columns), data.query)
 
 
@@ -75,30 +108,51 @@ def choose_columns(columns: list[str], data: DataBlock) -> tuple[Columns | None,
     query = query_column(columns, data)
     named = {"query": query, "document": data.document, "image": data.image, "id": data.id, "scores": data.scores}
     named["source"] = source = data.source if data.source != "file" else None
+    named["label"] = data.label
     for key, name in named.items():
         if name and name not in columns:
             near = get_close_matches(name, columns, 1, 0.5)
             what = f"there is no column {name!r} in {data.path}; it has {', '.join(columns) or 'no rows'}"
             problems.append(Problem(f"data.{key}", what, f"write data.{key}: {near[0] if near else 'one of these'}"))
-    document = data.document if data.document is not None else next((c for c in DOCUMENTS if c in columns), None)
     image = data.image if data.image is not None else ("image" if "image" in columns else None)
+    usual = DOCUMENTS if image else (*DOCUMENTS, *NESTED, *CHATS)  # of a chat, the answer
+    document = (
+        data.document
+        if data.document is not None
+        else next((c for c in usual if c in columns and (c != query or c in CHATS)), None)
+    )
     if not document and not image:
         what = f"no column holds the documents of {data.path} (positive, document, text, image); it has "
         problems.append(
             Problem("data.document", what + (", ".join(columns) or "no rows"), "name the column in data.document")
         )
     negatives = [c for c in columns if c in NEGATIVES or re.fullmatch(r"negative_\d+", c)]
+    negatives = negatives or [c for c in columns if c == EASY]
     negatives.sort(key=lambda c: (not c.startswith("negative_"), int("0" + "".join(filter(str.isdigit, c)))))
-    if data.negatives and not negatives:
+    scores = data.scores if data.scores is not None else ("scores" if "scores" in columns else None)
+    used = (query, document, image, data.id, scores, source)
+    label = data.label if data.label is not None else next((c for c in LABELS if c in columns and c not in used), None)
+    if data.negatives and not negatives and not label:
         what = f"is {data.negatives}, but {data.path} has no column negative, negative_1 ... or negatives"
         problems.append(Problem("data.negatives", what, "write data.negatives: 0, or add such a column"))
+    if data.label is None and label and any(name in columns for name in SENTENCES):
+        what = f"{data.path} has {label} beside {' and '.join(SENTENCES)}, in which 0 usually means entailment"
+        problems.append(Problem("data.label", what, 'write 1 and 0 into a column and name it, or write data.label: ""'))
     if problems:
         return None, problems
-    scores = data.scores if data.scores is not None else ("scores" if "scores" in columns else None)
     rest = [c for c in columns if c not in (query, document, image, data.id)]
     file, page = find_column(rest, FILES), find_column(rest, PAGES)
     found = Columns(
-        query, document or None, image or None, data.id, file, page, tuple(negatives), scores or None, source
+        query,
+        document or None,
+        image or None,
+        data.id,
+        file,
+        page,
+        tuple(negatives),
+        scores or None,
+        source,
+        label or None,
     )
     return found, []
 
@@ -108,18 +162,23 @@ def choose_columns(columns: list[str], data: DataBlock) -> tuple[Columns | None,
 
 @dataclass(frozen=True)
 class ParsedRow:
-    """What one row holds: where it is, its query, documents and negatives, and a score or None for each of the latter
-    two together; None = the row has no scores.  No query, or no documents: the row is to be left out."""
+    """What one row holds: where it is, its query, documents and negatives, a grade for each document (0 = a negative
+    of the query), and a score or None for each document and negative; None = the row has no scores.  No query, or no
+    documents: the row is to be left out."""
 
     where: str
     query: str | None
     documents: list[Document]
     negatives: list[str]
     scores: list[float | None] | None
+    grades: list[int]
 
 
 class RowParser:
-    """Turn a table's rows into ``ParsedRow``, and count what is left out.  Raises DataError for unclear columns."""
+    """Turn a table's rows into ``ParsedRow``, and count what is left out.  Raises DataError for unclear columns.
+
+    empty: what rows lack -> where; late: columns that appear too late -> where; notes: what else was done -> how often
+    """
 
     def __init__(self, table: Table, data: DataBlock) -> None:
         columns, problems = choose_columns(table.columns, data)
@@ -127,60 +186,116 @@ class RowParser:
             lines = [(Setting(p.key), ": ", p.what, "; ", p.fix) for p in problems]
             raise DataError(*[part for line in lines for part in ("; ", line)][1:])
         self.table, self.columns, self.boundary = table, columns, Boundary.of(data)
-        self.empty: dict[str, list[str]] = {"query": [], "document": []}
+        self.empty: dict[str, list[str]] = {"query": [], "document": [], "label": []}
         self.late: dict[str, str] = {}
+        self.notes: Counter[str] = Counter()
+        self.is_csv = isinstance(table, TextTable) and any(suffix(file) in (".csv", ".tsv") for file in table.files)
+        if columns.label and isinstance(table, StoredTable):
+            _check_classes(table, columns.label)
 
     def rows(self, skip: int = 0) -> Iterator[ParsedRow]:
         """Yield every row, after the first ``skip``.  Raises DataError, naming the row, for what it cannot hold."""
-        columns, known = self.columns, set(self.table.columns)
+        known = set(self.table.columns)
         for where, row in islice(iter(self.table), skip, None):
             if not row.keys() <= known:
                 self.late.update((name, where) for name in row.keys() - known - self.late.keys())
-            _check_unicode(row, columns, where)
-            texts = _texts(row.get(columns.query), columns.query, where)
-            if len(texts) > 1:
-                raise DataError(f"{where}: {columns.query} holds {len(texts)} texts; a row has one query")
-            documents = list(_documents(row, columns, self.table, where, self.boundary))
-            if not (texts and documents):
-                self.empty["document" if texts else "query"].append(where)
-                yield ParsedRow(where, texts[0] if texts else None, documents, [], None)
-                continue
-            negatives = [text for name in columns.negatives for text in _texts(row.get(name), name, where)]
-            scored = columns.scores and row.get(columns.scores) is not None
-            scores = row_scores(row, columns, len(documents), where) if scored else None
-            yield ParsedRow(where, texts[0], documents, negatives, scores)
+            yield self._parsed(self._lists(row, where) if self.is_csv else row, where)
+
+    def _parsed(self, row: dict[str, Any], where: str) -> ParsedRow:
+        columns = self.columns
+        answered = columns.document == columns.query
+        texts, answers, told = question(row.get(columns.query), columns.query, where, answered)
+        self.notes["rows have a system message, which is not read; a prompt is model.query_prompt"] += told
+        if len(texts) > 1:
+            raise DataError(f"{where}: {columns.query} holds {len(texts)} texts; a row has one query")
+        items = (
+            answers
+            if answered
+            else cell_items(row.get(columns.document), columns.document, where)
+            if columns.document
+            else []
+        )
+        documents = list(_documents(row, [text for text in items if text], columns, self.table, where, self.boundary))
+        query = texts[0] if texts else None
+        if not (texts and documents):
+            self.empty["document" if texts else "query"].append(where)
+            return ParsedRow(where, query, documents, [], None, [])
+        filled = [bool(text) for text in items] if any(items) else [True] * len(documents)
+        scored = columns.scores and row.get(columns.scores) is not None
+        scores = row_scores(row, columns, filled, where) if scored else None
+        grades: list[int | None] = [1] * len(documents)
+        if columns.label:
+            grades = read_grades(row.get(columns.label), filled, columns.label, where)
+            if None in grades:
+                self.empty["label"].append(where)
+                return ParsedRow(where, None, documents, [], None, [])
+            self.notes[f"documents have {columns.label} 0, and are negatives of their query"] += grades.count(0)
+        cells = cell_ids if columns.id else cell_texts
+        negatives = [one for name in columns.negatives for one in cells(row.get(name), name, where)]
+        return ParsedRow(where, query, documents, negatives, scores, [grade or 0 for grade in grades])
+
+    def _lists(self, row: dict[str, Any], where: str) -> dict[str, Any]:
+        """Return a row of a CSV file with lists, and numbers of a teacher, in place of their texts."""
+        columns = self.columns
+        row = dict(row)
+        for name in dict.fromkeys((columns.query, columns.document, *columns.negatives, columns.scores, columns.label)):
+            found = printed_list(row.get(name), name, where) if name else None
+            numbers = name in (columns.scores, columns.label) or (columns.id and name in columns.negatives)
+            kinds = (str, int, float, type(None)) if numbers else (str, dict, list, type(None))
+            if name and found is not None and all(isinstance(one, kinds) for one in found):
+                row[name] = found
+                self.notes[f"cells of {name} hold a list as text, and are read as lists"] += 1
+        if columns.scores and isinstance(row.get(columns.scores), str):
+            row[columns.scores] = _number(row[columns.scores])
+        return row
 
     def report(self, name: str) -> None:
-        """Log what was left out."""
+        """Log what was left out, and what else was done."""
         for what, places in self.empty.items():
             if places:
                 logger.warning("%s: %d rows without a %s are left out: %s", name, len(places), what, first_few(places))
+        for line in self.lines():
+            logger.info("%s: %s", name, line)
         if self.late:
             what = "columns first appear after the rows that the columns are taken from, and are not read"
             first = [f"{column} ({where})" for column, where in sorted(self.late.items())]
             fix = "give the first row every column"
             logger.warning("%s: %d %s; %s: %s", name, len(self.late), what, fix, first_few(first))
 
+    def nothing(self) -> str:
+        """Return what to say of a table without a pair."""
+        label = f" with a {self.columns.label} above 0" if self.columns.label else ""
+        return f"no row has a query and a document{label}"
 
-def _check_unicode(row: dict[str, Any], columns: Columns, where: str) -> None:
-    for name in columns.names():
-        value = row.get(name)
-        for one in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(one, str) and not is_unicode(one):
-                raise DataError(f"{where}: {name} has half of a surrogate pair, which is no character; remove it")
-
-
-def _texts(value: Any, name: str, where: str) -> list[str]:
-    """The texts of a cell, which is empty, a text or a list of texts."""
-    values = value if isinstance(value, list | tuple) else [value]
-    if any(v is not None and not isinstance(v, str) for v in values):
-        raise DataError(f"{where}: {name} holds {type(values[0]).__name__}; it must be a text or a list of texts")
-    return [v.strip() for v in values if v is not None and v.strip()]
+    def lines(self) -> list[str]:
+        """Return what was taken for what, and how often something was done about it."""
+        done = [f"{count} {what}" for what, count in self.notes.items() if count]
+        return [self.columns.describe(self.table.columns), *done]
 
 
-def row_scores(row: dict[str, Any], columns: Columns, documents: int, where: str) -> list[float | None]:
+def _number(text: str) -> Any:
+    """Return the number that a text is, None for a blank, and the text itself where it is none."""
+    try:
+        return float(text) if text.strip() else None
+    except ValueError:
+        return text
+
+
+def _check_classes(table: StoredTable, column: str) -> None:
+    """Raise DataError for classes whose names do not say that the first one is the negative."""
+    names = getattr(table.dataset.features[column], "names", None) or []
+    plain = all(name.isdigit() for name in names)
+    negative = len(names) == 2 and re.match(r"(no|neg|non|un|ir|false|dis)", names[0].lower())
+    if names and not plain and not negative:
+        what = f"{table.name}: {column} has the classes {', '.join(names)}, and it is not clear which are relevant; "
+        ignore = (Setting("data.label", '""'), " to take every row for a positive")
+        raise DataError(what, "write 1 (relevant) and 0 (a negative), or ", *ignore)
+
+
+def row_scores(row: dict[str, Any], columns: Columns, filled: list[bool], where: str) -> list[float | None]:
     """Return one score, or None, for each of the row's documents and then its negatives, empty cells left out.
 
+    filled: whether each document's cell holds something
     The list may also count the empty cells (rows padded to equal numbers of negatives); a number stands for a list
     of one.  Raises DataError for any other length, and for what is no finite number.
     """
@@ -191,9 +306,8 @@ def row_scores(row: dict[str, Any], columns: Columns, documents: int, where: str
         fix = 'correct it, or write data.scores: "" to ignore the column'
         raise DataError(f"{where}: {name} must be a list of numbers, got {str(value)[:40]!r}; {fix}")
     scores = [None if score is None else read_score(score, f"{where}: {name}") for score in given]
-    cells = [*_cells(row, columns.document)] if columns.document else []
-    cells = cells if any(cells) else [True] * documents  # a page has no text to be counted by
-    cells += [filled for negatives in columns.negatives for filled in _cells(row, negatives)]
+    documents = sum(filled)
+    cells = filled + [there for negatives in columns.negatives for there in _cells(row, columns, negatives, where)]
     if len(scores) == len(cells):
         return [score for score, filled in zip(scores, cells, strict=True) if filled]
     if len(scores) != sum(cells):
@@ -202,28 +316,35 @@ def row_scores(row: dict[str, Any], columns: Columns, documents: int, where: str
     return scores
 
 
-def _cells(row: dict[str, Any], name: str) -> list[bool]:
-    """Return whether each value of a cell holds a text; a cell without a list is one value."""
+def _cells(row: dict[str, Any], columns: Columns, name: str, where: str) -> list[bool]:
+    """Return whether each value of a cell of negatives holds something; a cell without a list is one value."""
     value = row.get(name)
-    return [bool(v and v.strip()) for v in (value if isinstance(value, list | tuple) else [value])]
+    if columns.id:
+        return [not is_empty(one) for one in (value if isinstance(value, list | tuple) else [value])]
+    return [bool(text) for text in cell_items(value, name, where)]
 
 
 def _documents(
-    row: dict[str, Any], columns: Columns, table: Table, where: str, boundary: Boundary
+    row: dict[str, Any], texts: list[str], columns: Columns, table: Table, where: str, boundary: Boundary
 ) -> Iterable[Document]:
-    texts = _texts(row.get(columns.document), columns.document, where) if columns.document else []
+    for one in filter(None, (columns.image, columns.id, columns.file, columns.source)):
+        if isinstance(row.get(one), str) and (fault := text_fault(row[one])):
+            raise DataError(f"{where}: {one} has {fault}; remove it")
     image = read_image(row.get(columns.image) if columns.image else None, table, where, boundary)
     given = row.get(columns.id) if columns.id else None
-    if columns.id and (given is None or not str(given).strip()):
+    name = id_text(given)
+    if columns.id and name is None:
+        if not is_empty(given):
+            raise DataError(f"{where}: {columns.id} is {str(given)[:40]!r}; an id is a text or a whole number")
         raise DataError(f"{where}: {columns.id} is empty; a row needs an id, or leave data.id empty")
-    if len(texts) > 1 and (image is not None or given is not None):
+    if len(texts) > 1 and (image is not None or name is not None):
         raise DataError(f"{where}: {len(texts)} documents share one {'id' if image is None else 'image'}; one a row")
     file = row.get(columns.file) if columns.file else None
     page = read_page(row.get(columns.page)) if columns.page else None
     source = row.get(columns.source) if columns.source else None
     contents: list[str | None] = [*texts] if texts or image is None else [None]
     for text in contents:
-        key = str(given) if given is not None else document_id(text, image)
+        key = name if name is not None else document_id(text, image)
         yield Document(key, text, image, _name(file), page, source=_name(source))
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from smart_train.core.errors import DataError
 from smart_train.data.collection import Collection, Document
-from smart_train.data.readers.beir import read_beir
+from smart_train.data.readers.beir import judgements, read_beir
 from smart_train.data.store import write_beir
 from smart_train.data.tables import PEEK
 
@@ -284,3 +284,33 @@ def test_titles_are_kept_apart_and_written_again(tmp_path):
 def test_an_image_that_is_missing_is_refused_with_its_line(tmp_path):
     with pytest.raises(DataError, match=r"corpus\.jsonl:1: no image file .*gone\.png"):
         read_beir(make(tmp_path, [{"_id": "d1", "image": "gone.png"}]))
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("train.tsv", ["q1 Q0 d1 1 14.5 bm25", "q1 Q0 d2 2 13.1 bm25"]),
+        ("train.trec", ["q1\tQ0\td1\t1\t14.5\tbm25"]),
+        ("train.tsv", ["query-id\tcorpus-id\trank\tscore", "q1\td1\t1\t14"]),
+        ("train.csv", ["qid,docid,rank,score", "q1,d1,1,14"]),
+        ("train.jsonl", ['{"qid": "q1", "docid": "d1", "rank": 1, "score": 14}']),
+    ],
+)
+def test_a_run_is_no_qrels(tmp_path, name, lines):
+    (tmp_path / name).write_text("\n".join(lines))
+    with pytest.raises(DataError, match=rf"{name}.* a run, the output of a search.*give the qrels"):
+        list(judgements(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("q1 d1 3 0.5", r"train\.tsv:1: the second of four columns is 'd1', and TREC's is 0"),
+        ("q1 0 d1 1 x", r"train\.tsv:1: 5 columns; write query id, document id, grade"),
+        ("q1 d1", r"train\.tsv:1: 2 columns"),
+    ],
+)
+def test_qrels_of_other_columns_are_refused_with_their_line(tmp_path, line, told):
+    (tmp_path / "train.tsv").write_text(line)
+    with pytest.raises(DataError, match=told):
+        list(judgements(tmp_path / "train.tsv"))

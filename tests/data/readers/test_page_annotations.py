@@ -12,6 +12,7 @@ from smart_train.core.errors import DataError
 from smart_train.data import store
 from smart_train.data.collection import Document
 from smart_train.data.load import check_data, image_column, load, no_scores
+from smart_train.data.readers.base import find_reader
 
 CORPUS = [
     *(Document(f"a{page}", f"ships, page {page}", None, "reports/sea.pdf", page) for page in (1, 2, 3)),
@@ -94,3 +95,15 @@ def test_negatives_are_refused_for_a_table_that_names_none(tmp_path):
     store.write_corpus(tmp_path, CORPUS)
     (problem,) = check_data(block(table(tmp_path, ["a,sea.pdf,1"]), negatives=2))
     assert problem.key == "data.negatives" and "names none" in problem.what
+
+
+def test_pages_of_label_0_are_negatives_of_their_query(tmp_path):
+    for number in range(3):
+        tiny_data.draw_page(number).save(tmp_path / f"{number}.png")
+    lines = ["query,file,label", "a,0.png,1", "a,1.png,0", "a,2.png,2", "b,1.png,0"]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    found = find_reader(DataBlock(path=str(tmp_path / "t.csv"))).read("train")
+    shown = {d: Path(str(document.image)).name for d, document in found.corpus.items()}
+    assert [{shown[d]: grade for d, grade in row.items()} for row in found.qrels.values()] == [{"0.png": 1, "2.png": 2}]
+    assert [[shown[d] for d in row] for row in found.negatives.values()] == [["1.png"]]
+    assert len(find_reader(DataBlock(path=str(tmp_path / "t.csv"), label="")).read("train").pairs()) == 4
