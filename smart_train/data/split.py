@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from smart_train.core.errors import DataError
 from smart_train.data.arrow_shards import Ints
 from smart_train.data.collection import Collection, hash_id
-from smart_train.data.split_stored import TARGETS, StoredSplit
+from smart_train.data.split_stored import TARGETS, StoredSplit, load_split, save_split
 from smart_train.data.stored_collection import StoredCollection
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,29 @@ def _split_stored(
     collection: StoredCollection, dev: float | int, test: float | int, seed: int, limit: dict[str, int | None]
 ) -> tuple[Collection, Collection, Collection]:
     """The same for a collection on disk, where groups, queries and documents are numbers."""
+    key = json.dumps([dev, test, seed, limit])
+    found = load_split(collection, key)
+    if found is None:
+        found = _divided(collection, dev, test, seed, limit)
+        save_split(collection, key, *found)
+    queries, side = found
+    parts: dict[str, Collection] = {}
+    for number, target in enumerate(TARGETS):
+        part: Collection = collection.select_rows(queries[target], side == number)
+        if target != "train" and limit[target] is not None:
+            kept = cap(collection, part.queries, list(part.corpus), limit[target], seed)
+            part = collection.select(part.queries, kept)
+        part.name = f"{collection.name}/{target}"
+        named = collection.select_rows(queries[target], None).count_related("negatives")[0]
+        _warn_of_lost(part, named)
+        parts[target] = part
+    return parts["train"], parts["dev"], parts["test"]
+
+
+def _divided(
+    collection: StoredCollection, dev: float | int, test: float | int, seed: int, limit: dict[str, int | None]
+) -> tuple[dict[str, Any], Any]:
+    """Return (target -> rows of its queries, [N] the number of every document's target)."""
     work = StoredSplit(collection, seed)
     share = {"test": test, "dev": dev}
     wanted = _wanted_numbers(collection, dev, test, int(work.queries.sum()))
@@ -120,18 +144,7 @@ def _split_stored(
             queries[target] = work.by_hash(queries[target], wanted[target])
     if not len(queries["train"]):
         raise DataError(f"{collection.name}: dev and test leave nothing to train on; lower data.dev or data.test")
-    side = work.sides(chosen, queries, limit)
-    parts: dict[str, Collection] = {}
-    for number, target in enumerate(TARGETS):
-        part: Collection = collection.select_rows(queries[target], side == number)
-        if target != "train" and limit[target] is not None:
-            kept = cap(collection, part.queries, list(part.corpus), limit[target], seed)
-            part = collection.select(part.queries, kept)
-        part.name = f"{collection.name}/{target}"
-        named = collection.select_rows(queries[target], None).count_related("negatives")[0]
-        _warn_of_lost(part, named)
-        parts[target] = part
-    return parts["train"], parts["dev"], parts["test"]
+    return queries, work.sides(chosen, queries, limit)
 
 
 def halves(collection: Collection, seed: int = 0) -> tuple[list[str], list[str], str]:

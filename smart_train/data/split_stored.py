@@ -6,16 +6,20 @@ The splits have the same queries, in the same order, and the same documents; doc
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from smart_train.core.atomic_io import replacing
 from smart_train.data.arrow_shards import Ints
 from smart_train.data.collection import hash_id
-from smart_train.data.stored_collection import PART, StoredCollection
+from smart_train.data.stored_collection import PART, StoredCollection, load_array
 
 logger = logging.getLogger(__name__)
 
@@ -213,3 +217,30 @@ class StoredSplit:
                 counts[target] += int(sizes[at])
         rows = np.flatnonzero(unnamed)
         side[rows] = found[np.searchsorted(units, self.groups.unit[rows])]
+
+
+# Kept beside the store: the hashes of ten million groups take a minute
+
+
+def _file(collection: StoredCollection, key: str, what: str, end: str) -> Path:
+    return collection.part.store.folder / f"split-{sha256(key.encode()).hexdigest()[:16]}.{what}.{end}"
+
+
+def save_split(collection: StoredCollection, key: str, queries: dict[str, Ints], side: NDArray[np.int8]) -> None:
+    """Keep what ``key`` gives: the queries of every target, and the target of every document.
+
+    Every rank may do so at once; a file is replaced whole, so that one that another rank has mapped stays as it is.
+    """
+    arrays = {target: (rows.astype(np.int32), "i4") for target, rows in queries.items()} | {"side": (side, "i1")}
+    for what, (values, end) in arrays.items():  # the sides come last, and say that all are there
+        with replacing(_file(collection, key, what, end), f".{os.getpid()}") as part:
+            values.tofile(part)
+
+
+def load_split(collection: StoredCollection, key: str) -> tuple[dict[str, Ints], NDArray[np.int8]] | None:
+    """Return what was kept for ``key``; None where nothing was."""
+    if not _file(collection, key, "side", "i1").is_file():
+        return None
+    name = _file(collection, key, "side", "i1").name.removesuffix(".side.i1")
+    folder = collection.part.store.folder
+    return {target: load_array(folder, f"{name}.{target}") for target in TARGETS}, load_array(folder, f"{name}.side")
