@@ -82,7 +82,7 @@ def _document(path: str | None, text: str | None) -> Any:
             return image.copy() if text is None else {"text": text, "image": image.copy()}
     except UnidentifiedImageError:
         pass
-    except OSError as error:
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error ... by format
         raise UsageError(f"{path}: not a readable image ({error}); repair it") from error
     if text is not None:
         raise UsageError(f"{path} is not a picture; --text goes with a page, or stands alone")

@@ -461,13 +461,13 @@ def header(name: str, file: Path | bytes) -> dict[str, Any]:
 
 def picture_texts(name: str, file: Path | bytes) -> Iterator[tuple[str, str]]:
     """Yield (place, text) of the texts inside a picture.  Raises PublishError where it cannot be read."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(file if isinstance(file, Path) else io.BytesIO(file)) as image:
             image.load()  # texts may come after the pixels
             yield from image_texts(image)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error ... by format
         raise PublishError(f"{name} is not a readable picture ({error}); draw it again, or delete it") from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,8 +65,8 @@ def load_base(
         except Exception as error:  # each library raises its own on a damaged file
             if hub.error_kind(error) is not None:
                 raise
-            if isinstance(error, RuntimeError) and "state_dict" not in str(error):  # a device without memory, say
-                raise
+            if isinstance(error, RuntimeError) and re.search("CUDA|HIP|NCCL|memory|device", str(error)):
+                raise  # the machine's fault, not the base's
             what = f"{settings.base}: sentence-transformers cannot load it: {' '.join(str(error).split())[:500]}"
             fix = ("download or copy it again, or name another base in ", Setting("model.base"))
             raise BaseNotFound(what, fix) from error

@@ -26,7 +26,7 @@ from smart_train.core.errors import AdapterError, BaseNotFound, Setting, Setting
 from smart_train.core.modality import content_size
 from smart_train.losses.similarity import scores
 from smart_train.models import saving
-from smart_train.models.base_config import CHOOSE, BaseFiles, check_no_adapter, check_one_stack, named_by_peft
+from smart_train.models.base_config import CHOOSE, BaseFiles, check_no_adapter, check_one_stack, named_by_peft, readable
 from smart_train.models.base_loading import load_base
 from smart_train.models.heads import LateHead
 from smart_train.models.hidden_states import find_blocks, find_final_norm, resolve_layers, set_dropout, text_config
@@ -37,13 +37,14 @@ from smart_train.models.preprocessing import (
     Role,
     by_modality,
     check_contents,
+    check_patches,
     features_of,
     limit_to_positions,
     prompt_of,
     reading_limit,
     set_pixel_budget,
 )
-from smart_train.models.safe_loading import nonfinite
+from smart_train.models.safe_loading import SETTINGS, nonfinite
 from smart_train.models.token_filters import TokenFilter
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ class SmartEncoder(nn.Module):
             check_no_adapter(files, trains=self.adapter is not None)
             if self.adapter is not None and self.adapter.kind == "lora":
                 named_by_peft(files, base)
+            if self.late.layer not in (-1, [-1]):
+                self._check_layers(files)
         self.st = load_base(self.settings, self.place, self.commit, device)
         wrong = nonfinite(self.st.named_parameters())
         if wrong:
@@ -111,6 +114,7 @@ class SmartEncoder(nn.Module):
         # Rows of a flattened batch can't be told apart by a mask; chunks of like length save the same padding.
         self.transformer.unpad_inputs = False
         limit_to_positions(self.st, self.settings, self.backbone)
+        check_patches(self.transformer.processor, self.backbone.config, base)
         set_pixel_budget(self.transformer.processor, self.settings)
         if self.settings.dropout is not None:
             set_dropout(self.backbone, self.settings.dropout)
@@ -199,6 +203,14 @@ class SmartEncoder(nn.Module):
             logger.info(what, base, st.truncate_dim)
             st.truncate_dim = None
 
+    def _check_layers(self, files: BaseFiles) -> None:
+        """Raise SettingError for a layer that the base lacks by its configuration, before its weights are loaded."""
+        with readable(self.settings.base):
+            config = files.config(self.settings.base, self.settings.trust_remote_code).get_text_config()
+            count = getattr(config, "num_hidden_layers", None)
+        if isinstance(count, int):
+            resolve_layers(self.late.layer, count)
+
     def _resolve_layers(self) -> list[int]:
         return resolve_layers(self.late.layer, len(find_blocks(self.backbone)[1]))
 
@@ -226,7 +238,8 @@ class SmartEncoder(nn.Module):
         short, long = "a", "a longer text, so that the first one is padded beside it"
         pooled = []
         for rows in ([short], [short, long]):
-            features = self.preprocess(rows, "document")
+            with readable(self.settings.base):  # the first texts that its tokenizer gets here
+                features = self.preprocess(rows, "document")
             out = self.st({k: v.to(self.device) for k, v in features.items() if isinstance(v, Tensor)})
             pooled.append(F.normalize(out["sentence_embedding"][0].float(), dim=-1))
         difference = float((pooled[0] - pooled[1]).norm())
@@ -499,6 +512,10 @@ class SmartEncoder(nn.Module):
             if saved.kind != "full":
                 raise
             raise AdapterError(f"{error}; nothing was loaded") from None  # the folder is its own base
+        except SettingError as error:
+            if layer is not None or error.setting != "late.layer":
+                raise
+            raise AdapterError(f"{saved.folder / SETTINGS}: {error}; nothing was loaded") from None
         saving.restore(encoder, saved, trainable)
         return encoder
 

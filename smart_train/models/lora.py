@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from smart_train.config.schema import AdapterBlock
 from smart_train.core.bounded_json import load_json
-from smart_train.core.errors import AdapterError
+from smart_train.core.errors import AdapterError, border
 from smart_train.models.hidden_states import find_blocks, is_vision
 from smart_train.models.quantization import dequantise
 from smart_train.models.safe_loading import nonfinite, read_tensors
@@ -156,13 +156,13 @@ def load_lora(model: Any, folder: Path, trainable: bool = False) -> None:
         try:
             _inject(model, config)
             put_lora(model, tensors, folder)
-        except (ValueError, re.error) as error:  # the latter: target_modules that are no expression
+        except Exception as error:  # peft raises its own on each field that it cannot use
             remove_lora(model)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(trained[name])
             if isinstance(error, AdapterError):
                 raise
-            raise AdapterError(f"{folder / CONFIG}: {error}; nothing was loaded") from None
+            raise AdapterError(f"{folder / CONFIG}: {error}; nothing was loaded") from error
     if not trainable:
         for parameter in lora_parameters(model).values():
             parameter.requires_grad_(False)
@@ -197,7 +197,11 @@ def read_config(folder: Path) -> LoraConfig:
             raise AdapterError(f"{path}: {what}; nothing was loaded")
         if value:
             logger.warning("%s: %s is of a newer peft and is left out", path, key)
-    return LoraConfig(**{key: stored[key] for key in OURS if key in stored})
+    for key in ("base_model_name_or_path", "revision"):
+        if not isinstance(stored.get(key), str | None):
+            raise AdapterError(f"{path}: {key} is {stored[key]!r}, expected a text; nothing was loaded")
+    with border(path, "not the settings of a LoRA; nothing was loaded", AdapterError):
+        return LoraConfig(**{key: stored[key] for key in OURS if key in stored})
 
 
 def read_lora(folder: Path) -> dict[str, Tensor]:

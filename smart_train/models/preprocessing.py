@@ -13,7 +13,7 @@ from torch import nn
 
 from smart_train.config.schema import ModelBlock
 from smart_train.core.embeddings import Features
-from smart_train.core.errors import DataError, SettingError, UsageError
+from smart_train.core.errors import BaseNotFound, DataError, SettingError, UsageError, border
 from smart_train.core.modality import modality, text_fault, to_rgb
 from smart_train.models.hidden_states import is_vision
 
@@ -43,6 +43,20 @@ def set_pixel_budget(processor: Any, settings: ModelBlock) -> None:
     for name, value in (("min_pixels", settings.min_pixels), ("max_pixels", settings.max_pixels)):
         if value is not None and hasattr(images, name):
             setattr(images, name, value)
+
+
+def check_patches(processor: Any, config: Any, base: str) -> None:
+    """Raise BaseNotFound where the processor cuts images into other patches than the model takes."""
+    images, vision = getattr(processor, "image_processor", None), getattr(config, "vision_config", None)
+    for ours, theirs in (
+        ("patch_size", "patch_size"),
+        ("temporal_patch_size", "temporal_patch_size"),
+        ("merge_size", "spatial_merge_size"),
+    ):
+        made, taken = getattr(images, ours, None), getattr(vision, theirs, None)
+        if isinstance(made, int) and isinstance(taken, int) and made != taken:
+            what = f"{base}: its image processor's {ours} is {made:,}, and its model's {theirs} {taken:,}"
+            raise BaseNotFound(what, "download or copy its processor files and its config.json again")
 
 
 def check_contents(contents: Any, modalities: Sequence[Any]) -> None:
@@ -110,11 +124,8 @@ def _opened(images: Any) -> Any:
 
 
 def _read_image(path: Path) -> Any:
-    try:
-        with Image.open(path) as image:
-            return to_rgb(image)
-    except OSError as error:
-        raise DataError(f"{path}: not a readable image ({error}); repair it or leave it out") from error
+    with border(path, "not a readable image; repair it or leave it out"), Image.open(path) as image:
+        return to_rgb(image)
 
 
 def by_modality(rows: list[int], contents: Contents) -> list[list[int]]:

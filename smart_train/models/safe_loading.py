@@ -43,6 +43,7 @@ ACTIVATIONS = "torch.nn.modules."
 MODEL_TYPE = "SentenceTransformer"
 CLOSED = "nothing was read from it"
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depth")
+PIXELS = 1 << 28  # of one image, 800 MB: 25 times as many as a page has at 600 dpi
 WIDTHS = (
     *("hidden_size", "intermediate_size", "vocab_size", "embed_dim", "d_model", "d_ff", "n_embd", "dim"),
     *("in_features", "out_features", "type_vocab_size", "embedding_size", "projection_dim"),
@@ -81,6 +82,7 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
     _check_modules(folder, trust_remote_code)
     for home in sorted({path.parent for path in _walk(folder) if path.name == "config.json"}):
         check_sizes(home)
+    check_pixels(folder)
     try_texts(str(folder), sorted(path for path in _walk(folder) if path.is_file()))
 
 
@@ -131,6 +133,7 @@ def _check_module(home: Path, folder: Path, trust_remote_code: bool) -> None:
     for path in weights:
         names_of(path)
     check_sizes(home)
+    check_pixels(home)
 
 
 def check_sizes(home: Path) -> None:
@@ -146,16 +149,42 @@ def check_sizes(home: Path) -> None:
     tensors = {name: shape for one in found for name, shape in one.items()}
     largest = max((size for shape in tensors.values() for size in shape), default=0)
     content = _json(path)
+    of_model = isinstance(content, dict) and "model_type" in content  # not of a module that reads a model's layers
     for key, value in _pairs(content if isinstance(content, dict) else {}):
         if isinstance(value, bool) or not isinstance(value, int):
             continue
-        limit = len(tensors) if key in LAYERS else largest if key in WIDTHS else None
+        limit = (len(tensors) if of_model else None) if key in LAYERS else largest if key in WIDTHS else None
         if key == "max_position_embeddings" and any("position_embeddings" in name for name in tensors):
             limit = largest
         if limit is not None and value > max(limit, 1 if key in LAYERS else 1024):
             kind = "tensors" if key in LAYERS else "as their largest dimension"
             what = f"{path}: {key} is {value:,}, but the weights beside it have {limit:,} {kind}"
             raise AdapterError(f"{what}; download or copy both again; {CLOSED}")
+
+
+def check_pixels(home: Path) -> None:
+    """Raise AdapterError where an image processor would make images of more than PIXELS pixels.
+
+    Bounds of the Qwen-VL family (which has a merge_size) are pixels, and its longest_edge only ever makes images
+    smaller; those of others are the sides of what an image is brought to.
+    """
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        content = _json(home / name) if (home / name).is_file() else {}
+        content = content if isinstance(content, dict) else {}
+        images = content.get("image_processor") or content
+        images = images if isinstance(images, dict) else {}
+        pixels = "merge_size" in images
+        made = {"min_pixels": images.get("min_pixels")}
+        for key in ("size", "crop_size", "pad_size"):
+            value = images.get(key)
+            made |= {f"{key}.{side}": n for side, n in value.items()} if isinstance(value, dict) else {key: value}
+        for key, number in made.items():
+            if not isinstance(number, int | float) or (pixels and key.endswith("longest_edge")):
+                continue
+            counted = pixels and (key == "min_pixels" or key.endswith("edge"))
+            if not (number if counted else number * number) <= PIXELS:
+                what = f"{home / name}: {key} is {number:,}, which makes images of more than {PIXELS:,} pixels"
+                raise AdapterError(f"{what}; download or copy the file again; {CLOSED}")
 
 
 def without_code(folder: Path) -> None:
@@ -254,7 +283,10 @@ def _check_modules(folder: Path, trust_remote_code: bool = False) -> None:
         _check_inside(module["path"], path, "the module's folder")
         config = folder / module["path"] / "config.json"
         if module["path"] and config.is_file():
-            activation = str((_json(config) or {}).get("activation_function") or ACTIVATIONS)
+            content = _json(config)
+            if not isinstance(content, dict):
+                raise AdapterError(f"{config}: expected a block of keys; download or copy it again; {CLOSED}")
+            activation = str(content.get("activation_function") or ACTIVATIONS)
             if not activation.startswith(ACTIVATIONS):
                 raise AdapterError(f"{config}: activation_function {activation} is none of torch.nn; {CLOSED}")
 

@@ -33,7 +33,7 @@ from smart_train.config.schema import AdapterBlock, HybridBlock, LateBlock, Mode
 from smart_train.config.typed_values import Problem, fit, is_block
 from smart_train.core import hub
 from smart_train.core.atomic_io import replacing
-from smart_train.core.errors import AdapterError, ExtensionError, Setting, checks, written
+from smart_train.core.errors import AdapterError, ExtensionError, Setting, border, checks, written
 from smart_train.core.hub import LOCAL, PACKAGE
 from smart_train.models.heads import HEADS, LateHead, file_name, parameter_name
 from smart_train.models.lora import CONFIG, WEIGHTS, load_lora, read_config, read_lora, save_lora
@@ -61,6 +61,7 @@ FORMAT = 1
 VERSIONS = ("smart-train", "torch", "transformers", "peft", "sentence-transformers")
 REQUIRED = ("base", "commit", "fingerprint", "architecture", "hidden_size", "model", "late", "adapter", "processing")
 LATER = ("pooling",)  # keys of "processing" that folders of version 0.1 do not have
+FAR = 64  # times the largest size of the base and the head's file: no head makes token vectors that wide
 TRUST = Setting("trust_extensions", "NAME", python="pass trust_extensions=[NAME]")
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -366,10 +367,11 @@ def open_saved(
     if folder is None or not (folder / SETTINGS).is_file():
         _check_plain_base(source, folder, moved)
         return None
-    if not checkpoint:
-        check_folder(folder, trust_remote_code)
-    check_type(folder)
-    settings = read_settings(folder)
+    with border(folder, "its files are not those of an adapter; nothing was loaded", AdapterError):
+        if not checkpoint:
+            check_folder(folder, trust_remote_code)
+        check_type(folder)
+        settings = read_settings(folder)
     saved = Saved(folder, settings, settings["model"], settings["late"], settings["adapter"])
     check_extensions(saved.late, trust_extensions, folder / SETTINGS)
     trained = saved.late.layer
@@ -381,7 +383,8 @@ def open_saved(
             Setting("model.trust_remote_code", True, python="pass trust_remote_code=True"),
             "; nothing was loaded",
         )
-    _check_weights(saved)
+    with border(folder, "its files are not those of an adapter; nothing was loaded", AdapterError):
+        _check_weights(saved)
     if layer is not None:
         saved.late.layer = layer
     return saved
@@ -548,7 +551,8 @@ def _check_rank(folder: Path, adapter: AdapterBlock) -> None:
 
 def _check_head_sizes(saved: Saved) -> None:
     """Compare late.dim, late.layer and hidden_size with the head's file: the head is made of the sizes in the settings
-    before its file is read.  A head of another package is made by its own code, and compared afterwards."""
+    before its file is read.  A head of another package is made by its own code, and compared afterwards; it is not
+    asked for widths that are far beyond all that is there."""
     late, hidden, path = saved.late, saved.settings["hidden_size"], saved.folder / SETTINGS
     if not isinstance(hidden, int) or isinstance(hidden, bool) or hidden < 1:
         raise AdapterError(f"{path}: hidden_size is {hidden!r}, expected a number above 0; nothing was loaded")
@@ -561,6 +565,9 @@ def _check_head_sizes(saved: Saved) -> None:
             problems.append(f"late.dim and hidden_size make a head of {width:,} x {hidden:,}, {HEAD} has {found}")
     elif late.head.type == "none" and width > hidden:
         problems.append(f"late.dim is {width:,}, and head none has {hidden:,} dimensions to keep")
+    most = FAR * max(hidden, 1024, *(size for shape in stored.values() for size in shape))
+    if late.head.type not in HEADS.builtin and width > most:
+        problems.append(f"late.dim is {width:,}, and neither {HEAD} nor hidden_size has a size near that")
     layers = late.layer if isinstance(late.layer, list) else [late.layer]
     if len(layers) > 1 and stored.get("mix", (len(layers),)) != (len(layers),):
         problems.append(f"late.layer has {len(layers)} layers, {HEAD} has weights of {stored['mix'][0]}")

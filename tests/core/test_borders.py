@@ -5,20 +5,28 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import struct
 import zlib
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from smart_train.checks.recipe import check
+from smart_train.cli import heatmap
 from smart_train.config.recipe import read
 from smart_train.config.schema import DataBlock
 from smart_train.config.typed_values import RecipeError
 from smart_train.core.bounded_json import load_json
-from smart_train.core.errors import AdapterError, BaseNotFound, DataError, border
+from smart_train.core.errors import AdapterError, BaseNotFound, DataError, PublishError, UsageError, border
 from smart_train.core.hub import hub_id, resolve_base
+from smart_train.core.secrets import picture_texts
+from smart_train.data.collection import Document
 from smart_train.data.load import read_all
+from smart_train.ingest.image_files import read_image
+from smart_train.ingest.pages import Unreadable
 from smart_train.models.base_config import BaseFiles, read_base
+from smart_train.models.preprocessing import open_content
 
 DIGITS = "9" * 100_000
 JSON = {
@@ -83,6 +91,58 @@ def test_gzip_that_is_damaged_is_told(content, tmp_path):
     (tmp_path / "rows.csv.gz").write_bytes(content)
     with pytest.raises(DataError, match="rows.csv.gz"):
         read_all(DataBlock(path=str(tmp_path / "rows.csv.gz")))
+
+
+DISK = ["", "null", "[]", "{}", '{"_data_files": -1}', "[" * 100_000, "\0" * 40]
+
+
+@pytest.mark.parametrize("content", [*DISK, "cut off", "gone"])
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
+def test_a_damaged_folder_of_a_stored_data_set_is_told(name, content, tmp_path):
+    Dataset.from_dict({"query": ["a"] * 9, "positive": ["b"] * 9}).save_to_disk(tmp_path / "stored")
+    file = tmp_path / "stored" / name
+    if content == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-30] if content == "cut off" else content.encode())
+    if name != "dataset_info.json" or not content.startswith("{"):  # what it says of the data may be missing
+        with pytest.raises(DataError, match="stored"):
+            read_all(DataBlock(path=str(tmp_path / "stored")))
+
+
+def png(width: int, height: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13)
+    return start + header + struct.pack(">I", zlib.crc32(header)) + b"\0\0\0\0IEND\xaeB`\x82"
+
+
+IMAGES = {
+    "empty": b"",
+    "of 100,000 x 100,000": png(100_000, 100_000),
+    "of no size": png(0, 0),
+    "cut off": png(9, 9)[:30],
+    "a chunk of 4 GB": b"\x89PNG\r\n\x1a\n" + b"\xff" * 60,
+    "text": b"<svg></svg>",
+    **{
+        head.decode("latin-1"): head + b"\xff" * 130
+        for head in (b"GIF89a", b"II*\0", b"8BPS", b"BM", b"DDS ", b"\xff\xd8\xff\xe0", b"RIFF\xff\xff\xff\xffWEBPVP8 ")
+    },
+}
+
+
+@pytest.mark.parametrize("content", IMAGES.values(), ids=IMAGES)
+def test_an_image_that_is_none_is_told_on_every_road(content, tmp_path):
+    path = tmp_path / "page.png"
+    path.write_bytes(content)
+    for opened in (open_content, lambda place: Document("d", image=place).content()):
+        with pytest.raises(DataError, match=r"page\.png"):
+            opened(path)
+    with pytest.raises(UsageError, match=r"page\.png"):
+        heatmap._document(str(path), "a text")
+    with pytest.raises(PublishError, match="page"):
+        list(picture_texts("page.png", path))
+    with pytest.raises(Unreadable):
+        read_image(path, 0, 10**6, 10**8)
 
 
 YAML = {

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from smart_train.core.errors import BaseNotFound
+from smart_train.models import base_loading
 from smart_train.models.base_config import read_base
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.safe_loading import check_base_folder
@@ -256,3 +257,67 @@ def test_loading_elsewhere_is_as_it_was(base):
         SmartEncoder(str(base), device="cpu")
     assert BertModel.from_pretrained == before
     assert isinstance(BertModel.from_pretrained(base), BertModel)
+
+
+PIXELS = {
+    "side": ("size", {"height": 10**6, "width": 224}),
+    "least pixels": ("min_pixels", 10**12),
+    "shortest edge": ("size", {"shortest_edge": 10**12, "longest_edge": 10**13}),
+    "crop": ("crop_size", {"height": 224, "width": 10**9}),
+    "a number alone": ("size", 10**9),
+    "infinite": ("size", {"shortest_edge": float("inf")}),
+}
+
+
+@pytest.mark.parametrize("key", ["patch_size", "merge_size", "temporal_patch_size"])
+def test_a_processor_of_other_patches_than_the_model_takes_is_refused(key, tiny_qwen3vl, tmp_path):
+    base = Path(shutil.copytree(tiny_qwen3vl, tmp_path / "base"))
+    path = base / "processor_config.json"
+    stored = json.loads(path.read_text())
+    stored["image_processor"][key] = 10**6
+    path.write_text(json.dumps(stored))
+    with pytest.raises(BaseNotFound, match=f"its image processor's {key} is 1,000,000, and its model's "):
+        SmartEncoder(str(base), device="cpu")
+
+
+@pytest.mark.parametrize(("key", "value"), PIXELS.values(), ids=PIXELS)
+@pytest.mark.parametrize("family", ["qwen", "other"])
+def test_images_larger_than_memory_are_refused_before_the_weights_are_loaded(
+    key, value, family, tiny_qwen3vl, tmp_path, monkeypatch
+):
+    base = Path(shutil.copytree(tiny_qwen3vl, tmp_path / "base"))
+    path = base / "processor_config.json"
+    stored = json.loads(path.read_text())
+    stored["image_processor"][key] = value
+    if family == "other":
+        del stored["image_processor"]["merge_size"]
+    path.write_text(json.dumps(stored))
+    monkeypatch.setattr(base_loading, "SentenceTransformer", None)  # not reached
+    for read in (read_base, SmartEncoder):
+        with pytest.raises(BaseNotFound, match=f"processor_config.json: {key}.* makes images of more than 268,435,456"):
+            read(str(base))
+
+
+ODD_TOKENIZER = [{"model_max_length": -1}, {"model_max_length": 1.5}, {"pad_token": None}, {"padding_side": 7}]
+
+
+@pytest.mark.parametrize("values", ODD_TOKENIZER, ids=str)
+def test_a_tokenizer_that_reads_no_text_is_told_with_its_base(values, base):
+    path = base / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    with pytest.raises(BaseNotFound, match=str(base)):
+        SmartEncoder(str(base), device="cpu")
+
+
+@pytest.mark.parametrize("shape", [[1, 32], [], [10**12], [32, 1]])
+def test_weights_whose_header_gives_another_shape_are_told_with_their_base(shape, base):
+    path = base / "model.safetensors"
+    raw = path.read_bytes()
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:end])
+    name = next(key for key, value in header.items() if key != "__metadata__" and value["shape"] == [32])
+    header[name]["shape"] = shape
+    changed = json.dumps(header).encode()
+    path.write_bytes(len(changed).to_bytes(8, "little") + changed + raw[end:])
+    with pytest.raises(BaseNotFound, match=str(base)):
+        SmartEncoder(str(base), device="cpu")

@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 
 from smart_train.config.schema import AdapterBlock, LateBlock
 from smart_train.core.errors import AdapterError, BaseNotFound
+from smart_train.models import encoder
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.lora import WEIGHTS, load_lora, load_lora_weights, merge_lora
 from smart_train.models.safe_loading import HEAD, SETTINGS
@@ -227,7 +228,11 @@ SIZES = {
         r"late\.dim is 1,000,000,000, and head none has",
     ),
     "shorter widths": (settings("late", matryoshka=[HUGE]), r"late\.matryoshka is \[1000000000\], and token vectors"),
-    "layer": (settings("late", layer=HUGE), "layer"),
+    "layer": (settings("late", layer=HUGE), r"smart_train.json: late.layer: is 1000000000, but the model has layers 0"),
+    "own head": (
+        settings("late", dim=10**12, head={"type": "own_parts:TwoLayerHead"}),
+        "late.dim is 1,000,000,000,",
+    ),
 }
 
 
@@ -236,9 +241,32 @@ def test_sizes_in_the_settings_that_the_file_does_not_have_are_refused_before_an
     change, told, folder, monkeypatch
 ):
     change(folder)
-    if told != "layer":  # how many there are, only the base knows
-        monkeypatch.setattr(SmartEncoder, "__init__", lambda *args, **options: pytest.fail("the base was loaded"))
-    with pytest.raises(ValueError, match=told):
+    monkeypatch.setattr(encoder, "load_base", lambda *args: pytest.fail("the base was loaded"))
+    with pytest.raises(AdapterError, match=told):
+        SmartEncoder.from_pretrained(folder, device="cpu", trust_extensions=["own_parts:TwoLayerHead"])
+
+
+ODD = (-1, 10**12, 1.5, "x", [], [1], {"a": 1}, True, None)
+
+
+@pytest.mark.parametrize("key", ["base_model_name_or_path", "lora_dropout", "target_modules", "task_type", "peft_type"])
+def test_odd_values_in_adapter_config_are_told_with_the_file(key, folder):
+    told = 0
+    for value in ODD:
+        config("adapter_config.json", **{key: value})(folder)
+        try:
+            SmartEncoder.from_pretrained(folder, device="cpu")
+        except AdapterError as error:
+            assert f"{folder}/adapter_" in str(error)
+            told += 1
+    assert told >= 4, "a rate of dropout may be true, and a task is no part of the vectors"
+
+
+@pytest.mark.parametrize("content", ["1", '"x"', "[[]]", "[{}]", "NaN", "null", "[" * 100_000])
+@pytest.mark.parametrize("name", ["1_Pooling/config.json", "adapter_config.json", "smart_train.json", "modules.json"])
+def test_files_of_an_adapter_that_hold_no_block_are_told(name, content, folder):
+    (folder / name).write_text(content)
+    with pytest.raises(AdapterError, match=str(folder)):
         SmartEncoder.from_pretrained(folder, device="cpu")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from smart_train.config.schema import DataBlock
 from smart_train.config.typed_values import Problem
-from smart_train.core.errors import DataError
+from smart_train.core.errors import DataError, border
 from smart_train.data.collection import DEV_SPLITS, TEST_SPLITS, Collection, Document, content_id, first_few
 from smart_train.data.readers import hub_datasets as hub
 from smart_train.data.readers import row_cache
@@ -69,7 +69,8 @@ class RowsReader(Reader):
         if isinstance(source, Path):
             import datasets
 
-            return StoredTable(datasets.load_from_disk(str(source)), str(source), source)
+            with border(source, "not a readable folder of Dataset.save_to_disk; write it again"):
+                return StoredTable(datasets.load_from_disk(str(source)), str(source), source)
         return hub.table(self.data.path, self.data.subset, split, self.data.revision)
 
     def columns(self) -> list[str]:

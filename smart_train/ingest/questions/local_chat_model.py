@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from smart_train.core.errors import DataError
+from smart_train.core.errors import DataError, border
 from smart_train.core.hub import check_answers, hub_errors, resolve_base
 from smart_train.core.modality import to_rgb
 from smart_train.ingest.image_files import shrink
@@ -99,11 +99,9 @@ class LocalChatModel:
     def _image(self, request: Request) -> Any:
         from PIL import Image
 
-        try:
-            with Image.open(request.image) as opened:  # type: ignore[arg-type]
-                image = to_rgb(opened)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"{request.image}: not a readable image ({error}); ingest the folder again") from error
+        told = border(request.image, "not a readable image; ingest the folder again")
+        with told, Image.open(request.image) as opened:  # type: ignore[arg-type]
+            image = to_rgb(opened)
         return shrink(image, self.pixels) if self.pixels else image
 
 
