@@ -114,12 +114,12 @@ def test_an_adapter_of_zeros_is_refused(saved):
 
 def test_an_adapter_of_another_rank_is_refused(saved):
     rewrite(saved / WEIGHTS, lambda tensors: {n: t[:2] if "lora_A" in n else t for n, t in tensors.items()})
-    refused(saved, "(2, ")
+    refused(saved, "has rank 2")
 
 
 def test_an_empty_tensor_is_refused(saved):
     rewrite(saved / WEIGHTS, lambda tensors: {n: t[:0] if "lora_A" in n else t for n, t in tensors.items()})
-    refused(saved, "(0, ")
+    refused(saved, "has rank 0")
 
 
 def test_a_missing_adapter_file_is_refused(saved):
@@ -144,7 +144,7 @@ def test_a_missing_head_is_refused_and_never_drawn_at_random(saved):
 )
 def test_a_head_of_other_settings_is_refused(change, saved):
     rewrite(saved / HEAD, lambda tensors: {n: t.clone() for n, t in change(tensors).items()})
-    refused(saved, HEAD, "expected")
+    refused(saved, HEAD, "nothing was loaded")
 
 
 def test_a_newer_format_is_refused(saved):
