@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from smart_train.cli.options import SETTING_NAMES, add_model, add_reading, check_output, check_reading, make_encoder
 from smart_train.core.errors import UsageError
+from smart_train.core.pictures import open_picture
 
 if TYPE_CHECKING:
     from smart_train.interpretability.similarity_map import SimilarityMap
@@ -72,14 +73,13 @@ def _document(path: str | None, text: str | None) -> Any:
         if not (text or "").strip():
             raise UsageError("there is no document: name a page or a text file, or write --text TEXT")
         return text
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     if not Path(path).is_file():
         raise UsageError(f"{path}: there is no such file; a text goes behind --text")
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image.copy() if text is None else {"text": text, "image": image.copy()}
+        image = open_picture(path)
+        return image if text is None else {"text": text, "image": image}
     except UnidentifiedImageError:
         pass
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error ... by format

@@ -40,6 +40,7 @@ from smart_train.cli.streams import output_lost, protect_streams
 from smart_train.core.disk import disk_fault
 from smart_train.core.environment import check_launch, rank, world
 from smart_train.core.errors import LaunchError, OutputFault, Preempted, SmartTrainError, UsageError, error_chain
+from smart_train.core.paths import expand_home
 from smart_train.distributed.failures import (
     PATIENCE,
     destroy_process_group,
@@ -52,6 +53,7 @@ from smart_train.distributed.failures import (
 )
 from smart_train.distributed.signals import received, set_exit_status, stoppable
 
+TEXTS = ("query", "text", "query_prompt", "document_prompt", "arguments")  # options that name no path
 COMMANDS = (train, new, evaluate, benchmark, probe, ingest, data, mine, heatmap, export, merge, publish, doctor)
 
 
@@ -76,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if unknown:  # --training.max_steps=2 and the like: the recipe's reader says how it is written
         options.overrides = unknown + options.overrides
+    _expand_paths(options)
     options.arguments = words  # for a command that starts itself in several processes
     _log_to_terminal()
     with stoppable() if training else nullcontext(), ending_with_other_machines() if training else nullcontext():
@@ -104,6 +107,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _report(*_output_fault(error, fault))
             _end_after_bug(error)
             raise
+
+
+def _expand_paths(options: argparse.Namespace) -> None:
+    """Put the home folder in place of ``~`` in every option but texts: shells leave it after a ``=``."""
+    for name, value in vars(options).items():
+        if name in TEXTS:
+            continue
+        if isinstance(value, str):
+            setattr(options, name, expand_home(value))
+        elif isinstance(value, Path):
+            setattr(options, name, Path(expand_home(str(value))))
+        elif isinstance(value, list):
+            setattr(options, name, [expand_home(one) if isinstance(one, str) else one for one in value])
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -33,7 +33,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     whether the values fit the model, the data and each other.
     """
     where = Where(str(path))
-    return _made(_parse(_text(Path(path), where), where), overrides, where)
+    return _made(_parse(_text(Path(path).expanduser(), where), where), overrides, where)
 
 
 def of_words(values: dict[str, Any], overrides: Sequence[str]) -> Recipe:
@@ -90,7 +90,7 @@ def save(recipe: Recipe, folder: str | Path, fingerprints: dict[str, str] | None
 
     fingerprints: split -> fingerprint of its data.  ``read`` of the written file gives an equal recipe.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     head = f"# {recipe.where.file}, resolved: every key as it was used, defaults and overrides included.\n"
     text = yaml.safe_dump(plain(recipe), sort_keys=False, allow_unicode=True, width=110)

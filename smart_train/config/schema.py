@@ -7,6 +7,7 @@ from inspect import isclass, isfunction
 from typing import Any, Literal
 
 from smart_train.core.errors import ExtensionError, SettingError
+from smart_train.core.paths import expand_home
 
 
 @dataclass
@@ -193,8 +194,9 @@ class DataBlock:
     source_weights: dict[str, float] = field(default_factory=dict)  # source -> how often it is drawn; default 1
 
     def __post_init__(self) -> None:
-        """Let Python programs write the format as recipes do: ``DataBlock(format="beir")``."""
+        """Let Python programs write the format as recipes do: ``DataBlock(format="beir")``; expand ``~``."""
         self.format = _component("data.format", self.format)
+        self.path = expand_home(self.path)
 
 
 @dataclass
@@ -309,3 +311,4 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.where = Where()  # no field: a recipe's place is no part of its content
+        self.output = None if self.output is None else expand_home(self.output)

@@ -57,16 +57,3 @@ def text_fault(text: str) -> str | None:
     if not is_unicode(text):
         return "half of a surrogate pair, which is no character"
     return f"a NUL (character {text.index(chr(0)) + 1} is a zero byte)" if "\0" in text else None
-
-
-def to_rgb(image: Any) -> Any:
-    """Return an RGB copy of a PIL image, turned as its EXIF data says; what is transparent becomes white, not black.
-
-    Doing it twice changes nothing, so an image looks the same in training, in evaluation and from Python.
-    """
-    from PIL import Image, ImageOps
-
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:  # paper is white; a plain conversion would make it black
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")

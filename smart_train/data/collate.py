@@ -24,19 +24,40 @@ Preprocess = Callable[[list[Any], Any], Features]  # contents, and "query" or "d
 Split = Callable[[Features], list[Features]]
 
 
+class EpochRow(tuple[str, str]):
+    """A row of (query id, document id), and the epoch that it is drawn in."""
+
+    epoch: int
+
+    def __new__(cls, row: Row, epoch: int) -> EpochRow:
+        made = super().__new__(cls, row)
+        made.epoch = epoch
+        return made
+
+    def __getnewargs__(self) -> tuple[Row, int]:  # type: ignore[override]
+        return (self[0], self[1]), self.epoch
+
+
 class Pairs(Dataset[Row]):
-    """The pairs of a collection as a torch dataset of (query id, document id); contents stay in the collection."""
+    """The pairs of a collection as a torch dataset of (query id, document id); contents stay in the collection.
+
+    Each row knows the epoch, which ``set_epoch`` also tells to data workers that live on: it is in shared memory.
+    """
 
     def __init__(self, collection: Collection) -> None:
         self.rows = collection.pairs()
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         if not self.rows:
             raise DataError(f"{collection.name}: no pair of a query and a relevant document to train on")
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch.fill_(epoch)
+
     def __getitem__(self, index: int) -> Row:
-        return self.rows[index]
+        return EpochRow(self.rows[index], int(self.epoch))
 
 
 def chunks(lengths: Sequence[int], kinds: Sequence[str], groups: int, rows: int | None = None) -> list[list[int]]:
@@ -99,7 +120,9 @@ class Collator:
     preprocess: (contents, "query" | "document") -> Features of one chunk; every row keeps its place
     negatives: hard negatives per query, drawn from the collection's; a query that has fewer gets those
     length_groups: number of chunks of documents of one kind, by length; a chunk is one backbone forward
-    seed: of the negatives drawn, which depend on (seed, query id, row position) alone: a resumed run draws the same
+    seed: of the negatives drawn, which depend on the seed and on the epoch, query and document of the row alone: a
+        resumed run draws the same, on any number of ranks. A pair meets all negatives of its query once before it meets
+        one again
     chunk_rows: no chunk has more rows; None = no limit, and then the queries are one chunk
     split: divides a preprocessed chunk further, in order (by tokens, which only the model can count)
 
@@ -161,7 +184,8 @@ class Collator:
         drawn: list[str] = []
         missing = copies = 0
         corpus = self.collection.corpus
-        for position, (query, _) in enumerate(rows if self.negatives else ()):
+        for row in rows if self.negatives else ():
+            query = row[0]
             judged = self.collection.qrels.get(query, {})
             named = dict.fromkeys(self.collection.negatives.get(query, ()))
             negatives = [d for d in named if judged.get(d, 0) <= 0 and d in corpus]
@@ -171,8 +195,21 @@ class Collator:
             count = min(self.negatives, len(candidates))
             copies += len(negatives) - len(candidates)
             missing += self.negatives - count
-            drawn += Random(hash_id(f"{self.seed}\n{query}\n{position}")).sample(candidates, count)
+            drawn += self._hand("\n".join(row), candidates, count, getattr(row, "epoch", 0))
         return drawn, {"negatives": len(drawn), "negatives_missing": missing, "negatives_copies": copies}
+
+    def _hand(self, pair: str, candidates: list[str], count: int, epoch: int) -> list[str]:
+        """Return the negatives of an epoch: the candidates are shuffled and dealt out, and then shuffled anew."""
+        hand: list[str] = []
+        place = epoch * count
+        while len(hand) < count:
+            deal, at = divmod(place, len(candidates))
+            order = Random(hash_id(f"{self.seed}\n{pair}\n{deal}")).sample(candidates, len(candidates))
+            # where a deal ends within an epoch, the next one begins with what the epoch does not have yet
+            rest = [document for document in order if document not in hand] if hand else order[at:]
+            hand += rest[: count - len(hand)]
+            place = (deal + 1) * len(candidates)
+        return hand
 
     def _positives(self, rows: Iterable[Row], queries: list[str], documents: list[str]) -> tuple[Tensor, int]:
         """(positives [P, 2] of the distinct rows, how many other pairs of the batch are relevant by id)."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from smart_train.core.errors import DataError
-from smart_train.core.modality import to_rgb
+from smart_train.core.pictures import open_picture, to_rgb
 
 DEV_SPLITS = ("dev", "validation", "valid", "val")  # names of splits to choose on
 TEST_SPLITS = ("test",)  # names of splits to report on
@@ -90,12 +90,8 @@ class Document:
         try:
             image = self.image
             if isinstance(image, str | Path):
-                with Image.open(image) as opened:
-                    opened.load()
-                    image = opened
-            elif not isinstance(image, Image.Image):
-                image = image.load()
-            return to_rgb(image)
+                return open_picture(image)
+            return to_rgb(image if isinstance(image, Image.Image) else image.load())
         except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error ... by format
             where = self.image if isinstance(self.image, str | Path) else getattr(self.image, "name", "memory")
             of = f" of {self.file}" if self.file else ""

@@ -88,7 +88,7 @@ def pull(repo: str, folder: str | Path, revision: str | None = None, subset: str
     Raises DataError where the folder holds anything, and for what cannot be read.
     """
     dataset = read_all(DataBlock(path=repo, revision=revision, subset=subset))
-    store.write_dataset(dataset, Path(folder))
+    store.write_dataset(dataset, Path(folder).expanduser())
     return dataset
 
 

@@ -46,7 +46,7 @@ def write(
     folder; the qrels of this split are replaced.  document_columns, query_columns: further columns, by id.
     Raises DataError where an id is there with another content, and where the folder holds other files for a part.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     write_corpus(folder, collection.corpus.values(), document_columns)
     write_queries(folder, collection.queries, query_columns)
     write_qrels(folder, split, collection.qrels)
@@ -82,7 +82,7 @@ def write_corpus(
     An image file inside the folder is referred to; any other image is stored in ``images/``, once per content, as the
     bytes it has (an image in memory as PNG).  Raises as ``write``, and where an image file is missing.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     rows: list[Row] = []
     for document in documents:
         title, text = title_and_body(document)
@@ -98,13 +98,13 @@ def write_queries(folder: str | Path, queries: Mapping[str, str], more: More | N
     """Write queries by id; ``more`` and ``merge`` as in ``write_corpus``."""
     extra = (more or {}).items()
     rows = [{"id": q, "text": text, **{name: values.get(q) for name, values in extra}} for q, text in queries.items()]
-    _write(Path(folder), "queries", rows, ("id", "text"), merge)
+    _write(Path(folder).expanduser(), "queries", rows, ("id", "text"), merge)
 
 
 def write_qrels(folder: str | Path, split: str, qrels: Mapping[str, Mapping[str, int]]) -> None:
     """Write query id -> document id -> grade, instead of what this split had.  Raises DataError where qrels of another
     kind are there."""
-    place = Path(folder) / "qrels"
+    place = Path(folder).expanduser() / "qrels"
     others = [f.name for f in data_files(place, ".tsv", ".txt", ".trec", ".qrels", ".qrel") if suffix(f) != ".parquet"]
     if others:
         raise DataError(f"{place} holds {others[0]}, which Parquet would hide; write to an empty folder")
@@ -129,13 +129,13 @@ def write_negatives(folder: str | Path, mined: Mapping[str, HardNegatives], merg
         for query, found in mined.items()
     ]
     columns = ("query-id", "corpus-ids", "scores", "positive", "miner")
-    _write(Path(folder), NEGATIVES, rows, columns, merge, replace=True)
+    _write(Path(folder).expanduser(), NEGATIVES, rows, columns, merge, replace=True)
 
 
 def write_teacher(folder: str | Path, scores: Mapping[str, Mapping[str, float]], merge: bool = True) -> None:
     """Write another model's scores, query id -> document id -> score; ``merge`` as in ``write_negatives``."""
     rows = [{"query-id": q, "corpus-ids": list(row), "scores": list(row.values())} for q, row in scores.items()]
-    _write(Path(folder), TEACHER, rows, ("query-id", "corpus-ids", "scores"), merge, replace=True)
+    _write(Path(folder).expanduser(), TEACHER, rows, ("query-id", "corpus-ids", "scores"), merge, replace=True)
 
 
 def title_and_body(document: Document) -> tuple[str, str]:
@@ -276,7 +276,7 @@ def write_beir(collection: Collection, folder: str | Path, split: str = "test") 
     can share one folder; the qrels of this split are replaced.  Raises DataError where an id is there with another
     content.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     parts = {name: part_files(folder, name) for name in ("corpus", "queries")}
     stored = [name for name, files in parts.items() if files and suffix(files[0]) != ".jsonl"]
     if stored:

@@ -29,6 +29,7 @@ from smart_train.config.schema import DataBlock
 from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import DataError, Setting
 from smart_train.core.modality import text_fault
+from smart_train.core.pictures import open_picture
 from smart_train.data.collection import content_id
 
 TEXT_FILES = (".jsonl", ".json", ".csv", ".tsv")
@@ -278,12 +279,8 @@ class StoredImage:
         return self.file.read_bytes()
 
     def load(self) -> Any:
-        """Return the decoded PIL image; raises what PIL raises."""
-        from PIL import Image
-
-        image = Image.open(io.BytesIO(self.raw()))
-        image.load()
-        return image
+        """Return the decoded image as RGB; raises as ``open_picture``."""
+        return open_picture(io.BytesIO(self.raw()))
 
     def content_id(self) -> str:
         return content_id("image", self.raw())

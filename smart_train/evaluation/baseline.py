@@ -66,7 +66,7 @@ def read_baseline(folder: str | Path, row: str | None = None) -> Baseline:
     row: "base" or "trained"; None = the last one, which is the trained encoder in a run's folder
     Raises EvaluationError if there is no evaluation, or none with that row.
     """
-    path = Path(folder) / FILE
+    path = Path(folder).expanduser() / FILE
     if not path.is_file():
         raise EvaluationError(f"{folder}: there is no {FILE}; name the folder of an evaluation or of a run")
     try:

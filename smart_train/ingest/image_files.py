@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from smart_train.core.modality import to_rgb
-from smart_train.ingest.pages import MAX_ASPECT, Unreadable
+from smart_train.core.pictures import MAX_ASPECT, eight_bits, to_rgb
+from smart_train.ingest.pages import Unreadable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # of what is inside, whatever the suffix says
 QUALITY = 90  # of JPEG: print stays sharp; a page of text takes 0.24 MB a megapixel, and a quarter of PNG's time
@@ -40,10 +40,10 @@ def read_image(path: Path, page: int, pixels: int, max_picture: int) -> Any:
             image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))
             image.load()
             ImageOps.exif_transpose(image, in_place=True)  # before resizing, which may lose the orientation
-            image = _eight_bits(image)
+            image = eight_bits(image)
             if image.mode in ("L", "RGB"):  # before copies are made: a large scan has hundreds of megabytes
                 image = shrink(image, pixels)
-            return shrink(to_rgb(image), pixels)
+            return shrink(to_rgb(image, max_picture), pixels)
         except (Unreadable, MemoryError):
             raise
         except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error ... by format
@@ -99,17 +99,6 @@ def _check_size(image: Any, max_picture: int) -> None:
 def _damaged(error: Exception) -> Unreadable:
     message = str(error)
     return Unreadable("truncated" if "truncated" in message.lower() else "damaged", message)
-
-
-def _eight_bits(image: Any) -> Any:
-    """Convert 16-bit greys (which a plain conversion to RGB would clip to white) and black and white to 8-bit greys."""
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode.startswith("I;16"):
-        return image.convert("I").point(lambda value: value / 256).convert("L")
-    if image.mode in ("I", "F"):
-        raise Unreadable("damaged", f"pixels of the kind {image.mode} have no known range")
-    return image
 
 
 def shrink(image: Any, pixels: int) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from smart_train.core.errors import DataError
+from smart_train.core.pictures import MAX_PIXELS
 from smart_train.core.registry import Registry
 from smart_train.ingest.pages import Kind
 
@@ -45,7 +46,7 @@ class Limits:
 
     pages: int = 5_000
     file_bytes: int = 4 * 2**30
-    picture: int = 200_000_000
+    picture: int = MAX_PIXELS
     seconds: float = 120.0
     memory: int = 4 * 2**30
 

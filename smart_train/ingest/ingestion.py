@@ -55,7 +55,7 @@ def ingest(
     """
     begin = time.monotonic()
     options = options or IngestOptions()
-    folder, out = Path(folder), Path(out)
+    folder, out = Path(folder).expanduser(), Path(out).expanduser()
     sources = list_files(folder, out, options.allow_outside)
     if not sources.files and not sources.skipped:
         others = f"; it has {sum(sources.other.values())} files of other kinds" if sources.other else ""

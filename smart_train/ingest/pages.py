@@ -21,7 +21,6 @@ Kind = Literal["pdf", "image", "text"]
 PAGES, IMAGES = "pages", "images"  # folders below ``out``
 ABOUT = b"smart_train"  # key of the Parquet metadata that holds what is known of the whole file
 ROWS = 256  # pages decoded at once when they are read back
-MAX_ASPECT = 200  # longest over shortest side of a page; image processors refuse more
 
 
 class Unreadable(SmartTrainError):

@@ -17,7 +17,8 @@ from typing import Any
 import pypdfium2 as pdfium
 import pypdfium2.raw as raw
 
-from smart_train.ingest.pages import MAX_ASPECT, Outline, Unreadable
+from smart_train.core.pictures import MAX_ASPECT
+from smart_train.ingest.pages import Outline, Unreadable
 
 DPI = 200  # of a small page at most: there is nothing more to see
 MAX_SIDE = 14400  # points, 200 inches: the largest side in the PDF reference

@@ -443,14 +443,14 @@ class SmartEncoder(nn.Module):
 
         state: gathered full tensors by parameter name, where the encoder in memory is sharded
         """
-        return saving.save(self, Path(folder), state)
+        return saving.save(self, Path(folder).expanduser(), state)
 
     def save_settings(self, folder: str | Path) -> None:
         """Rewrite the ``late`` block of smart_train.json alone: the hybrid's weights and constants after a calibration.
 
         If anything else of it changed, verified.json is removed: the vectors are others.
         """
-        saving.write_late_settings(Path(folder), plain(self.late))
+        saving.write_late_settings(Path(folder).expanduser(), plain(self.late))
 
     @classmethod
     def from_pretrained(

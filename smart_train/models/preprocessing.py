@@ -14,7 +14,8 @@ from torch import nn
 from smart_train.config.schema import ModelBlock
 from smart_train.core.embeddings import Features
 from smart_train.core.errors import BaseNotFound, DataError, SettingError, UsageError, border
-from smart_train.core.modality import modality, text_fault, to_rgb
+from smart_train.core.modality import modality, text_fault
+from smart_train.core.pictures import open_picture, picture_fault, to_rgb
 from smart_train.models.hidden_states import is_vision
 
 logger = logging.getLogger(__name__)
@@ -97,8 +98,8 @@ def _content_problem(content: Any, read: set[str]) -> str | None:
     for image in images if isinstance(images, list | tuple) else [images]:
         if not isinstance(image, str | Path | Image.Image):
             return f"its image is {type(image).__name__}; give a PIL image or a path"
-        if isinstance(image, Image.Image) and not all(image.size):
-            return f"its image has {image.width} x {image.height} pixels; leave it out"
+        if isinstance(image, Image.Image) and (fault := picture_fault(image)):
+            return f"its image cannot be read: {fault}; leave it out"
     return None
 
 
@@ -124,8 +125,8 @@ def _opened(images: Any) -> Any:
 
 
 def _read_image(path: Path) -> Any:
-    with border(path, "not a readable image; repair it or leave it out"), Image.open(path) as image:
-        return to_rgb(image)
+    with border(path, "not a readable image; repair it or leave it out"):
+        return open_picture(path)
 
 
 def by_modality(rows: list[int], contents: Contents) -> list[list[int]]:

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import seed_worker
 
 from smart_train.core.embeddings import Batch, Features
@@ -49,6 +49,19 @@ class TrainerInputs:
     def __call__(self, rows: Rows) -> dict[str, Any]:
         batch = self.collate(rows)
         return {"batch": BatchOnHost(batch) if self.on_host else batch}
+
+
+class EpochOfPairs(TrainerCallback):
+    """Tells the epoch to a dataset that wants to know it, before any row of it is drawn."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(int((state.epoch or 0) + 1e-6))  # a sum of fractions may end just below
 
 
 @dataclass

@@ -45,6 +45,7 @@ from smart_train.training.callbacks.trackers import replace_trackers
 from smart_train.training.checkpoint import CheckpointManager
 from smart_train.training.dataloader import (
     ChunksOnDevice,
+    EpochOfPairs,
     Rows,
     TrainerInputs,
     batch_of,
@@ -194,6 +195,7 @@ class SmartTrainer(Trainer):
             eval_dataset=train_dataset,  # Trainer refuses eval_strategy without one; the evaluator is what ranks
             data_collator=TrainerInputs(data_collator, on_host=wants_caching),
             callbacks=[
+                EpochOfPairs(train_dataset),
                 FirstStepCheck(model, self.nonfinite.skipped),
                 self.speed,
                 JsonLogger(self.run_dir / "log.jsonl"),

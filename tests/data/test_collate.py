@@ -115,7 +115,7 @@ def test_each_query_gets_as_many_negatives_as_it_has():
     assert batch.notes["negatives"] == 3 and batch.notes["negatives_missing"] == 5
 
 
-def test_drawing_depends_on_seed_query_and_position_alone():
+def test_drawing_depends_on_seed_epoch_and_pair_alone():
     rows = [("q1", "d1"), ("q2", "d2"), ("q3", "d3")]
 
     def drawn(rows, seed=0):
@@ -125,14 +125,51 @@ def test_drawing_depends_on_seed_query_and_position_alone():
     alone = Collator(collection(), record, negatives=4)
     alone(rows)  # an earlier call changes nothing: a resumed run draws what the whole run drew
     assert alone(rows).document_ids.tolist() == drawn(rows)
-    # another query at the same position, and the same query at another position, draw something else
+    # another query, and another pair of the same query, draw something else
     by_query = [{*drawn([(f"q{n}", f"d{n}")])} - {hash_id(f"d{n}")} for n in range(2, 10)]
     assert len({frozenset(ids) for ids in by_query}) == 8
     first_twice = Collator(collection(), record, negatives=4)([("q2", "d2"), ("q2", "d12")])
     assert len(first_twice.document_ids) > 2 + 4
     other = [("q1", "d1"), ("q5", "d5"), ("q3", "d3")]
+    assert {*drawn(rows)} == {*drawn(rows[::-1])}  # the place in the batch changes nothing
     only_first = {*drawn(rows[:1])} - {hash_id("d1")}
     assert only_first <= {*drawn(rows)} and only_first <= {*drawn(other)}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 9])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_pair_meets_all_negatives_before_it_meets_one_again(count, ranks):
+    made = collection()
+    made.negatives = {q: [f"d{n}" for n in range(20, 28)] for q in made.queries}
+    pairs, collate = Pairs(made), Collator(made, record, negatives=count)
+    hands: list[list[str]] = []
+    for epoch in range(8):
+        pairs.set_epoch(epoch)
+        order = [*range(epoch, 20), *range(epoch)]  # every epoch in another order, on several ranks
+        rows = next(rows for rank in range(ranks) if ("q3", "d3") in (rows := [pairs[n] for n in order[rank::ranks]]))
+        drawn = collate([rows[rows.index(("q3", "d3"))]])
+        hands.append([d for d in made.corpus if d != "d3" and hash_id(d) in drawn.document_ids.tolist()])
+    dealt = [document for hand in hands for document in hand]
+    assert all(len(hand) == len(set(hand)) == min(count, 8) for hand in hands)
+    full = 8 // min(count, 8)  # epochs of a deal that end within it
+    assert len({d for hand in hands[:full] for d in hand}) == full * min(count, 8)
+    assert set(dealt) == set(made.negatives["q3"]) and max(map(dealt.count, dealt)) - min(map(dealt.count, dealt)) <= 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_that_live_on_hear_of_the_epoch(workers):
+    made = collection()
+    pairs = Pairs(made)
+    collate = Collator(made, record, negatives=3)
+    more = {"num_workers": workers, "persistent_workers": workers > 0}
+    loader = torch.utils.data.DataLoader(pairs, batch_size=20, collate_fn=collate, **more)
+    for epoch in (0, 1, 2, 1):
+        pairs.set_epoch(epoch)
+        alone = Pairs(made)
+        alone.set_epoch(epoch)
+        (batch,) = loader
+        assert batch.document_ids.tolist() == collate([alone[n] for n in range(20)]).document_ids.tolist()
+        assert {row.epoch for row in pickle.loads(pickle.dumps(batch.rows))} == {epoch}
 
 
 @settings(max_examples=100, deadline=None)

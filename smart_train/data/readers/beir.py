@@ -321,7 +321,7 @@ def read_beir(
     Raises DataError, naming file and line, for a malformed row, an id that occurs twice with different content, or
     a split that is not there.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     files = {needed: part_files(folder, needed) for needed in ("corpus", "queries")}

@@ -10,7 +10,7 @@ import torch
 
 from smart_train.core.errors import DataError, border
 from smart_train.core.hub import check_answers, hub_errors, resolve_base
-from smart_train.core.modality import to_rgb
+from smart_train.core.pictures import open_picture
 from smart_train.ingest.image_files import shrink
 from smart_train.ingest.questions.chat_model import Answer, Refusal, Request
 
@@ -97,11 +97,8 @@ class LocalChatModel:
         return self.processor.apply_chat_template(chats, tokenize=True, **options)
 
     def _image(self, request: Request) -> Any:
-        from PIL import Image
-
-        told = border(request.image, "not a readable image; ingest the folder again")
-        with told, Image.open(request.image) as opened:  # type: ignore[arg-type]
-            image = to_rgb(opened)
+        with border(request.image, "not a readable image; ingest the folder again"):
+            image = open_picture(request.image)
         return shrink(image, self.pixels) if self.pixels else image
 
 
