@@ -16,6 +16,7 @@ from smart_train.config.schema import DataBlock
 from smart_train.config.typed_values import Problem
 from smart_train.core.errors import DataError
 from smart_train.data.collection import DEV_SPLITS, TEST_SPLITS, Collection, RetrievalDataset, hash_id
+from smart_train.data.copies import identities, plain
 from smart_train.data.readers.base import DataProblem, Reader, find_reader
 from smart_train.data.split import cap, halves, split
 from smart_train.data.stored_collection import StoredCollection
@@ -122,11 +123,15 @@ def _select(collection: Collection, queries: Iterable[str], documents: list[str]
 
 def _warn_of_overlap(train: Collection, dev: Collection, test: Collection, shared_corpus: bool) -> None:
     """Warn where training and ranking have queries in common, or documents, unless all splits share one corpus."""
-    ranked = {text for part in (dev, test) for text in part.queries.values()}
-    trained = {text for text in train.queries.values() if text in ranked} if ranked else set()
+    ranked = {plain(text) for part in (dev, test) for text in part.queries.values()}
+    trained = {one for text in train.queries.values() if (one := plain(text)) in ranked} if ranked else set()
+    # of a collection on disk ids are hashes of the content
+    compared = not (shared_corpus or isinstance(train, StoredCollection)) and any(part.corpus for part in (dev, test))
+    known = {*identities(train.corpus.values()).values()} if compared else set()
     for part in (dev, test):
-        queries = sum(query in train.queries or text in trained for query, text in part.queries.items())
-        documents = 0 if shared_corpus else sum(document in train.corpus for document in part.corpus)
+        queries = sum(query in train.queries or plain(text) in trained for query, text in part.queries.items())
+        shown = identities(part.corpus.values()) if known else {}
+        documents = 0 if shared_corpus else sum(d in train.corpus or shown.get(d) in known for d in part.corpus)
         if documents or queries:
             logger.warning(
                 "%s shares %s%d queries with %s: what is trained on is ranked too, and its metrics are better than "
@@ -226,8 +231,8 @@ def dev_and_test(data: DataBlock, test: str | None = None, dev: str | None = Non
     reported = reader.read(test_name)
     if dev_name is not None:
         chosen, origin = reader.read(dev_name), f"the data's own splits {dev_name} and {test_name}"
-        texts = set(reported.queries.values())
-        shared = [q for q, text in chosen.queries.items() if q in reported.queries or text in texts]
+        texts = {plain(text) for text in reported.queries.values()}
+        shared = [q for q, text in chosen.queries.items() if q in reported.queries or plain(text) in texts]
         if shared:
             chosen = chosen.select([q for q in chosen.queries if q not in set(shared)])
             origin += f"; {len(shared)} queries of {dev_name} are in {test_name} as well, and are left out of it"

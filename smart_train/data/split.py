@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from smart_train.core.errors import DataError
 from smart_train.data.arrow_shards import Ints
 from smart_train.data.collection import Collection, hash_id
+from smart_train.data.copies import identities, plain
 from smart_train.data.split_stored import TARGETS, StoredSplit, load_split, save_split
 from smart_train.data.stored_collection import StoredCollection
 
@@ -44,9 +45,9 @@ def split(
 ) -> tuple[Collection, Collection, Collection]:
     """Split into (train, dev, test) so that no file, no document and no query is in two of them.
 
-    A file is ``Document.file``, or the document itself where it has none; files that answer one and the same query
-    stay together.  The order of files is a hash of the seed and their name, so a file that is added or removed moves
-    few others.
+    A file is ``Document.file``, or the document itself where it has none; files that answer one and the same query, or
+    have an answer that shows the same, stay together. The order of files is a hash of the seed and their name, so a
+    file that is added or removed moves few others.
 
     dev, test: a share of the queries (below 1) or a number of queries.  Whole files are taken in hash order until
         the number is reached; a file that would overshoot it by more than a quarter, or that alone is more than
@@ -178,7 +179,11 @@ def _wanted(target: str, value: float | int, total: int) -> int:
 
 
 def file_groups(collection: Collection) -> tuple[list[FileGroup], list[FileGroup]]:
-    """Return (groups with queries, groups without), by a union-find over the files that each query is answered in."""
+    """Return (groups with queries, groups without), by a union-find over the files that each query is answered in.
+
+    Answers that show the same under two ids, and queries of the same words, count as one: what is trained on would else
+    be ranked.  Copies that answer no query join nothing, so that a blank page does not join all files.
+    """
     parent: dict[str, str] = {}
 
     def find(name: str) -> str:
@@ -186,6 +191,10 @@ def file_groups(collection: Collection) -> tuple[list[FileGroup], list[FileGroup
             parent[name] = parent[parent[name]]
             name = parent[name]
         return name
+
+    def join(first: str, second: str) -> None:
+        low, high = sorted((find(first), find(second)))  # the smaller name leads: no matter in which order
+        parent[high] = low
 
     unit = {d.id: f"file:{d.file}" if d.file is not None else f"document:{d.id}" for d in collection.corpus.values()}
     parent.update((name, name) for name in unit.values())
@@ -195,10 +204,17 @@ def file_groups(collection: Collection) -> tuple[list[FileGroup], list[FileGroup
             continue
         files = [unit[d] for d, grade in judged.items() if grade > 0 and d in unit]
         for file in files:
-            first, second = sorted((find(files[0]), find(file)))  # the smaller name leads: no matter in which order
-            parent[second] = first
+            join(files[0], file)
         if files:
             home[query] = files[0]
+    answers = dict.fromkeys(d for q in home for d, grade in collection.qrels[q].items() if grade > 0 and d in unit)
+    shown: dict[Hashable, str] = {}
+    for document, identity in identities(collection.corpus[d] for d in answers).items():
+        join(shown.setdefault(identity, unit[document]), unit[document])
+    asked: dict[str, str] = {}
+    for query, file in home.items():
+        if words := plain(collection.queries[query]):
+            join(asked.setdefault(words, file), file)
     groups: dict[str, FileGroup] = {}
     for document, name in unit.items():
         root = find(name)
@@ -259,8 +275,9 @@ def _choose(
         largest = max(range(len(queries_of)), key=lambda place: int(queries_of[place]))
         raise DataError(
             f"{name}: {queries} queries cannot be held out for {target}: {queries_of[largest]} of {total} queries "
-            f"belong together ({group(largest)}; whole files stay in one split, and files that answer the same query "
-            f"stay together). Lower data.{target}, set it to 0, or give the data a {target} split of its own"
+            f"belong together ({group(largest)}; whole files stay in one split, and files that answer the same query, "
+            f"or with the same answer, stay together). Lower data.{target}, set it to 0, or give the data a {target} "
+            "split of its own"
         )
     return chosen
 
