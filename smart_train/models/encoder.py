@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from smart_train.config.recipe import plain
@@ -128,6 +129,9 @@ class SmartEncoder(nn.Module):
         self.keep = TokenFilter(self.tokenizer, self.backbone.config, self.pooling, self.late.token_filters)
         self.head = LateHead(self.late, self.layers, self.hidden_size).to(self.device)
         self.cut_rows: dict[Role, int] = {"query": 0, "document": 0}  # rows at their length limit, counted
+        if "image" in self.st.modalities:
+            with readable(base):  # a processor's settings are looked at by the first picture
+                self.preprocess([Image.new("RGB", (64, 64))], "document")
         self._check_padding()
         if self.adapter is not None:
             self._adapt(self.adapter)

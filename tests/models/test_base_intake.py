@@ -280,6 +280,23 @@ def test_a_processor_of_other_patches_than_the_model_takes_is_refused(key, tiny_
         SmartEncoder(str(base), device="cpu")
 
 
+ODD_PROCESSOR = [
+    *({key: value} for key in ("patch_size", "merge_size", "temporal_patch_size") for value in (None, 1.5, "x", {})),
+    *({"size": value} for value in (-1, {"height": 3, "width": 3}, {"shortest_edge": -5, "longest_edge": -5})),
+    *({"min_pixels": "x"}, {"max_pixels": []}, {"image_std": [1]}, {"rescale_factor": {}}, {"resample": 10**12}),
+]
+
+
+@pytest.mark.parametrize("values", ODD_PROCESSOR, ids=str)
+def test_a_processor_that_reads_no_picture_is_told_with_its_base_at_load(values, tiny_qwen3vl, tmp_path):
+    base = Path(shutil.copytree(tiny_qwen3vl, tmp_path / "base"))
+    path = base / "processor_config.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({**stored, "image_processor": {**stored["image_processor"], **values}}))
+    with pytest.raises(BaseNotFound, match=str(base)):
+        SmartEncoder(str(base), device="cpu")
+
+
 @pytest.mark.parametrize(("key", "value"), PIXELS.values(), ids=PIXELS)
 @pytest.mark.parametrize("family", ["qwen", "other"])
 def test_images_larger_than_memory_are_refused_before_the_weights_are_loaded(
