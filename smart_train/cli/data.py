@@ -40,9 +40,10 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--no-images", action="store_true", help="do not decode images; broken ones and copies stay unknown"
     )
     check.add_argument("--allow-outside", action="store_true", help=OUTSIDE)
-    for name in ("format", "query", "document", "image", "id", "subset", "revision"):
+    for name in ("format", "query", "document", "image", "id", "label", "scores", "subset", "revision"):
         check.add_argument(f"--{name}", help=f"as data.{name} in a recipe")
-    check.set_defaults(run=_check, setting_names=OUTSIDE_NAMES)
+    names = {f"data.{name}": f"--{name}" for name in ("label", "scores")}
+    check.set_defaults(run=_check, setting_names=OUTSIDE_NAMES | names)
 
     push = kinds.add_parser("push", help="upload a data set to the Hub, images inside")
     push.add_argument("path", help="folder of a data set")
@@ -84,7 +85,8 @@ def _check(options: argparse.Namespace) -> int:
         check_output(options.fix, "--fix")
     if options.fix and _filled(Path(options.fix)):
         raise UsageError(f"--fix: {options.fix} already exists and is not empty; name a new folder")
-    given = {name: getattr(options, name) for name in ("document", "image", "id", "subset", "revision")}
+    columns = ("document", "image", "id", "label", "scores")
+    given = {name: getattr(options, name) for name in (*columns, "subset", "revision")}
     named = {name: value for name in ("format", "query") if (value := getattr(options, name)) is not None}
     data = DataBlock(path=options.path, allow_outside=options.allow_outside, **named, **given)
     report = validate(

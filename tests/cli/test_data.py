@@ -11,6 +11,7 @@ import pytest
 import tiny_data
 
 from smart_train.cli import data
+from smart_train.cli.main import main
 from smart_train.core.errors import DataError, UsageError
 from smart_train.data.readers.beir import read_beir
 
@@ -100,3 +101,19 @@ def test_pages_and_rows_are_checked_too(tmp_path, page_rows, capsys):
     assert run("check", tmp_path / "train.jsonl", "--no-images") == 0
     assert run("check", tmp_path / "train.jsonl", "--fix", tmp_path / "out") == 0
     assert [d.content() for d in read_beir(tmp_path / "out", "train").corpus.values()] == [tiny_data.draw_page(1)]
+
+
+def test_check_says_what_it_took_for_what_and_how_to_ignore_a_label(tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    rows = [{"query": f"q{n}", "positive": f"d{n} of {n % 3}", "score": n % 2, "lang": "en"} for n in range(6)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    main(["data", "check", str(file)])
+    assert "columns read: query = query, document = positive, label = score; not read: lang" in caplog.text
+    assert (
+        "3 documents have score 0" in caplog.text and "3 queries have no document with a score above 0" in caplog.text
+    )
+    file.write_text(json.dumps(rows[0] | {"score": 0.5}))
+    assert main(["data", "check", str(file)]) in (1, 2)
+    assert 'give --label "" to take every row' in capsys.readouterr().err
+    assert main(["data", "check", str(file), "--label", ""]) == 0

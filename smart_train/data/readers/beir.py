@@ -431,6 +431,8 @@ def read_corpus(
     picture = "image" if picture is None else picture
     file, page = find_column([c for c in columns if c != key], FILES), find_column(columns, PAGES)
     digest = find_column(columns, HASHES)
+    parts = {"id": key, "title": title, "text": body, "image": picture, "file": file, "page": page, "hash": digest}
+    _say_columns(table, parts)
     found: dict[str, Document] = {}
     for where, row in table:
         name = read_id(row, key, where)
@@ -452,9 +454,17 @@ def read_corpus(
     return found
 
 
+def _say_columns(table: Table, parts: dict[str, str | None]) -> None:
+    """Log what each column was taken for, and which are not read."""
+    read = ", ".join(f"{part} = {column}" for part, column in parts.items() if column in table.columns)
+    rest = [column for column in table.columns if column not in parts.values()]
+    logger.info("%s: columns read: %s%s", table.name, read, f"; not read: {first_few(rest)}" if rest else "")
+
+
 def read_queries(table: Table) -> dict[str, str]:
     """Return id -> text; raises DataError for an id with two texts."""
     key, text = require_column(table, QUERY_IDS, "query ids"), require_column(table, ("text", "query"), "query texts")
+    _say_columns(table, {"id": key, "text": text})
     found: dict[str, str] = {}
     for where, row in table:
         name, words = read_id(row, key, where), read_text(row, text, where)
@@ -513,6 +523,7 @@ def judgement_rows(table: Table) -> Iterator[Judgement]:
     if find_column(table.columns, ("rank",)):
         what = f"a column of ranks: this is a run, the output of a search, whose {grade} are no grades"
         raise DataError(f"{table.name}: {what}; give the qrels, which say what is relevant")
+    _say_columns(table, {"query": query, "document": document, "grade": grade})
     for where, row in table:
         yield where, read_id(row, query, where), read_id(row, document, where), _grade(row.get(grade), where)
 
