@@ -587,6 +587,8 @@ def read_image(
         if value.path is None:
             return value
         return replace(value, file=_find_file(value.path, table, where, boundary, [home, Path()], must_exist))
+    if isinstance(value, dict) and not value.get("bytes") and isinstance(value.get("path"), str):
+        value = value["path"]  # what `datasets` writes for an image that it left where it was
     if not isinstance(value, str):
         raise DataError(f"{where}: the image is {type(value).__name__}; give the path of an image file")
     if boundary.hub:

@@ -256,6 +256,19 @@ def test_struct_images_may_have_relative_paths_and_rows_without_any(tmp_path):
     }
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_an_image_may_be_an_object_with_a_path_alone(tmp_path, kind):
+    (tmp_path / "1.png").write_bytes(_png(1))
+    rows = [{"query": "a", "image": {"path": "1.png"}}]
+    file = tmp_path / f"r.{kind}"
+    if kind == "jsonl":
+        tiny_data.write_lines(file, rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    ((_, document),) = (found := read(file)).pairs()
+    assert found.corpus[document].content().getpixel((0, 0)) == (1, 0, 0)
+
+
 @pytest.mark.parametrize("path", ["gone.png", "a\0b.png", "../outside.png", "x" * 400])
 def test_paths_of_struct_images_that_lead_nowhere_are_named_with_their_row(tmp_path, path):
     (tmp_path / "set").mkdir()
