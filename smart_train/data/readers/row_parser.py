@@ -205,7 +205,8 @@ class RowParser:
         columns = self.columns
         answered = columns.document == columns.query
         texts, answers, told = question(row.get(columns.query), columns.query, where, answered)
-        self.notes["rows have a system message, which is not read; a prompt is model.query_prompt"] += told
+        if told:
+            self.notes["rows have a system message, which is not read; a prompt is model.query_prompt"] += 1
         if len(texts) > 1:
             raise DataError(f"{where}: {columns.query} holds {len(texts)} texts; a row has one query")
         items = (
