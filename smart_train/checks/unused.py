@@ -104,13 +104,6 @@ REFUSED: list[Rule] = [
         "remove it, or give objective.late a weight",
     ),
     Rule(
-        "late.hybrid",
-        ("pooled_mean", "pooled_std", "late_mean", "late_std"),
-        lambda recipe: recipe.late.hybrid.scaling == "none",
-        "late.hybrid.scaling is none",
-        "remove it, or write late.hybrid.scaling: standardised",
-    ),
-    Rule(
         "adapter",
         ("r", "alpha", "dropout", "targets", "layers", "vision"),
         lambda recipe: recipe.adapter.kind != "lora",
@@ -157,6 +150,18 @@ TOLD: list[Rule] = [
     *(
         Rule(f"objective.{name}", ("temperature",), _term(name), f"objective.{name}.weight is 0")
         for name in ("pooled", "late", "hybrid", "self_distillation")
+    ),
+    Rule(  # named, not refused: probe writes a layer's constants whichever scaling it recommends
+        "late.hybrid",
+        ("pooled_mean", "pooled_std", "late_mean", "late_std"),
+        lambda recipe: recipe.late.hybrid.scaling == "none",
+        "late.hybrid.scaling is none",
+    ),
+    Rule(
+        "evaluation",
+        ("calibration_queries", "calibration_documents"),
+        lambda recipe: not recipe.evaluation.calibrate,
+        "evaluation.calibrate is false",
     ),
     Rule("evaluation", ("k", "batch_size", "bootstrap", "seed"), _ranks_nothing, "nothing is ranked"),
     Rule(

@@ -66,10 +66,6 @@ IDLE = {
     "model.revision": ("main", [], ["model.base=me/mine"]),
     "model.matryoshka": ("[8]", OFF_POOLED, []),
     "late.matryoshka": ("[8]", ["objective.late.weight=0"], []),
-    "late.hybrid.pooled_mean": ("0.5", [], ["late.hybrid.scaling=standardised"]),
-    "late.hybrid.pooled_std": ("0.5", [], ["late.hybrid.scaling=standardised"]),
-    "late.hybrid.late_mean": ("0.5", [], ["late.hybrid.scaling=standardised"]),
-    "late.hybrid.late_std": ("0.5", [], ["late.hybrid.scaling=standardised"]),
     "adapter.r": ("8", ["adapter.kind=full"], []),
     "adapter.alpha": ("8", ["adapter.kind=full"], []),
     "adapter.dropout": ("0.1", ["adapter.kind=full"], []),
@@ -88,6 +84,12 @@ IDLE = {
     "publish.license": ("mit", [], ["publish.repo=me/mine"]),
 }
 NAMED = {
+    "late.hybrid.pooled_mean": ("0.5", [], ["late.hybrid.scaling=standardised"]),
+    "late.hybrid.pooled_std": ("0.5", [], ["late.hybrid.scaling=standardised"]),
+    "late.hybrid.late_mean": ("0.5", [], ["late.hybrid.scaling=standardised"]),
+    "late.hybrid.late_std": ("0.5", [], ["late.hybrid.scaling=standardised"]),
+    "evaluation.calibration_queries": ("3", ["evaluation.calibrate=false"], []),
+    "evaluation.calibration_documents": ("3", ["evaluation.calibrate=false"], []),
     "objective.pooled.temperature": ("0.1", OFF_POOLED, []),
     "objective.late.temperature": ("0.1", ["objective.late.weight=0"], []),
     "objective.hybrid.temperature": ("0.1", [], ["objective.hybrid.weight=1"]),

@@ -3,6 +3,7 @@ that cannot write costs all of them that checkpoint alone, and launches that can
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,8 @@ def refused_on_ranks(base: str, out: Path, options: dict[str, Any]) -> dict[str,
             if what == "rng":
                 file.unlink()
             else:
-                file.write_text(str({**facts, "processes": 3}).replace("'", '"').replace("True", "true"))
+                changed = {**facts, "processes": 3}
+                file.write_text(json.dumps({**changed, "checksum": files._checksum(changed)}))
         meet()
         try:
             trainer_of(Path(base), out / "resumed", **{**options, "max_steps": 8}).train(
