@@ -15,9 +15,16 @@ os.environ.setdefault("SMART_TRAIN_READ_PLAINLY", "off")
 
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
+
+# Tests fork and kill processes: a lock of this process alone cannot be left taken by one of them, and no thread of
+# tqdm's takes it at the moment of a fork.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0
 
 KINDS = ("bert", "modernbert", "qwen3", "qwen3_right", "qwen3vl")
 

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -206,4 +207,6 @@ def _log_to_terminal() -> None:
     log = logging.getLogger("smart_train")
     log.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
     if not any(isinstance(handler, _Terminal) for handler in log.handlers):
+        # tqdm's own lock is shared with forked processes: one that is killed while it holds it would stop this one
+        tqdm.set_lock(threading.RLock())
         log.addHandler(_Terminal())
