@@ -131,6 +131,7 @@ def test_the_first_line_starts_a_run():
     assert "late.lyer" in done.stderr and "late.layer" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_recipe_of_0_1_trains(tiny_qwen3, triples_file, tmp_path):
     """Two steps through the literal ``accelerate launch``; the other recipes below, since a launch costs 20 seconds."""
     data = {"data.path": triples_file, "data.subset": "null", "data.query": "query", "data.document": "positive"}

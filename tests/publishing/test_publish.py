@@ -73,6 +73,7 @@ def test_a_run_goes_up_private_and_as_one_commit(hub, run_copy, tmp_path):
             assert private.encode() not in content, (name, private)
 
 
+@pytest.mark.slow
 def test_publishing_again_replaces_the_adapter_and_leaves_nothing_of_the_old_one(hub, tmp_path, tiny_bert):
     for name, kind in (("lora", "lora"), ("frozen", "frozen")):
         made(tmp_path / name, str(tiny_bert), kind)
@@ -95,6 +96,7 @@ def test_an_adapter_that_is_not_what_was_verified_is_refused_before_the_hub_is_a
 # -- where to
 
 
+@pytest.mark.slow
 def test_a_branch_a_tag_and_a_message_are_as_they_were_asked_for(hub, run_copy, tmp_path):
     hub.put("me/mine", {".gitattributes": b""}, private=True)
     words = ("publish", str(run_copy), "--repo", "me/mine", "--revision", "try/two", "--tag", "v1")
@@ -114,6 +116,7 @@ def test_a_branch_a_tag_and_a_message_are_as_they_were_asked_for(hub, run_copy, 
     assert repo.branches["try/two"][-1][0] == sha
 
 
+@pytest.mark.slow
 def test_names_that_git_would_refuse_are_refused_first(hub, run_copy, tmp_path):
     for flag in ("--tag", "--branch"):
         done = command(hub, tmp_path / "home", "publish", str(run_copy), "--repo", "me/mine", flag, "a..b")
@@ -164,7 +167,10 @@ ANSWERS = {  # name -> (call, where, how it fails, environment, words of the mes
 REFUSED_FIRST = {"no token", "a name that is none", "offline"}  # nothing was asked of the Hub
 
 
-@pytest.mark.parametrize("name", ANSWERS)
+QUICK = ("401", "503", "no token")  # each is a process of 3 seconds
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in ANSWERS])
 def test_what_the_hub_answers_is_one_line_and_loses_nothing(name, hub, run_copy, tmp_path):
     method, where, failure, options, words = ANSWERS[name]
     repo, licence = where if "/" in where and not method else "me/mine", where if where == "gpl" else "mit"

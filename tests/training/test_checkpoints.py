@@ -73,7 +73,7 @@ def measured(encoder) -> dict[str, float]:
     return {"pooled/ndcg@10": abs(total) % 1, "hybrid/ndcg@10": abs(total) % 1}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [c if n < 2 else pytest.param(c, marks=pytest.mark.slow) for n, c in enumerate(CASES)])
 def test_a_resumed_run_is_the_uninterrupted_one(case, tiny_bert, tmp_path):
     """From the middle of an epoch, between two logged lines, and from its very end: weights, optimizer, schedule,
     random states, sums, best metric and every line."""

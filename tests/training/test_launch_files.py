@@ -313,6 +313,7 @@ def test_two_processes_on_cpu_cores(tiny, tmp_path):
     ran(accelerated("cpu"), "visdoc_head", "cpu", tmp_path / "run", tiny("visdoc_head"))
 
 
+@pytest.mark.slow
 def test_zero3_on_two_machines_of_slurm(tiny, machines, tmp_path):
     slurm = {**machines, "CONFIG": "launch/zero3_nodes.yaml"}
     ran(["launch/slurm.sh"], "visdoc_hybrid", "zero3_nodes", tmp_path / "run", tiny("visdoc_hybrid"), **slurm)

@@ -117,7 +117,7 @@ def test_the_launchers_own_words_are_found(how, count, tmp_path):
     assert f"lost {count > 1}" in done.stdout
 
 
-@pytest.mark.parametrize("multi_cpu", [False, True], ids=["--cpu", "MULTI_CPU"])
+@pytest.mark.parametrize("multi_cpu", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["--cpu", "MULTI_CPU"])
 def test_the_launch_itself_ends_with_a_sentence_and_trains_nothing(multi_cpu, tmp_path, tiny_bert, triples_file):
     recipe, file = tmp_path / "recipe.yaml", tmp_path / "launch.yaml"
     recipe.write_text(f"model:\n  base: {tiny_bert}\ndata:\n  path: {triples_file}\n  dev: 2\n  test: 2\n")
