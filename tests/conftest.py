@@ -13,6 +13,7 @@ os.environ["WANDB_MODE"] = "offline"
 # tests/models/test_plain_reading.py switches it on.
 os.environ.setdefault("SMART_TRAIN_READ_PLAINLY", "off")
 
+import logging
 import shutil
 import signal
 import threading
@@ -30,10 +31,15 @@ KINDS = ("bert", "modernbert", "qwen3", "qwen3_right", "qwen3vl")
 
 
 @pytest.fixture(autouse=True)
-def same_signals():
-    """A run that ends, in this process, leaves its signals ignored; the tests after it must not inherit that."""
+def same_process():
+    """A command that ends, in this process, leaves its signals ignored and its log in the terminal; the tests after it
+    must not inherit that."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    log = logging.getLogger("smart_train")
+    level, handlers = log.level, list(log.handlers)
     yield
+    log.setLevel(level)
+    log.handlers[:] = handlers
     for number, handler in before.items():
         if signal.getsignal(number) is not handler:
             signal.signal(number, handler)
