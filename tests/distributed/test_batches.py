@@ -29,8 +29,8 @@ def asked() -> Collection:
 
 
 def rows_of(values: list[Any]) -> list[Any]:
-    """A collator that leaves rows as they are."""
-    return values
+    """A collator that leaves rows as they are, as plain tuples: accelerate makes nested rows anew by their type."""
+    return [tuple(value) for value in values]
 
 
 def loaded(out: str, drop: bool) -> list[list[list[tuple[str, str]]]]:
