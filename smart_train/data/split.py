@@ -16,7 +16,7 @@ from smart_train.core.errors import DataError
 from smart_train.data.arrow_shards import Ints
 from smart_train.data.collection import Collection, hash_id
 from smart_train.data.copies import identities, plain
-from smart_train.data.split_stored import TARGETS, StoredSplit, load_split, save_split
+from smart_train.data.split_stored import TARGETS, StoredSplit, load_split, save_split, unnamed_target
 from smart_train.data.stored_collection import StoredCollection
 
 logger = logging.getLogger(__name__)
@@ -297,23 +297,14 @@ def _place(
             named.update((document, target) for document in collection.negatives.get(query, ()))
     rank = {"train": 2, "dev": 1, "test": 0}
     total = sum(map(len, queries.values()))
-    bounds = {target: len(queries[target]) / total for target in ("test", "dev")}
+    shares = {target: len(queries[target]) / total for target in ("test", "dev")}
     for group in sorted(free, key=lambda g: (hash_id(f"{seed}\n{g.name}"), g.name)):
         splits = [named[d] for d in group.documents if d in named]
         if splits:
             documents[max(splits, key=rank.__getitem__)] += group.documents
             continue
-        short = [s for s in ("test", "dev") if queries[s] and len(documents[s]) < (limit[s] or 0)]
-        drawn = (hash_id(f"{seed}\nside\n{group.name}") % 2**32) / 2**32
-        if short:
-            target = short[0]
-        elif drawn < bounds["test"] and limit["test"] is None:
-            target = "test"
-        elif bounds["test"] <= drawn < bounds["test"] + bounds["dev"] and limit["dev"] is None:
-            target = "dev"
-        else:
-            target = "train"
-        documents[target] += group.documents
+        counts = {target: len(documents[target]) for target in ("test", "dev")}
+        documents[unnamed_target(seed, group.name, shares, counts, limit)] += group.documents
 
 
 def cap(collection: Collection, queries: Iterable[str], documents: list[str], most: int | None, seed: int) -> list[str]:

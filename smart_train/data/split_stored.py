@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -25,6 +25,24 @@ logger = logging.getLogger(__name__)
 
 TARGETS = ("test", "dev", "train")  # a document's split is a number of these; of two that name it, the higher has it
 NONE = -1
+
+
+def unnamed_target(
+    seed: int, name: str, shares: Mapping[str, float], counts: Mapping[str, int], limit: Mapping[str, int | None]
+) -> str:
+    """Return the split of a group of documents that no query names: it fills up test, then dev, else goes by hash.
+
+    shares: of all queries; counts: documents there so far; limit: documents to rank, None = no such number
+    """
+    for target in ("test", "dev"):
+        if shares[target] and counts[target] < (limit[target] or 0):
+            return target
+    drawn = (hash_id(f"{seed}\nside\n{name}") % 2**32) / 2**32
+    if drawn < shares["test"] and limit["test"] is None:
+        return "test"
+    if shares["test"] <= drawn < shares["test"] + shares["dev"] and limit["dev"] is None:
+        return "dev"
+    return "train"
 
 
 @dataclass
@@ -197,21 +215,12 @@ class StoredSplit:
         names = list(_names(self.collection, self.groups, units))
         counts = {s: int(((side == TARGETS.index(s)) & ~free).sum()) for s in ("test", "dev")}
         total = sum(map(len, queries.values()))
-        bounds = {target: len(queries[target]) / total for target in ("test", "dev")}
+        shares = {target: len(queries[target]) / total for target in ("test", "dev")}
         found = first.copy()
         for at in sorted(range(len(units)), key=lambda at: (hash_id(f"{self.seed}\n{names[at]}"), names[at])):
             target = TARGETS[first[at]] if first[at] != NONE else ""
             if not target:
-                short = [s for s in ("test", "dev") if len(queries[s]) and counts[s] < (limit[s] or 0)]
-                drawn = (hash_id(f"{self.seed}\nside\n{names[at]}") % 2**32) / 2**32
-                if short:
-                    target = short[0]
-                elif drawn < bounds["test"] and limit["test"] is None:
-                    target = "test"
-                elif bounds["test"] <= drawn < bounds["test"] + bounds["dev"] and limit["dev"] is None:
-                    target = "dev"
-                else:
-                    target = "train"
+                target = unnamed_target(self.seed, names[at], shares, counts, limit)
                 found[at] = TARGETS.index(target)
             if target in counts:
                 counts[target] += int(sizes[at])
