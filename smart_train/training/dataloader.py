@@ -108,6 +108,18 @@ def check_accelerator(args: TrainingArguments) -> None:
         raise SettingError("training.accelerator_config", what, "remove them" if wrong[1:] else "remove it")
 
 
+def loader_options(args: TrainingArguments) -> dict[str, Any]:
+    """Return what the arguments say of a DataLoader's workers and memory."""
+    return {
+        "num_workers": args.dataloader_num_workers,
+        "pin_memory": args.dataloader_pin_memory,
+        "persistent_workers": args.dataloader_persistent_workers,
+        "multiprocessing_context": args.dataloader_multiprocessing_context,
+        "prefetch_factor": args.dataloader_prefetch_factor,
+        "in_order": args.dataloader_in_order,
+    }
+
+
 def train_loader(
     pairs: Any,
     batches: PairBatchSampler,
@@ -124,12 +136,7 @@ def train_loader(
         pairs,
         batch_sampler=batches,
         collate_fn=collate,
-        num_workers=args.dataloader_num_workers,
-        pin_memory=args.dataloader_pin_memory,
-        persistent_workers=args.dataloader_persistent_workers,
-        multiprocessing_context=args.dataloader_multiprocessing_context,
-        prefetch_factor=args.dataloader_prefetch_factor,
-        in_order=args.dataloader_in_order,
+        **loader_options(args),
         worker_init_fn=partial(_start_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
     )
     prepared: DataLoader[Any] = accelerator.prepare(loader)

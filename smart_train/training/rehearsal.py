@@ -30,6 +30,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from smart_train.config.training_fields import HONOURED
 from smart_train.core.errors import SettingError, SmartTrainError
 from smart_train.training.arguments import SmartTrainingArguments
+from smart_train.training.dataloader import loader_options
 from smart_train.training.engine import uses_engine
 from smart_train.training.optimizer import weight_groups
 
@@ -108,15 +109,7 @@ def _trackers(args: SmartTrainingArguments) -> None:
 
 
 def _loader(args: SmartTrainingArguments) -> None:
-    DataLoader(
-        range(ROWS),  # type: ignore[arg-type]
-        num_workers=args.dataloader_num_workers,
-        pin_memory=args.dataloader_pin_memory,
-        persistent_workers=args.dataloader_persistent_workers,
-        multiprocessing_context=args.dataloader_multiprocessing_context,
-        prefetch_factor=args.dataloader_prefetch_factor,
-        in_order=args.dataloader_in_order,
-    )
+    DataLoader(range(ROWS), **loader_options(args))  # type: ignore[arg-type]
 
 
 def _schedule(args: SmartTrainingArguments, steps: int) -> None:

@@ -12,6 +12,7 @@ import json
 import re
 import tokenize
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from smart_train.core.errors import DataError, Setting
@@ -209,4 +210,4 @@ def _joined(text: str) -> bool:
     """Return whether two strings stand side by side, which Python takes for one."""
     kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
     kinds = [kind for kind in kinds if kind not in (tokenize.NL, tokenize.NEWLINE, tokenize.COMMENT)]
-    return any(a == b == tokenize.STRING for a, b in zip(kinds, kinds[1:], strict=False))
+    return any(a == b == tokenize.STRING for a, b in pairwise(kinds))

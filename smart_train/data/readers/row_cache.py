@@ -585,7 +585,7 @@ def _buckets(folder: Path, shards: Shards, buckets: int) -> Iterator[tuple[Keys,
     files = [folder / f"bucket-{number:04d}.partial" for number in range(buckets)]
     for file in files:
         file.unlink(missing_ok=True)
-    for begin, batch in zip(shards.starts.tolist(), shards.batches, strict=False):
+    for begin, batch in zip(shards.starts[:-1].tolist(), shards.batches, strict=True):
         high, low = batch.column("high").to_numpy(), batch.column("low").to_numpy()
         at = np.arange(begin, begin + len(high)).astype(np.uint64)
         bucket = (high >> np.uint64(32)) * np.uint64(buckets) >> np.uint64(32)
