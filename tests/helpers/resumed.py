@@ -119,3 +119,30 @@ def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
     if type(ours) is type(theirs) and getattr(ours, "__dict__", None):  # DeepSpeed's loss scaler has no ==
         return differences(vars(ours), vars(theirs), where)
     return [] if ours == theirs else [f"{where}: {str(ours)[:80]} and {str(theirs)[:80]}"]
+
+
+def whole_recipe(base: Path, rows: Path, steps: int) -> dict[str, Any]:
+    """A recipe with caching, accumulation, dropout, negatives, a head, a data worker, planned batches and evaluation."""
+    return {
+        "name": "tiny",
+        "model": {"base": str(base), "dropout": 0.1},
+        "late": {"head": "layernorm_linear", "dim": 8},
+        "adapter": {"r": 4, "dropout": 0.1},
+        "data": {"path": str(rows), "negatives": 1, "dev": 4, "length_window": 2},
+        "objective": {"batch": 4, "chunk_rows": 3},
+        "training": {
+            "max_steps": steps,
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 0.01,
+            "logging_steps": 1,
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "metric_for_best_model": "late/ndcg@10",
+            "dataloader_num_workers": 1,
+            "use_cpu": True,
+            "disable_tqdm": True,
+        },
+        "evaluation": {"bootstrap": 20, "k": [10]},
+    }

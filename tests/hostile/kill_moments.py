@@ -41,7 +41,7 @@ import tiny
 import tiny_data
 import yaml
 from killed import Fork
-from resumed import differences, left, log_of
+from resumed import differences, left, log_of, whole_recipe
 
 PATIENCE = 600.0  # seconds for a run, on a machine that others use, too
 CLOCKS = ("seconds", "rate", "per_second", "date", "created", "started", "speed", "memory", "eta", "runtime")
@@ -113,7 +113,7 @@ def cases(folder: Path) -> dict[str, Case]:
     pdfs.scan(documents / "scan.pdf", 3)
     (documents / "notes.md").write_text("# Notes\n" + pdfs.words("notes", 1000))
     recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(training(base, tiny_data.write_triples(folder / "triples.jsonl"))))
+    recipe.write_text(yaml.safe_dump(whole_recipe(base, tiny_data.write_triples(folder / "triples.jsonl"), STEPS)))
 
     def train(output: Path) -> list[str]:
         again = ["training.resume_from_checkpoint=true"] if checkpoints(output) else []
@@ -137,32 +137,6 @@ def cases(folder: Path) -> dict[str, Case]:
         ),
         "probe": Case(lambda out: ["probe", str(data), *reads, "--output", str(out)], files),
         "train": Case(train, trained, began_anew=lambda out: not checkpoints(out)),
-    }
-
-
-def training(base: Path, rows: Path) -> dict[str, Any]:
-    return {
-        "name": "tiny",
-        "model": {"base": str(base), "dropout": 0.1},
-        "late": {"head": "layernorm_linear", "dim": 8},
-        "adapter": {"r": 4, "dropout": 0.1},
-        "data": {"path": str(rows), "negatives": 1, "dev": 4, "length_window": 2},
-        "objective": {"batch": 4, "chunk_rows": 3},
-        "training": {
-            "max_steps": STEPS,
-            "gradient_accumulation_steps": 2,
-            "learning_rate": 0.01,
-            "logging_steps": 1,
-            "save_strategy": "steps",
-            "save_steps": 1,
-            "eval_strategy": "steps",
-            "eval_steps": 2,
-            "metric_for_best_model": "late/ndcg@10",
-            "dataloader_num_workers": 1,
-            "use_cpu": True,
-            "disable_tqdm": True,
-        },
-        "evaluation": {"bootstrap": 20, "k": [10]},
     }
 
 

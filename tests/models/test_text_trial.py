@@ -8,8 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
+from adapters import trained
 
+from smart_train.config.schema import AdapterBlock
 from smart_train.core.errors import AdapterError, BaseNotFound
 from smart_train.models import base_loading, safe_loading
 from smart_train.models.base_config import read_base
@@ -96,11 +97,7 @@ def test_a_base_whose_texts_never_end_is_refused_before_it_is_loaded(kind, tiny_
 
 @pytest.fixture(scope="module")
 def saved(tiny_bert, tmp_path_factory) -> Path:
-    encoder = SmartEncoder(str(tiny_bert), lora={"r": 2}, device="cpu")
-    for name, parameter in encoder.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter)
-    return encoder.save_pretrained(tmp_path_factory.mktemp("saved") / "adapter")
+    return trained(tiny_bert, AdapterBlock(r=2)).save_pretrained(tmp_path_factory.mktemp("saved") / "adapter")
 
 
 @pytest.mark.parametrize("kind", [*HOSTILE][::2])

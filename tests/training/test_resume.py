@@ -12,12 +12,11 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from killed import ROOT, Command, Fork
-from resumed import differences, left, log_of
+from resumed import differences, left, log_of, whole_recipe
 
 from smart_train.config.recipe import read
 from smart_train.core.errors import NothingToResume, SettingError
@@ -29,32 +28,9 @@ PATIENCE = 300.0  # seconds for a run, on a machine that others use, too
 
 @pytest.fixture(scope="module")
 def recipe(tiny_models, triples_file, tmp_path_factory) -> Path:
-    """Caching, accumulation, dropout, hard negatives, a head, a data worker, planned batches, evaluation, some
-    epochs."""
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    blocks: dict[str, Any] = {
-        "name": "tiny",
-        "model": {"base": str(tiny_models("bert")), "dropout": 0.1},
-        "late": {"head": "layernorm_linear", "dim": 8},
-        "adapter": {"r": 4, "dropout": 0.1},
-        "data": {"path": str(triples_file), "negatives": 1, "dev": 4, "length_window": 2},
-        "objective": {"batch": 4, "chunk_rows": 3},
-        "training": {
-            "max_steps": STEPS,
-            "gradient_accumulation_steps": 2,
-            "learning_rate": 0.01,
-            "logging_steps": 1,
-            "save_strategy": "steps",
-            "save_steps": 1,
-            "eval_strategy": "steps",
-            "eval_steps": 2,
-            "metric_for_best_model": "late/ndcg@10",
-            "dataloader_num_workers": 1,
-            "use_cpu": True,
-            "disable_tqdm": True,
-        },
-        "evaluation": {"before": False, "after": False, "bootstrap": 1, "k": [10]},
-    }
+    blocks = whole_recipe(tiny_models("bert"), triples_file, STEPS)
+    blocks["evaluation"] = {"before": False, "after": False, "bootstrap": 1, "k": [10]}
     path.write_text(yaml.safe_dump(blocks))
     return path
 
