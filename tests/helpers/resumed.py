@@ -122,7 +122,7 @@ def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
 
 
 def whole_recipe(base: Path, rows: Path, steps: int) -> dict[str, Any]:
-    """A recipe with caching, accumulation, dropout, negatives, a head, a data worker, planned batches and evaluation."""
+    """A recipe with caching, accumulation, dropout, negatives, a head, a data worker, planned batches, evaluation."""
     return {
         "name": "tiny",
         "model": {"base": str(base), "dropout": 0.1},
