@@ -40,11 +40,19 @@ class Shards:
 
     def value(self, row: int, column: str) -> Any:
         """Return one cell."""
+        return self.row(row, (column,))[0]
+
+    def row(self, row: int, columns: Iterable[str]) -> list[Any]:
+        """Return the cells of one row."""
         number = bisect_right(self._starts, row) - 1
-        cells = self._cells.get(column) or self._cells.setdefault(
-            column, [_filled(b.column(column)) for b in self.batches]
-        )
-        return None if cells[number] is None else cells[number][row - self._starts[number]].as_py()
+        place, found = row - self._starts[number], []
+        for column in columns:
+            cells = self._cells.get(column) or self._cells.setdefault(
+                column, [_filled(b.column(column)) for b in self.batches]
+            )
+            held = cells[number]
+            found.append(None if held is None else held[place].as_py())
+        return found
 
     def arrow(self, rows: Ints, column: str) -> Iterator[tuple[Ints, Any]]:
         """Yield (places in ``rows``, their cells as a pyarrow array), one file at a time."""

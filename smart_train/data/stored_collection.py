@@ -19,6 +19,8 @@ from bisect import bisect_right
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
+from itertools import islice
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -33,9 +35,9 @@ from smart_train.data.collection import Collection, Document, first_few
 FIELDS = ("id", "text", "image", "file", "page", "source")  # of a document, in the order of the columns
 RELATIONS = ("qrels", "negatives", "teacher")
 PART = 1 << 20  # rows that are looked at together
-RECENT = 512  # documents that a process keeps after they were asked for
+RECENT = 512  # documents, or queries' relations, that a process keeps after they were asked for
 REMEMBERED = 1 << 14  # ids whose rows a process remembers: 2 MB
-SORTED_AT_ONCE = 200_000  # ids that ``fingerprint`` sorts at once
+SORTED_AT_ONCE = 100_000  # ids that ``fingerprint`` sorts at once
 
 V = TypeVar("V")
 
@@ -75,14 +77,16 @@ class Names:
 
     def find(self, id: object) -> int | None:
         """Return the row of an id; None where there is none."""
-        if not isinstance(id, str):
-            return None
-        found = self._found.get(id)
-        if found is None and (found := self._search(id)) is not None:
-            if len(self._found) >= REMEMBERED:
-                self._found.clear()
-            self._found[id] = found
+        found = self._found.get(id)  # type: ignore[call-overload]
+        if found is None and isinstance(id, str) and (found := self._search(id)) is not None:
+            self.remember([id], [found])
         return found
+
+    def remember(self, ids: Sequence[str], rows: Sequence[int]) -> None:
+        """Keep the rows of ids that were read by row, since they are looked for next."""
+        if len(self._found) >= REMEMBERED:
+            self._found.clear()
+        self._found.update(zip(ids, rows, strict=True))
 
     def _search(self, id: str) -> int | None:
         hashed = np.uint64(id_key(id)[0])
@@ -96,6 +100,9 @@ class Names:
 
     def value(self, row: int, column: str) -> Any:
         return self.entries.value(int(self.rows[row]), column)
+
+    def row(self, row: int, columns: Iterable[str]) -> list[Any]:
+        return self.entries.row(int(self.rows[row]), columns)
 
     def values(self, rows: Ints, column: str) -> list[Any]:
         return self.entries.values(self.rows[rows], column)
@@ -273,10 +280,8 @@ class StoredCorpus(_Stored[Document]):
             raise KeyError(id)
         found = self._recent.get(row)
         if found is None:
-            found = _document([self.part.store.documents.value(row, name) for name in FIELDS])
-            if len(self._recent) >= RECENT:
-                self._recent.clear()
-            self._recent[row] = found
+            found = _document(self.part.store.documents.row(row, FIELDS))
+            _keep(self._recent, row, found)
         return found
 
     def __contains__(self, id: object) -> bool:
@@ -294,6 +299,12 @@ class StoredCorpus(_Stored[Document]):
         for rows in self.part.document_parts():
             for cells in self.part.store.documents.blocks(rows, *FIELDS):
                 yield cells[0], _document(cells)
+
+
+def _keep(recent: dict[int, V], row: int, value: V) -> None:
+    if len(recent) >= RECENT:
+        recent.clear()
+    recent[row] = value
 
 
 def _document(cells: Sequence[Any]) -> Document:
@@ -331,13 +342,21 @@ class StoredRelation(_Stored[V]):
     def __init__(self, part: Part, name: str, make: Any, every: bool = False) -> None:
         super().__init__(part)
         self.name, self.make, self.every = name, make, every
+        self._recent: dict[int, V | None] = {}  # collating a batch asks for each of its queries several times
 
     def _value(self, row: int) -> V | None:
+        if row in self._recent:
+            return self._recent[row]
         documents, values = self.part.related(self.name, row)
-        if not (len(documents) or self.every):
-            return None
-        ids = self.part.store.documents.values(documents, "id")
-        made: V = self.make(ids if values is None else zip(ids, values.tolist(), strict=True))
+        made: V | None = None
+        if len(documents) or self.every:
+            names = self.part.store.documents
+            ids = names.values(documents, "id")
+            if len(ids) <= BLOCK:
+                names.remember(ids, documents.tolist())
+            made = self.make(ids if values is None else zip(ids, values.tolist(), strict=True))
+        if len(documents) <= BLOCK:
+            _keep(self._recent, row, made)
         return made
 
     def __getitem__(self, id: str) -> V:
@@ -398,8 +417,12 @@ class PairRows(Sequence[tuple[str, str]]):
     def __getitem__(self, index: int | slice) -> tuple[str, str] | PairRows:
         if isinstance(index, slice):
             return PairRows(self.store, self.queries[index], self.documents[index])
-        query, document = int(self.queries[index]), int(self.documents[index])
-        return self.store.queries.value(query, "id"), self.store.documents.value(document, "id")
+        rows = int(self.queries[index]), int(self.documents[index])
+        names = self.store.queries, self.store.documents
+        query, document = (one.value(row, "id") for one, row in zip(names, rows, strict=True))
+        names[0].remember([query], rows[:1])
+        names[1].remember([document], rows[1:])
+        return query, document
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         for begin in range(0, len(self), BLOCK):
@@ -518,8 +541,14 @@ class StoredCollection(Collection):
     def _fingerprint(self) -> str:
         total, store = sha256(), self.part.store
         for rows in _by_id(store.documents, np.concatenate([*self.part.document_parts(), np.empty(0, np.int64)])):
-            for id, text, image, file, page, _ in store.documents.blocks(rows, *FIELDS):
-                total.update(json.dumps([id, text, image is not None, file, page]).encode())
+            # as ``json.dumps`` writes each list, which takes three times as long
+            total.update(
+                "".join(
+                    f"[{_json(id)}, {_json(text)}, {'false' if image is None else 'true'}, {_json(file)}, "
+                    f"{'null' if page is None else page}]"
+                    for id, text, image, file, page in store.documents.blocks(rows, *FIELDS[:5])
+                ).encode("ascii")
+            )
         queries = list(_by_id(store.queries, self.part.query_rows))
         _update(total, (list(row) for rows in queries for row in store.queries.blocks(rows, "id", "text")))
         _update(total, ([id, sorted(judged.items())] for id, judged in self._in_order(queries, "qrels")))
@@ -538,13 +567,17 @@ class StoredCollection(Collection):
 
 
 def _update(total: Any, values: Iterable[Any]) -> None:
-    """Update a hash with the JSON of a list, whose entries are made one by one."""
-    begun = False
+    """Update a hash with the JSON of a list, of which some entries are made at a time."""
+    rest, begun = iter(values), False
     total.update(b"[")
-    for value in values:
-        total.update(b", " * begun + json.dumps(value).encode())
+    while some := list(islice(rest, BLOCK)):
+        total.update(b", " * begun + json.dumps(some)[1:-1].encode("ascii"))
         begun = True
     total.update(b"]")
+
+
+def _json(value: str | None) -> str:
+    return "null" if value is None else encode_basestring_ascii(value)
 
 
 def _by_id(names: Names, rows: Ints) -> Iterator[Ints]:
