@@ -20,7 +20,8 @@ from torch.utils.data import Sampler
 
 from smart_train.core.errors import DataError, SettingError
 from smart_train.core.modality import content_size
-from smart_train.data.collection import Collection, Document, first_few, hash_id
+from smart_train.data.collection import Collection, first_few, hash_id
+from smart_train.data.identity import shown_hashes
 from smart_train.data.stored_collection import PairRows
 
 Ints = NDArray[np.int64]
@@ -85,7 +86,8 @@ def _of(
 ) -> tuple[Ints, Ints, dict[str, Ints]]:
     """Return (numbers of the documents, their lengths, source -> places) of pairs of ids."""
     documents = {name: collection.corpus[name] for name in {name for _, name in pairs}}
-    contents = {name: _content_key(document) for name, document in documents.items()}
+    shown = zip(documents, shown_hashes(documents.values(), collection.near), strict=True)
+    contents: dict[str, int | str] = {name: hash or name for name, hash in shown}
     number = {content: n for n, content in enumerate(dict.fromkeys(contents[name] for _, name in pairs))}
     lengths = {name: content_size(one.text) if one.image is None and one.text else 0 for name, one in documents.items()}
     sources: dict[str, list[int]] = {}
@@ -101,11 +103,16 @@ def _of(
 
 
 def _of_stored(pairs: PairRows, source: str | None) -> tuple[Any, Any, dict[str, Any]]:
-    """The same of pairs of row numbers: a document's id is a hash of its content, so its row says what it shows."""
+    """The same of pairs of row numbers."""
     names = pairs.store.documents
     distinct, first, inverse = np.unique(pairs.documents, return_index=True, return_inverse=True)
-    number = np.empty(len(distinct), np.int64)
-    number[np.argsort(first)] = np.arange(len(distinct))  # by first appearance, as pairs of ids are numbered
+    # numbered by first appearance, as pairs of ids are
+    _, place = np.unique(names.numbers(distinct, "shown"), return_inverse=True)
+    earliest = np.full(place.max(initial=-1) + 1, len(pairs), np.int64)
+    np.minimum.at(earliest, place, first)
+    rank = np.empty(len(earliest), np.int64)
+    rank[np.argsort(earliest)] = np.arange(len(earliest))
+    number = rank[place]
     lengths = names.entries.numbers(names.rows[distinct], "length")
     if source is None:
         sources: dict[str, Any] = {ALL: np.arange(len(pairs), dtype=np.int32)}
@@ -120,17 +127,6 @@ def _of_stored(pairs: PairRows, source: str | None) -> tuple[Any, Any, dict[str,
         sources = dict(sorted(places.items(), key=lambda item: int(item[1][0])))
     # 32 bits each: these arrays stay as long as the training, in every rank
     return number.astype(np.int32)[inverse], lengths.astype(np.int32)[inverse], sources
-
-
-def _content_key(document: Document) -> tuple[str, ...]:
-    """Equal for documents that are known to show the same without decoding anything."""
-    if document.image is None:
-        return ("text", document.text or "")
-    if document.hash is not None:
-        return ("hash", document.hash)
-    if isinstance(document.image, str):
-        return ("path", document.image, document.text or "")
-    return ("id", document.id)
 
 
 @dataclass(frozen=True)

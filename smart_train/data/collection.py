@@ -137,6 +137,8 @@ class Collection:
     negatives: query id -> ids of hard negatives in the corpus, hardest first where they were mined
     teacher: query id -> document id -> another model's score of the pair, in that model's unit; for any pairs
     scored_negatives: query id -> its negatives with the miner's scores, where known; training reads ``negatives``
+    near: document id -> a hash that it shares with its near copies, where ``data.near_duplicates`` asks for them; such
+        documents count as one wherever copies do (identity.py)
 
     The mappings are dicts here, and read-only mappings over files in a ``StoredCollection``: do not write to those of a
     collection that you did not make.
@@ -154,6 +156,7 @@ class Collection:
     negatives: dict[str, list[str]] = field(default_factory=dict)
     teacher: dict[str, dict[str, float]] = field(default_factory=dict)
     scored_negatives: dict[str, HardNegatives] = field(default_factory=dict)
+    near: dict[str, int] = field(default_factory=dict)
 
     def relevant(self, query: str) -> set[str]:
         """Return the ids of the documents judged relevant, whether the corpus has them or not."""
@@ -254,7 +257,7 @@ class Collection:
             if query in self.scored_negatives:
                 keep = self.scored_negatives[query].filter
                 scored[query] = keep(lambda d: document_ids is None or d in corpus)
-        return Collection(self.name, dict(corpus), queries, qrels, negatives, teacher, scored)
+        return Collection(self.name, dict(corpus), queries, qrels, negatives, teacher, scored, self.near)
 
 
 @dataclass

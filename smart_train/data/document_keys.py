@@ -7,7 +7,6 @@ negative, whichever rank it comes from (losses/false_negatives.py).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -16,32 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smart_train.core.embeddings import KnownPositives
-from smart_train.core.modality import modality
 from smart_train.data.collection import Collection, hash_id
+from smart_train.data.identity import content_hash, known_hash, query_copies
 
 Key = tuple[int, int, int, int]  # see embeddings.KEYS
 REMEMBERED = 2**17  # documents whose keys a worker remembers: about 40 MB
 MANY = 64  # positives of a query above which their keys are taken from a table
+UNITED = 2**12  # groups of queries of the same words whose grades are remembered
 ANSWERS = 2**24  # rows of that table that are remembered by query: 128 MB
-
-
-def content_hash(content: Any) -> int:
-    """Return a signed 64-bit hash, never 0, of what a document shows: its text, and the size and pixels of its image.
-
-    content: as ``Document.content`` returns it.  One file stored twice, as PNG and as BMP or under two names, is one
-    content; an image that was resized or compressed again is another.  A megapixel takes about 5 ms.
-
-    >>> content_hash("a text") == content_hash("a text") != content_hash("another text")
-    True
-    """
-    text, image = (content.get("text"), content["image"]) if isinstance(content, dict) else (content, content)
-    total = blake2b(f"{modality(content)}\n".encode(), digest_size=8)
-    if not isinstance(image, str):
-        total.update(f"{image.mode} {image.width} {image.height}\n".encode())  # says how many bytes follow
-        total.update(image.tobytes())
-    if isinstance(text, str):
-        total.update(text.encode("utf-8", "surrogatepass"))
-    return int.from_bytes(total.digest(), "big", signed=True) or 1
 
 
 class DocumentKeys:
@@ -52,10 +33,14 @@ class DocumentKeys:
 
     Positives of queries that have more than MANY are remembered in a table, 32 bytes each, and their keys are taken
     from it by row: a batch of such queries would else hash hundreds of thousands of documents, each time anew.
+
+    The positives of queries of the same words under other ids are positives of a query, too.
     """
 
     def __init__(self, collection: Collection, most: int = REMEMBERED) -> None:
         self.collection, self.most = collection, most
+        self._same_words = query_copies(collection)
+        self._united: dict[str, dict[str, int]] = {}  # first of the queries of the same words -> grades of all
         self._keys: dict[str, Key] = {}
         self._row: dict[str, int] = {}  # of documents in the table
         self._table = np.empty((0, 4), np.int64)
@@ -72,10 +57,11 @@ class DocumentKeys:
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
 
     def of_positives(self, queries: Iterable[str]) -> KnownPositives:
-        """Return the keys of every positive of each query, in the order of the qrels, in the corpus or not."""
+        """Return the keys of every positive of each query, in the order of the qrels, in the corpus or not; of queries
+        of the same words all have those of all."""
         keys, grades, lengths = [torch.empty(0, 4, dtype=torch.int64)], [torch.empty(0)], []
         for query in queries:
-            judged = self.collection.qrels.get(query, {})
+            judged = self._judged(query)
             if len(judged) > MANY:
                 rows, own = self._many(query, judged)
                 keys.append(torch.from_numpy(self._table[rows]))
@@ -88,22 +74,42 @@ class DocumentKeys:
         return KnownPositives(torch.cat(keys), torch.cat(grades), torch.tensor(lengths, dtype=torch.int64))
 
     def copies_of_positives(self, query: str, documents: Sequence[str]) -> set[str]:
-        """Return those of the documents that are a text that some positive of the query is, too."""
+        """Return those of the documents that show what some positive of the query does, as far as that is known without
+        decoding an image, and those that are a positive of a query of the same words."""
         if not documents:
             return set()
-        judged = self.collection.qrels.get(query, {})
+        judged, own = self._judged(query), self.collection.qrels.get(query, {})
+        also = {document for document in documents if judged.get(document, 0) > 0 >= own.get(document, 0)}
         shown = {document: self.text_hash(document) for document in documents}
         if len(judged) > MANY:
             rows, _ = self._many(query, judged)
             positives = set(self._table[rows[self._is_text[rows]], 1].tolist() if any(shown.values()) else ())
         else:
             positives = {self.text_hash(document) for document, grade in judged.items() if grade > 0}
-        return {document for document, one in shown.items() if one and one in positives}
+        return also | {document for document, one in shown.items() if one and one in positives}
+
+    def _judged(self, query: str) -> Mapping[str, int]:
+        """Return the grades of a query, and those of its copies where it has some; of two of a document the higher."""
+        copies = self._same_words.get(query)
+        if copies is None:
+            return self.collection.qrels.get(query, {})
+        found = self._united.get(copies[0])
+        if found is None:
+            if len(self._united) >= UNITED:
+                self._united.clear()
+            found = self._united[copies[0]] = {}
+            for copy in copies:
+                for document, grade in self.collection.qrels.get(copy, {}).items():
+                    found[document] = max(grade, found.get(document, grade))
+        return found
 
     def text_hash(self, document: str) -> int:
-        """Return the content hash of a document that is a text; 0 for every other one."""
-        text = self.collection.corpus.get(document)
-        return self._key(document)[1] if text is not None and text.image is None else 0
+        """Return the content hash of a document as it is known without decoding; 0 for an image."""
+        return self._key(document)[1] if self._is_known(document) else 0
+
+    def _is_known(self, name: str) -> bool:
+        document = self.collection.corpus.get(name)
+        return document is not None and (document.image is None or name in self.collection.near)
 
     def _many(self, query: str, judged: Mapping[str, int]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Return (rows of the table, grades) of a query's positives."""
@@ -126,8 +132,7 @@ class DocumentKeys:
                 self._table = np.resize(self._table, (size, 4)) if row else np.empty((size, 4), np.int64)
                 self._is_text = np.resize(self._is_text, size) if row else np.empty(size, np.bool_)
             key = self._keys.get(document) or self._made(document)
-            one = self.collection.corpus.get(document)
-            self._table[row], self._is_text[row] = key, one is not None and one.image is None
+            self._table[row], self._is_text[row] = key, self._is_known(document)
         return row
 
     def _key(self, name: str, content: Any = None) -> Key:
@@ -145,8 +150,7 @@ class DocumentKeys:
         document = self.collection.corpus.get(name)
         if document is None:
             return hash_id(name), 0, 0, -1
-        if content is None and document.image is None:
-            content = document.text
-        shown = 0 if content is None else content_hash(content)
+        near = self.collection.near
+        shown = content_hash(content) if content is not None and name not in near else known_hash(document, near)
         file = 0 if document.file is None else hash_id(document.file) or 1
         return hash_id(name), shown, file, -1 if document.page is None else document.page

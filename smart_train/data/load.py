@@ -16,7 +16,7 @@ from smart_train.config.schema import DataBlock
 from smart_train.config.typed_values import Problem
 from smart_train.core.errors import DataError
 from smart_train.data.collection import DEV_SPLITS, TEST_SPLITS, Collection, RetrievalDataset, hash_id
-from smart_train.data.copies import identities, plain
+from smart_train.data.identity import asked_by, content_hash, plain, shared_documents
 from smart_train.data.readers.base import DataProblem, Reader, find_reader
 from smart_train.data.split import cap, halves, split
 from smart_train.data.stored_collection import StoredCollection
@@ -123,15 +123,13 @@ def _select(collection: Collection, queries: Iterable[str], documents: list[str]
 
 def _warn_of_overlap(train: Collection, dev: Collection, test: Collection, shared_corpus: bool) -> None:
     """Warn where training and ranking have queries in common, or documents, unless all splits share one corpus."""
-    ranked = {plain(text) for part in (dev, test) for text in part.queries.values()}
-    trained = {one for text in train.queries.values() if (one := plain(text)) in ranked} if ranked else set()
-    # of a collection on disk ids are hashes of the content
-    compared = not (shared_corpus or isinstance(train, StoredCollection)) and any(part.corpus for part in (dev, test))
-    known = {*identities(train.corpus.values()).values()} if compared else set()
-    for part in (dev, test):
-        queries = sum(query in train.queries or plain(text) in trained for query, text in part.queries.items())
-        shown = identities(part.corpus.values()) if known else {}
-        documents = 0 if shared_corpus else sum(d in train.corpus or shown.get(d) in known for d in part.corpus)
+    parts = (dev, test)
+    asked = [{query: content_hash(text) for query, text in part.queries.items()} for part in parts]
+    trained = asked_by(train, {one for part in asked for one in part.values()})
+    any_document = not shared_corpus and (dev.corpus or test.corpus)
+    shared = shared_documents(train, parts) if any_document else [set[str](), set[str]()]
+    for part, words, shown in zip(parts, asked, shared, strict=True):
+        queries, documents = sum(q in train.queries or one in trained for q, one in words.items()), len(shown)
         if documents or queries:
             logger.warning(
                 "%s shares %s%d queries with %s: what is trained on is ranked too, and its metrics are better than "

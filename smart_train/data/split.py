@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from smart_train.core.errors import DataError
 from smart_train.data.arrow_shards import Ints
 from smart_train.data.collection import Collection, hash_id
-from smart_train.data.copies import identities, plain
+from smart_train.data.identity import plain, shown_hashes
 from smart_train.data.split_stored import TARGETS, StoredSplit, load_split, save_split, unnamed_target
 from smart_train.data.stored_collection import StoredCollection
 
@@ -208,9 +208,11 @@ def file_groups(collection: Collection) -> tuple[list[FileGroup], list[FileGroup
         if files:
             home[query] = files[0]
     answers = dict.fromkeys(d for q in home for d, grade in collection.qrels[q].items() if grade > 0 and d in unit)
-    shown: dict[Hashable, str] = {}
-    for document, identity in identities(collection.corpus[d] for d in answers).items():
-        join(shown.setdefault(identity, unit[document]), unit[document])
+    shown: dict[int, str] = {}
+    hashes = shown_hashes((collection.corpus[d] for d in answers), collection.near)
+    for document, hash in zip(answers, hashes, strict=True):
+        if hash:
+            join(shown.setdefault(hash, unit[document]), unit[document])
     asked: dict[str, str] = {}
     for query, file in home.items():
         if words := plain(collection.queries[query]):

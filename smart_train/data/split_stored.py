@@ -103,6 +103,10 @@ def find_groups(collection: StoredCollection) -> Groups:
             names.update((one, _name(collection, groups, one)) for one in pair if one not in names)
             low, high = sorted((find(pair[0]), find(pair[1])), key=names.__getitem__)
             parent[high] = low
+    for pair in _copies(collection, unit, home):
+        names.update((one, _name(collection, groups, one)) for one in pair if one not in names)
+        low, high = sorted((find(pair[0]), find(pair[1])), key=names.__getitem__)
+        parent[high] = low
     if parent:
         joined = np.array(sorted(parent))
         roots = np.array([find(one) for one in joined.tolist()])
@@ -115,6 +119,24 @@ def find_groups(collection: StoredCollection) -> Groups:
     groups.query = np.full(len(has), NONE, np.int32)
     groups.query[has] = query
     return groups
+
+
+def _copies(collection: StoredCollection, unit: Ints, home: Ints) -> Iterator[list[int]]:
+    """Yield pairs of units that hold answers which show the same, or answer queries of the same words."""
+    store = collection.part.store
+    answers = np.unique(store.relations["qrels"].documents)
+    shown = store.documents.numbers(answers, "shown")
+    if collection.near:
+        rows = ((store.documents.find(id), hash) for id, hash in collection.near.items())
+        near = dict((row, hash) for row, hash in rows if row is not None)
+        for place in np.flatnonzero(np.isin(answers, list(near))).tolist():
+            shown[place] = near[int(answers[place])]
+    asked = np.flatnonzero(home != NONE)
+    for hashes, units in ((shown, unit[answers]), (store.queries.numbers(asked, "shown"), home[asked])):
+        order = np.argsort(hashes, kind="stable")
+        same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+        pairs = np.stack([units[order[same]], units[order[same + 1]]])
+        yield from pairs[:, pairs[0] != pairs[1]].T.tolist()
 
 
 def _has_files(collection: StoredCollection) -> bool:

@@ -5,8 +5,9 @@ numbers; ids are texts at the border, found through a sorted array of their hash
 or a part of one: the rows of its queries and a mask of its documents. All arrays are memory-mapped or numpy, so that
 data workers share them, forked or spawned.
 
-    documents-00000.arrow ...       entries: id, text, image, file, page, source, length, and the 128-bit key of the id
-    queries-00000.arrow ...         entries: id, text, key
+    documents-00000.arrow ...       entries: id, text, image, file, page, source, length, the 128-bit key of the id, and
+                                    ``shown``, the hash of what it shows (identity.py)
+    queries-00000.arrow ...         entries: id, text, key, shown
     documents.i8, queries.i8        [N], [Q]: row -> entry
     NAME.hashes.u8, NAME.rows.i4    the first 64 bits of every key, sorted, and the rows they belong to
     RELATION.offsets.i8 ...         qrels, negatives, teacher: of each query the rows of its documents, and their values
@@ -106,6 +107,9 @@ class Names:
 
     def values(self, rows: Ints, column: str) -> list[Any]:
         return self.entries.values(self.rows[rows], column)
+
+    def numbers(self, rows: Ints, column: str) -> NDArray[np.int64]:
+        return self.entries.numbers(self.rows[rows], column)
 
     def blocks(self, rows: Ints, *columns: str) -> Iterator[tuple[Any, ...]]:
         for begin in range(0, len(rows), PART):
@@ -476,6 +480,7 @@ class StoredCollection(Collection):
         """Return these queries, in this order, with the documents of a mask [N] (None = all of this collection)."""
         kept = self.part.documents if documents is None else documents
         found = StoredCollection(self.name, Part.of(self.part.store, queries, kept))
+        found.near = self.near
         if not isinstance(self.negatives, StoredRelation):  # mined anew, and held in memory
             ids, corpus = set(found.queries), found.corpus
             found.negatives = {q: [d for d in row if d in corpus] for q, row in self.negatives.items() if q in ids}
@@ -578,6 +583,16 @@ def _update(total: Any, values: Iterable[Any]) -> None:
 
 def _json(value: str | None) -> str:
     return "null" if value is None else encode_basestring_ascii(value)
+
+
+def same_words(collection: StoredCollection) -> list[Ints]:
+    """Return the rows of queries of the same words under several ids, one array for each words, in their order."""
+    rows = collection.part.query_rows
+    shown = collection.part.store.queries.numbers(rows, "shown")
+    order = np.argsort(shown, kind="stable")
+    begins = np.flatnonzero(np.r_[True, np.diff(shown[order]) != 0]) if len(rows) else np.empty(0, np.int64)
+    sizes = np.diff(np.r_[begins, len(rows)])
+    return [rows[order[at : at + size]] for at, size in zip(begins[sizes > 1], sizes[sizes > 1], strict=True)]
 
 
 def _by_id(names: Names, rows: Ints) -> Iterator[Ints]:

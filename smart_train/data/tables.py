@@ -260,6 +260,7 @@ class StoredImage:
 
     path: what the row has instead of bytes
     file: the file of that path, set by ``read_image`` after it was checked; no other file is opened
+    size_in_bytes: of the undecoded image, where the row has it
     """
 
     dataset: Any = field(repr=False)
@@ -268,6 +269,7 @@ class StoredImage:
     name: str
     path: str | None = None
     file: Path | None = None
+    size_in_bytes: int | None = None
 
     def raw(self) -> bytes:
         """Return the undecoded file."""
@@ -315,9 +317,10 @@ class StoredTable:
         values = self._rows(plain) if plain else ({} for _ in range(len(self.dataset)))
         for number, row in enumerate(values):
             for column, store in stores.items():
-                filled, path = stored[column][number]
+                size, path = stored[column][number]
                 name = f"{self.name} row {number}"
-                row[column] = StoredImage(store, number, column, name, path) if filled else None
+                image = StoredImage(store, number, column, name, path, size_in_bytes=size or None)
+                row[column] = image if size or path else None
             yield f"{self.name}: row {number}", row
 
     def _rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -328,17 +331,17 @@ class StoredTable:
             except Exception as error:  # damaged cells raise what Arrow and Python's codecs happen to meet
                 raise DataError(f"{self.name}: row {number} is damaged ({error}); download the file again") from error
 
-    def _stored_paths(self, column: str) -> list[tuple[bool, str | None]]:
-        """For each row whether it has an image, and its path where it has no bytes."""
+    def _stored_paths(self, column: str) -> list[tuple[int, str | None]]:
+        """For each row how many bytes its image has, and its path where it has none."""
         import pyarrow.compute as pc
 
         table = self.dataset.with_format("arrow").select_columns([column])
-        found: list[tuple[bool, str | None]] = []
+        found: list[tuple[int, str | None]] = []
         for part in table.iter(10_000):
             cells = part.column(0)
-            stored = pc.greater(pc.fill_null(pc.binary_length(pc.struct_field(cells, "bytes")), 0), 0)
-            paths = pc.if_else(stored, None, pc.struct_field(cells, "path")).to_pylist()
-            found += ((has or bool(path), path or None) for has, path in zip(stored.to_pylist(), paths, strict=True))
+            sizes = pc.fill_null(pc.binary_length(pc.struct_field(cells, "bytes")), 0)
+            paths = pc.if_else(pc.greater(sizes, 0), None, pc.struct_field(cells, "path")).to_pylist()
+            found += ((size, path or None) for size, path in zip(sizes.to_pylist(), paths, strict=True))
         return found
 
     def folder(self, where: str) -> Path:

@@ -10,7 +10,7 @@ from itertools import islice
 from smart_train.core.environment import cores
 from smart_train.core.errors import DataError, UsageError
 from smart_train.data.collection import DEV_SPLITS, TEST_SPLITS, Document, HardNegatives, Qrels, RetrievalDataset
-from smart_train.data.document_keys import content_hash
+from smart_train.data.identity import content_hash, plain
 from smart_train.data.near_duplicates import near_duplicates
 
 KINDS = {  # in the order of the checks; each looks at what the ones before it have left
@@ -19,6 +19,7 @@ KINDS = {  # in the order of the checks; each looks at what the ones before it h
     "empty-document": "documents are empty, and are removed",
     "duplicate": "documents show the same as another; the first stays and takes over their judgements",
     "empty-query": "queries are empty, and are removed",
+    "duplicate-query": "queries have the words of another of their split; the first takes over what belongs to them",
     "query-id": "judged queries have no text; their judgements are removed",
     "corpus-id": "judged documents are not in the corpus; their judgements are removed",
     "negative-id": "negatives name an unknown query or document, and are removed",
@@ -112,6 +113,7 @@ class _Validation:
             conflicts=[],
         )
         self.same: dict[str, str] = {}  # document -> the one that shows the same and stays
+        self.asked: dict[str, str] = {}  # query -> the one of the same words that stays
         self.report("twice", dataset.conflicts)
 
     def report(self, kind: str, ids: Iterable[str], where: str = "") -> None:
@@ -145,6 +147,20 @@ class _Validation:
         self.report("empty-query", empty)
         for query in empty if "empty-query" not in self.ignore else ():
             del self.clean.queries[query]
+        for qrels in self.clean.splits.values():
+            first: dict[str, str] = {}
+            for query in qrels:
+                words = plain(self.clean.queries.get(query, ""))
+                if words and first.setdefault(words, query) != query:
+                    self.asked[query] = first[words]
+        self.report("duplicate-query", (f"{query} = {one}" for query, one in self.asked.items()))
+        self.asked = {} if "duplicate-query" in self.ignore else self.asked
+        for query, one in self.asked.items():
+            for qrels in self.clean.splits.values():
+                for document, grade in qrels.pop(query, {}).items():
+                    row = qrels.setdefault(one, {})
+                    row[document] = max(grade, row.get(document, grade))
+            del self.clean.queries[query]
 
     def judgements(self) -> None:
         queries, documents = set[str](), set[str]()
@@ -172,11 +188,12 @@ class _Validation:
     def negatives(self) -> None:
         lost, relevant = list[str](), list[str]()
         for query, mined in self.dataset.negatives.items():
-            positives = {d for qrels in self.clean.splits.values() for d, g in qrels.get(query, {}).items() if g > 0}
             if query not in self.dataset.queries:
                 lost.append(query)
-            if query not in self.clean.queries:
+            query = self.asked.get(query, query)
+            if query not in self.clean.queries or self.clean.negatives.get(query):
                 continue
+            positives = {d for qrels in self.clean.splits.values() for d, g in qrels.get(query, {}).items() if g > 0}
             lost += [f"{query} -> {d}" for d in mined.documents if d not in self.dataset.corpus]
             mined = _moved(mined, self.same).filter(lambda d: self._stays(d, "negative-id"))
             relevant += [f"{query} -> {d}" for d in mined.documents if d in positives]
@@ -191,10 +208,12 @@ class _Validation:
         for query, scores in self.dataset.teacher.items():
             if query not in self.dataset.queries:
                 lost.append(query)
+            query = self.asked.get(query, query)
             if query in self.clean.queries:
                 lost += [f"{query} -> {d}" for d in scores if d not in self.dataset.corpus]
                 moved = {self.same.get(d, d): s for d, s in reversed(scores.items())}  # the first score of two stays
-                self.clean.teacher[query] = {d: s for d, s in moved.items() if self._stays(d, "teacher-id")}
+                kept = {d: s for d, s in moved.items() if self._stays(d, "teacher-id")}
+                self.clean.teacher[query] = kept | self.clean.teacher.get(query, {})
         self.report("teacher-id", lost)
 
     def unanswered(self) -> None:

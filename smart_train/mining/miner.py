@@ -23,7 +23,7 @@ from smart_train.core.atomic_io import replacing
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import DataError, EvaluationError, ExtensionResultError
 from smart_train.data.collection import Collection, Document, HardNegatives
-from smart_train.data.document_keys import content_hash
+from smart_train.data.identity import content_hash, known_hash
 from smart_train.evaluation.encode import encode, queries_in_corpus
 from smart_train.evaluation.metrics import Ranking
 from smart_train.evaluation.protocols import Encoder
@@ -36,7 +36,6 @@ from smart_train.mining.selection import (
     MiningOptions,
     distinct_candidates,
     select_negatives,
-    text_hash,
 )
 
 logger = logging.getLogger(__name__)
@@ -403,7 +402,10 @@ class _Pass:
 
     def _content(self, document: str) -> int:
         """Return the document's content hash; 0 for an image that was not decoded."""
-        return self.hashes.get(document) or text_hash(self.task.collection.corpus[document])
+        collection = self.task.collection
+        if document in collection.near:
+            return collection.near[document]
+        return self.hashes.get(document) or known_hash(collection.corpus[document])
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import Literal
 from smart_train.core.errors import DataError
 from smart_train.data import collection as records
 from smart_train.data.collection import hash_id
-from smart_train.data.document_keys import content_hash
+from smart_train.data.identity import known_hash, plain, shown_hashes
 
 MODES = ("pooled", "late", "hybrid")
 EXCLUDED = ("answer", "itself", "duplicate", "window")
@@ -166,7 +166,7 @@ class ExcludedDocuments:
         self.collection, self.window = collection, window
         self._positives: dict[str, set[str]] = {}  # words of a query -> what is relevant to any query of these words
         for query, text in collection.queries.items():
-            self._positives.setdefault(_words(text), set()).update(collection.relevant(query))
+            self._positives.setdefault(plain(text), set()).update(collection.relevant(query))
         self._copies = self._texts()
         self._pages: dict[str, list[tuple[int, str]]] = {}
         for document in collection.corpus.values() if window is not None else ():
@@ -177,7 +177,7 @@ class ExcludedDocuments:
 
     def positives(self, query: str) -> set[str]:
         """Return ids of the documents relevant to the query, or to one of the same words; the corpus may lack some."""
-        return self._positives[_words(self.collection.queries[query])]
+        return self._positives[plain(self.collection.queries[query])]
 
     def of(self, query: str) -> dict[str, str]:
         """Return {document id: reason} for documents of the corpus; the query itself is not among them."""
@@ -185,21 +185,25 @@ class ExcludedDocuments:
         positives = sorted(d for d in self.positives(query) if d in corpus)
         found = dict.fromkeys(positives, "answer")
         for document in positives:
-            for copy in self._copies.get(text_hash(corpus[document]), ()):
+            for copy in self._copies.get(self._hash(corpus[document]), ()):
                 found.setdefault(copy, "duplicate")
         for document in positives:
             for near in self._near(corpus[document]):
                 found.setdefault(near, "window")
         return found
 
+    def _hash(self, document: records.Document) -> int:
+        return known_hash(document, self.collection.near)
+
     def _texts(self) -> dict[int, list[str]]:
-        """Return {content hash: ids} for the texts that are a positive and occur in the corpus more than once."""
+        """Return {content hash: ids} of what a positive shows and several documents of the corpus do, as far as that is
+        known without decoding."""
         corpus = self.collection.corpus
         judged = {d for positives in self._positives.values() for d in positives if d in corpus}
-        wanted = {text_hash(corpus[d]) for d in judged} - {0}
+        wanted = {self._hash(corpus[d]) for d in judged} - {0}
         found: dict[int, list[str]] = {}
         for document in corpus.values():
-            shown = text_hash(document)
+            shown = self._hash(document)
             if shown in wanted:
                 found.setdefault(shown, []).append(document.id)
         return {shown: ids for shown, ids in found.items() if len(ids) > 1}
@@ -217,21 +221,20 @@ def _page(entry: tuple[int, str]) -> int:
     return entry[0]
 
 
-def _words(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
-def text_hash(document: records.Document) -> int:
-    """Return the content hash of a text; 0 for a document with an image."""
-    return content_hash(document.text) if document.image is None and document.text is not None else 0
-
-
 def held_out_documents(train: records.Collection, others: Sequence[records.Collection]) -> set[str]:
     """Return the documents that another split is measured on, so that they are no negatives of training queries:
-    those judged there and not relevant here, and every page of a file with positives there and none here."""
+    those judged there and not relevant here, copies of them, and every page of a file with positives there and none
+    here."""
     corpus = train.corpus
     own = {d for query in train.queries for d in train.relevant(query)}
     judged = {d for other in others for row in other.qrels.values() for d in row if d in corpus} - own
     own_files = {corpus[d].file for d in own if d in corpus}
     files = {corpus[d].file for d in judged} - own_files - {None}
-    return judged | {d.id for d in corpus.values() if d.file in files}
+    others_judged = [
+        other.corpus[d] for other in others for row in other.qrels.values() for d in row if d in other.corpus
+    ]
+    shown = shown_hashes([*corpus.values(), *others_judged], train.near)
+    own_hashes = {hash for d, hash in zip(corpus, shown, strict=False) if d in own}
+    held_out = {*shown[len(corpus) :]} - own_hashes - {0}
+    copies = {d for d, hash in zip(corpus, shown, strict=False) if hash in held_out}
+    return judged | copies | {d.id for d in corpus.values() if d.file in files}

@@ -249,13 +249,14 @@ def test_a_page_that_answers_three_queries_is_decoded_and_encoded_once(monkeypat
 def test_a_negative_with_the_text_of_a_known_answer_is_never_drawn_and_counted():
     made = collection(negatives=2)
     made.corpus["copy"] = Document("copy", made.corpus["d11"].text)
-    made.corpus["shouted"] = Document("shouted", made.corpus["d11"].text.upper())
+    made.corpus["shouted"] = Document("shouted", f" {str(made.corpus['d11'].text).upper()}")
+    made.corpus["other"] = Document("other", f"{made.corpus['d11'].text} not")
     made.corpus["page"] = Document("page", made.corpus["d11"].text, Image.new("RGB", (4, 4)))
-    made.negatives["q1"] = ["copy", "shouted", "page", "d11"]
+    made.negatives["q1"] = ["copy", "shouted", "other", "page", "d11"]
     batch = Collator(made, record_mixed, negatives=3)([("q1", "d1")])
-    assert {*batch.document_ids.tolist()} == {hash_id(d) for d in ("d1", "shouted", "page")}
+    assert {*batch.document_ids.tolist()} == {hash_id(d) for d in ("d1", "other", "page")}
     notes = batch.notes
-    assert (notes["negatives"], notes["negatives_missing"], notes["negatives_copies"]) == (2, 1, 1)
+    assert (notes["negatives"], notes["negatives_missing"], notes["negatives_copies"]) == (2, 1, 2)
 
 
 def record_mixed(contents: list, role: str) -> dict:

@@ -12,7 +12,8 @@ from smart_train.core.embeddings import KEYS
 from smart_train.data import document_keys
 from smart_train.data.collate import Collator
 from smart_train.data.collection import Collection, Document, hash_id
-from smart_train.data.document_keys import DocumentKeys, content_hash
+from smart_train.data.document_keys import DocumentKeys
+from smart_train.data.identity import content_hash, known_hash
 from smart_train.losses.false_negatives import relevance_mask, repeated_documents
 
 
@@ -46,7 +47,7 @@ def test_every_part_of_the_content_counts():
     turned = Image.frombytes("RGB", (8, 12), image.tobytes())  # the same bytes in another shape
     contents = [
         "words",
-        "words ",
+        "word s",
         "",
         image,
         turned,
@@ -60,6 +61,8 @@ def test_every_part_of_the_content_counts():
     assert len(set(found)) == len(found) and 0 not in found
     assert all(-(2**63) <= value < 2**63 for value in found)
     assert content_hash(image.copy()) == content_hash(image)
+    assert content_hash("Words \n") == content_hash("words")
+    assert content_hash({"text": "WORDS", "image": image}) == found[6]
 
 
 def test_the_one_content_whose_hash_would_be_0_gets_another(monkeypatch):
@@ -72,7 +75,7 @@ def test_the_one_content_whose_hash_would_be_0_gets_another(monkeypatch):
         def digest(self):
             return bytes(8)
 
-    monkeypatch.setattr("smart_train.data.document_keys.blake2b", Zero)
+    monkeypatch.setattr("smart_train.data.identity.blake2b", Zero)
     assert content_hash("words") == 1
 
 
@@ -180,7 +183,7 @@ def test_a_batch_of_queries_with_thousands_of_answers_hashes_each_document_once(
         "many", corpus, {f"q{n}": "which" for n in range(8)}, {f"q{n}": dict.fromkeys(corpus, 1) for n in range(8)}
     )
     hashed = []
-    monkeypatch.setattr(document_keys, "content_hash", lambda content: hashed.append(content) or content_hash(content))
+    monkeypatch.setattr(document_keys, "known_hash", lambda one, near: hashed.append(one) or known_hash(one, near))
     keys = DocumentKeys(made, most=100)
     for _ in range(3):
         assert len(keys.of_positives(made.queries).keys) == 8 * 3000

@@ -24,6 +24,11 @@ def both(tmp_path, monkeypatch, seed: int, files: int):
     for number in range(90):
         row = {"query": f"query {number if draw.random() < 0.8 else draw.randrange(90)}"}
         row["positive"] = [f"passage {draw.randrange(150)}" for _ in range(draw.choice((1, 1, 1, 2)))]
+        if draw.random() < 0.1:  # the same words, other ids
+            row = {
+                name: str(value).upper() if name == "query" else [f" {one.title()}" for one in value]
+                for name, value in row.items()
+            }
         row["negatives"] = [f"passage {draw.randrange(200)}" for _ in range(draw.randrange(4))]
         if files and draw.random() < 0.8:
             row["file"] = f"file {draw.randrange(files)}"

@@ -35,13 +35,14 @@ from smart_train.core.errors import DataError
 from smart_train.core.progress_log import ProgressLog
 from smart_train.data.arrow_shards import Shards, write_shard
 from smart_train.data.collection import content_id, first_few
+from smart_train.data.identity import content_hash
 from smart_train.data.readers.row_parser import ParsedRow, RowParser, choose_columns
 from smart_train.data.stored_collection import StoredCollection, id_key, load_array, save_array
 from smart_train.data.tables import StoredTable, Table, may_hold_images, suffix
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2  # of the files of a store
+VERSION = 3  # of the files of a store
 SMALL_BYTES = 64 << 20  # smaller tables are held in memory as dicts: 0.2 GB at most, and nothing is written
 SMALL_ROWS = 50_000  # the same for tables whose number of rows is known
 SHARD_ROWS, SHARD_TEXT = 20_000, 64 << 20  # a shard ends after so many rows or characters: 0.3 GB while it is made
@@ -249,7 +250,13 @@ class _Entries:
         columns: Any = zip(*self.cells, strict=True) if self.cells else [()] * len(types)
         arrays = {name: pa.array(cells, kind) for (name, kind), cells in zip(types.items(), columns, strict=True)}
         keys = np.array([id_key(id) for id in self.place], np.uint64).reshape(-1, 2)
-        write_shard(file, {**arrays, "high": pa.array(keys[:, 0]), "low": pa.array(keys[:, 1])})
+        shown = [content_hash(text if image is None else f"{id}") for id, text, image in self._contents()]
+        more = {"high": pa.array(keys[:, 0]), "low": pa.array(keys[:, 1]), "shown": pa.array(shown, pa.int64())}
+        write_shard(file, arrays | more)
+
+    def _contents(self) -> Iterator[tuple[str, str, str | None]]:
+        """Yield id, text and image of each; an id of an image is a hash of its bytes."""
+        yield from ((cells[0], cells[1], cells[2] if len(cells) > 2 else None) for cells in self.cells)
 
 
 class _Shard:
