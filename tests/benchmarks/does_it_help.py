@@ -1,12 +1,17 @@
 """Does training the late term pay over training the pooled loss alone and reading the late view for free?
 
-    python tests/benchmarks/does_it_help.py --seeds 0 1 2 --json does_it_help.json [--arms pooled joint ...]
+    python tests/benchmarks/does_it_help.py FOLDER --start lm --data docstrings --arms pooled joint --seeds 0 1 2
+    python tests/benchmarks/does_it_help.py FOLDER --report [--against pooled]
 
-Seed by seed every arm sees the same pairs in the same order for the same number of steps (the b128 arms: twice as many
-a step).  The hybrid's late weight is chosen on the dev split ("w*"; the plain hybrid has weights 1 and 1), figures are
-of the test split: packages that neither training nor choosing has seen.  Differences are paired by seed and query; the
-95 % intervals resample both.
-Results are added to the JSON after each run; a run that is there already is not done again.
+An arm is a part of a recipe: tests/benchmarks/arms/ARM.yaml.  Beside it stand the starting points (start-NAME.yaml:
+model, adapter and budget) and the data (data-NAME.yaml); an arm's keys win over theirs, and ``--set`` over all.
+``--arms base`` measures the untrained model.
+
+Seed by seed every arm sees the same pairs in the same order for the same number of steps.  The hybrid's late weight is
+chosen on the dev split ("w*"); figures are of the test split, which neither training nor choosing has seen.
+Differences are paired by seed and query; the 95 % intervals resample both.
+Every run writes FOLDER/START-DATA-ARM-SEED.json when it ends.  A run that is there is not done again, and one that was
+stopped goes on from its last checkpoint, so the same command continues after any stop.
 """
 
 from __future__ import annotations
@@ -14,90 +19,89 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
-from smart_train.config.recipe import read
+from smart_train.config.recipe import of_words
+from smart_train.config.schema import Recipe
 from smart_train.evaluation.calibration import calibrate_encoded
 from smart_train.evaluation.encode import encode
 from smart_train.evaluation.retrieval import evaluate_encoded
-from smart_train.training.run import Splits, load, make_trainer, untrained_encoder
+from smart_train.training.run import Splits, load, make_arguments, make_trainer, untrained_encoder
 
-POOLED = ["objective.late.weight=0"]
-LATE = ["objective.pooled.weight=0"]
-ARMS: dict[str, list[str]] = {
-    "pooled": POOLED,
-    "joint": [],
-    "late": LATE,
-    "hybrid": [*POOLED, *LATE, "objective.hybrid.weight=1"],
-    "hybrid-tau02": [*POOLED, *LATE, "objective.hybrid.weight=1", "objective.hybrid.temperature=0.02"],
-    "hybrid-tau10": [*POOLED, *LATE, "objective.hybrid.weight=1", "objective.hybrid.temperature=0.1"],
-    "all-three": ["objective.hybrid.weight=1"],
-    "joint-w025": ["objective.late.weight=0.25"],
-    "joint-tau02": ["objective.late.temperature=0.02"],
-    "joint-tau10": ["objective.late.temperature=0.1"],
-    "pooled-tau02": [*POOLED, "objective.pooled.temperature=0.02"],
-    "both-tau02": ["objective.late.temperature=0.02", "objective.pooled.temperature=0.02"],
-    "late-tau02": [*LATE, "objective.late.temperature=0.02"],
-    "joint-w4": ["objective.late.weight=4"],
-    "joint-head": ["late.head=linear", "training.head_learning_rate=1e-3"],
-    "joint-head128": ["late.head=linear", "late.dim=128", "training.head_learning_rate=2e-3"],
-    "joint-mix": ["late.layer=[4,5,-1]", "training.head_learning_rate=1e-2"],
-    "joint-layer5": ["late.layer=5"],
-    "pooled-d32": [*POOLED, "late.dim=32"],
-    "joint-d32": ["late.dim=32"],
-    "joint-head-d32": ["late.head=linear", "late.dim=32", "training.head_learning_rate=2e-3"],
-    "joint-upper": ["adapter.layers=[4,5,6]"],
-    "pooled-upper": [*POOLED, "adapter.layers=[4,5,6]"],
-    "joint-nopunct": ["late.drop=[punctuation]"],
-    "pooled-nopunct": [*POOLED, "late.drop=[punctuation]"],
-    "joint-lr2e-4": ["training.learning_rate=2e-4"],
-    "pooled-lr2e-4": [*POOLED, "training.learning_rate=2e-4"],
-    "joint-lr1e-3": ["training.learning_rate=1e-3"],
-    "pooled-lr1e-3": [*POOLED, "training.learning_rate=1e-3"],
-    "joint-b128": ["training.per_device_train_batch_size=128"],
-    "pooled-b128": [*POOLED, "training.per_device_train_batch_size=128"],
-}
+ARMS = Path(__file__).parent / "arms"
+VIEWS = ("pooled", "late", "hybrid", "hybrid w*")
 
 
-def figures(encoder: Any, sides: Splits) -> dict[str, Any]:
-    """Dev and test nDCG@10 by mode, the weight that dev chose, and every test query's value."""
+def words(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield nested keys as a recipe's overrides: {"late": {"dim": 32}} -> late.dim=32."""
+    for key, value in values.items():
+        if isinstance(value, dict) and f"{prefix}{key}" not in ("objective.schedule", "late.head"):
+            yield from words(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={json.dumps(value)}"
+
+
+def recipe_of(start: str, data: str, arm: str, seed: int, more: list[str], output: Path) -> Recipe:
+    files = [ARMS / f"start-{start}.yaml", ARMS / f"data-{data}.yaml", *([ARMS / f"{arm}.yaml"] if arm != "base" else [])]
+    overrides = [word for file in files for word in words(yaml.safe_load(file.read_text(encoding="utf8")) or {})]
+    fixed = [f"output={output}", f"training.seed={seed}", f"training.data_seed={seed}", "training.save_steps=20"]
+    fixed += ["training.eval_strategy=no", "training.save_strategy=steps", "training.save_total_limit=1"]
+    return of_words({}, [*overrides, *fixed, *more])
+
+
+def measured(encoder: Any, splits: Splits) -> dict[str, Any]:
+    """nDCG@10 of every query by split and view, and the late weight that dev chose."""
     encoder.eval()
-    dev, test = (encode(encoder, side, batch_size=32) for side in (sides.dev, sides.test))
-    unit = encoder.late.hybrid
-    chosen, grid = calibrate_encoded(dev, sides.dev.qrels, unit)
-    found: dict[str, Any] = {"late_weight": chosen.late, "grid": grid}
-    for name, hybrid in (("", unit), ("chosen ", chosen)):
-        for split, encoded, side in (("dev", dev, sides.dev), ("test", test, sides.test)):
-            result = evaluate_encoded(encoded, side.qrels, hybrid, k=[10], bootstrap=1)
-            for mode, values in result.per_query.items():
-                if not name or mode == "hybrid":
-                    found[f"{split} {name}{mode}"] = values["ndcg@10"]
+    dev, test = (encode(encoder, split, batch_size=32) for split in (splits.dev, splits.test))
+    plain = encoder.late.hybrid
+    chosen, grid = calibrate_encoded(dev, splits.dev.qrels, plain)
+    values: dict[str, Any] = {"late_weight": chosen.late, "grid": grid}
+    for name, encoded, split in (("dev", dev, splits.dev), ("test", test, splits.test)):
+        for hybrid, ending in ((plain, ""), (chosen, " w*")):
+            result = evaluate_encoded(encoded, split.qrels, hybrid, k=[10], bootstrap=1)
+            for view, metrics in result.per_query.items():
+                if view == "hybrid" or not ending:
+                    values[f"{name} {view}{ending}"] = metrics["ndcg@10"]
+    return values
+
+
+def run(start: str, data: str, arm: str, seed: int, more: list[str], folder: Path) -> dict[str, Any]:
+    name = f"{start}-{data}-{arm}-{seed}"
+    work = folder / "runs" / name
+    recipe = recipe_of(start, data, arm, seed, more, work)
+    splits = Splits(*load(recipe.data))
+    found = {"start": start, "data": data, "arm": arm, "seed": seed, "set": more, "splits": splits.fingerprints()}
+    if arm == "base":
+        return {**found, **measured(untrained_encoder(recipe), splits)}
+    args = make_arguments(recipe, work)
+    trainer = make_trainer(recipe, splits, work, args)
+    started = time.process_time()
+    trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")) or None)
+    seconds = time.process_time() - started
+    found |= {"steps": trainer.state.global_step, "cpu_seconds_of_this_sitting": seconds}
+    found |= measured(trainer.encoder, splits)
     return found
 
 
-def train(arm: str, seed: int, common: list[str], recipe_file: str, output: Path) -> dict[str, Any]:
-    overrides = [*common, *ARMS[arm], f"training.seed={seed}", f"training.data_seed={seed}", f"output={output}"]
-    recipe = read(recipe_file, overrides)
-    sides = Splits(*load(recipe.data))
-    trainer = make_trainer(recipe, sides, output)
-    started = time.monotonic()
-    trainer.train()
-    seconds = time.monotonic() - started
-    return {"arm": arm, "seed": seed, "seconds": seconds, "overrides": overrides, **figures(trainer.encoder, sides)}
+def results(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text(encoding="utf8")) for file in sorted(folder.glob("*.json"))]
 
 
-def compare(a: list[dict[str, Any]], b: list[dict[str, Any]], name: str) -> tuple[list[float], float, float] | None:
-    """Differences a - b of ``name``, one a seed, each paired by query, and the 95 % interval of their mean.
+def compare(a: list[dict[str, Any]], b: list[dict[str, Any]], view: str) -> tuple[list[float], float, float] | None:
+    """Differences a - b, one a seed, each paired by query, and the 95 % interval of their mean.
 
     The interval resamples seeds and queries, both, so that a lucky seed does not pass for an effect.  None where the
     two share no seed.
     """
-    other = {one["seed"]: one[name] for one in b}
-    rows = [[one[name][q] - other[one["seed"]][q] for q in sorted(one[name])] for one in a if one["seed"] in other]
+    other = {one["seed"]: one[view] for one in b}
+    rows = [[one[view][q] - other[one["seed"]][q] for q in sorted(one[view])] for one in a if one["seed"] in other]
     if not rows:
         return None
     difference = np.array(rows)  # [seeds, queries]
@@ -110,57 +114,63 @@ def compare(a: list[dict[str, Any]], b: list[dict[str, Any]], name: str) -> tupl
     return [float(row.mean()) for row in difference], float(low), float(high)
 
 
-VIEWS = ["dev pooled", "dev late", "dev hybrid", "dev chosen hybrid"]
-VIEWS += [name.replace("dev", "test") for name in VIEWS]
-
-
-def report(results: list[dict[str, Any]], against: str) -> str:
-    lines = ["arm".ljust(20) + "seeds " + "".join(view.replace("chosen ", "w* ").rjust(16) for view in VIEWS)]
-    arms = list(dict.fromkeys(one["arm"] for one in results))
-    for arm in arms:
-        of_arm = [one for one in results if one["arm"] == arm]
-        cells = [np.mean([np.mean(list(one[view].values())) for one in of_arm]) for view in VIEWS]
-        lines.append(arm.ljust(20) + f"{len(of_arm):5d} " + "".join(f"{cell:16.4f}" for cell in cells))
-    base = [one for one in results if one["arm"] == against]
-    for arm in arms if base else []:
-        if arm not in (against, "base"):
-            of_arm = [one for one in results if one["arm"] == arm]
-            for view in ("test late", "test chosen hybrid"):
-                found = compare(of_arm, base, view)
-                if found is not None:
-                    seeds = ", ".join(f"{100 * value:+.1f}" for value in found[0])
-                    interval = f"[{100 * found[1]:+.1f}, {100 * found[2]:+.1f}]"
-                    mean = 100 * float(np.mean(found[0]))
-                    lines.append(f"{arm} - {against}, {view}: {mean:+.2f} points {interval}, by seed {seeds}")
+def report(found: list[dict[str, Any]], against: str) -> str:
+    """Markdown: a table of each starting point and data set, arms by their dev hybrid, with differences to one arm."""
+    lines: list[str] = []
+    for start, data in dict.fromkeys((one["start"], one["data"]) for one in found):
+        here = [one for one in found if (one["start"], one["data"]) == (start, data)]
+        arms = {arm: [one for one in here if one["arm"] == arm] for arm in dict.fromkeys(one["arm"] for one in here)}
+        base = arms.get(against, [])
+        lines += ["", f"### {start}, {data}", ""]
+        lines += [
+            f"| arm | seeds | dev hybrid w* | pooled | late | hybrid | hybrid w* | w* | pooled - `{against}` "
+            f"| late - `{against}` | hybrid w* - `{against}` |",
+            "|" + "---|" * 11,
+        ]
+        mean = {arm: {v: float(np.mean([np.mean(list(o[v].values())) for o in some])) for v in columns()} for arm, some in arms.items()}
+        for arm in sorted(arms, key=lambda arm: -mean[arm]["dev hybrid w*"]):
+            cells = [f"{mean[arm][v]:.3f}" for v in columns()]
+            weights = "/".join(f"{one['late_weight']:g}" for one in arms[arm])
+            differences = ["" if arm == against else _difference(arms[arm], base, f"test {v}") for v in ("pooled", "late", "hybrid w*")]
+            lines.append("| " + " | ".join([f"`{arm}`", str(len(arms[arm])), *cells, weights, *differences]) + " |")
     return "\n".join(lines)
+
+
+def columns() -> list[str]:
+    return ["dev hybrid w*", *(f"test {view}" for view in VIEWS)]
+
+
+def _difference(a: list[dict[str, Any]], b: list[dict[str, Any]], view: str) -> str:
+    found = compare(a, b, view)
+    if found is None:
+        return ""
+    by_seed, low, high = found
+    return f"{100 * float(np.mean(by_seed)):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="recipes/quickstart.yaml")
-    parser.add_argument("--arms", nargs="*", default=["pooled", "joint"], choices=["base", *ARMS])
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("folder", type=Path, help="where results are kept")
+    parser.add_argument("--start", default="minilm", help="a file start-NAME.yaml of tests/benchmarks/arms")
+    parser.add_argument("--data", default="docstrings", help="a file data-NAME.yaml of tests/benchmarks/arms")
+    parser.add_argument("--arms", nargs="*", default=["base", "pooled", "joint"], help="files of tests/benchmarks/arms")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--set", nargs="*", default=[], help="overrides of every arm")
-    parser.add_argument("--against", default="pooled")
-    parser.add_argument("--json", type=Path, default=Path("does_it_help.json"))
+    parser.add_argument("--against", default="pooled", help="the arm that the others are compared with")
+    parser.add_argument("--report", action="store_true", help="print the tables of what is there, and run nothing")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    results = json.loads(args.json.read_text()) if args.json.is_file() else []
-    done = {(one["arm"], one["seed"]) for one in results}
-    common = ["evaluation.during=false", "training.eval_strategy=no", "training.save_strategy=no", *args.set]
-    for seed in args.seeds:
+    args.folder.mkdir(parents=True, exist_ok=True)
+    for seed in [] if args.report else args.seeds:
         for arm in args.arms:
-            if (arm, seed) in done or (arm == "base" and any(one["arm"] == "base" for one in results)):
-                continue
-            if arm == "base":
-                recipe = read(args.recipe, common)
-                found = {"arm": arm, "seed": seed, **figures(untrained_encoder(recipe), Splits(*load(recipe.data)))}
-            else:
-                found = train(arm, seed, common, args.recipe, args.json.with_suffix("") / f"{arm}-{seed}")
-            results.append(found)
-            args.json.write_text(json.dumps(results))
-            print(report(results, args.against), flush=True)
-    print(report(results, args.against))
+            seed = 0 if arm == "base" else seed
+            file = args.folder / f"{args.start}-{args.data}-{arm}-{seed}.json"
+            if not file.is_file():
+                found = run(args.start, args.data, arm, seed, args.set, args.folder)
+                file.write_text(json.dumps(found), encoding="utf8")
+                shutil.rmtree(args.folder / "runs" / file.stem, ignore_errors=True)
+                print(report(results(args.folder), args.against), flush=True)
+    print(report(results(args.folder), args.against))
 
 
 if __name__ == "__main__":
