@@ -125,8 +125,15 @@ REFUSED: list[Rule] = [
         "remove it, or hold some out",
     ),
     Rule(
+        "objective.self_distillation",
+        ("teacher_temperature", "preset", "pooled", "late", "teacher", "students"),
+        _term("self_distillation"),
+        "objective.self_distillation.weight is 0",
+        "remove it, or give the term a weight",
+    ),
+    Rule(
         "objective.teacher",
-        ("temperature", "kind", "scale", "score"),
+        ("temperature", "kind", "scale", "score", "teacher_temperature", "normalise"),
         _term("teacher"),
         "objective.teacher.weight is 0",
         "remove it, or give the term a weight",

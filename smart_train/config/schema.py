@@ -119,7 +119,9 @@ class LateBlock:
 
     layer: int | list[int] = -1  # 0 = embeddings, k = output of block k, -1 = last; a list = a learned mix of layers
     norm: Literal["auto", "final", "none"] = "auto"  # of layers before the last; auto = the model's final norm, if any
-    head: Component = field(default_factory=lambda: Component("none"))  # none, linear, layernorm_linear, or your own
+    head: Component = field(
+        default_factory=lambda: Component("none")
+    )  # none, linear, layernorm_linear, gated_residual ...
     dim: int | None = None  # token width; null = hidden size; head none keeps the first dimensions
     matryoshka: list[int] = field(default_factory=list)  # shorter token widths that are trained too, such as [64, 32]
     keep: list[Component] = field(default_factory=list)  # token filters: no_punctuation, or your own; all must agree
@@ -227,14 +229,30 @@ class TermBlock:
 
 
 @dataclass
+class SelfDistillationBlock:
+    """The block ``objective.self_distillation``: the encoder's own scores together teach single views."""
+
+    weight: float = 0.0  # w of the term in the loss; 0 turns it off
+    temperature: float = 0.05  # tau of the students' softmax
+    teacher_temperature: float | None = None  # tau of the teacher's softmax; null = temperature
+    preset: Literal["bge_m3"] | None = None  # weights and students of BGE-M3; null = late alone teaches pooled
+    pooled: float | None = None  # weight of the pooled score in the teacher; null = the preset's
+    late: float | None = None  # weight of the late score in the teacher; null = the preset's
+    teacher: float | None = None  # weight of scores that the data has, such as BM25's, in the teacher; null = 0
+    students: list[Literal["pooled", "late", "hybrid"]] | None = None  # the scores that learn; null = the preset's
+
+
+@dataclass
 class TeacherBlock:
     """The block ``objective.teacher``: distillation from another model's scores."""
 
     weight: float = 0.0  # of learning another model's scores, which the data must have; 0 turns it off
-    temperature: float = 0.05  # tau of both softmaxes (kl), or the unit of the scores (margin_mse)
+    temperature: float = 0.05  # tau of the student's softmax (kl), or the unit of the scores (margin_mse)
     kind: Literal["kl", "margin_mse"] = "kl"  # kl = its distribution; margin_mse = its differences to the positive
-    scale: float = 1.0  # the teacher's scores are multiplied by it first: brings another unit to that of cosines
-    score: Literal["pooled", "late", "hybrid"] = "hybrid"  # which of the student's scores learns
+    scale: float = 1.0  # the teacher's scores are multiplied by it: brings another unit to that of cosines
+    score: Literal["pooled", "late", "hybrid", "each"] = "hybrid"  # which score learns; each = pooled, and late
+    teacher_temperature: float | None = None  # tau of the teacher's softmax (kl); null = temperature
+    normalise: Literal["none", "minmax", "zscore"] = "none"  # of the teacher's scores of each query, to one unit
 
 
 @dataclass
@@ -258,7 +276,7 @@ class ObjectiveBlock:
     false_negatives: float | None = None  # leave out negatives above this share of the positive's score; 0.95 is usual
     margin: float = 0.0  # taken from the positive's score, in cosines (additive margin)
     graded: bool = False  # known positives in the batch share the target by their grade, instead of being left out
-    self_distillation: TermBlock = field(default_factory=lambda: TermBlock(weight=0.0))  # the late score teaches pooled
+    self_distillation: SelfDistillationBlock = field(default_factory=SelfDistillationBlock)  # own scores teach views
     teacher: TeacherBlock = field(default_factory=TeacherBlock)  # another model's scores, where the data has them
     diversity: float = 0.0  # weight of the mean squared cosine between tokens of one row
     overlap: float = 0.0  # weight of the mean squared cosine between a row's pooled vector and its tokens

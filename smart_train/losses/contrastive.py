@@ -40,7 +40,7 @@ class Contrastive(LossTerm):
     """
 
     score: Literal["pooled", "late", "hybrid"]
-    schedulable = ("weight", "hardness", "margin")
+    schedulable = ("weight", "temperature", "hardness", "margin")
     shared_options = ("loss", "sigmoid_bias", "symmetric", "hardness", "false_negatives", "margin", "graded")
 
     def __init__(

@@ -80,9 +80,10 @@ class RecipeTerms:
 
     @property
     def schedulable(self) -> list[str]:
-        """Return every key that objective.schedule may have; weights first."""
-        names = [(name != "weight", one.schedule_name(name)) for one in self.terms for name in one.term.schedulable]
-        return [name for _, name in sorted(dict.fromkeys(names), key=lambda pair: pair[0])]
+        """Return every key that objective.schedule may have: weights, then what all terms share, then the others."""
+        names = [one.schedule_name(name) for one in self.terms for name in one.term.schedulable]
+        weights = [one.schedule_name("weight") for one in self.terms]
+        return sorted(dict.fromkeys(names), key=lambda name: 0 if name in weights else 1 + ("." in name))
 
     @property
     def learns(self) -> bool:

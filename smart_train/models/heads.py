@@ -29,6 +29,7 @@ HEADS = Registry(
         "none": "smart_train.models.heads:FirstDimensions",
         "linear": "smart_train.models.heads:LinearHead",
         "layernorm_linear": "smart_train.models.heads:LayerNormLinearHead",
+        "gated_residual": "smart_train.models.heads:GatedResidualHead",
     },
 )
 MIX = "mix"  # name of the layer weights, in memory and in the saved file
@@ -84,6 +85,37 @@ class LayerNormLinearHead(nn.Module):
         return projected
 
 
+class GatedResidualHead(nn.Module):
+    """Project with a matrix, and add a gated MLP (projection heads of multi-vector models, arXiv 2510.12327).
+
+        z = W2( silu(W1 h) * V h ) + Wr h
+
+    inner: rows of W1 and V; None = the hidden size. Parameters: H d + 2 H inner + inner d.
+    W2 starts at 0, and Wr as the matrix of ``LinearHead``: before the first step the head is that linear head.
+
+    >>> head = GatedResidualHead(hidden_size=3, token_width=3, inner=8)
+    >>> head(torch.tensor([[1.0, 2.0, 3.0]])).tolist()
+    [[1.0, 2.0, 3.0]]
+    """
+
+    def __init__(self, hidden_size: int, token_width: int, inner: int | None = None) -> None:
+        super().__init__()
+        inner = hidden_size if inner is None else inner
+        if inner < 1:
+            raise ValueError(f"inner is {inner}, must be at least 1")
+        self.gate = nn.Linear(hidden_size, inner, bias=False)
+        self.up = nn.Linear(hidden_size, inner, bias=False)
+        self.down = nn.Linear(inner, token_width, bias=False)
+        self.linear = nn.Linear(hidden_size, token_width, bias=False)
+        nn.init.zeros_(self.down.weight)
+        _start_near_identity(self.linear)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[n, H] -> [n, d]"""
+        projected: Tensor = self.linear(states) + self.down(F.silu(self.gate(states)) * self.up(states))
+        return projected
+
+
 def _start_near_identity(linear: nn.Linear) -> None:
     """Start from the training-free cosines: exactly (identity), or nearly (a random isometry of the kept dimensions).
 
@@ -114,6 +146,19 @@ def make_head(head: Component, hidden_size: int, token_width: int) -> nn.Module:
             f"the head {head.type!r} has a tensor named {MIX!r}, as the layer weights are", "rename it"
         )
     return made
+
+
+def tensor_shapes(head: Component, hidden_size: int, token_width: int) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of a built-in head's tensors, as its file has them; nothing is allocated.
+
+    Raises ExtensionError where the head does not accept its options.
+
+    >>> tensor_shapes(Component("gated_residual", {"inner": 9}), hidden_size=4, token_width=2)["down.weight"]
+    (2, 9)
+    """
+    with torch.device("meta"):
+        made = make_head(head, hidden_size, token_width)
+    return {name: tuple(tensor.shape) for name, tensor in made.state_dict().items()}
 
 
 class LateHead(nn.Module):

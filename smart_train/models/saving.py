@@ -35,7 +35,7 @@ from smart_train.core import hub
 from smart_train.core.atomic_io import replacing
 from smart_train.core.errors import AdapterError, ExtensionError, Setting, border, checks, written
 from smart_train.core.hub import LOCAL, PACKAGE
-from smart_train.models.heads import HEADS, LateHead, file_name, parameter_name
+from smart_train.models.heads import HEADS, LateHead, file_name, parameter_name, tensor_shapes
 from smart_train.models.lora import CONFIG, WEIGHTS, load_lora, read_config, read_lora, save_lora
 from smart_train.models.pooling import pooling_name
 from smart_train.models.preprocessing import Role
@@ -559,12 +559,13 @@ def _check_head_sizes(saved: Saved) -> None:
     width = late.dim or hidden
     stored = shapes(saved.folder / HEAD) if (saved.folder / HEAD).is_file() else {}
     problems = []
-    if late.head.type in ("linear", "layernorm_linear"):
-        found = stored.get("linear.weight", ())
-        if found != (width, hidden):
-            problems.append(f"late.dim and hidden_size make a head of {width:,} x {hidden:,}, {HEAD} has {found}")
-    elif late.head.type == "none" and width > hidden:
+    if late.head.type == "none" and width > hidden:
         problems.append(f"late.dim is {width:,}, and head none has {hidden:,} dimensions to keep")
+    elif late.head.type in HEADS.builtin:
+        for name, shape in tensor_shapes(late.head, hidden, width).items():
+            if stored.get(name, ()) != shape:
+                what = f"late.head, late.dim and hidden_size make {name} {list(shape)}"
+                problems.append(f"{what}, {HEAD} has {list(stored[name]) if name in stored else 'none'}")
     most = FAR * max(hidden, 1024, *(size for shape in stored.values() for size in shape))
     if late.head.type not in HEADS.builtin and width > most:
         problems.append(f"late.dim is {width:,}, and neither {HEAD} nor hidden_size has a size near that")

@@ -347,9 +347,9 @@ def readout(
     hidden: int, width: int, head: str, precision: Precision, tokens: int, backbone: bool = True, layers: int = 1
 ) -> int:
     """Bytes kept behind the blocks: the final norm's input and the pooling's product (4 h and a state, where the
-    backbone is trained), every layer of a mix (4 h), the head's inputs (4 h each for layer norm and linear), what is
-    normalised (4 d)."""
+    backbone is trained), every layer of a mix (4 h), the head's inputs (4 h each for layer norm and linear; 4 more
+    of them for the gated MLP of the usual inner width), what is normalised (4 d)."""
     # A head of another package is counted like layernorm_linear: what it keeps is not known.
-    inputs = {"none": 0, "linear": 1}.get(head, 2) + (layers if layers > 1 else 0)
+    inputs = {"none": 0, "linear": 1, "gated_residual": 5}.get(head, 2) + (layers if layers > 1 else 0)
     of_backbone = (FLOAT + precision.state) * hidden if backbone else 0
     return tokens * (of_backbone + FLOAT * hidden * inputs + FLOAT * width)

@@ -30,7 +30,7 @@ from smart_train.core import folder_lock
 from smart_train.core.embeddings import Embeddings
 from smart_train.core.errors import AdapterError, PublishError, Setting
 from smart_train.models.encoder import SmartEncoder
-from smart_train.models.heads import FirstDimensions, LayerNormLinearHead, LinearHead
+from smart_train.models.heads import FirstDimensions, GatedResidualHead, LayerNormLinearHead, LinearHead
 from smart_train.models.hidden_states import find_final_norm, keep_blocks
 from smart_train.models.lora import merge_lora
 from smart_train.models.preprocessing import Role
@@ -58,6 +58,9 @@ def check_expressible(encoder: SmartEncoder) -> None:
     if len(encoder.layers) > 1:
         what = f"late.layer {late.layer} is a mix of {len(encoder.layers)} layers, and MultiVectorEncoder reads one"
         raise AdapterError(f"{what}; train with a single late.layer, or export it as merged")
+    if isinstance(encoder.head.projection, GatedResidualHead):
+        what = "late.head gated_residual multiplies two projections, and MultiVectorEncoder has no module that does"
+        raise AdapterError(f"{what}; export it as merged, or train with late.head: linear")
     if not isinstance(encoder.head.projection, FirstDimensions | LinearHead | LayerNormLinearHead):
         what = f"late.head {late.head.type} is code of another package, and MultiVectorEncoder has no module for it"
         raise AdapterError(f"{what}; export it as merged")

@@ -49,7 +49,11 @@ def words(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def recipe_of(start: str, data: str, arm: str, seed: int, more: list[str], output: Path) -> Recipe:
-    files = [ARMS / f"start-{start}.yaml", ARMS / f"data-{data}.yaml", *([ARMS / f"{arm}.yaml"] if arm != "base" else [])]
+    files = [
+        ARMS / f"start-{start}.yaml",
+        ARMS / f"data-{data}.yaml",
+        *([ARMS / f"{arm}.yaml"] if arm != "base" else []),
+    ]
     overrides = [word for file in files for word in words(yaml.safe_load(file.read_text(encoding="utf8")) or {})]
     fixed = [f"output={output}", f"training.seed={seed}", f"training.data_seed={seed}", "training.save_steps=20"]
     fixed += ["training.eval_strategy=no", "training.save_strategy=steps", "training.save_total_limit=1"]
@@ -127,11 +131,17 @@ def report(found: list[dict[str, Any]], against: str) -> str:
             f"| late - `{against}` | hybrid w* - `{against}` |",
             "|" + "---|" * 11,
         ]
-        mean = {arm: {v: float(np.mean([np.mean(list(o[v].values())) for o in some])) for v in columns()} for arm, some in arms.items()}
+        mean = {
+            arm: {v: float(np.mean([np.mean(list(o[v].values())) for o in some])) for v in columns()}
+            for arm, some in arms.items()
+        }
         for arm in sorted(arms, key=lambda arm: -mean[arm]["dev hybrid w*"]):
             cells = [f"{mean[arm][v]:.3f}" for v in columns()]
             weights = "/".join(f"{one['late_weight']:g}" for one in arms[arm])
-            differences = ["" if arm == against else _difference(arms[arm], base, f"test {v}") for v in ("pooled", "late", "hybrid w*")]
+            differences = [
+                "" if arm == against else _difference(arms[arm], base, f"test {v}")
+                for v in ("pooled", "late", "hybrid w*")
+            ]
             lines.append("| " + " | ".join([f"`{arm}`", str(len(arms[arm])), *cells, weights, *differences]) + " |")
     return "\n".join(lines)
 

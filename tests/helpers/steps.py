@@ -10,7 +10,14 @@ from pathlib import Path
 import tiny_data
 from torch import Tensor, nn
 
-from smart_train.config.schema import Component, HybridBlock, ObjectiveBlock, TeacherBlock, TermBlock
+from smart_train.config.schema import (
+    Component,
+    HybridBlock,
+    ObjectiveBlock,
+    SelfDistillationBlock,
+    TeacherBlock,
+    TermBlock,
+)
 from smart_train.core.embeddings import Batch, Embeddings, Features
 from smart_train.data.collection import Collection, Document
 from smart_train.training.loss_step import LossStep
@@ -30,7 +37,9 @@ OBJECTIVES: dict[str, ObjectiveBlock] = {
     "margin": replace(JOINT, margin=0.1),
     "graded": replace(JOINT, graded=True),
     "sigmoid": replace(JOINT, loss="sigmoid"),
-    "self-distillation": replace(JOINT, self_distillation=TermBlock(0.5, 0.05)),
+    "self-distillation": replace(JOINT, self_distillation=SelfDistillationBlock(0.5, 0.05)),
+    "ensemble": replace(JOINT, self_distillation=SelfDistillationBlock(0.5, 0.05, 0.1, "bge_m3", teacher=0.3)),
+    "teacher, each view": replace(JOINT, teacher=TeacherBlock(0.7, 0.05, score="each", normalise="zscore")),
     "teacher, kl": replace(JOINT, teacher=TeacherBlock(0.7, 0.05)),
     "teacher, margins": replace(JOINT, teacher=TeacherBlock(0.7, 1.0, "margin_mse", score="late")),
     "regularised": replace(JOINT, diversity=0.3, overlap=0.2),

@@ -12,14 +12,14 @@ from formula import draw, option_loss
 from objectives import joint_loss
 from torch import Tensor
 
-from smart_train.config.schema import HybridBlock, ObjectiveBlock, TeacherBlock, TermBlock
+from smart_train.config.schema import HybridBlock, ObjectiveBlock, SelfDistillationBlock, TeacherBlock, TermBlock
 from smart_train.core.embeddings import Embeddings
 from smart_train.losses.joint import Loss
 from smart_train.losses.labels import Labels
 
 TERMS = {"pooled": TermBlock(0.7, 0.2), "late": TermBlock(1.3, 0.1), "hybrid": TermBlock(0.4, 0.15)}
 OFF = {name: TermBlock(0.0) for name in TERMS}
-SELF = TermBlock(0.6, 0.1)
+SELF = SelfDistillationBlock(0.6, 0.1)
 
 
 def joint(**options) -> ObjectiveBlock:

@@ -10,7 +10,7 @@ import torch
 from formula import draw
 from objectives import joint_loss
 
-from smart_train.config.schema import HybridBlock, ObjectiveBlock, TeacherBlock, TermBlock
+from smart_train.config.schema import HybridBlock, ObjectiveBlock, SelfDistillationBlock, TeacherBlock, TermBlock
 from smart_train.losses import Joint, Labels
 from smart_train.losses.recipe_terms import read_terms
 from smart_train.losses.schedule import interpolate
@@ -19,7 +19,7 @@ OFF = TermBlock(0.0)
 POOLED = ObjectiveBlock(TermBlock(1.0), OFF, OFF)
 ALL_ON = ObjectiveBlock(
     hybrid=TermBlock(1.0),
-    self_distillation=TermBlock(1.0),
+    self_distillation=SelfDistillationBlock(1.0),
     teacher=TeacherBlock(1.0),
     diversity=1.0,
     overlap=1.0,
@@ -52,9 +52,12 @@ def test_every_key_can_be_scheduled_and_nothing_else_moves(key):
         assert vars(one) == expected
 
 
-def test_what_can_be_scheduled_are_all_weights_hardness_and_margin():
-    weights = [f"{name}.weight" for name in ("pooled", "late", "hybrid", "self_distillation", "teacher")]
-    assert [*weights, "diversity", "overlap", "hardness", "margin"] == KEYS
+def test_what_can_be_scheduled_are_all_weights_temperatures_hardness_and_margin():
+    names = ("pooled", "late", "hybrid", "self_distillation", "teacher")
+    weights, temperatures = ([f"{name}.{attribute}" for name in names] for attribute in ("weight", "temperature"))
+    taught = [f"{name}.teacher_temperature" for name in names[3:]]
+    assert [*weights, "diversity", "overlap", "hardness", "margin"] == KEYS[:9]
+    assert sorted([*temperatures, *taught]) == sorted(KEYS[9:])
 
 
 def test_a_scheduled_term_is_on_while_its_weight_is_zero():
@@ -92,7 +95,7 @@ def test_a_scheduled_strength_acts_with_its_value(key):
         (POOLED, (True, False)),
         (ObjectiveBlock(OFF, TermBlock(1.0), OFF), (False, True)),
         (ObjectiveBlock(OFF, OFF, TermBlock(1.0)), (True, True)),
-        (replace(POOLED, self_distillation=TermBlock(1.0)), (True, True)),
+        (replace(POOLED, self_distillation=SelfDistillationBlock(1.0)), (True, True)),
         (replace(POOLED, teacher=TeacherBlock(1.0, score="pooled")), (True, False)),
         (replace(POOLED, teacher=TeacherBlock(1.0, score="late")), (True, True)),
         (ObjectiveBlock(OFF, OFF, OFF, teacher=TeacherBlock(1.0, score="late")), (False, True)),
@@ -137,7 +140,7 @@ def test_settings_that_exclude_each_other_are_named():
 
 
 def test_a_setting_of_terms_that_are_all_off_is_named():
-    alone = ObjectiveBlock(OFF, OFF, OFF, self_distillation=TermBlock(1.0))
+    alone = ObjectiveBlock(OFF, OFF, OFF, self_distillation=SelfDistillationBlock(1.0))
     assert keys(alone) == []
     for key, value in {
         "loss": "sigmoid",
@@ -154,7 +157,8 @@ def test_a_setting_of_terms_that_are_all_off_is_named():
 @pytest.mark.parametrize(
     ("key", "points", "told"),
     [
-        ("pooled.temperature", [[0, 1]], "cannot be scheduled"),
+        ("pooled.temperature", [[0, 0.1], [1, 0]], "must be above 0"),
+        ("pooled.loss", [[0, 1]], "cannot be scheduled"),
         ("late", [[0, 1]], "cannot be scheduled"),
         ("margin", [], "not a list of points"),
         ("margin", 0.3, "not a list of points"),

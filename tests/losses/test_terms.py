@@ -28,7 +28,14 @@ from ranks import run_ranks
 
 from smart_train import losses
 from smart_train.config.recipe import plain, read, save
-from smart_train.config.schema import Component, HybridBlock, ObjectiveBlock, TeacherBlock, TermBlock
+from smart_train.config.schema import (
+    Component,
+    HybridBlock,
+    ObjectiveBlock,
+    SelfDistillationBlock,
+    TeacherBlock,
+    TermBlock,
+)
 from smart_train.core import registry
 from smart_train.core.embeddings import Batch, Embeddings, KnownPositives
 from smart_train.core.errors import LossError
@@ -143,7 +150,7 @@ def test_every_built_in_block_is_the_term_of_its_name_made_by_hand():
         TermBlock(0.4, 0.15),
         margin=0.1,
         symmetric=True,
-        self_distillation=TermBlock(0.6, 0.1),
+        self_distillation=SelfDistillationBlock(0.6, 0.1),
         teacher=TeacherBlock(0.8, 0.3, "margin_mse", 0.5, "late"),
         diversity=0.9,
         overlap=1.1,
@@ -324,8 +331,9 @@ def test_what_cannot_work_is_refused_when_the_loss_is_made(terms, message):
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        ({"latte.weight": [[0, 1]]}, "schedule latte.weight: cannot be scheduled; choose from late.weight, late.hardn"),
-        ({"late.temperature": [[0, 1]]}, "cannot be scheduled"),
+        ({"latte.weight": [[0, 1]]}, "schedule latte.weight: cannot be scheduled; choose from late.weight, late.tempe"),
+        ({"late.loss": [[0, 1]]}, "cannot be scheduled"),
+        ({"late.temperature": [[0, 1], [1, 0]]}, "schedule late.temperature: is 0, must be above 0"),
         ({"weight": [[0, 1]]}, "cannot be scheduled"),
         ({"late.weight": [[0, -1]]}, "has the value -1, which is below 0"),
         ({"margin": [[0, 0], [1, 2]]}, "schedule margin: is 2, must be from 0 to below 1"),

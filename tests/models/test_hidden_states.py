@@ -194,6 +194,25 @@ def test_the_layernorm_head_is_layernorm_then_linear_without_bias():
     assert {file_name(name) for name, _ in head.named_parameters()} == {"norm.weight", "norm.bias", "linear.weight"}
 
 
+def test_the_gated_head_adds_a_gated_mlp_to_a_linear_head_from_which_it_starts():
+    late = LateBlock(head={"type": "gated_residual", "inner": 24}, dim=6)
+    head, state = LateHead(late, [-1], 16), torch.randn(5, 16)
+    start = F.normalize(state @ head.projection.linear.weight.T, dim=-1)
+    torch.testing.assert_close(head([state]), start, atol=1e-6, rtol=0)
+    square = LateHead(
+        LateBlock(head="gated_residual"), [-1], 16
+    )  # as wide as the states: exactly the training-free view
+    torch.testing.assert_close(square([state]), F.normalize(state, dim=-1), atol=1e-6, rtol=0)
+    for parameter in head.parameters():
+        parameter.data.copy_(torch.randn_like(parameter))
+    w1, v, w2, wr = (getattr(head.projection, name).weight for name in ("gate", "up", "down", "linear"))
+    gate = state @ w1.T
+    expected = ((gate / (1 + (-gate).exp())) * (state @ v.T)) @ w2.T + state @ wr.T
+    torch.testing.assert_close(head([state]), F.normalize(expected, dim=-1), atol=1e-5, rtol=0)
+    names = {"gate.weight", "up.weight", "down.weight", "linear.weight"}
+    assert {file_name(name) for name, _ in head.named_parameters()} == names
+
+
 def test_the_head_of_a_half_precision_base_stays_float32():
     head = LateHead(LateBlock(head="layernorm_linear", dim=6), [1, -1], 16)
     states = [torch.randn(5, 16, dtype=torch.bfloat16) for _ in range(2)]

@@ -40,6 +40,7 @@ MIXED_HEAD = {"layer": [1, -1], "head": "layernorm_linear", "dim": 12, "matryosh
 CASES = {
     "lora, no head": (AdapterBlock(r=4, alpha=8), {}),
     "lora, mixed layers and a head": (AdapterBlock(r=4, layers=[2, 3]), MIXED_HEAD),
+    "lora with a gated head": (AdapterBlock(r=4), {"head": {"type": "gated_residual", "inner": 20}, "dim": 12}),
     "full": (AdapterBlock(kind="full"), {}),
     "full with a head": (AdapterBlock(kind="full"), {"head": "linear", "dim": 12}),
     "frozen with a head": (AdapterBlock(kind="frozen"), {"layer": 2, "head": "layernorm_linear", "dim": 12}),

@@ -220,8 +220,8 @@ SIZES = {
     "rank": (settings("adapter", r=HUGE), r"adapter\.r is 1,000,000,000, but .*lora_A.* has rank 4"),
     "rank below": (settings("adapter", r=2), r"adapter\.r is 2, but .* has rank 4"),
     "alpha": (settings("adapter", alpha=10**42), "make an update that is infinite in float32"),
-    "token width": (settings("late", dim=HUGE), r"late\.dim and hidden_size make a head of 1,000,000,000 x "),
-    "hidden size": (settings("", hidden_size=HUGE), r"hidden_size make a head of 12 x 1,000,000,000"),
+    "token width": (settings("late", dim=HUGE), r"late\.dim and hidden_size make linear\.weight \[1000000000, "),
+    "hidden size": (settings("", hidden_size=HUGE), r"hidden_size make .*linear\.weight \[12, 1000000000\]"),
     "no hidden size": (settings("", hidden_size=-1), "hidden_size is -1, expected a number above 0"),
     "token width of no head": (
         settings("late", dim=HUGE, head={"type": "none"}),

@@ -133,7 +133,10 @@ def test_a_missing_head_is_refused_and_never_drawn_at_random(saved):
 
 
 OTHER_HEADS = {
-    "wrong size": (lambda t: {**t, "linear.weight": t["linear.weight"][:6]}, "make a head of 12 x 32"),
+    "wrong size": (
+        lambda t: {**t, "linear.weight": t["linear.weight"][:6]},
+        "make linear.weight [12, 32], late_head.safetensors has [6, 32]",
+    ),
     "no mix": (lambda t: {name: one for name, one in t.items() if name != "mix"}, "the head belongs to other settings"),
     "a key too many": (lambda t: {**t, "linear.bias": torch.zeros(12)}, "the head belongs to other settings"),
     "empty tensors": (lambda t: {name: one[:0] for name, one in t.items()}, "late.layer has 2 layers"),

@@ -181,6 +181,7 @@ def test_a_multi_vector_folder_is_not_read_as_a_pooled_one(tiny_bert, tmp_path):
 
 
 REFUSED = {
+    "a gated head": ("bert", {"head": "gated_residual", "dim": 12}, {}, "no module that does"),
     "a mix of layers": ("bert", {"layer": [1, -1]}, {}, "a mix of 2 layers"),
     "the embeddings": ("bert", {"layer": 0}, {}, "late.layer 0"),
     "no norm where there is one": ("qwen3", {"layer": 2, "norm": "none"}, {}, "late.norm none"),

@@ -46,6 +46,10 @@ def check_trainable(encoder: nn.Module, adapter: AdapterBlock) -> dict[str, int]
     return counts
 
 
+BEHIND_ZEROS = ("lora_A", "head.projection.gate.", "head.projection.up.")
+"""Tensors that move only once the matrix behind them has left zero: LoRA's B, the last matrix of the gated MLP."""
+
+
 class FirstStepCheck(TrainerCallback):
     """Stops training, with the tensors' names, unless the first step trains what it should.
 
@@ -109,8 +113,7 @@ class FirstStepCheck(TrainerCallback):
             return
         self.moved = True
         now = self._samples()
-        # LoRA's A moves only once B has left zero; B has to, and so has whatever else is trained.
-        due = [name for name in self.start if "lora_A" not in name]
+        due = [name for name in self.start if not any(part in name for part in BEHIND_ZEROS)]
         still = [name for name in due if torch.equal(self.start[name], now[name])]
         self.start = {}
         if still and len(still) == len(due):
