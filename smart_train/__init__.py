@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from smart_train import losses
     from smart_train.core.embeddings import Embeddings, Tokens
     from smart_train.data.collection import Collection
+    from smart_train.data.streaming import RowStream
     from smart_train.models.encoder import SmartEncoder
     from smart_train.training.arguments import SmartTrainingArguments as TrainingArguments
     from smart_train.training.run import train
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Collection",
     "Embeddings",
+    "RowStream",
     "SmartEncoder",
     "SmartTrainer",
     "Tokens",
@@ -45,6 +47,7 @@ __all__ = [
 _EXPORTS = {
     "Collection": ("data.collection", "Collection"),
     "Embeddings": ("core.embeddings", "Embeddings"),
+    "RowStream": ("data.streaming", "RowStream"),
     "SmartEncoder": ("models.encoder", "SmartEncoder"),
     "SmartTrainer": ("training.trainer", "SmartTrainer"),
     "Tokens": ("core.embeddings", "Tokens"),

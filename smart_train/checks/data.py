@@ -15,6 +15,7 @@ from smart_train.models.base_config import BaseConfig
 if TYPE_CHECKING:
     from smart_train.data.readers.base import Reader
 
+PAIRS_OF_A_STEP = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}  # with their defaults
 FIX = "write data.source: file, or the column that names the sources; or remove it"
 
 
@@ -44,6 +45,35 @@ def check_sources(recipe: Recipe) -> Problems:
     for key, there in given.items():
         if there and data.source is None:
             yield Problem(key, "is given, but data.source is null, so there is one source", FIX)
+
+
+def check_streaming(recipe: Recipe) -> Problems:
+    """Yield what of a recipe a stream cannot do; data/load.py looks at the block ``data`` by itself."""
+    if not recipe.data.streaming:
+        return
+    from smart_train.data.streaming import KNOWN, NO_EPOCHS
+
+    if recipe.mining.rounds:
+        what = f"is {recipe.mining.rounds}, but {KNOWN}, so it can't look for negatives among them"
+        yield Problem("mining.rounds", what, "mine negatives before (smart-train mine), or write data.streaming: false")
+    for name in ("eval_strategy", "save_strategy"):
+        if recipe.training.get(name) == "epoch":
+            yield Problem(f"training.{name}", NO_EPOCHS, "write steps")
+
+
+def check_stream_steps(recipe: Recipe) -> Problems:
+    """Check that a run that streams says where it ends."""
+    from smart_train.core.environment import world
+    from smart_train.data.streaming import RowStream
+
+    training = recipe.training
+    if training.get("max_steps", -1) != -1:
+        return  # of a wrong one checks/training.py says more
+    values = [training.get(name, usual) for name, usual in PAIRS_OF_A_STEP.items()]
+    size, accumulated = (value if isinstance(value, int) else 1 for value in values)
+    stream = RowStream.open(replace(recipe.data, negatives=0))
+    pairs = (recipe.objective.batch or size * world()) * accumulated
+    yield Problem("training.max_steps", *stream.steps_needed(pairs))
 
 
 def check_source(reader: Reader) -> Problems:
@@ -101,6 +131,8 @@ def check_data(recipe: Recipe, base: BaseConfig | None) -> Problems:
         return
     reader = find_reader(recipe.data)
     yield from check_source(reader)
+    if recipe.data.streaming:
+        yield from check_stream_steps(recipe)
     ranked = recipe.evaluation.before or recipe.evaluation.after
     if recipe.data.test == 0 and ranked and not has_test(reader):
         what = "is 0 and the data has no test split, but evaluation.before and evaluation.after rank one"

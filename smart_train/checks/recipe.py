@@ -11,7 +11,7 @@ from pathlib import Path
 
 from smart_train.checks.adapter import check_adapter
 from smart_train.checks.bounds import Problems
-from smart_train.checks.data import check_data, check_data_block, check_reader, check_sources
+from smart_train.checks.data import check_data, check_data_block, check_reader, check_sources, check_streaming
 from smart_train.checks.evaluation import check_evaluation
 from smart_train.checks.late import check_head, check_late, check_layers, check_widths
 from smart_train.checks.launch import check_launch
@@ -98,6 +98,7 @@ ALONE: list[Callable[[Recipe], Problems]] = [
     check_data_block,
     check_reader,
     check_sources,
+    check_streaming,
     check_mining,
     check_evaluation,
     check_best,

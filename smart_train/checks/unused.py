@@ -119,6 +119,13 @@ REFUSED: list[Rule] = [
     ),
     Rule(
         "data",
+        ("shuffle_buffer",),
+        lambda recipe: not recipe.data.streaming,
+        "data.streaming is false, and all pairs are shuffled",
+        "remove it, or write data.streaming: true",
+    ),
+    Rule(
+        "data",
         ("dev_documents",),
         lambda recipe: recipe.data.dev == 0,
         "data.dev is 0, so there is no dev split",

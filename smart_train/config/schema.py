@@ -182,6 +182,8 @@ class DataBlock:
     label: str | None = None  # rows: column of labels, 0 = a negative; null = label, score ..., if there; "" = none
     negatives: int = 0  # hard negatives per query; the data must have them
     allow_outside: bool = False  # also read image and text files that lie outside of the data's folder
+    streaming: bool = False  # rows: read while training, with no copy on disk; see docs/data.md for what it cannot do
+    shuffle_buffer: int = 10_000  # streaming: rows that are read and shuffled together; memory of a data worker
     limit: int | None = None  # train on the first pairs only; the last query of a collection keeps all of its pairs
     dev: float | int = 0.05  # share (below 1) or number of queries to hold out for dev; whole files stay together
     test: float | int = 0.05  # the same for test; ignored where the data has a test split

@@ -20,6 +20,7 @@ from smart_train.data.identity import asked_by, content_hash, plain, shared_docu
 from smart_train.data.readers.base import DataProblem, Reader, find_reader
 from smart_train.data.split import cap, halves, split
 from smart_train.data.stored_collection import StoredCollection
+from smart_train.data.streaming import KNOWN, RowStream, stream_problems
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +48,15 @@ def load(data: DataBlock | Reader, teacher: bool = False) -> tuple[Collection, C
     """
     reader = _reader(data)
     data = reader.data
+    if data.streaming:
+        raise DataProblem("data.streaming", f"is true, and this needs {data.path} as a whole", "write it as false here")
     train = read_split(reader, data.split, data.limit)
     if data.negatives and not train.count_related("negatives")[1]:
         what = f"is {data.negatives}, but no query of {data.path} has a negative"
         raise DataProblem("data.negatives", what, "write data.negatives: 0, or mine negatives first")
     if teacher and not train.count_related("teacher")[1]:
         raise DataProblem(TEACHER_KEY, f"is on, but no query of {data.path} has a score", TEACHER_FIX)
-    own = {name: own_split(reader, names) for name, names in (("dev", DEV_SPLITS), ("test", TEST_SPLITS))}
-    test = reader.read(own["test"]) if own["test"] else None
-    dev = reader.read(own["dev"]) if own["dev"] and data.dev else None
-    if dev and isinstance(data.dev, int):
-        dev = dev.select(sorted(dev.queries, key=lambda q: (hash_id(f"{SEED}\n{q}"), q))[: data.dev])
+    dev, test = _own_splits(reader)
     train, dev_part, test_part = _hold_out(train, data, 0 if dev else data.dev, 0 if test else data.test)
     splits = (
         train,
@@ -68,6 +67,39 @@ def load(data: DataBlock | Reader, teacher: bool = False) -> tuple[Collection, C
         part.name = f"{reader.name}/{name}"
     _warn_of_overlap(*splits, shared_corpus=reader.shared_corpus)
     return splits
+
+
+def load_streamed(data: DataBlock | Reader) -> tuple[RowStream, Collection, Collection]:
+    """Return (train, dev, test) of a recipe's data with ``data.streaming``: dev and test are the data's own splits.
+
+    Raises DataError where ``check_data`` would name a problem.
+    """
+    reader = _reader(data)
+    for problem in _stream_problems(reader):
+        raise DataProblem(problem.key, problem.what, problem.fix)
+    stream = RowStream(reader.stream_table(reader.data.split), reader.data, f"{reader.name}/train")
+    dev, test = (part or Collection("", {}, {}, {}) for part in _own_splits(reader))
+    dev, test = _capped(dev, reader.data.dev_documents), _capped(test, reader.data.test_documents)
+    dev.name, test.name = f"{reader.name}/dev", f"{reader.name}/test"
+    return stream, dev, test
+
+
+def load_ranked(data: DataBlock | Reader) -> tuple[Collection, Collection]:
+    """Return (dev, test) of a recipe's data, streamed or not; raises as ``load``."""
+    reader = _reader(data)
+    _, dev, test = load_streamed(reader) if reader.data.streaming else load(reader)
+    return dev, test
+
+
+def _own_splits(reader: Reader) -> tuple[Collection | None, Collection | None]:
+    """Return the data's own dev and test splits; None where there is none, or it is not wanted."""
+    data = reader.data
+    own = {name: own_split(reader, names) for name, names in (("dev", DEV_SPLITS), ("test", TEST_SPLITS))}
+    test = reader.read(own["test"]) if own["test"] else None
+    dev = reader.read(own["dev"]) if own["dev"] and data.dev else None
+    if dev and isinstance(data.dev, int):
+        dev = dev.select(sorted(dev.queries, key=lambda q: (hash_id(f"{SEED}\n{q}"), q))[: data.dev])
+    return dev, test
 
 
 def read_split(reader: Reader, name: str, limit: int | None = None) -> Collection:
@@ -171,6 +203,24 @@ def _check(reader: Reader) -> Iterator[Problem]:
     if data.negatives and (why := reader.no_negatives()):
         yield Problem("data.negatives", f"is {data.negatives}, but {why}", "write data.negatives: 0")
     yield from reader.problems()
+    if data.streaming:
+        yield from _stream_problems(reader)
+
+
+def _stream_problems(reader: Reader) -> Iterator[Problem]:
+    """Yield why this data cannot be streamed."""
+    data = reader.data
+    yield from (found := list(stream_problems(data)))
+    for key, names, asked in (("dev", DEV_SPLITS, data.dev), ("test", TEST_SPLITS, data.test)):
+        if asked and own_split(reader, names) is None:
+            what = f"is {asked:g}, but {KNOWN}, so it can hold none out, and {data.path} has no split {names[0]}"
+            fix = f"put these queries into a split of their own ({names[0]}.jsonl beside train.jsonl), or write 0"
+            yield Problem(f"data.{key}", what, fix)
+    try:
+        if not found:
+            RowStream(reader.stream_table(data.split), replace(data, negatives=0))
+    except DataProblem as error:
+        yield error.problem
 
 
 def has_test(data: DataBlock | Reader) -> bool:
@@ -246,7 +296,7 @@ def dev_and_test(data: DataBlock, test: str | None = None, dev: str | None = Non
 
 
 def _held_out(reader: Reader, data: DataBlock) -> DevAndTest:
-    _, dev, test = load(replace(data, negatives=0))  # nothing is trained, so no negatives are needed
+    dev, test = load_ranked(replace(data, negatives=0))  # nothing is trained, so no negatives are needed
     for name, part in (("dev", dev), ("test", test)):
         if not part.queries:
             raise DataError(f"{data.path}: no query is held out for {name}; raise data.{name}")

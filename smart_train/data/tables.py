@@ -151,9 +151,9 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, line.rstrip("\r\n")
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read (``file:line``, object) from a JSON Lines file."""
-    for number, line in text_lines(path):
+def read_json_lines(path: Path, skip: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read (``file:line``, object) from a JSON Lines file, after the first ``skip`` rows, which are not parsed."""
+    for number, line in islice(text_lines(path), skip, None):
         yield f"{path}:{number}", _object(line, f"{path}:{number}", number <= PEEK)
 
 
@@ -240,14 +240,24 @@ class TextTable:
         return list(dict.fromkeys(key for _, row in islice(iter(self), PEEK) for key in row))
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        for path in self.files:
-            kind = suffix(path)
-            if kind == ".jsonl":
-                yield from read_json_lines(path)
-            elif kind == ".json":
-                yield from _read_json(path)
-            else:
-                yield from _read_csv(path, "\t" if kind == ".tsv" else ",")
+        for segment in range(self.segments):
+            yield from self.read_segment(segment)
+
+    @property
+    def segments(self) -> int:
+        """Return how many parts there are that can be read in any order: the files."""
+        return len(self.files)
+
+    def read_segment(self, segment: int, skip: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Read the rows of a file, after the first ``skip``."""
+        path = self.files[segment]
+        kind = suffix(path)
+        if kind == ".jsonl":
+            yield from read_json_lines(path, skip)
+        elif kind == ".json":
+            yield from islice(_read_json(path), skip, None)
+        else:
+            yield from islice(_read_csv(path, "\t" if kind == ".tsv" else ","), skip, None)
 
     def folder(self, where: str) -> Path:
         """Return the folder that image paths of this row are relative to."""
@@ -354,6 +364,37 @@ def _holds_images(feature: Any) -> bool:
 
     stored = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
     return stored or isinstance(feature, datasets.Image) or getattr(feature, "dtype", "") in ("binary", "large_binary")
+
+
+@dataclass
+class IterableTable:
+    """Rows of a ``datasets.IterableDataset``, such as one of ``load_dataset(..., streaming=True)``, by its shards."""
+
+    dataset: Any
+    name: str
+    reads: list[str] | None = None  # columns that are read; None = all
+
+    @cached_property
+    def columns(self) -> list[str]:
+        names = self.dataset.column_names
+        return list(names) if names else list(next(iter(self.dataset.take(1)), {}))
+
+    @property
+    def segments(self) -> int:
+        return int(self.dataset.num_shards)
+
+    def read_segment(self, segment: int, skip: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+        read = self.dataset if self.reads is None else self.dataset.select_columns(self.reads)
+        shard = read.shard(self.segments, segment)
+        number = skip
+        # Not iter(shard): in a data worker it would leave out what it takes for the share of other workers.
+        for block in (shard.skip(skip) if skip else shard).iter(100):
+            for cells in zip(*block.values(), strict=True):
+                yield f"{self.name}: row {number} of shard {segment}", dict(zip(block, cells, strict=True))
+                number += 1
+
+    def folder(self, where: str) -> Path:
+        return Path()
 
 
 Table = TextTable | StoredTable

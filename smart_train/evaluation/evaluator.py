@@ -24,7 +24,7 @@ from smart_train.core.environment import cores
 from smart_train.core.errors import DataError
 from smart_train.core.modality import modality
 from smart_train.data.collection import DEV_SPLITS, TEST_SPLITS, Collection, Document
-from smart_train.data.load import load, read_split
+from smart_train.data.load import load, load_ranked, read_split
 from smart_train.data.readers.base import DataProblem, QueryMetadata, find_reader
 from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation.baseline import check_baseline, compare, read_baseline, table_hashes
@@ -93,7 +93,7 @@ def read_data(data: DataBlock, split: str, held_out: bool = False) -> Evaluation
         if split not in SPLITS:
             what = f"a recipe's data has no split {split!r}; it has {', '.join(SPLITS)}"
             raise DataProblem("data.split", what, "name one of these")
-        collection = load(reader)[SPLITS.index(split)]
+        collection = load(reader)[0] if split == "train" else load_ranked(reader)[SPLITS.index(split) - 1]
         if not collection.queries:
             raise DataError(f"{data.path}: the recipe holds out no query for {split} (data.{split})")
         names = {"train": (data.split,), "dev": DEV_SPLITS, "test": TEST_SPLITS}[split]

@@ -123,6 +123,8 @@ def _data(run: Path) -> Collection:
     from smart_train.data.load import load
 
     recipe = read(run / "recipe.yaml")
+    if recipe.data.streaming:
+        raise PublishError("no examples: the run streamed its rows, and they are not read as a whole; leave them out")
     try:
         train = load(data_of(recipe))[0]
     except (DataError, OSError) as error:

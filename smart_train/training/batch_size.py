@@ -11,6 +11,7 @@ from smart_train.core.embeddings import Features
 from smart_train.core.environment import world
 from smart_train.core.errors import SettingError, TrainingStopped
 from smart_train.data.collection import Collection
+from smart_train.data.streaming import NO_EPOCHS, RowStream
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.microbatches import image_token, split
 from smart_train.training.arguments import SmartTrainingArguments
@@ -57,7 +58,17 @@ def check_steps(args: SmartTrainingArguments, pairs: int) -> None:
         raise SettingError("objective.batch", what, f"write at most {pairs}, or less in per_device_train_batch_size")
 
 
-def check_pages(objective: ObjectiveBlock, collection: Collection) -> None:
+def check_stream(args: SmartTrainingArguments, stream: RowStream) -> None:
+    """Raise SettingError where the arguments ask for what a stream does not know: its length, or the end of a pass."""
+    if args.max_steps <= 0:
+        pairs = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        raise SettingError("training.max_steps", *stream.steps_needed(pairs))
+    for name, value in (("eval_strategy", args.eval_strategy), ("save_strategy", args.save_strategy)):
+        if value == "epoch":
+            raise SettingError(f"training.{name}", NO_EPOCHS, "write steps")
+
+
+def check_pages(objective: ObjectiveBlock, collection: Collection | RowStream) -> None:
     """Raise SettingError where neighbouring pages are to be no negatives and no document is known to be a page."""
     near = objective.neighbour_pages
     if near is not None and not collection.names_pages():

@@ -17,6 +17,7 @@ from transformers.trainer_utils import seed_worker
 from smart_train.core.embeddings import Batch, Features
 from smart_train.core.errors import SettingError
 from smart_train.data.batch_sampler import PairBatchSampler, PairGroups
+from smart_train.data.streaming import BatchNumbers, RowStream, StreamedBatches
 from smart_train.distributed.signals import outlast_first_signal
 
 Rows = list[tuple[str, str]]
@@ -43,10 +44,10 @@ class TrainerInputs:
     on_host: the batch stays in main memory, and a step moves it chunk by chunk
     """
 
-    collate: Callable[[Rows], Batch]
+    collate: Callable[[Any], Batch]
     on_host: bool = False
 
-    def __call__(self, rows: Rows) -> dict[str, Any]:
+    def __call__(self, rows: Any) -> dict[str, Any]:
         batch = self.collate(rows)
         return {"batch": BatchOnHost(batch) if self.on_host else batch}
 
@@ -90,6 +91,12 @@ def plan_batches(groups: PairGroups, args: TrainingArguments, size: int | None =
     )
 
 
+def stream_batches(stream: RowStream, args: TrainingArguments, size: int | None = None) -> StreamedBatches:
+    """Return the batches of a stream.  size: as of ``plan_batches``"""
+    size = (size or args.train_batch_size) * args.world_size
+    return StreamedBatches(stream, size, args.world_size, args.seed if args.data_seed is None else args.data_seed)
+
+
 def _start_worker(worker: int, num_workers: int, rank: int) -> None:
     """Seed a data worker as Trainer does, and have it outlast a signal to the run."""
     seed_worker(worker, num_workers, rank)
@@ -122,7 +129,7 @@ def loader_options(args: TrainingArguments) -> dict[str, Any]:
 
 def train_loader(
     pairs: Any,
-    batches: PairBatchSampler,
+    batches: PairBatchSampler | BatchNumbers,
     collate: Callable[..., Any],
     args: TrainingArguments,
     accelerator: Accelerator,

@@ -41,7 +41,8 @@ from smart_train.core.errors import EvaluationError, SavedElsewhere, SettingErro
 from smart_train.data.batch_sampler import PairGroups, pair_groups
 from smart_train.data.collate import Pairs
 from smart_train.data.collection import Collection
-from smart_train.data.load import load
+from smart_train.data.load import load, load_streamed
+from smart_train.data.streaming import RowStream
 from smart_train.distributed.process_group import ProcessGroup, leave_process_group
 from smart_train.evaluation.baseline import table_hashes
 from smart_train.evaluation.calibration import calibrate
@@ -58,9 +59,9 @@ from smart_train.models.encoder import SmartEncoder
 from smart_train.models.verification import verify
 from smart_train.publishing.publisher import check_access, publish
 from smart_train.training.arguments import SmartTrainingArguments, training_arguments
-from smart_train.training.batch_size import check_batch, check_pages, check_steps, with_batch_share
+from smart_train.training.batch_size import check_batch, check_pages, check_steps, check_stream, with_batch_share
 from smart_train.training.callbacks.early_stopping import check_best_is_measured
-from smart_train.training.dataloader import check_accelerator, plan_batches
+from smart_train.training.dataloader import check_accelerator, plan_batches, stream_batches
 from smart_train.training.engine import check_launched, check_quantised, is_sharded, prepare_deepspeed
 from smart_train.training.final_save import save_trained
 from smart_train.training.measured_rows import MeasuredRows, dependencies
@@ -78,7 +79,7 @@ logger = logging.getLogger(__name__)
 class Splits:
     """The data of a run."""
 
-    train: Collection
+    train: Collection | RowStream
     dev: Collection
     test: Collection
 
@@ -117,7 +118,10 @@ def _run(recipe: Recipe, output: Path) -> dict[str, Any]:
     main = rank() == 0
     if main:
         _log_idle_cores()
-    splits = Splits(*load(data_of(recipe), teacher=needs_teacher(recipe)))
+    if recipe.data.streaming:
+        splits = Splits(*load_streamed(recipe.data))
+    else:
+        splits = Splits(*load(data_of(recipe), teacher=needs_teacher(recipe)))
     if main:
         log_counts(vars(splits))
         warn_of_other_data(resumed_run(recipe, output), splits.fingerprints())
@@ -176,7 +180,7 @@ def make_arguments(recipe: Recipe, output: Path) -> SmartTrainingArguments:
 class Plan:
     """What a trainer is made of besides the encoder and the data."""
 
-    pair_groups: PairGroups
+    pair_groups: PairGroups | None  # None while streaming: no batch is planned before
     callbacks: list[TrainerCallback]
 
 
@@ -190,8 +194,13 @@ def prepare(recipe: Recipe, splits: Splits, args: SmartTrainingArguments) -> Pla
     check_batch(args, objective.batch, objective.batch is not None and not frozen)
     check_pages(objective, splits.train)
     check_best_is_measured(args, _ranks_dev(recipe, splits, args), recipe.evaluation.patience)
-    groups = _pair_groups(recipe, splits.train, args)
-    steps = steps_of(args, len(plan_batches(groups, args)))
+    if isinstance(splits.train, RowStream):
+        check_stream(args, splits.train)
+        stream_batches(splits.train, args)[0]  # so that rows which cannot be read are told before anything is slow
+        groups, steps = None, args.max_steps
+    else:
+        groups = _pair_groups(recipe, splits.train, args)
+        steps = steps_of(args, len(plan_batches(groups, args)))
     warn_of_warmup(args, steps)
     idle = [*unused_keys(recipe), *((f"training.{n}", why) for n, why in without_effect(args, recipe.training))]
     for key, why in idle if args.process_index == 0 else ():
@@ -325,8 +334,8 @@ def make_trainer(
         run_dir=output,
         tracker_config=plain(recipe),
     )
-    if recipe.mining.rounds:
-        _add_mining_rounds(trainer, splits, recipe, output)
+    if recipe.mining.rounds and not isinstance(splits.train, RowStream):
+        _add_mining_rounds(trainer, splits.train, splits, recipe, output)
     for line in trainer.engine.describe():
         logger.info("%s", line)
     counts = trainer.parameter_counts
@@ -352,13 +361,13 @@ def _pair_groups(recipe: Recipe, collection: Collection, args: SmartTrainingArgu
     return groups
 
 
-def _add_mining_rounds(trainer: SmartTrainer, splits: Splits, recipe: Recipe, output: Path) -> None:
+def _add_mining_rounds(trainer: SmartTrainer, train: Collection, splits: Splits, recipe: Recipe, output: Path) -> None:
     """Mine hard negatives anew during training."""
     options = recipe.mining
     names = ("k", "mode", "max_relative", "margin", "skip_top", "window", "sampling")
     chosen = MiningOptions(**{name: getattr(options, name) for name in names}, range=(options.first, options.last))
     mine = round_miner(
-        splits.train,
+        train,
         [splits.dev, splits.test],
         chosen,
         recipe.evaluation.batch_size,
@@ -369,7 +378,7 @@ def _add_mining_rounds(trainer: SmartTrainer, splits: Splits, recipe: Recipe, ou
     earlier = (resumed_run(recipe, output) or output) / "negatives"
     if rank() == 0 and earlier.is_dir() and earlier.resolve() != folder.resolve():
         shutil.copytree(earlier, folder, dirs_exist_ok=True)  # of the resumed run, wherever it was moved
-    MiningRounds(trainer, splits.train, mine, folder, rounds=options.rounds, start=options.start)  # adds itself
+    MiningRounds(trainer, train, mine, folder, rounds=options.rounds, start=options.start)  # adds itself
 
 
 def save_and_reload(trainer: SmartTrainer, splits: Splits, recipe: Recipe, output: Path) -> tuple[SmartEncoder, Path]:
@@ -404,7 +413,8 @@ def save_and_reload(trainer: SmartTrainer, splits: Splits, recipe: Recipe, outpu
 
 def _reference_inputs(splits: Splits, count: int = 8) -> tuple[list[Any], list[Any]]:
     """Return a few queries and documents, whose vectors must be equal after reloading."""
-    split = splits.dev if splits.dev.queries else splits.train
+    train = splits.train.head(count) if isinstance(splits.train, RowStream) else splits.train
+    split = splits.dev if splits.dev.queries else train
     documents = [document.content() for document in islice(split.corpus.values(), count)]
     return list(islice(split.queries.values(), count)), documents
 

@@ -19,6 +19,7 @@ from smart_train.config.schema import DataBlock, Recipe
 from smart_train.core.atomic_io import replacing
 from smart_train.core.environment import cores
 from smart_train.data.collection import Collection
+from smart_train.data.streaming import WITHOUT, RowStream
 from smart_train.training.trainer import SmartTrainer
 
 logger = logging.getLogger(__name__)
@@ -27,16 +28,26 @@ FACTS = "facts.json"
 ALWAYS = ("queries", "documents", "pairs")
 
 
-def log_counts(splits: dict[str, Collection]) -> None:
+def log_counts(splits: dict[str, Collection | RowStream]) -> None:
     """Log one line for each split.  splits: "train", "dev", "test" -> collection."""
     for name, split in splits.items():
+        if isinstance(split, RowStream):
+            rows = "rows" if split.rows is None else f"{split.rows:,} rows"
+            logger.info("%s: %s are read while training; %s", name, rows, WITHOUT)
+            logger.info("%s: %s", name, split.columns.describe(split.table.columns))
+            continue
         found = counts(split)
         logger.info("%s: %d queries, %d documents, %d pairs", name, *(found[key] for key in ALWAYS))
 
 
-def write_run_metadata(output: Path, recipe: Recipe, splits: dict[str, Collection], trainer: SmartTrainer) -> Path:
+def write_run_metadata(
+    output: Path, recipe: Recipe, splits: dict[str, Collection | RowStream], trainer: SmartTrainer
+) -> Path:
     """Write OUTPUT/facts.json and return its path."""
-    counted = {name: counts(split) for name, split in splits.items()}
+    counted = {
+        name: ({} if split.rows is None else {"rows": split.rows}) if isinstance(split, RowStream) else counts(split)
+        for name, split in splits.items()
+    }
     content = {"data": {**source_of(recipe.data), "splits": counted}, "machine": machine_of(trainer)}
     with replacing(output / FACTS) as part:
         part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf8")

@@ -24,32 +24,34 @@ from transformers.trainer_utils import TrainOutput
 from smart_train.config.schema import AdapterBlock, ObjectiveBlock
 from smart_train.config.training_arguments import check_idle
 from smart_train.core.embeddings import Batch, Embeddings, Features
-from smart_train.core.errors import FolderInUse, SettingError, TrainingStopped
+from smart_train.core.errors import FolderInUse, SettingError, TrainingStopped, UsageError
 from smart_train.core.folder_lock import own
 from smart_train.data.batch_sampler import PairGroups
 from smart_train.data.collate import Collator, Pairs, TruncatingPreprocess
 from smart_train.data.collection import Collection
+from smart_train.data.streaming import BatchNumbers, RowStream, StreamCollator, StreamedBatches, as_stream
 from smart_train.distributed.process_group import CollectError, ProcessGroup
 from smart_train.evaluation.retrieval import evaluate
 from smart_train.losses.joint import Joint, Loss
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.preprocessing import Role
 from smart_train.training.arguments import SmartTrainingArguments
-from smart_train.training.batch_size import check_batch, check_pages, check_steps, chunk_rows, splitter
+from smart_train.training.batch_size import check_batch, check_pages, check_steps, check_stream, chunk_rows, splitter
 from smart_train.training.callbacks.early_stopping import EarlyStopping, check_best_is_measured
 from smart_train.training.callbacks.first_step import FirstStepCheck, check_trainable
 from smart_train.training.callbacks.logging import JsonLogger, MetricMeans, batch_counts
 from smart_train.training.callbacks.progress import ProgressReporter
 from smart_train.training.callbacks.speed import SpeedMeter
+from smart_train.training.callbacks.stream_progress import StreamProgress
 from smart_train.training.callbacks.trackers import replace_trackers
 from smart_train.training.checkpoint import CheckpointManager
 from smart_train.training.dataloader import (
     ChunksOnDevice,
     EpochOfPairs,
-    Rows,
     TrainerInputs,
     batch_of,
     plan_batches,
+    stream_batches,
     train_loader,
 )
 from smart_train.training.engine import Engine, full_state_dict, full_tensor, restore_order
@@ -76,7 +78,8 @@ class SmartTrainer(Trainer):
         model: the encoder, with its adapter.
         args: ``smart_train.TrainingArguments``; None = its defaults, with checkpoints in ``trainer_output``.
         train_dataset: a Collection, or rows of texts (a ``datasets.Dataset`` or a list of dicts): query, positive and
-            negatives by column name, else by position (training/train_dataset.py).
+            negatives by column name, else by position (training/train_dataset.py).  Or rows that are read while
+            training: a ``smart_train.RowStream`` or a ``datasets.IterableDataset``, with ``max_steps`` in ``args``.
         eval_dataset: the same, ranked at every evaluation; the metrics are ``pooled/ndcg@10``, ``late/recall@1`` ...
         loss: ``losses.Joint``; None = the loss that ``objective`` describes.
         callbacks: of transformers, added to this trainer's own.
@@ -115,7 +118,7 @@ class SmartTrainer(Trainer):
         self,
         model: SmartEncoder,
         args: SmartTrainingArguments | None = None,
-        train_dataset: Collection | Dataset[Any] | Sequence[Mapping[str, Any]] | None = None,
+        train_dataset: Collection | RowStream | Dataset[Any] | Sequence[Mapping[str, Any]] | None = None,
         eval_dataset: Collection | Dataset[Any] | Sequence[Mapping[str, Any]] | None = None,
         loss: Joint | None = None,
         callbacks: Sequence[TrainerCallback] | None = None,
@@ -125,7 +128,7 @@ class SmartTrainer(Trainer):
         query_tokens: int | None = None,
         document_tokens: int | None = None,
         length_groups: int = 4,
-        data_collator: Callable[[Rows], Batch] | None = None,
+        data_collator: Callable[[Any], Batch] | None = None,
         eval_k: Sequence[int] = (1, 5, 10),
         eval_batch_size: int = 32,
         evaluator: Evaluator | None = None,
@@ -166,12 +169,25 @@ class SmartTrainer(Trainer):
                     "model.%s_tokens: %d",
                     *(role, limit, reads, reads, role, limit),
                 )
+        stream = as_stream(train_dataset) if data_collator is None else None
+        self.stream_progress: StreamProgress | None = None
+        if stream is not None:
+            check_stream(args, stream)
+            if pair_groups is not None:
+                raise UsageError("pair_groups needs all pairs, and train_dataset is a stream; leave it out")
+            train_dataset = stream_batches(stream, args)
+            self.stream_progress = StreamProgress(train_dataset, args.process_index == 0)
         if data_collator is None:
-            collection, in_a_row = to_collection(train_dataset, "train_dataset")
-            train_dataset = Pairs(collection)
-            check_steps(args, len(train_dataset))
-            check_pages(objective, collection)
-            data_collator = Collator(
+            collection, in_a_row = (
+                to_collection(train_dataset, "train_dataset")
+                if stream is None
+                else (Collection(stream.name, {}, {}, {}), stream.data.negatives)  # filled for each batch
+            )
+            if stream is None:
+                train_dataset = Pairs(collection)
+                check_steps(args, len(train_dataset))
+            check_pages(objective, stream or collection)
+            collate = Collator(
                 collection,
                 TruncatingPreprocess(model.preprocess, query_tokens, document_tokens),
                 negatives=in_a_row if negatives is None else negatives,
@@ -180,6 +196,7 @@ class SmartTrainer(Trainer):
                 chunk_rows=chunk_rows(objective),
                 split=splitter(model, objective),
             )
+            data_collator = collate if stream is None else StreamCollator(stream, args.world_size, collate)
         elif isinstance(train_dataset, Collection):
             train_dataset = Pairs(train_dataset)
         self.pair_groups = pair_groups
@@ -200,6 +217,7 @@ class SmartTrainer(Trainer):
                 self.speed,
                 JsonLogger(self.run_dir / "log.jsonl"),
                 self.early_stopping,
+                *([self.stream_progress] if self.stream_progress else []),
                 *(callbacks or []),
             ],
         )
@@ -241,6 +259,11 @@ class SmartTrainer(Trainer):
         return encoder
 
     def get_train_dataloader(self) -> DataLoader[Any]:
+        if isinstance(self.train_dataset, StreamedBatches):
+            dataset = self.train_dataset.resized(self._train_batch_size * self.args.world_size)
+            count = self.args.max_steps * self.args.gradient_accumulation_steps
+            numbers = BatchNumbers(count, self.args.world_size)
+            return train_loader(dataset, numbers, self.data_collator, self.args, self.accelerator)
         if self.pair_groups is None:
             return super().get_train_dataloader()
         batches = plan_batches(self.pair_groups, self.args, self._train_batch_size)  # auto_find_batch_size changes it
@@ -377,6 +400,9 @@ class SmartTrainer(Trainer):
         with self.speed.waiting():
             samples, items = super().get_batch_samples(*args, **kwargs)
         self.speed.count(batch_of(inputs) for inputs in samples)
+        if self.stream_progress is not None:
+            for inputs in samples:
+                self.stream_progress.taken(batch_of(inputs).notes)
         return samples, items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -18,7 +18,8 @@ ALWAYS = {  # keys that no other key of the recipe can make idle, or whose idle 
     "late": "layer norm head dim keep drop",
     "late.hybrid": "pooled late scaling",
     "adapter": "kind",
-    "data": "path format split query document image id scores label negatives allow_outside limit dev test "
+    "data": "path format split query document image id scores label negatives allow_outside streaming limit dev "
+    "test "
     "query_tokens document_tokens length_groups length_window source source_temperature source_weights",
     "mining": "rounds start k mode max_relative margin first last skip_top window sampling miner reranker",
     "objective": "batch chunk_rows chunk_tokens neighbour_pages loss sigmoid_bias symmetric hardness false_negatives "
@@ -74,6 +75,7 @@ IDLE = {
     "adapter.vision": ("true", ["adapter.kind=full"], []),
     "data.revision": ("main", [], ["data.path=me/mine"]),
     "data.subset": ("mine", [], ["data.path=me/mine"]),
+    "data.shuffle_buffer": ("100", [], ["data.streaming=true"]),
     "data.dev_documents": ("10", ["data.dev=0"], []),
     "objective.teacher.temperature": ("0.1", [], ["objective.teacher.weight=1"]),
     "objective.teacher.kind": ("margin_mse", [], ["objective.teacher.weight=1"]),

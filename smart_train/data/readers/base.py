@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from smart_train.config.schema import Component, DataBlock
 from smart_train.config.typed_values import Problem
@@ -169,6 +169,12 @@ class Reader(ABC):
     def image_column(self) -> str | None:
         """Return the column whose images ``read`` returns; None where there are none, or only reading shows it."""
         return None
+
+    def stream_table(self, split: str) -> Any:
+        """Open a split for ``data.streaming``: a table as ``data.streaming.SegmentedTable`` describes, with the columns
+        of a table of rows.  Raises DataProblem for formats that are no such table."""
+        what = f"is true, and {self.data.path} is no table with a query and its document in each row"
+        raise DataProblem("data.streaming", what, "remove it")
 
     # What evaluation asks for besides a collection.
 

@@ -67,6 +67,13 @@ def table(path: str, subset: str | None, split: str, revision: str | None) -> St
     return StoredTable(stored, f"{path} {split}")
 
 
+def stream(path: str, subset: str | None, split: str, revision: str | None) -> Any:
+    """Open one split of a configuration, whose rows are downloaded while they are read."""
+    import datasets
+
+    return _ask(datasets.load_dataset, path, subset, split=split, revision=revision, streaming=True)
+
+
 def prefixed(name: str, subset: str | None) -> str:
     """MTEB keeps several languages in one repository, as the configurations LANGUAGE-corpus, LANGUAGE-queries ..."""
     return f"{subset}-{name}" if subset else name

@@ -71,6 +71,13 @@ class ParquetRows:
         except Exception as error:  # Arrow raises OSError, ValueError ... by what is damaged
             raise DataError(f"{self.files[0]}: not a readable parquet file ({error})") from error
         self.rows = sum(one.num_rows for one in found)
+        # (file, its row group, rows of all files before the group)
+        self.groups: list[tuple[int, int, int]] = []
+        before = 0
+        for number, one in enumerate(found):
+            for group in range(one.num_row_groups):
+                self.groups.append((number, group, before))
+                before += one.row_group(group).num_rows
         self.schemas = [one.schema.to_arrow_schema() for one in found]
         self.name = str(self.files[0] if len(self.files) == 1 else self.files[0].parent)
 
@@ -82,19 +89,32 @@ class ParquetRows:
         return self.rows
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for segment in range(self.segments):
+            yield from self.read_segment(segment)
+
+    @property
+    def segments(self) -> int:
+        """Return how many parts there are that can be read in any order: the row groups of all files."""
+        return len(self.groups)
+
+    def read_segment(self, segment: int, skip: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Read the rows of a row group, after the first ``skip``."""
         from pyarrow.parquet import ParquetFile
 
-        number = 0
-        for file, schema in zip(self.files, self.schemas, strict=True):
-            names = [name for name in schema.names if self.reads is None or name in self.reads]
-            try:
-                with ParquetFile(file) as stored:
-                    for batch in stored.iter_batches(1000, columns=names):
-                        for row in batch.to_pylist():
-                            yield f"{self.name}: row {number}", row
-                            number += 1
-            except Exception as error:  # also UnicodeDecodeError, of a damaged cell
-                raise DataError(f"{file}: not a readable parquet file ({error})") from error
+        place, group, number = self.groups[segment]
+        file, schema = self.files[place], self.schemas[place]
+        names = [name for name in schema.names if self.reads is None or name in self.reads]
+        try:
+            # A buffer, so that of a group of a million rows a few pages are in memory and not all of them.
+            with ParquetFile(file, buffer_size=1 << 20) as stored:
+                for batch in stored.iter_batches(1000, row_groups=[group], columns=names):
+                    rows = batch.slice(min(skip, len(batch)))
+                    number, skip = number + len(batch) - len(rows), skip - (len(batch) - len(rows))
+                    for row in rows.to_pylist():
+                        yield f"{self.name}: row {number}", row
+                        number += 1
+        except Exception as error:  # also UnicodeDecodeError, of a damaged cell
+            raise DataError(f"{file}: not a readable parquet file ({error})") from error
 
     def folder(self, where: str) -> Path:
         return self.files[0].parent

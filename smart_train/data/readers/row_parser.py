@@ -34,6 +34,7 @@ from smart_train.data.tables import (
     FILES,
     PAGES,
     Boundary,
+    IterableTable,
     StoredImage,
     StoredTable,
     Table,
@@ -186,20 +187,24 @@ class RowParser:
             lines = [(Setting(p.key), ": ", p.what, "; ", p.fix) for p in problems]
             raise DataError(*[part for line in lines for part in ("; ", line)][1:])
         self.table, self.columns, self.boundary = table, columns, Boundary.of(data)
+        self._known = set(table.columns)
         self.empty: dict[str, list[str]] = {"query": [], "document": [], "label": []}
         self.late: dict[str, str] = {}
         self.notes: Counter[str] = Counter()
         self.is_csv = isinstance(table, TextTable) and any(suffix(file) in (".csv", ".tsv") for file in table.files)
-        if columns.label and isinstance(table, StoredTable):
+        if columns.label and isinstance(table, StoredTable | IterableTable):
             _check_classes(table, columns.label)
 
     def rows(self, skip: int = 0) -> Iterator[ParsedRow]:
         """Yield every row, after the first ``skip``.  Raises DataError, naming the row, for what it cannot hold."""
-        known = set(self.table.columns)
         for where, row in islice(iter(self.table), skip, None):
-            if not row.keys() <= known:
-                self.late.update((name, where) for name in row.keys() - known - self.late.keys())
-            yield self._parsed(self._lists(row, where) if self.is_csv else row, where)
+            yield self.parse(where, row)
+
+    def parse(self, where: str, row: dict[str, Any]) -> ParsedRow:
+        """Parse one row.  Raises as ``rows``."""
+        if not row.keys() <= self._known:
+            self.late.update((name, where) for name in row.keys() - self._known - self.late.keys())
+        return self._parsed(self._lists(row, where) if self.is_csv else row, where)
 
     def _parsed(self, row: dict[str, Any], where: str) -> ParsedRow:
         columns = self.columns
@@ -282,9 +287,9 @@ def _number(text: str) -> Any:
         return text
 
 
-def _check_classes(table: StoredTable, column: str) -> None:
+def _check_classes(table: StoredTable | IterableTable, column: str) -> None:
     """Raise DataError for classes whose names do not say that the first one is the negative."""
-    names = getattr(table.dataset.features[column], "names", None) or []
+    names = getattr((table.dataset.features or {}).get(column), "names", None) or []
     plain = all(name.isdigit() for name in names)
     negative = len(names) == 2 and re.match(r"(no|neg|non|un|ir|false|dis)", names[0].lower())
     if names and not plain and not negative:
