@@ -1,6 +1,7 @@
 """Measure what data of 100 thousand to 10 million rows cost: the first open, later ones, workers, and planning.
 
     python tests/benchmarks/data_scale.py --rows 100000 1000000 --kinds jsonl parquet --folder /tmp/scale
+    python tests/benchmarks/data_scale.py --rows 1000000 --what stream --folder /tmp/scale
     python tests/benchmarks/data_scale.py --documents 10000 100000 1000000 --folder /tmp/scale
 
 Every measurement is a fresh process.  Rows are made up: a query of 8 words, a positive of 24 and 4 negatives, which are
@@ -114,6 +115,28 @@ def measure_workers(file: Path, workers: int = 4, batch: int = 64, steps: int = 
     return found | {"batches a second": round(pace, 1)}
 
 
+def measure_stream(file: Path, batch: int = 64) -> dict[str, float]:
+    """Read a pass as one data worker does with ``data.streaming``, then begin again at the last batch of it."""
+    import datasets  # noqa: F401
+    import torch  # noqa: F401
+
+    from smart_train.data.streaming import RowStream, StreamedBatches
+
+    base, begun, worked = peak(), time.perf_counter(), time.process_time()
+    batches = StreamedBatches(RowStream.open(file, negatives=4), batch)
+    batches[0]
+    found = {"first batch CPU s": round(time.process_time() - worked, 2), "imports GB": base}
+    rows, last = int(file.stem.split("-")[1]), 0
+    for last in range(1, rows // batch):
+        place = batches[last].place
+    worked, seconds = time.process_time() - worked, time.perf_counter() - begun
+    found |= {"rows a CPU s": round(rows / worked), "seconds": round(seconds, 1), "peak GB": peak()}
+    resumed, begun = StreamedBatches(batches.stream, batch), time.process_time()
+    resumed.start = place
+    resumed[last]
+    return found | {"resume CPU s": round(time.process_time() - begun, 2)}
+
+
 def _no_tokens(contents: list[str], role: str) -> dict[str, object]:
     import torch
 
@@ -209,6 +232,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="*", default=[])
     parser.add_argument("--documents", type=int, nargs="*", default=[])
     parser.add_argument("--kinds", nargs="*", default=["jsonl", "parquet"])
+    parser.add_argument("--what", nargs="*", default=["open", "open", "workers", "stream"])
     parser.add_argument("--folder", type=Path, default=Path("scale"))
     parser.add_argument("--alone", nargs="+")
     options = parser.parse_args()
@@ -227,13 +251,13 @@ def main() -> None:
             if not file.is_file():
                 generate(file, rows)
             size = round(file.stat().st_size / 2**30, 2)
-            for name in ("open", "open", "workers"):
+            for name in options.what:
                 print(
                     json.dumps({"rows": rows, "kind": kind, "GB": size, "what": name, **alone(name, file)}), flush=True
                 )
 
 
-MEASURES = {"open": measure_open, "workers": measure_workers}
+MEASURES = {"open": measure_open, "workers": measure_workers, "stream": measure_stream}
 MEASURES |= {work.__name__: partial(timed, work) for work in (rank, mine, calibrate, bm25)}
 
 if __name__ == "__main__":
