@@ -208,7 +208,7 @@ def _collection(folder: Path, task: MmebTask, mmeb: MmebFolder) -> Collection:
         )
     documents = {id: Document(id, image=page) for id, page in pages.items()}
     judged = [each for file in beir.qrels_files(folder).get(task.split, []) for each in beir.judgements(file)]
-    queries = beir.read_queries(open_files(beir.part_files(folder, "queries")))
+    queries = beir.QueryRows(open_files(beir.part_files(folder, "queries"))).read()
     return beir.judged_collection(task.name, documents, queries, judged)
 
 

@@ -48,7 +48,7 @@ class Shards:
         place, found = row - self._starts[number], []
         for column in columns:
             cells = self._cells.get(column) or self._cells.setdefault(
-                column, [_filled(b.column(column)) for b in self.batches]
+                column, [_filled(_column(b, column)) for b in self.batches]
             )
             held = cells[number]
             found.append(None if held is None else held[place].as_py())
@@ -69,7 +69,7 @@ class Shards:
         for places in groups:
             number = int(shard[places[0]])
             local = pa.array(np.asarray(rows)[places] - self.starts[number], pa.int64())
-            yield places, self.batches[number].column(column).take(local)
+            yield places, _column(self.batches[number], column).take(local)
 
     def values(self, rows: Ints, column: str) -> list[Any]:
         """Return the cells of these rows, in their order, as Python values."""
@@ -95,6 +95,13 @@ class Shards:
         for begin in range(0, len(rows), BLOCK):
             part = rows[begin : begin + BLOCK]
             yield from zip(*(self.values(part, column) for column in columns), strict=True)
+
+
+def _column(batch: Any, name: str) -> Any:
+    """Return a column; one of empty cells where the file has none of this name."""
+    import pyarrow as pa
+
+    return batch.column(name) if name in batch.schema.names else pa.nulls(batch.num_rows)
 
 
 def _filled(cells: Any) -> Any:

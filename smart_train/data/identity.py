@@ -72,24 +72,32 @@ def shown_hashes(documents: Iterable[Document], near: Mapping[str, int] | None =
     kept = list(documents)
     sizes = [_stored_size(document) for document in kept]
     alike = {size for size, count in Counter(sizes).items() if count > 1 and size is not None}
-    found: list[int] = []
-    for document, size in zip(kept, sizes, strict=True):
-        shown, image = known_hash(document, near), document.image
-        if image is None:
-            shown = shown if (document.text or "").strip() else 0
-        elif shown:
-            pass
-        elif document.hash:
-            shown = content_hash(f"hash {document.hash}")  # of the page before words were masked in its text
-        elif size in alike:
-            raw = Path(image).read_bytes() if isinstance(image, str | Path) else image.raw()
-            shown = content_hash(f"bytes {blake2b(raw).hexdigest()}\n{document.text}")
-        elif size is None and isinstance(image, str | Path):  # a missing file
-            shown = content_hash(f"path {image}\n{document.text}")
-        elif hasattr(image, "tobytes"):  # a PIL image
-            shown = content_hash(document.content())
-        found.append(shown)
-    return found
+    return [_shown(one, size, size in alike, near) for one, size in zip(kept, sizes, strict=True)]
+
+
+def stored_hash(document: Document) -> int:
+    """Return the hash that ``shown_hashes`` gives of a document beside a copy; of one without, a hash of its id.
+
+    The bytes of an image are read.
+    """
+    return _shown(document, _stored_size(document), True) or content_hash(f"id {document.id}")
+
+
+def _shown(document: Document, size: int | None, reads: bool, near: Mapping[str, int] | None = None) -> int:
+    """reads: read the bytes of an image; size: their number, where it is known"""
+    shown, image = known_hash(document, near), document.image
+    if image is None:
+        return shown if (document.text or "").strip() else 0
+    if shown:
+        return shown
+    if document.hash:
+        return content_hash(f"hash {document.hash}")  # of the page before words were masked in its text
+    if size is not None and reads:
+        raw = Path(image).read_bytes() if isinstance(image, str | Path) else image.raw()
+        return content_hash(f"bytes {blake2b(raw).hexdigest()}\n{document.text}")
+    if size is None and isinstance(image, str | Path):  # a missing file
+        return content_hash(f"path {image}\n{document.text}")
+    return content_hash(document.content()) if hasattr(image, "tobytes") else 0  # a PIL image
 
 
 def _stored_size(document: Document) -> int | None:

@@ -7,10 +7,12 @@ same for all of them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
+
+import numpy as np
 
 from smart_train.config.schema import DataBlock
 from smart_train.config.typed_values import Problem
@@ -19,6 +21,7 @@ from smart_train.data.collection import DEV_SPLITS, TEST_SPLITS, Collection, Ret
 from smart_train.data.identity import asked_by, content_hash, plain, shared_documents
 from smart_train.data.readers.base import DataProblem, Reader, find_reader
 from smart_train.data.split import cap, halves, split
+from smart_train.data.split_stored import cap_rows
 from smart_train.data.stored_collection import StoredCollection
 from smart_train.data.streaming import KNOWN, RowStream, stream_problems
 
@@ -141,14 +144,20 @@ def _capped(collection: Collection, most: int | None) -> Collection:
     """At most so many documents to rank."""
     if most is None or len(collection.corpus) <= most:
         return collection
-    kept = cap(collection, collection.queries, list(collection.corpus), most, SEED)
-    return collection if len(kept) == len(collection.corpus) else _select(collection, collection.queries, kept)
+    return _select(collection, list(collection.queries), most)
 
 
-def _select(collection: Collection, queries: Iterable[str], documents: list[str]) -> Collection:
-    """These queries and documents; judgements of documents that the corpus never had stay, as they were read."""
-    part = collection.select(queries, documents)
-    for query, judged in part.qrels.items() if not isinstance(part, StoredCollection) else ():  # whose ids never dangle
+def _select(collection: Collection, queries: list[str], most: int | None) -> Collection:
+    """These queries with at most so many documents; judgements of documents that the corpus never had stay, as they
+    were read."""
+    if isinstance(collection, StoredCollection):
+        rows = np.array([collection.part.query(query) for query in queries], np.int32)
+        kept_rows = cap_rows(collection, rows, most, SEED)
+        if kept_rows is not None:
+            kept_rows[collection.part.store.documents.count :] = True
+        return collection.select_rows(rows, kept_rows)
+    part = collection.select(queries, cap(collection, queries, list(collection.corpus), most, SEED))
+    for query, judged in part.qrels.items():
         judged.update({d: g for d, g in collection.qrels.get(query, {}).items() if d not in collection.corpus})
     return part
 
@@ -330,9 +339,8 @@ def _sampled(collection: Collection, queries: float | int, documents: int | None
     own = sorted(collection.queries, key=lambda q: (hash_id(f"{SEED}\n{q}"), q))
     most = round(queries * len(own)) if 0 < queries < 1 else int(queries)
     kept = own[:most] if most else own
-    ranked = cap(collection, kept, list(collection.corpus), documents, SEED)
-    if len(kept) == len(own) and len(ranked) == len(collection.corpus):
+    if len(kept) == len(own) and (documents is None or len(collection.corpus) <= documents):
         return collection
-    part = _select(collection, sorted(kept), ranked)
+    part = _select(collection, sorted(kept), documents)
     part.name = f"{collection.name}/{name}"
     return part

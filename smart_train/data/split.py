@@ -16,7 +16,7 @@ from smart_train.core.errors import DataError
 from smart_train.data.arrow_shards import Ints
 from smart_train.data.collection import Collection, hash_id
 from smart_train.data.identity import plain, shown_hashes
-from smart_train.data.split_stored import TARGETS, StoredSplit, load_split, save_split, unnamed_target
+from smart_train.data.split_stored import TARGETS, StoredSplit, cap_rows, load_split, save_split, unnamed_target
 from smart_train.data.stored_collection import StoredCollection
 
 logger = logging.getLogger(__name__)
@@ -110,10 +110,10 @@ def _split_stored(
     queries, side = found
     parts: dict[str, Collection] = {}
     for number, target in enumerate(TARGETS):
-        part: Collection = collection.select_rows(queries[target], side == number)
-        if target != "train" and limit[target] is not None:
-            kept = cap(collection, part.queries, list(part.corpus), limit[target], seed)
-            part = collection.select(part.queries, kept)
+        part = collection.select_rows(queries[target], collection.mask(np.flatnonzero(side == number)))
+        kept = None if target == "train" else cap_rows(part, queries[target], limit[target], seed)
+        if kept is not None:
+            part = collection.select_rows(queries[target], kept)
         part.name = f"{collection.name}/{target}"
         named = collection.select_rows(queries[target], None).count_related("negatives")[0]
         _warn_of_lost(part, named)

@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from smart_train.core.atomic_io import replacing
 from smart_train.data.arrow_shards import Ints
 from smart_train.data.collection import hash_id
-from smart_train.data.stored_collection import PART, StoredCollection, load_array
+from smart_train.data.stored_collection import NONE, PART, StoredCollection, load_array
 
 logger = logging.getLogger(__name__)
 
 TARGETS = ("test", "dev", "train")  # a document's split is a number of these; of two that name it, the higher has it
-NONE = -1
 
 
 def unnamed_target(
@@ -68,10 +67,10 @@ class Groups:
 
 def find_groups(collection: StoredCollection) -> Groups:
     """Return the groups, by a union-find over the few units that a query has more than one of."""
-    store, qrels = collection.part.store, collection.part.store.relations["qrels"]
+    store, qrels = collection.part.store, collection.part.store.relations["positives"]
     files: dict[str, int] = {}
     documents = store.documents
-    unit = np.full(len(documents), NONE, np.int32)
+    unit = np.full(documents.count, NONE, np.int32)
     for begin in range(0, len(unit), PART) if _has_files(collection) else ():
         rows = np.arange(begin, min(begin + PART, len(unit)))
         own = (file for (file,) in documents.blocks(rows, "file"))
@@ -124,7 +123,7 @@ def find_groups(collection: StoredCollection) -> Groups:
 def _copies(collection: StoredCollection, unit: Ints, home: Ints) -> Iterator[list[int]]:
     """Yield pairs of units that hold answers which show the same, or answer queries of the same words."""
     store = collection.part.store
-    answers = np.unique(store.relations["qrels"].documents)
+    answers = np.unique(store.relations["positives"].documents)
     shown = store.documents.numbers(answers, "shown")
     if collection.near:
         rows = ((store.documents.find(id), hash) for id, hash in collection.near.items())
@@ -141,7 +140,9 @@ def _copies(collection: StoredCollection, unit: Ints, home: Ints) -> Iterator[li
 
 def _has_files(collection: StoredCollection) -> bool:
     entries = collection.part.store.documents.entries
-    return any(batch.column("file").null_count < batch.num_rows for batch in entries.batches)
+    return any(
+        batch.column("file").null_count < batch.num_rows for batch in entries.batches if "file" in batch.schema.names
+    )
 
 
 def _name(collection: StoredCollection, groups: Groups, unit: int) -> str:
@@ -248,6 +249,25 @@ class StoredSplit:
                 counts[target] += int(sizes[at])
         rows = np.flatnonzero(unnamed)
         side[rows] = found[np.searchsorted(units, self.groups.unit[rows])]
+
+
+def cap_rows(collection: StoredCollection, queries: Ints, most: int | None, seed: int) -> NDArray[np.bool_] | None:
+    """Return a mask of the documents that ``split.cap`` keeps for these queries; None = all.
+
+    queries: rows; the mask is one for ``select_rows``
+    """
+    rows = np.concatenate([*collection.part.document_parts(), np.empty(0, np.int64)])
+    if most is None or len(rows) <= most:
+        return None
+    urgency = np.full(len(collection.part.store.documents), 2, np.int8)
+    for name, value in (("negatives", 1), ("positives", 0)):
+        for begin in range(0, len(queries), PART):
+            part = collection.select_rows(queries[begin : begin + PART], None).part
+            urgency[part.pairs(name)[0]] = value
+    ids = (id for (id,) in collection.part.store.documents.blocks(rows, "id"))
+    hashes = np.fromiter((hash_id(f"{seed}\n{id}") for id in ids), np.int64, len(rows))
+    order = np.lexsort((hashes, urgency[rows]))
+    return collection.mask(rows[order[: max(most, int((urgency[rows] == 0).sum()))]])
 
 
 # Kept beside the store: the hashes of ten million groups take a minute

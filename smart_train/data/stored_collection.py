@@ -6,16 +6,20 @@ or a part of one: the rows of its queries and a mask of its documents. All array
 data workers share them, forked or spawned.
 
     documents-00000.arrow ...       entries: id, text, image, file, page, source, length, the 128-bit key of the id, and
-                                    ``shown``, the hash of what it shows (identity.py)
-    queries-00000.arrow ...         entries: id, text, key, shown
+                                    ``shown``, the hash of what it shows (identity.py); title and hash where there are
+    queries-00000.arrow ...         entries: id, text, length, key, shown
     documents.i8, queries.i8        [N], [Q]: row -> entry
     NAME.hashes.u8, NAME.rows.i4    the first 64 bits of every key, sorted, and the rows they belong to
+    documents.count.i8              N, where further rows follow that are only judged: the corpus lacks them
     RELATION.offsets.i8 ...         qrels, negatives, teacher: of each query the rows of its documents, and their values
+    negatives.positive.f8, negatives.miner.i4, miners.json      of each query, where negatives were mined
+    parts.json                      the folders of documents and queries, where several splits share them
 """
 
 from __future__ import annotations
 
 import json
+from array import array
 from bisect import bisect_right
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
@@ -31,10 +35,12 @@ from numpy.typing import NDArray
 from smart_train.core.atomic_io import replacing
 from smart_train.core.errors import DataError
 from smart_train.data.arrow_shards import BLOCK, Ints, Shards
-from smart_train.data.collection import Collection, Document, first_few
+from smart_train.data.collection import Collection, Document, HardNegatives, first_few
+from smart_train.data.tables import whole_number
 
-FIELDS = ("id", "text", "image", "file", "page", "source")  # of a document, in the order of the columns
+FIELDS = ("id", "text", "image", "file", "page", "title", "hash", "source")  # of a document, as its arguments
 RELATIONS = ("qrels", "negatives", "teacher")
+NONE = -1  # in place of a row: there is none
 PART = 1 << 20  # rows that are looked at together
 RECENT = 512  # documents, or queries' relations, that a process keeps after they were asked for
 REMEMBERED = 1 << 14  # ids whose rows a process remembers: 2 MB
@@ -65,13 +71,21 @@ class Relation:
 
 
 class Names:
-    """The ids of documents, or of queries: row -> id, and id -> row."""
+    """The ids of documents, or of queries: row -> id, and id -> row.
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.entries = Shards(sorted(folder.glob(f"{name}-*.arrow")))
+    folder: has the arrays; entries: the folders of the entries, one after another
+    count: rows of the corpus; those behind it are only judged
+    """
+
+    def __init__(self, folder: Path, name: str, entries: Sequence[Path] = ()) -> None:
+        folders = list(dict.fromkeys(entries)) or [folder]
+        self.entries = Shards([file for one in folders for file in sorted(one.glob(f"{name}-*.arrow"))])
         self.rows = load_array(folder, name)
         self._found: dict[str, int] = {}  # a batch looks for the same ids again and again
         self.hashes, self.places = load_array(folder, f"{name}.hashes"), load_array(folder, f"{name}.rows")
+        known = (folder / f"{name}.count.i8").is_file()
+        self.count = int(load_array(folder, f"{name}.count")[0]) if known else len(self.rows)
+        self._by_value: tuple[Ints, Ints] | None = None  # hashes of whole numbers, sorted, and their rows
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -99,17 +113,59 @@ class Names:
             place += 1
         return None
 
+    def find_all(self, ids: Sequence[str]) -> Ints:
+        """Return the rows of ids, NONE where there is none; whole numbers are also found by value, as by ``Ids``."""
+        distinct: dict[str, int] = {}
+        places = [distinct.setdefault(id, len(distinct)) for id in ids]
+        names = list(distinct)
+        hashed = np.array([id_key(id)[0] for id in names], np.uint64)
+        rows = np.full(len(names), NONE, np.int64)
+        if len(self.hashes):
+            at = np.searchsorted(self.hashes, hashed)
+            at[at == len(self.hashes)] = 0
+            hit = np.flatnonzero(self.hashes[at] == hashed)
+            rows[hit] = self.places[at[hit]]
+            for place, id in zip(hit.tolist(), self.values(rows[hit], "id"), strict=True):
+                if id != names[place]:  # two hashes are equal: the text decides
+                    own = self._search(names[place])
+                    rows[place] = NONE if own is None else own
+        for place in np.flatnonzero(rows == NONE).tolist():
+            if (number := whole_number(names[place])) is not None:
+                rows[place] = self._find_value(number)
+        return rows[places] if places else rows
+
+    def _find_value(self, number: int) -> int:
+        """Return the row of the only id that is this number; NONE where there are none or several."""
+        if self._by_value is None:
+            hashes, rows = array("Q"), array("q")
+            for row, (id,) in enumerate(self.blocks(np.arange(self.count), "id")):
+                if (one := whole_number(id)) is not None:
+                    hashes.append(id_key(str(one))[0])
+                    rows.append(row)
+            order = np.argsort(np.frombuffer(hashes, np.uint64), kind="stable")
+            self._by_value = np.frombuffer(hashes, np.uint64)[order], np.frombuffer(rows, np.int64)[order]
+        hashed = np.uint64(id_key(str(number))[0])
+        begin, end = (int(np.searchsorted(self._by_value[0], hashed, side)) for side in ("left", "right"))  # type: ignore[call-overload]
+        return int(self._by_value[1][begin]) if end == begin + 1 else NONE
+
     def value(self, row: int, column: str) -> Any:
         return self.entries.value(int(self.rows[row]), column)
+
+    def numbers(self, rows: Ints, column: str) -> NDArray[np.int64]:
+        return self.entries.numbers(self.rows[rows], column)
+
+    def is_blank(self, rows: Ints) -> NDArray[np.bool_]:
+        """Return whether documents have neither text nor image."""
+        blank = self.numbers(rows, "length") == 0
+        short = np.flatnonzero(blank)  # of an image, too, the length is 0
+        blank[short] = [image is None for image in self.values(rows[short], "image")]
+        return blank
 
     def row(self, row: int, columns: Iterable[str]) -> list[Any]:
         return self.entries.row(int(self.rows[row]), columns)
 
     def values(self, rows: Ints, column: str) -> list[Any]:
         return self.entries.values(self.rows[rows], column)
-
-    def numbers(self, rows: Ints, column: str) -> NDArray[np.int64]:
-        return self.entries.numbers(self.rows[rows], column)
 
     def blocks(self, rows: Ints, *columns: str) -> Iterator[tuple[Any, ...]]:
         for begin in range(0, len(rows), PART):
@@ -121,11 +177,43 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.documents, self.queries = Names(folder, "documents"), Names(folder, "queries")
+        self.documents, self.queries = (_names(folder, name) for name in ("documents", "queries"))
         self.relations = {name: _relation(folder, name) for name in RELATIONS}
+        self.relations["positives"] = _positives(self.relations["qrels"], self.documents.count)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Store, (self.folder,)
+
+
+def _names(folder: Path, name: str) -> Names:
+    parts = folder / "parts.json"
+    if not parts.is_file():
+        return Names(folder, name)
+    shared = folder.parent / json.loads(parts.read_text("utf-8"))[name]  # has the arrays too, unless the store does
+    return Names(folder if (folder / f"{name}.i8").is_file() else shared, name, [shared, folder])
+
+
+def select_names(source: Names, folder: Path, name: str, rows: Ints) -> None:
+    """Write the arrays of only these rows of ``source``, in this order."""
+    entries, hashes, places = source.rows[rows], source.hashes, source.places
+    new = np.full(len(source), NONE, np.int32)
+    new[rows] = np.arange(len(rows))
+    found = new[places]
+    kept = found != NONE
+    for what, values in (("", entries), (".hashes", hashes[kept]), (".rows", found[kept])):
+        save_array(folder, f"{name}{what}", np.asarray(values))
+
+
+def _positives(qrels: Relation, count: int) -> Relation:
+    """Return only documents of the corpus of a grade above 0.  count: documents of the corpus"""
+    assert qrels.values is not None
+    kept = np.empty(len(qrels.documents), np.bool_)
+    for begin in range(0, len(kept), PART):
+        some = slice(begin, begin + PART)
+        kept[some] = (qrels.values[some] > 0) & (qrels.documents[some] < count)
+    if kept.all():
+        return Relation(qrels.offsets, qrels.documents)
+    return Relation(np.r_[0, np.cumsum(kept)][qrels.offsets], qrels.documents[kept])
 
 
 TYPES = {"i8": np.int64, "u8": np.uint64, "i4": np.int32, "i1": np.int8, "f8": np.float64}
@@ -147,7 +235,9 @@ def load_array(folder: Path, name: str) -> NDArray[Any]:
 
 
 def _relation(folder: Path, name: str) -> Relation:
-    values = load_array(folder, f"{name}.values") if name != "negatives" else None
+    # negatives have scores where they were mined
+    there = name != "negatives" or (folder / "negatives.positive.f8").is_file()
+    values = load_array(folder, f"{name}.values") if there else None
     return Relation(load_array(folder, f"{name}.offsets"), load_array(folder, f"{name}.documents"), values)
 
 
@@ -177,7 +267,9 @@ class Part:
 
     def document(self, id: object) -> int | None:
         row = self.store.documents.find(id)
-        return row if row is None or self.documents is None or self.documents[row] else None
+        if row is None or row >= self.store.documents.count:
+            return None
+        return row if self.documents is None or self.documents[row] else None
 
     def is_whole(self) -> bool:
         return self.queries is None and self.documents is None
@@ -188,8 +280,8 @@ class Part:
 
     def document_parts(self) -> Iterator[Ints]:
         """Yield the rows of the documents, in order, some at a time."""
-        for begin in range(0, len(self.store.documents), PART):
-            end = min(begin + PART, len(self.store.documents))
+        for begin in range(0, self.store.documents.count, PART):
+            end = min(begin + PART, self.store.documents.count)
             if self.documents is None:
                 yield np.arange(begin, end)
             else:
@@ -292,7 +384,8 @@ class StoredCorpus(_Stored[Document]):
         return self.part.document(id) is not None
 
     def __len__(self) -> int:
-        return len(self.part.store.documents) if self.part.documents is None else int(self.part.documents.sum())
+        count = self.part.store.documents.count
+        return count if self.part.documents is None else int(self.part.documents[:count].sum())
 
     def __iter__(self) -> Iterator[str]:
         for rows in self.part.document_parts():
@@ -312,8 +405,7 @@ def _keep(recent: dict[int, V], row: int, value: V) -> None:
 
 
 def _document(cells: Sequence[Any]) -> Document:
-    id, text, image, file, page, source = cells
-    return Document(id, text, image, file, page, source=source)
+    return Document(*cells)
 
 
 class StoredQueries(_Stored[str]):
@@ -343,15 +435,16 @@ class StoredQueries(_Stored[str]):
 class StoredRelation(_Stored[V]):
     """Query id -> its related documents, for the queries that have one; of the qrels, for every query."""
 
-    def __init__(self, part: Part, name: str, make: Any, every: bool = False) -> None:
+    def __init__(self, part: Part, name: str, make: Any, every: bool = False, valued: bool = True) -> None:
         super().__init__(part)
-        self.name, self.make, self.every = name, make, every
+        self.name, self.make, self.every, self.valued = name, make, every, valued
         self._recent: dict[int, V | None] = {}  # collating a batch asks for each of its queries several times
 
     def _value(self, row: int) -> V | None:
         if row in self._recent:
             return self._recent[row]
         documents, values = self.part.related(self.name, row)
+        values = values if self.valued else None
         made: V | None = None
         if len(documents) or self.every:
             names = self.part.store.documents
@@ -393,6 +486,7 @@ class StoredRelation(_Stored[V]):
         for begin in range(0, len(queries), BLOCK):
             rows = queries[begin : begin + BLOCK]
             documents, values, sizes = self.part.gather(self.name, rows)
+            values = values if self.valued else None
             ids = names.documents.values(documents, "id")
             cells: list[Any] = ids if values is None else list(zip(ids, values.tolist(), strict=True))
             end = 0
@@ -400,6 +494,45 @@ class StoredRelation(_Stored[V]):
                 begun, end = end, end + size
                 if size or self.every:
                     yield id, self.make(cells[begun:end])
+
+
+class StoredMined(_Stored[HardNegatives]):
+    """Query id -> its negatives with the miner's scores, for the queries whose negatives name a miner or scores."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__(part)
+        folder = part.store.folder
+        self.positive, self.miner = load_array(folder, "negatives.positive"), load_array(folder, "negatives.miner")
+        self.miners: list[str] = json.loads((folder / "miners.json").read_text("utf-8"))
+
+    def _value(self, row: int) -> HardNegatives | None:
+        documents, values = self.part.related("negatives", row)
+        assert values is not None
+        scores = () if np.isnan(values).any() else tuple(values.tolist())
+        miner = "" if self.miner[row] < 0 else self.miners[self.miner[row]]
+        if not (scores or miner):
+            return None
+        best = float(self.positive[row])
+        ids = tuple(self.part.store.documents.values(documents, "id"))
+        return HardNegatives(ids, scores, None if best != best else best, miner)
+
+    def __getitem__(self, id: str) -> HardNegatives:
+        row = self.part.query(id)
+        value = None if row is None else self._value(row)
+        if value is None:
+            raise KeyError(id)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return (id for id, _ in self.pairs())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.pairs())
+
+    def pairs(self) -> Iterator[tuple[str, HardNegatives]]:
+        for row in self.part.query_rows.tolist():
+            if (value := self._value(row)) is not None:
+                yield self.part.store.queries.value(row, "id"), value
 
 
 class PairRows(Sequence[tuple[str, str]]):
@@ -445,10 +578,12 @@ class StoredCollection(Collection):
         corpus: Any = StoredCorpus(part)
         queries: Any = StoredQueries(part)
         qrels: Any = StoredRelation(part, "qrels", dict, every=True)
-        negatives: Any = StoredRelation(part, "negatives", list)
+        negatives: Any = StoredRelation(part, "negatives", list, valued=False)
         teacher: Any = StoredRelation(part, "teacher", dict)
+        mined = part.store.relations["negatives"].values is not None
+        scored: Any = StoredMined(part) if mined else {}
         has_teacher = len(part.store.relations["teacher"].documents) > 0
-        super().__init__(name, corpus, queries, qrels, negatives, teacher if has_teacher else {})
+        super().__init__(name, corpus, queries, qrels, negatives, teacher if has_teacher else {}, scored)
         self.part = part
 
     @classmethod
@@ -456,8 +591,7 @@ class StoredCollection(Collection):
         return cls(name, Part(Store(folder)))
 
     def pairs(self) -> PairRows:
-        # Every pair of the store is relevant: tables of rows have no other grades.
-        documents, counts = self.part.pairs("qrels")
+        documents, counts = self.part.pairs("positives")
         queries = np.repeat(self.part.query_rows.astype(np.int32), counts)
         return PairRows(self.part.store, queries, documents)
 
@@ -475,6 +609,12 @@ class StoredCollection(Collection):
             if query is None:
                 raise KeyError(id)
         return self.select_rows(np.array([row for _, row in queries], dtype=np.int32), documents)
+
+    def mask(self, documents: Ints) -> NDArray[np.bool_]:
+        """Return these rows of documents as ``select_rows`` takes them."""
+        found = np.zeros(len(self.part.store.documents), np.bool_)
+        found[documents] = True
+        return found
 
     def select_rows(self, queries: Ints, documents: NDArray[np.bool_] | None) -> StoredCollection:
         """Return these queries, in this order, with the documents of a mask [N] (None = all of this collection)."""
@@ -515,14 +655,27 @@ class StoredCollection(Collection):
         return sum(len(cells) - cells.null_count for _, cells in names.entries.arrow(names.rows[rows], column))
 
     def problems(self) -> list[str]:
-        """As of a collection in memory. Ids cannot dangle, and empty texts are left out where rows are read."""
-        teacher = self.part.store.relations["teacher"].values
-        problems = {"queries without a judgement": self._ids_where(self.part.counts("qrels") == 0)}
+        """As of a collection in memory. Negatives and scores cannot dangle: what is unknown is left out when they are
+        written."""
+        store, teacher = self.part.store, self.part.store.relations["teacher"].values
+        blank = store.queries.numbers(self.part.query_rows, "length") == 0
+        problems = {"queries that are empty": self._ids_where(blank)}
+        problems["queries without a judgement"] = self._ids_where(self.part.counts("qrels") == 0)
+        if store.documents.count < len(store.documents):
+            judged = self.part.pairs("qrels")[0]
+            missing = judged[judged >= store.documents.count]
+            missing = missing[np.sort(np.unique(missing, return_index=True)[1])]
+            problems["judged documents missing in the corpus"] = store.documents.values(missing, "id")
         if teacher is not None and not np.isfinite(teacher).all():
             infinite = [not np.isfinite(list(row.values())).all() for row in self.teacher.values()]
             problems["queries with a teacher's score that is not finite"] = [
                 id for id, bad in zip(self.teacher, infinite, strict=True) if bad
             ]
+        problems["documents that are empty"] = [
+            id
+            for rows in self.part.document_parts()
+            for id in store.documents.values(rows[store.documents.is_blank(rows)], "id")
+        ]
         return [f"{len(ids)} {what}: {first_few(ids)}" for what, ids in problems.items() if ids]
 
     def _ids_where(self, mask: NDArray[np.bool_]) -> list[str]:

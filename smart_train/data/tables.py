@@ -23,7 +23,7 @@ from functools import cached_property
 from itertools import islice
 from math import isfinite
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from smart_train.config.schema import DataBlock
 from smart_train.core.bounded_json import load_json
@@ -42,6 +42,17 @@ CORPUS_IDS = ("_id", "id", "corpus-id", "docid")
 FILES = ("file", "doc-id")
 PAGES = ("page", "page-number-in-doc")
 HASHES = ("hash",)
+
+
+class Tabular(Protocol):
+    """What every table has; see the head of this module."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def columns(self) -> list[str]: ...
+    def folder(self, where: str) -> Path: ...
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]: ...
 
 
 class Boundary:
@@ -534,7 +545,7 @@ def find_column(columns: Iterable[str], names: Iterable[str]) -> str | None:
     return next((plain[n.replace("_", "-")] for n in names if n.replace("_", "-") in plain), None)
 
 
-def require_column(table: Table, names: tuple[str, ...], what: str) -> str:
+def require_column(table: Tabular, names: tuple[str, ...], what: str) -> str:
     """Return the first of these names that is a column; raises DataError, with the nearest name, where none is."""
     found = find_column(table.columns, names)
     if found is None:
@@ -579,13 +590,13 @@ class Ids:
         if self._by_value is None:
             self._by_value = {}
             for one in self.known:
-                if (number := _whole(one)) is not None:
+                if (number := whole_number(one)) is not None:
                     self._by_value[number] = None if number in self._by_value else one
-        value = _whole(id)
+        value = whole_number(id)
         return None if value is None else self._by_value.get(value)
 
 
-def _whole(id: str) -> int | None:
+def whole_number(id: str) -> int | None:
     """Return the value of an id that is a whole number as a column of numbers writes it; "007" is a text."""
     found = re.fullmatch(r"(-?(?:0|[1-9]\d{0,30}))(?:\.0+)?", id)
     return None if found is None else int(found[1])
@@ -617,7 +628,7 @@ def read_score(value: Any, where: str) -> float:
 
 
 def read_image(
-    value: Any, table: Table, where: str, boundary: Boundary, home: Path | None = None, must_exist: bool = True
+    value: Any, table: Tabular, where: str, boundary: Boundary, home: Path | None = None, must_exist: bool = True
 ) -> Any:
     """Return a stored image, the path of an image file, or None where the cell is empty.
 
@@ -642,7 +653,7 @@ def read_image(
 
 
 def _find_file(
-    name: str, table: Table, where: str, boundary: Boundary, more: list[Path | None], must_exist: bool
+    name: str, table: Tabular, where: str, boundary: Boundary, more: list[Path | None], must_exist: bool
 ) -> Path:
     """The first file of this name in the folder of the row's table, or in one of ``more``."""
     if "\0" in name:

@@ -25,8 +25,21 @@ from smart_train.config.schema import DataBlock
 from smart_train.config.typed_values import Problem
 from smart_train.core.errors import DataError, Unreachable
 from smart_train.data.collection import Collection, Document, HardNegatives, RetrievalDataset, first_few
+from smart_train.data.readers import collection_cache, row_cache
 from smart_train.data.readers import hub_datasets as hub
 from smart_train.data.readers.base import DataProblem, QueryMetadata, Reader, is_hub_name, local_path
+from smart_train.data.readers.collection_cache import (
+    EMPTY_DOCUMENTS,
+    EMPTY_QUERIES,
+    LOST_NEGATIVES,
+    LOST_SCORES,
+    MISSING,
+    TEXTLESS,
+    TWICE,
+    Judgement,
+    Rows,
+    scored,
+)
 from smart_train.data.tables import (
     CORPUS_IDS,
     FILES,
@@ -67,7 +80,6 @@ JUDGED_QUERY = ("query-id", "qid", "query", "topic")
 JUDGED_DOCUMENT = ("corpus-id", "docid", "doc-id", "document-id", "docno", "pid")
 GRADES = ("score", "rel", "relevance", "grade", "label")
 
-Judgement = tuple[str, str, str, int]  # where, query id, document id, grade
 T = TypeVar("T")
 
 
@@ -119,12 +131,10 @@ class BeirReader(Reader):
         if self.folder is not None:
             return read_beir(self.folder, split, data.document, data.image, self.name, data.allow_outside)
         tables = self._hub_tables(split)
-        documents = read_corpus(tables["corpus"], Boundary.of(data), data.document, data.image)
-        found = judged_collection(
-            self.name, documents, read_queries(tables["queries"]), list(judgement_rows(tables["qrels"]))
-        )
-        attach(found, self._optional_tables(NEGATIVES), self._optional_tables(TEACHER))
-        return found
+        optional = [self._optional_tables(name) for name in (NEGATIVES, TEACHER)]
+        judged = lambda: judgement_rows(tables["qrels"])  # noqa: E731
+        corpus = CorpusRows(tables["corpus"], Boundary.of(data), data.document, data.image)
+        return _read_parts(self.name, corpus, tables["queries"], judged, row_cache.rows_of(tables["qrels"]), *optional)
 
     def read_all(self) -> RetrievalDataset:
         """Read everything as it lies there, ids that dangle and paths of missing images included."""
@@ -245,11 +255,11 @@ class BeirReader(Reader):
         data, dataset, boundary = self.data, RetrievalDataset(name, {}, {}, {}), Boundary.of(self.data)
         read = (("text",), ("title",), ("image",), FILES, PAGES, HASHES)
         for table in corpus:
-            found = read_corpus(table, boundary, data.document, data.image, self.folder, must_exist=False)
+            found = CorpusRows(table, boundary, data.document, data.image, self.folder, must_exist=False).read()
             _unite(dataset.corpus, found, lambda a, b: (a.text, a.page) == (b.text, b.page), table)
             _add_other_columns(dataset.document_columns, table, CORPUS_IDS, read, (data.document, data.image))
         for table in queries:
-            _unite(dataset.queries, read_queries(table), str.__eq__, table)
+            _unite(dataset.queries, QueryRows(table).read(), str.__eq__, table)
             _add_other_columns(
                 dataset.query_columns, table, QUERY_IDS, (("text", "query"),), (data.document, data.image)
             )
@@ -332,13 +342,48 @@ def read_beir(
     there = qrels_files(folder)
     if split not in there:
         raise DataError(f"{folder}: no qrels for the split {split!r}; there is {', '.join(sorted(there)) or 'none'}")
-    judged = [j for file in there[split] for j in judgements(file)]
-    boundary = Boundary(folder, allow_outside=allow_outside)
-    documents = read_corpus(open_files(files["corpus"]), boundary, text, image, folder)
-    queries = read_queries(open_files(files["queries"]))
-    collection = judged_collection(name or f"{folder.name}/{split}", documents, queries, judged)
-    attach(collection, optional_tables(folder, NEGATIVES), optional_tables(folder, TEACHER))
-    return collection
+    judged = lambda: (one for file in there[split] for one in judgements(file))  # noqa: E731
+    corpus = CorpusRows(_open(files["corpus"]), Boundary(folder, allow_outside=allow_outside), text, image, folder)
+    optional = [optional_tables(folder, part) for part in (NEGATIVES, TEACHER)]
+    about = [row_cache.signature(file) for file in there[split]]
+    name = name or f"{folder.name}/{split}"
+    return _read_parts(name, corpus, _open(files["queries"]), judged, about, *optional)
+
+
+def _open(files: list[Path]) -> row_cache.LargeTable:
+    return row_cache.open_large(files) or open_files(files)
+
+
+def _read_parts(
+    name: str,
+    corpus: CorpusRows,
+    queries: row_cache.LargeTable,
+    judged: Callable[[], Iterable[Judgement]],
+    judged_about: Any,
+    negatives: Sequence[Table],
+    teacher: Sequence[Table],
+) -> Collection:
+    """Read a collection into memory, or a large one from its conversion on disk."""
+    asked = QueryRows(queries)
+    tables = (corpus.table, queries, *negatives, *teacher)
+    if corpus.has_stored_images() or not any(map(row_cache.is_large, tables)):
+        pairs = list(judged())
+        collection = judged_collection(name, corpus.read(), asked.read(), pairs)
+        attach(collection, negatives, teacher)
+        return collection
+    for table, columns in ((corpus.table, corpus.columns.values()), (queries, (asked.key, asked.text))):
+        if isinstance(table, row_cache.ParquetRows):
+            table.reads = [column for column in columns if column]
+    return collection_cache.open_stored(
+        collection_cache.Sources(
+            name,
+            Rows(lambda: corpus, corpus.about(), row_cache.rows_estimate(corpus.table)),
+            Rows(lambda: asked, [row_cache.rows_of(queries), asked.key, asked.text], row_cache.rows_estimate(queries)),
+            Rows(judged, judged_about),
+            Rows(lambda: negative_rows(negatives), [row_cache.rows_of(table) for table in negatives]),
+            Rows(lambda: teacher_rows(teacher), [row_cache.rows_of(table) for table in teacher]),
+        )
+    )
 
 
 def is_beir(folder: Path) -> bool:
@@ -403,75 +448,114 @@ def qrels_config(names: list[str], subset: str | None = None) -> str:
 # Documents and queries -----------------------------------------------------------------------------------------------
 
 
-def read_corpus(
-    table: Table,
-    boundary: Boundary,
-    text: str | None = None,
-    image: str | None = None,
-    home: Path | None = None,
-    must_exist: bool = True,
-) -> dict[str, Document]:
-    """Return id -> Document; ``title`` and ``text`` are joined by a space, as BEIR and MTEB join them.
+class CorpusRows:
+    """The documents of a table, with the place of each; ``title`` and ``text`` are joined by a space, as BEIR and MTEB
+    join them.
 
     text, image: columns, where they are not called so; "" leaves all texts, or all images, out
     boundary, home, must_exist: see ``tables.read_image``
+    Raises DataError for columns that are not there.
     """
-    columns = table.columns
-    for named in (text, image):
-        if named and named not in columns:
-            require_column(table, (named,), "documents")
-    key = require_column(table, CORPUS_IDS, "document ids")
-    body = find_column(columns, ("text",)) if text is None else text
-    picture = find_column(columns, ("image",)) if image is None else image
-    if not body and not picture:
-        require_column(table, ("text", "image"), "documents")
-    # a column of a text file may first appear after the rows that were looked at
-    body = "text" if body is None else body
-    title = "" if text == "" else find_column(columns, ("title",)) or "title"
-    picture = "image" if picture is None else picture
-    file, page = find_column([c for c in columns if c != key], FILES), find_column(columns, PAGES)
-    digest = find_column(columns, HASHES)
-    parts = {"id": key, "title": title, "text": body, "image": picture, "file": file, "page": page, "hash": digest}
-    _say_columns(table, parts)
-    found: dict[str, Document] = {}
-    for where, row in table:
-        name = read_id(row, key, where)
-        headline = read_text(row, title, where)
-        words = " ".join(part for part in (headline, read_text(row, body, where)) if part)
-        pixels = read_image(row.get(picture), table, where, boundary, home, must_exist)
-        document = Document(
-            name,
-            words if words or pixels is None else None,
-            pixels,
-            str(row[file]) if file and row.get(file) not in (None, "") else None,
-            read_page(row.get(page) if page else None),
-            headline or None,
-            read_text(row, digest, where) or None,
-        )
-        if name in found and (found[name].text, found[name].page) != (document.text, document.page):
-            raise DataError(f"{where}: the id {name!r} is there before, with another content; ids must be unique")
-        found[name] = document
-    return found
+
+    def __init__(
+        self,
+        table: row_cache.LargeTable,
+        boundary: Boundary,
+        text: str | None = None,
+        image: str | None = None,
+        home: Path | None = None,
+        must_exist: bool = True,
+    ) -> None:
+        self.table, self.boundary, self.home, self.must_exist = table, boundary, home, must_exist
+        columns = table.columns
+        for named in (text, image):
+            if named and named not in columns:
+                require_column(table, (named,), "documents")
+        key = require_column(table, CORPUS_IDS, "document ids")
+        body = find_column(columns, ("text",)) if text is None else text
+        picture = find_column(columns, ("image",)) if image is None else image
+        if not body and not picture:
+            require_column(table, ("text", "image"), "documents")
+        # a column of a text file may first appear after the rows that were looked at
+        self.columns = {
+            "id": key,
+            "title": "" if text == "" else find_column(columns, ("title",)) or "title",
+            "text": "text" if body is None else body,
+            "image": "image" if picture is None else picture,
+            "file": find_column([c for c in columns if c != key], FILES),
+            "page": find_column(columns, PAGES),
+            "hash": find_column(columns, HASHES),
+        }
+        _say_columns(table, self.columns)
+
+    def has_stored_images(self) -> bool:
+        """Return whether the table holds the images, and not their paths."""
+        return self.columns["image"] in getattr(self.table, "images", ())
+
+    def about(self) -> Any:
+        """Return what the documents depend on, for the key of a conversion."""
+        places = [str(folder.resolve()) for folder in (*self.boundary.folders, self.home) if folder is not None]
+        return [row_cache.rows_of(self.table), self.columns, places, self.boundary.allow_outside]
+
+    def __iter__(self) -> Iterator[tuple[str, Document]]:
+        names = self.columns
+        key, title, body, file, page = (names[part] for part in ("id", "title", "text", "file", "page"))
+        for where, row in self.table:
+            name = read_id(row, str(key), where)
+            headline = read_text(row, title, where)
+            words = " ".join(part for part in (headline, read_text(row, body, where)) if part)
+            picture = row.get(names["image"]) if names["image"] else None
+            pixels = read_image(picture, self.table, where, self.boundary, self.home, self.must_exist)  # type: ignore[arg-type]
+            yield (
+                where,
+                Document(
+                    name,
+                    words if words or pixels is None else None,
+                    pixels,
+                    str(row[file]) if file and row.get(file) not in (None, "") else None,
+                    read_page(row.get(page) if page else None),
+                    headline or None,
+                    read_text(row, names["hash"], where) or None,
+                ),
+            )
+
+    def read(self) -> dict[str, Document]:
+        """Return id -> Document; raises DataError for an id with two contents."""
+        found: dict[str, Document] = {}
+        for where, document in self:
+            before = found.setdefault(document.id, document)
+            if (before.text, before.page) != (document.text, document.page):
+                raise DataError(f"{where}: the id {document.id!r} {collection_cache.TWO_CONTENTS}")
+        return found
 
 
-def _say_columns(table: Table, parts: dict[str, str | None]) -> None:
+def _say_columns(table: row_cache.LargeTable, parts: dict[str, str | None]) -> None:
     """Log what each column was taken for, and which are not read."""
     read = ", ".join(f"{part} = {column}" for part, column in parts.items() if column in table.columns)
     rest = [column for column in table.columns if column not in parts.values()]
     logger.info("%s: columns read: %s%s", table.name, read, f"; not read: {first_few(rest)}" if rest else "")
 
 
-def read_queries(table: Table) -> dict[str, str]:
-    """Return id -> text; raises DataError for an id with two texts."""
-    key, text = require_column(table, QUERY_IDS, "query ids"), require_column(table, ("text", "query"), "query texts")
-    _say_columns(table, {"id": key, "text": text})
-    found: dict[str, str] = {}
-    for where, row in table:
-        name, words = read_id(row, key, where), read_text(row, text, where)
-        if found.get(name, words) != words:
-            raise DataError(f"{where}: the query id {name!r} is there before, with another text; ids must be unique")
-        found[name] = words
-    return found
+class QueryRows:
+    """The queries of a table: (where, id, text) each.  Raises DataError for columns that are not there."""
+
+    def __init__(self, table: row_cache.LargeTable) -> None:
+        self.table = table
+        self.key = require_column(table, QUERY_IDS, "query ids")
+        self.text = require_column(table, ("text", "query"), "query texts")
+        _say_columns(table, {"id": self.key, "text": self.text})
+
+    def __iter__(self) -> Iterator[tuple[str, str, str]]:
+        for where, row in self.table:
+            yield where, read_id(row, self.key, where), read_text(row, self.text, where)
+
+    def read(self) -> dict[str, str]:
+        """Return id -> text; raises DataError for an id with two texts."""
+        found: dict[str, str] = {}
+        for where, name, words in self:
+            if found.setdefault(name, words) != words:
+                raise DataError(f"{where}: the query id {name!r} {collection_cache.TWO_TEXTS}")
+        return found
 
 
 def judged_collection(
@@ -479,28 +563,30 @@ def judged_collection(
 ) -> Collection:
     """Return the judged queries over these documents; what dangles or is empty is counted in a warning."""
     qrels: dict[str, dict[str, int]] = {}
+    textless: dict[str, None] = {}
     twice = 0
     asked, shown = Ids(texts), Ids(documents)
-    for _, query, document, grade in judged:
-        query, document = asked.find(query) or query, shown.find(document) or document
+    for _, named, document, grade in judged:
+        query, document = asked.find(named), shown.find(document) or document
+        if query is None:
+            textless[named] = None
+            continue
         row = qrels.setdefault(query, {})
         twice += document in row and row[document] != grade
         row[document] = max(grade, row.get(document, grade))
-    textless = [q for q in qrels if q not in texts]
-    qrels = {q: row for q, row in qrels.items() if q in texts}
     missing = sorted({d for row in qrels.values() for d in row if d not in documents})
     kept = {q: texts[q] for q in qrels}
     report = {
-        "judged queries have no text and are left out": textless,
-        "judged documents are missing in the corpus (they stay in the qrels and lower recall)": missing,
-        "documents are empty": [d.id for d in documents.values() if d.image is None and not (d.text or "").strip()],
-        "queries are empty": [q for q, t in kept.items() if not t.strip()],
+        TEXTLESS: list(textless),
+        MISSING: missing,
+        EMPTY_DOCUMENTS: [d.id for d in documents.values() if d.image is None and not (d.text or "").strip()],
+        EMPTY_QUERIES: [q for q, t in kept.items() if not t.strip()],
     }
     for what, ids in report.items():
         if ids:
             logger.warning("%s: %d %s: %s", name, len(ids), what, first_few(ids))
     if twice:
-        logger.warning("%s: %d pairs are judged twice with different grades; the higher counts", name, twice)
+        logger.warning("%s: %d %s", name, twice, TWICE)
     return Collection(name, documents, kept, qrels)
 
 
@@ -649,17 +735,16 @@ def attach(collection: Collection, negatives: Iterable[Table], teacher: Iterable
             if known.scores or known.miner:
                 collection.scored_negatives[query] = known
     if lost:
-        logger.warning("%s: %d negatives are missing in the corpus and are left out", collection.name, lost)
+        logger.warning("%s: %d %s", collection.name, lost, LOST_NEGATIVES)
     lost = 0
     for where, named, scores in teacher_rows(teacher):
         query = asked.find(named)
         if query in collection.teacher:
             raise DataError(f"{where}: the query {query!r} has a line before; write its scores in one line")
         if query is not None:
-            scored = {shown.find(d): read_score(s, f"{where}: {d}") for d, s in scores.items()}
-            there = {d: s for d, s in scored.items() if d is not None}
+            found_ids = map(shown.find, scores)
+            there = {d: s for d, s in zip(found_ids, scored(scores, where), strict=True) if d is not None}
             lost += len(scores) - len(there)
             collection.teacher[query] = there
     if lost:
-        what = "scores are of documents missing in the corpus and are left out"
-        logger.warning("%s: %d %s", collection.name, lost, what)
+        logger.warning("%s: %d %s", collection.name, lost, LOST_SCORES)

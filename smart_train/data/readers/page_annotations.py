@@ -13,7 +13,7 @@ from smart_train.core.errors import DataError
 from smart_train.core.modality import text_fault
 from smart_train.data.collection import Collection, Document, content_id, first_few
 from smart_train.data.readers.base import DataProblem
-from smart_train.data.readers.beir import corpus_image_column, part_files, read_corpus
+from smart_train.data.readers.beir import CorpusRows, corpus_image_column, part_files
 from smart_train.data.readers.cells import read_grade
 from smart_train.data.readers.row_parser import DOCUMENTS, LABELS, query_column
 from smart_train.data.readers.rows import RowsReader, is_image_folder, local_sources
@@ -169,9 +169,8 @@ class _CorpusPages:
     """Documents of a corpus by file and page."""
 
     def __init__(self, home: Path, data: DataBlock) -> None:
-        self.corpus = read_corpus(
-            open_files(part_files(home, "corpus")), Boundary.of(data), data.document, data.image, home
-        )
+        table = open_files(part_files(home, "corpus"))
+        self.corpus = CorpusRows(table, Boundary.of(data), data.document, data.image, home).read()
         self.pages: dict[str, dict[int | None, str]] = {}
         for document in self.corpus.values():
             if document.file is not None:

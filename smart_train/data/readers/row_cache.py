@@ -18,11 +18,11 @@ import json
 import logging
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -35,14 +35,14 @@ from smart_train.core.errors import DataError
 from smart_train.core.progress_log import ProgressLog
 from smart_train.data.arrow_shards import Shards, write_shard
 from smart_train.data.collection import content_id, first_few
-from smart_train.data.identity import content_hash
+from smart_train.data.identity import content_hash, stored_hash
 from smart_train.data.readers.row_parser import ParsedRow, RowParser, choose_columns
-from smart_train.data.stored_collection import StoredCollection, id_key, load_array, save_array
+from smart_train.data.stored_collection import Names, StoredCollection, id_key, load_array, save_array, select_names
 from smart_train.data.tables import StoredTable, Table, may_hold_images, suffix
 
 logger = logging.getLogger(__name__)
 
-VERSION = 3  # of the files of a store
+VERSION = 4  # of the files of a store
 SMALL_BYTES = 64 << 20  # smaller tables are held in memory as dicts: 0.2 GB at most, and nothing is written
 SMALL_ROWS = 50_000  # the same for tables whose number of rows is known
 SHARD_ROWS, SHARD_TEXT = 20_000, 64 << 20  # a shard ends after so many rows or characters: 0.3 GB while it is made
@@ -52,6 +52,7 @@ EDGE = 1 << 16  # bytes at either end of a file that its key is made of
 DONE = "complete.json"
 _NO_SCORE = float("nan")
 
+T = TypeVar("T", contravariant=True)
 Keys = NDArray[np.uint64]
 Places = NDArray[np.int64]
 
@@ -128,13 +129,13 @@ def open_large(source: Any) -> ParquetRows | None:
     if not isinstance(source, list) or {suffix(file) for file in source} != {".parquet"}:
         return None
     table = ParquetRows(sorted(source))
-    if len(table) <= SMALL_ROWS and not _many_bytes(source):
+    if len(table) <= SMALL_ROWS and not many_bytes(source):
         return None
     images = any(may_hold_images(column.type) for schema in table.schemas for column in schema)
     return None if images else table
 
 
-def _many_bytes(files: list[Path]) -> bool:
+def many_bytes(files: list[Path]) -> bool:
     return sum(file.stat().st_size * (4 if file.suffix == ".gz" else 1) for file in files) > SMALL_BYTES
 
 
@@ -147,10 +148,8 @@ def read(table: LargeTable, data: DataBlock, name: str, limit: int | None = None
     Raises as ``read_rows``, and DataError where nothing can be written.
     """
     files = None if isinstance(table, StoredTable) else table.files
-    # Parquet that ``open_large`` opened is large; other tables tell their rows, or their bytes.
-    large = isinstance(table, ParquetRows) or (_many_bytes(files) if files else len(table) > SMALL_ROWS)  # type: ignore[arg-type]
     columns, _ = choose_columns(table.columns, data)
-    if not large or columns is None or columns.id or (limit is not None and limit <= SMALL_ROWS):
+    if not is_large(table) or columns is None or columns.id or (limit is not None and limit <= SMALL_ROWS):
         return None
     if isinstance(table, StoredTable) and columns.image in table.images:
         return None
@@ -159,29 +158,45 @@ def read(table: LargeTable, data: DataBlock, name: str, limit: int | None = None
         table.reads = parser.columns.names()
     about = {
         "version": VERSION,
-        "files": [_signature(file) for file in files] if files else table.dataset._fingerprint,  # type: ignore[union-attr]
+        "files": rows_of(table),
         "columns": asdict(columns),
         "limit": limit,
         # images are read from paths, so that the place of the files counts as well
         "place": [str(files[0].parent.resolve()), data.allow_outside] if files and columns.image else None,
     }
-    key = sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
-    folder = cache_folder() / key
+    folder, counts = convert(about, name, _Conversion(parser, name, limit, rows_estimate(table)).run)
+    _report(name, counts)
+    return StoredCollection.open(folder, name)
+
+
+def convert(about: dict[str, Any], name: str, run: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of a conversion, made before or now, and what it remembers.
+
+    about: what the conversion depends on; run: fills the folder, and returns what to remember
+    Only one process of the machine converts, the others wait.  Raises DataError where nothing can be written.
+    """
+    folder = cache_folder() / sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
     if not _is_complete(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _one_process(folder, table.name):
+            with _one_process(folder, name):
                 if not _is_complete(folder):
-                    _Conversion(folder, parser, name, limit, _rows_estimate(table, files)).run()
+                    _fill(folder, run)
         except OSError as error:
-            what = f"{table.name} is converted in {folder}, and nothing can be written there ({error})"
+            what = f"{name} is converted in {folder}, and nothing can be written there ({error})"
             raise DataError(f"{what}; free space, or name another folder in HF_DATASETS_CACHE") from error
-    about = json.loads((folder / DONE).read_text("utf-8"))
-    _report(name, about)
-    found = StoredCollection.open(folder, name)
-    if not about["alone"]:
-        return found
-    return found.select_rows(np.flatnonzero(np.diff(found.part.store.relations["qrels"].offsets)), None)
+    return folder, json.loads((folder / DONE).read_text("utf-8"))
+
+
+def _fill(folder: Path, run: Callable[[Path], dict[str, Any]]) -> None:
+    (folder / DONE).unlink(missing_ok=True)
+    remembered = run(folder)
+    for file in [*folder.glob("shard-*"), *folder.glob("*.partial")]:
+        file.unlink(missing_ok=True)
+    sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.suffix != ".txt"}
+    sizes = {name: size for name, size in sizes.items() if name not in ("lock", DONE)}
+    with replacing(folder / DONE) as part:
+        part.write_text(json.dumps({**remembered, "files": sizes}), "utf-8")
 
 
 def cache_folder() -> Path:
@@ -216,7 +231,7 @@ def _one_process(folder: Path, name: str) -> Any:
         return lock.acquire()
 
 
-def _signature(file: Path) -> list[Any]:
+def signature(file: Path) -> list[Any]:
     stat = file.stat()
     with file.open("rb") as stream:
         first = stream.read(EDGE)
@@ -225,8 +240,22 @@ def _signature(file: Path) -> list[Any]:
     return [file.name, stat.st_size, stat.st_mtime_ns, edges]
 
 
-def _rows_estimate(table: LargeTable, files: list[Path] | None) -> int:
+def rows_of(table: LargeTable) -> Any:
+    """Return what the rows of a table depend on, for the key of a conversion."""
+    return table.dataset._fingerprint if isinstance(table, StoredTable) else [signature(file) for file in table.files]
+
+
+def is_large(table: LargeTable) -> bool:
+    """Return whether a table takes too much memory. Parquet that ``open_large`` opened does; other tables tell their
+    rows, or their bytes."""
+    if isinstance(table, StoredTable):
+        return len(table) > SMALL_ROWS
+    return isinstance(table, ParquetRows) or many_bytes(table.files)
+
+
+def rows_estimate(table: LargeTable) -> int:
     """Return how many rows there are, for the progress; of text files about as many."""
+    files = [] if isinstance(table, StoredTable) else table.files
     if not files or suffix(files[0]) in (".parquet", ".arrow"):
         return len(table)  # type: ignore[arg-type]
     with files[0].open("rb") as raw:
@@ -250,6 +279,17 @@ def _report(name: str, counts: dict[str, Any]) -> None:
 # Parsing: rows to shards ---------------------------------------------------------------------------------------------
 
 
+def write_entries(file: Path, types: dict[str, Any], cells: Sequence[tuple[Any, ...]]) -> None:
+    """Write documents or queries with the keys of their ids.  types: column -> Arrow type; the id comes first"""
+    import pyarrow as pa
+
+    columns: Any = zip(*cells, strict=True) if cells else [()] * len(types)
+    arrays = {name: pa.array(values, kind) for (name, kind), values in zip(types.items(), columns, strict=True)}
+    keys = np.array([id_key(one[0]) for one in cells], np.uint64).reshape(-1, 2)
+    with replacing(file) as part:
+        write_shard(part, {**arrays, "high": pa.array(keys[:, 0]), "low": pa.array(keys[:, 1])})
+
+
 class _Entries:
     """Documents or queries of one shard, each id once: its cells, the id first."""
 
@@ -257,26 +297,13 @@ class _Entries:
         self.place: dict[str, int] = {}
         self.cells: list[tuple[Any, ...]] = []
 
-    def add(self, cells: tuple[Any, ...]) -> int:
-        found = self.place.get(cells[0])
+    def add(self, id: str, *cells: Any, shown: Any) -> int:
+        """shown: the text, or the document whose ``stored_hash`` is taken"""
+        found = self.place.get(id)
         if found is None:
-            found = self.place[cells[0]] = len(self.cells)
-            self.cells.append(cells)
+            found = self.place[id] = len(self.cells)
+            self.cells.append((id, *cells, content_hash(shown) if isinstance(shown, str) else stored_hash(shown)))
         return found
-
-    def write(self, file: Path, types: dict[str, Any]) -> None:
-        import pyarrow as pa
-
-        columns: Any = zip(*self.cells, strict=True) if self.cells else [()] * len(types)
-        arrays = {name: pa.array(cells, kind) for (name, kind), cells in zip(types.items(), columns, strict=True)}
-        keys = np.array([id_key(id) for id in self.place], np.uint64).reshape(-1, 2)
-        shown = [content_hash(text if image is None else f"{id}") for id, text, image in self._contents()]
-        more = {"high": pa.array(keys[:, 0]), "low": pa.array(keys[:, 1]), "shown": pa.array(shown, pa.int64())}
-        write_shard(file, arrays | more)
-
-    def _contents(self) -> Iterator[tuple[str, str, str | None]]:
-        """Yield id, text and image of each; an id of an image is a hash of its bytes."""
-        yield from ((cells[0], cells[1], cells[2] if len(cells) > 2 else None) for cells in self.cells)
 
 
 class _Shard:
@@ -295,20 +322,23 @@ class _Shard:
         if row.query is None or not row.documents:
             return
         self.scored |= row.scores is not None
-        query = self.queries.add((content_id("query", row.query), row.query))
+        query = self.queries.add(content_id("query", row.query), row.query, len(row.query), shown=row.query)
         scores = row.scores or [None] * (len(row.documents) + len(row.negatives))
         for one, grade, score in zip(row.documents, row.grades, scores, strict=False):
             text, image = one.text or "", None if one.image is None else str(one.image)
             length = len(text) if image is None else 0
             self.text += len(text)
             entries, relation = (self.documents, self.pairs) if grade else (self.others, self.negatives)
-            place = entries.add((one.id, one.text, image, one.file, one.page, one.source, length))
+            # the id of an image is a hash of its bytes
+            shown = text if image is None else one.id
+            place = entries.add(one.id, one.text, image, one.file, one.page, one.source, length, shown=shown)
             self._relate(relation, query, place, score)
             if grade:
                 self.grades.append(grade)
         for text, score in zip(row.negatives, scores[len(row.documents) :], strict=True):
             self.text += len(text)
-            place = self.others.add((content_id("text", text), text, None, None, None, None, len(text)))
+            more = (None, None, None, None, len(text))
+            place = self.others.add(content_id("text", text), text, *more, shown=text)
             self._relate(self.negatives, query, place, score)
 
     @staticmethod
@@ -326,13 +356,11 @@ class _Shard:
 
         text, large = pa.string(), pa.large_string()
         types = {"id": text, "text": large, "image": text, "file": text, "page": pa.int64(), "source": text}
-        types["length"] = pa.int64()
-        with replacing(folder / f"documents-{2 * number:06d}.arrow") as part:
-            self.documents.write(part, types)
-        with replacing(folder / f"documents-{2 * number + 1:06d}.arrow") as part:
-            self.others.write(part, types)
-        with replacing(folder / f"queries-{number:06d}.arrow") as part:
-            self.queries.write(part, {"id": text, "text": large})
+        types |= {"length": pa.int64(), "shown": pa.int64()}
+        write_entries(folder / f"documents-{2 * number:06d}.arrow", types, self.documents.cells)
+        write_entries(folder / f"documents-{2 * number + 1:06d}.arrow", types, self.others.cells)
+        query_types = {"id": text, "text": large, "length": pa.int64(), "shown": pa.int64()}
+        write_entries(folder / f"queries-{number:06d}.arrow", query_types, self.queries.cells)
         for name, (places, scores) in (("pairs", self.pairs), ("negatives", self.negatives)):
             np.save(folder / f"shard-{name}-{number:06d}.npy", np.frombuffer(places, np.int32).reshape(-1, 2))
             if self.scored:
@@ -342,14 +370,80 @@ class _Shard:
         return {"rows": self.rows, "scored": self.scored, **counts}
 
 
+class Shard(Protocol[T]):
+    """What a conversion writes at once."""
+
+    rows: int
+
+    def add(self, row: T) -> None: ...
+    def full(self) -> bool: ...
+    def write(self, folder: Path, number: int) -> dict[str, Any]:
+        """Write the files; return what to remember, ``rows`` among it."""
+
+
+@dataclass
+class ShardedPass(Generic[T]):
+    """Write rows as shards, each complete or absent, so that a stopped pass resumes after the last one.
+
+    rows: those after the first so many; make: an empty shard; total: about how many rows there are
+    state: what is remembered besides, of all rows so far; recall: takes it back where a pass resumes
+    """
+
+    folder: Path
+    name: str
+    rows: Callable[[int], Iterator[T]]
+    make: Callable[[], Shard[T]]
+    total: int
+    state: Callable[[], dict[str, Any]] = dict
+    recall: Callable[[dict[str, Any]], None] = lambda state: None
+    resumes: bool = True
+    is_last: Callable[[T], bool] = lambda row: False
+
+    def run(self) -> list[dict[str, Any]]:
+        """Write the shards that are not there yet; return what to remember of all."""
+        kept = self.folder / "shards.partial"
+        state = json.loads(kept.read_text("utf-8")) if kept.is_file() and self.resumes else {"shards": []}
+        done: list[dict[str, Any]] = state.pop("shards")
+        if done:
+            self.recall(state)
+        before = sum(one["rows"] for one in done)
+        if before:
+            logger.info("%s: resuming after %d rows that were converted before", self.name, before)
+        else:
+            logger.info("%s: converting about %d rows, once, in %s", self.name, self.total, self.folder)
+        pace = ProgressLog(f"{self.name}: rows converted", max(self.total, before), before, every=10.0)
+        shard = self.make()
+
+        def flush() -> Shard[T]:
+            done.append(shard.write(self.folder, len(done)))
+            with replacing(kept) as part:
+                part.write_text(json.dumps({"shards": done, **self.state()}), "utf-8")
+            pace.add(shard.rows)
+            return self.make()
+
+        for row in self.rows(before):
+            shard.add(row)
+            if shard.full():
+                shard = flush()
+            if self.is_last(row):
+                break
+        if shard.rows:
+            flush()
+        return done
+
+
 class _Conversion:
-    """Converts one table in its folder."""
+    """Converts one table."""
 
-    def __init__(self, folder: Path, parser: RowParser, name: str, limit: int | None, rows: int) -> None:
-        self.folder, self.parser, self.name, self.limit, self.rows = folder, parser, name, limit, rows
+    folder: Path
 
-    def run(self) -> None:
-        (self.folder / DONE).unlink(missing_ok=True)
+    def __init__(self, parser: RowParser, name: str, limit: int | None, rows: int) -> None:
+        self.parser, self.name, self.limit, self.rows = parser, name, limit, rows
+        self.pairs: set[tuple[str, str]] = set()
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Fill the folder; return what to report whenever it is opened."""
+        self.folder = folder
         done = self._parse()
         if not any(one["pairs"] for one in done):
             raise DataError(f"{self.parser.table.name}: {self.parser.nothing()}")
@@ -370,50 +464,32 @@ class _Conversion:
         if counted["alone"]:
             what = f"queries have no document with a {self.parser.columns.label} above 0 and are left out"
             warnings.append(f"{counted['alone']} {what}")
-        for file in [*self.folder.glob("shard-*"), *self.folder.glob("*.partial")]:
-            file.unlink(missing_ok=True)
-        files = {file.name: file.stat().st_size for file in self.folder.iterdir() if file.suffix != ".txt"}
-        files = {name: size for name, size in files.items() if name not in ("lock", DONE)}
-        about: dict[str, Any] = {"left_out": left_out, "warnings": warnings, "lines": self.parser.lines()}
-        about |= {"files": files, "alone": counted["alone"]}
-        with replacing(self.folder / DONE) as part:
-            part.write_text(json.dumps(about), "utf-8")
+        return {"left_out": left_out, "warnings": warnings, "lines": self.parser.lines()}
 
     def _parse(self) -> list[dict[str, Any]]:
-        """Write the shards that are not there yet; return what to remember of all."""
-        kept = self.folder / "shards.partial"
-        state = json.loads(kept.read_text("utf-8")) if kept.is_file() and self.limit is None else {"shards": []}
-        done: list[dict[str, Any]] = state["shards"]
-        if done:
-            self.parser.empty, self.parser.late = state["empty"], state["late"]
-            self.parser.notes.update(state["notes"])
-        before = sum(one["rows"] for one in done)
-        if before:
-            logger.info("%s: resuming after %d rows that were converted before", self.name, before)
-        else:
-            logger.info("%s: converting about %d rows, once, in %s", self.name, self.rows, self.folder)
-        pace = ProgressLog(f"{self.name}: rows converted", max(self.rows, before), before, every=10.0)
-        shard, pairs = _Shard(), set[tuple[str, str]]()
+        parser = self.parser
 
-        def flush() -> _Shard:
-            done.append(shard.write(self.folder, len(done)))
-            state = {"shards": done, "empty": self.parser.empty, "late": self.parser.late, "notes": self.parser.notes}
-            with replacing(kept) as part:
-                part.write_text(json.dumps(state), "utf-8")
-            pace.add(shard.rows)
-            return _Shard()
+        def recall(state: dict[str, Any]) -> None:
+            parser.empty, parser.late = state["empty"], state["late"]
+            parser.notes.update(state["notes"])
 
-        for row in self.parser.rows(before):
-            shard.add(row)
-            if shard.full():
-                shard = flush()
-            if self.limit is not None and row.query is not None:
-                pairs.update((row.query, document.id) for document in row.documents)
-                if len(pairs) >= self.limit:
-                    break
-        if shard.rows:
-            flush()
-        return done
+        def is_last(row: ParsedRow) -> bool:
+            if self.limit is None or row.query is None:
+                return False
+            self.pairs.update((row.query, document.id) for document in row.documents)
+            return len(self.pairs) >= self.limit
+
+        return ShardedPass(
+            self.folder,
+            self.name,
+            parser.rows,
+            _Shard,
+            self.rows,
+            lambda: {"empty": parser.empty, "late": parser.late, "notes": parser.notes},
+            recall,
+            self.limit is None,
+            is_last,
+        ).run()
 
     def _load(self, number: int, name: str) -> NDArray[Any]:
         found: NDArray[Any] = np.load(self.folder / f"shard-{name}-{number:06d}.npy")
@@ -429,17 +505,17 @@ class _Conversion:
         first = [2 * n for n in range(shards)]
         files = [folder / f"documents-{n:06d}.arrow" for n in (*first, *(n + 1 for n in first))]
         documents = Shards(files)
-        query_row, query_count = _number_entries(folder, "queries", queries, queries.starts[:-1])
+        query_row, query_count = number_entries(folder, "queries", queries, queries.starts[:-1])
         # A store reads the files in the order of their names, and counts their entries in it.
         by_name = Shards(sorted(files)).starts
         begins = by_name[[*first, *(n + 1 for n in first)]]
-        document_row, document_count = _number_entries(folder, "documents", documents, begins)
+        document_row, document_count = number_entries(folder, "documents", documents, begins)
         scored = any(one["scored"] for one in done)
         related = {}
         for name, offset in (("pairs", 0), ("negatives", shards)):
             total = sum(one[name] for one in done)
-            query = _scratch(self.folder, f"{name}.queries", np.int32, total)
-            document = _scratch(self.folder, f"{name}.documents", np.int32, total)
+            query = scratch(self.folder, f"{name}.queries", np.int32, total)
+            document = scratch(self.folder, f"{name}.documents", np.int32, total)
             scores = np.full(total, np.nan) if scored else None
             begin = 0
             for n, one in enumerate(done):
@@ -458,12 +534,18 @@ class _Conversion:
                 grade = None if grade is None else grade[by_query]
             related[name] = query, document, scores, grade
         del document_row, query_row
-        return self._write_relations(related, query_count, document_count)
+        answered = np.zeros(query_count, np.bool_)
+        answered[related["pairs"][0]] = True
+        alone = int((~answered).sum())
+        if alone:
+            related = {name: _renumbered(relation, answered) for name, relation in related.items()}
+            select_names(Names(folder, "queries"), folder, "queries", np.flatnonzero(answered))
+        return self._write_relations(related, query_count - alone, document_count) | {"alone": alone}
 
     def _write_relations(self, related: dict[str, Any], queries: int, documents: int) -> dict[str, int]:
         """Write each query's documents once, with the highest grade of each pair and its last score, and without
-        positives among the negatives; return how many scores were replaced by a later one, how many negatives were
-        positives, and how many queries have no positive."""
+        positives among the negatives; return how many scores were replaced by a later one, and how many negatives were
+        positives."""
         counts = {name: np.zeros(queries, np.int32) for name in ("qrels", "negatives", "teacher")}
         rescored = relevant = 0
 
@@ -478,11 +560,11 @@ class _Conversion:
                     file.unlink()
         for begin, end in _query_blocks(related["pairs"][0], related["negatives"][0], queries):
             pair, negative = (_between(related[name], begin, end) for name in ("pairs", "negatives"))
-            positives = _codes(pair[0], pair[1], documents)
-            kept = _keep_first(positives)
-            add("qrels", pair[0][kept], pair[1][kept], _highest(positives, pair[3])[kept])
-            codes = _codes(negative[0], negative[1], documents)
-            kept = _keep_first(codes)
+            positives = codes_of(pair[0], pair[1], documents)
+            kept = keep_first(positives)
+            add("qrels", pair[0][kept], pair[1][kept], highest(positives, pair[3])[kept])
+            codes = codes_of(negative[0], negative[1], documents)
+            kept = keep_first(codes)
             is_positive = np.isin(codes[kept], positives)
             relevant += int(is_positive.sum())
             kept = kept[~is_positive]
@@ -498,10 +580,18 @@ class _Conversion:
         # the files are there, should no query have one
         save_array(self.folder, "teacher.documents", np.empty(0, np.int32), append=True)
         save_array(self.folder, "teacher.values", np.empty(0, np.float64), append=True)
-        return {"rescored": rescored, "relevant": relevant, "alone": int((counts["qrels"] == 0).sum())}
+        return {"rescored": rescored, "relevant": relevant}
 
 
-def _scratch(folder: Path, name: str, kind: Any, size: int) -> NDArray[Any]:
+def _renumbered(relation: Any, kept: NDArray[np.bool_]) -> Any:
+    """Return only the entries of the queries that are kept [Q], and number these anew."""
+    here = kept[relation[0]]
+    number = np.cumsum(kept, dtype=np.int32) - 1
+    query, *rest = (None if part is None else part[here] for part in relation)
+    return number[query], *rest
+
+
+def scratch(folder: Path, name: str, kind: Any, size: int) -> NDArray[Any]:
     """Return an array in a file, which is removed at the end: the system may write its pages to the disk."""
     if not size:
         return np.empty(0, kind)
@@ -530,24 +620,24 @@ def _query_blocks(pairs: NDArray[Any], negatives: NDArray[Any], queries: int, si
         begin = end
 
 
-def _codes(query: NDArray[Any], document: NDArray[Any], documents: int) -> Places:
+def codes_of(query: NDArray[Any], document: NDArray[Any], documents: int) -> Places:
     """Return one number for each (query, document)."""
     return query.astype(np.int64) * documents + document
 
 
-def _keep_first(codes: Places) -> Places:
+def keep_first(codes: Places) -> Places:
     """Return the places of the first of equal numbers, in order."""
     first = np.unique(codes, return_index=True)[1]
     first.sort()
     return first
 
 
-def _highest(codes: Places, grades: NDArray[np.int8]) -> NDArray[np.int8]:
+def highest(codes: Places, grades: NDArray[Any]) -> NDArray[Any]:
     """Return of each number the highest grade that an equal number has."""
     if (grades == 1).all():
         return grades
     found, place = np.unique(codes, return_inverse=True)
-    best = np.zeros(len(found), np.int8)
+    best = np.full(len(found), np.iinfo(grades.dtype).min, grades.dtype)
     np.maximum.at(best, place, grades)
     return best[place]
 
@@ -559,7 +649,7 @@ def _last_scores(pair: Any, negative: Any, documents: int) -> tuple[NDArray[Any]
     there = np.flatnonzero(~np.isnan(score))
     there = there[np.argsort(query[there], kind="stable")]
     query, document, score = query[there], document[there], score[there]
-    codes = _codes(query, document, documents)
+    codes = codes_of(query, document, documents)
     order = np.argsort(codes, kind="stable")
     new = np.r_[True, codes[order][1:] != codes[order][:-1]][: len(order)]
     replaced = int((~new[1:] & (score[order][1:] != score[order][:-1])).sum())
@@ -569,7 +659,7 @@ def _last_scores(pair: Any, negative: Any, documents: int) -> tuple[NDArray[Any]
     return query[first], document[first], score[last], replaced
 
 
-def _number_entries(folder: Path, name: str, shards: Shards, begins: Places) -> tuple[NDArray[np.int32], int]:
+def number_entries(folder: Path, name: str, shards: Shards, begins: Places) -> tuple[NDArray[np.int32], int]:
     """Number the distinct ids of all shards by their first appearance; return the row of every entry, and their number.
 
     begins: [shards], what the first entry of each shard is called in the array NAME, which is written here with the
@@ -577,7 +667,7 @@ def _number_entries(folder: Path, name: str, shards: Shards, begins: Places) -> 
     give one after another is sorted.
     """
     total = len(shards)
-    first = _scratch(folder, f"{name}.entries", np.int64, total)
+    first = scratch(folder, f"{name}.entries", np.int64, total)
     for what in ("", ".hashes", ".first"):
         for file in folder.glob(f"{name}{what}.[iu][48]"):
             file.unlink()
@@ -588,7 +678,7 @@ def _number_entries(folder: Path, name: str, shards: Shards, begins: Places) -> 
         first[at] = at[new][np.cumsum(new) - 1]
         save_array(folder, f"{name}.hashes", high[new], append=True)
         save_array(folder, f"{name}.first", at[new], append=True)
-    row, count = _scratch(folder, f"{name}.numbers", np.int32, total), 0
+    row, count = scratch(folder, f"{name}.numbers", np.int32, total), 0
     for begin in range(0, total, BUCKET):
         some = np.asarray(first[begin : begin + BUCKET])
         place = np.arange(begin, begin + len(some))

@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from alike import assert_equal
 
 from smart_train.config.schema import DataBlock
 from smart_train.core.errors import DataError
@@ -73,36 +73,6 @@ def both(path: Path, monkeypatch, **options) -> tuple[StoredCollection, Collecti
         plain = find_reader(data).read("train")
     assert type(plain) is Collection
     return stored, plain
-
-
-def assert_equal(stored: Collection, plain: Collection) -> None:
-    """A query without a negative, or without a score, may be in the one mapping and not in the other."""
-    plain = replace(
-        plain,
-        negatives={query: row for query, row in plain.negatives.items() if row},
-        teacher={query: row for query, row in plain.teacher.items() if row},
-    )
-    for name in ("queries", "qrels", "negatives", "teacher", "corpus"):
-        one, other = getattr(stored, name), getattr(plain, name)
-        assert dict(one.items()) == other, name
-        assert set(one) == set(other)
-        assert len(one) == len(other)
-        assert list(one.values()) == [one[key] for key in one]
-        assert all(one[key] == other[key] for key in other)
-        assert "no such id" not in one
-        assert one.get("no such id") is None
-    for name in ("queries", "qrels", "negatives"):
-        assert list(getattr(stored, name)) == list(getattr(plain, name)), f"{name} in another order"
-    assert list(stored.pairs()) == list(plain.pairs())
-    assert [stored.pairs()[place] for place in range(len(plain.pairs()))] == plain.pairs()
-    assert {name: list(row) for name, row in stored.qrels.items()} == {n: list(r) for n, r in plain.qrels.items()}
-    assert stored.problems() == plain.problems()
-    assert stored.fingerprint() == plain.fingerprint() == stored.fingerprint()
-    assert (stored.count_files(), stored.count_pages()) == (plain.count_files(), plain.count_pages())
-    assert stored.names_pages() is plain.names_pages()
-    assert [stored.count_related(name) for name in ("negatives", "teacher")] == [
-        plain.count_related(name) for name in ("negatives", "teacher")
-    ]
 
 
 @pytest.mark.parametrize("seed", range(4))
