@@ -6,7 +6,8 @@ or a part of one: the rows of its queries and a mask of its documents. All array
 data workers share them, forked or spawned.
 
     documents-00000.arrow ...       entries: id, text, image, file, page, source, length, the 128-bit key of the id, and
-                                    ``shown``, the hash of what it shows (identity.py); title and hash where there are
+                                    ``shown``, the hash of what it shows (identity.py); title and hash where there are;
+                                    image_row and image_bytes of an image that stays in its table
     queries-00000.arrow ...         entries: id, text, length, key, shown
     documents.i8, queries.i8        [N], [Q]: row -> entry
     NAME.hashes.u8, NAME.rows.i4    the first 64 bits of every key, sorted, and the rows they belong to
@@ -36,9 +37,10 @@ from smart_train.core.atomic_io import replacing
 from smart_train.core.errors import DataError
 from smart_train.data.arrow_shards import BLOCK, Ints, Shards
 from smart_train.data.collection import Collection, Document, HardNegatives, first_few
-from smart_train.data.tables import whole_number
+from smart_train.data.tables import ImageColumn, StoredImage, whole_number
 
 FIELDS = ("id", "text", "image", "file", "page", "title", "hash", "source")  # of a document, as its arguments
+CELLS = (*FIELDS, "image_row", "image_bytes")  # of what a document is made of: its image may be in a table
 RELATIONS = ("qrels", "negatives", "teacher")
 NONE = -1  # in place of a row: there is none
 PART = 1 << 20  # rows that are looked at together
@@ -47,6 +49,13 @@ REMEMBERED = 1 << 14  # ids whose rows a process remembers: 2 MB
 SORTED_AT_ONCE = 100_000  # ids that ``fingerprint`` sorts at once
 
 V = TypeVar("V")
+
+
+def image_cells(image: Any) -> tuple[str | None, int | None, int | None]:
+    """Return what a store keeps of a document's image: its path ("" = bytes in a table), and its row and size there."""
+    if isinstance(image, StoredImage):
+        return str(image.file or ""), image.row, image.size_in_bytes
+    return None if image is None else str(image), None, None
 
 
 def id_key(id: str) -> tuple[int, int]:
@@ -173,16 +182,19 @@ class Names:
 
 
 class Store:
-    """A converted table, opened; see the head of this module for its files."""
+    """A converted table, opened; see the head of this module for its files.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    images: where the images are that stayed in their table
+    """
+
+    def __init__(self, folder: Path, images: ImageColumn | None = None) -> None:
+        self.folder, self.images = folder, images
         self.documents, self.queries = (_names(folder, name) for name in ("documents", "queries"))
         self.relations = {name: _relation(folder, name) for name in RELATIONS}
         self.relations["positives"] = _positives(self.relations["qrels"], self.documents.count)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Store, (self.folder,)
+        return Store, (self.folder, self.images)
 
 
 def _names(folder: Path, name: str) -> Names:
@@ -376,7 +388,7 @@ class StoredCorpus(_Stored[Document]):
             raise KeyError(id)
         found = self._recent.get(row)
         if found is None:
-            found = _document(self.part.store.documents.row(row, FIELDS))
+            found = self._document(self.part.store.documents.row(row, CELLS))
             _keep(self._recent, row, found)
         return found
 
@@ -394,18 +406,21 @@ class StoredCorpus(_Stored[Document]):
 
     def pairs(self) -> Iterator[tuple[str, Document]]:
         for rows in self.part.document_parts():
-            for cells in self.part.store.documents.blocks(rows, *FIELDS):
-                yield cells[0], _document(cells)
+            for cells in self.part.store.documents.blocks(rows, *CELLS):
+                yield cells[0], self._document(cells)
+
+    def _document(self, cells: Sequence[Any]) -> Document:
+        *fields, row, size = cells
+        if row is not None:
+            assert self.part.store.images is not None
+            fields[2] = self.part.store.images.image(row, fields[2], size)
+        return Document(*fields)
 
 
 def _keep(recent: dict[int, V], row: int, value: V) -> None:
     if len(recent) >= RECENT:
         recent.clear()
     recent[row] = value
-
-
-def _document(cells: Sequence[Any]) -> Document:
-    return Document(*cells)
 
 
 class StoredQueries(_Stored[str]):
@@ -587,8 +602,8 @@ class StoredCollection(Collection):
         self.part = part
 
     @classmethod
-    def open(cls, folder: Path, name: str) -> StoredCollection:
-        return cls(name, Part(Store(folder)))
+    def open(cls, folder: Path, name: str, images: ImageColumn | None = None) -> StoredCollection:
+        return cls(name, Part(Store(folder, images)))
 
     def pairs(self) -> PairRows:
         documents, counts = self.part.pairs("positives")

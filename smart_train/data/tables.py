@@ -309,6 +309,20 @@ class StoredImage:
         return content_id("image", self.raw())
 
 
+@dataclass(frozen=True)
+class ImageColumn:
+    """The images of a datasets.Dataset, by row."""
+
+    dataset: Any = field(repr=False)
+    column: str
+    name: str
+
+    def image(self, row: int, file: str | None, size: int | None) -> StoredImage:
+        """Return an image as ``read_image`` does.  file: where it has no bytes"""
+        name = f"{self.name} row {row}"
+        return StoredImage(self.dataset, row, self.column, name, file or None, Path(file) if file else None, size)
+
+
 @dataclass
 class StoredTable:
     """Rows of a datasets.Dataset; images come as StoredImage (undecoded), everything else as Python values."""
@@ -334,11 +348,11 @@ class StoredTable:
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         plain = [c for c in self.columns if c not in self.images]
         stores = {c: self.dataset.select_columns([c]) for c in self.images}
-        stored = {c: self._stored_paths(c) for c in self.images}
+        stored = {c: iter(self._stored_paths(c)) for c in self.images}
         values = self._rows(plain) if plain else ({} for _ in range(len(self.dataset)))
         for number, row in enumerate(values):
             for column, store in stores.items():
-                size, path = stored[column][number]
+                size, path = next(stored[column])
                 name = f"{self.name} row {number}"
                 image = StoredImage(store, number, column, name, path, size_in_bytes=size or None)
                 row[column] = image if size or path else None
@@ -352,18 +366,22 @@ class StoredTable:
             except Exception as error:  # damaged cells raise what Arrow and Python's codecs happen to meet
                 raise DataError(f"{self.name}: row {number} is damaged ({error}); download the file again") from error
 
-    def _stored_paths(self, column: str) -> list[tuple[int, str | None]]:
-        """For each row how many bytes its image has, and its path where it has none."""
+    def image_column(self, column: str | None) -> ImageColumn | None:
+        """Return a column of stored images; None where it is no such column."""
+        if column not in self.images:
+            return None
+        return ImageColumn(self.dataset.select_columns([column]), str(column), self.name)
+
+    def _stored_paths(self, column: str) -> Iterator[tuple[int, str | None]]:
+        """Yield for each row how many bytes its image has, and its path where it has none."""
         import pyarrow.compute as pc
 
         table = self.dataset.with_format("arrow").select_columns([column])
-        found: list[tuple[int, str | None]] = []
         for part in table.iter(10_000):
             cells = part.column(0)
             sizes = pc.fill_null(pc.binary_length(pc.struct_field(cells, "bytes")), 0)
             paths = pc.if_else(pc.greater(sizes, 0), None, pc.struct_field(cells, "path")).to_pylist()
-            found += ((size, path or None) for size, path in zip(sizes.to_pylist(), paths, strict=True))
-        return found
+            yield from ((size, path or None) for size, path in zip(sizes.to_pylist(), paths, strict=True))
 
     def folder(self, where: str) -> Path:
         return self.root

@@ -48,6 +48,7 @@ from smart_train.data.tables import (
     QUERY_IDS,
     Boundary,
     Ids,
+    StoredTable,
     Table,
     TextTable,
     columns_of,
@@ -366,7 +367,7 @@ def _read_parts(
     """Read a collection into memory, or a large one from its conversion on disk."""
     asked = QueryRows(queries)
     tables = (corpus.table, queries, *negatives, *teacher)
-    if corpus.has_stored_images() or not any(map(row_cache.is_large, tables)):
+    if not any(map(row_cache.is_large, tables)):
         pairs = list(judged())
         collection = judged_collection(name, corpus.read(), asked.read(), pairs)
         attach(collection, negatives, teacher)
@@ -382,7 +383,8 @@ def _read_parts(
             Rows(judged, judged_about),
             Rows(lambda: negative_rows(negatives), [row_cache.rows_of(table) for table in negatives]),
             Rows(lambda: teacher_rows(teacher), [row_cache.rows_of(table) for table in teacher]),
-        )
+        ),
+        corpus.table.image_column(corpus.columns["image"]) if isinstance(corpus.table, StoredTable) else None,
     )
 
 
@@ -487,10 +489,6 @@ class CorpusRows:
             "hash": find_column(columns, HASHES),
         }
         _say_columns(table, self.columns)
-
-    def has_stored_images(self) -> bool:
-        """Return whether the table holds the images, and not their paths."""
-        return self.columns["image"] in getattr(self.table, "images", ())
 
     def about(self) -> Any:
         """Return what the documents depend on, for the key of a conversion."""

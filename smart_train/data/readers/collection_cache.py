@@ -27,12 +27,20 @@ from smart_train.data.collection import Document, first_few
 from smart_train.data.identity import content_hash, stored_hash
 from smart_train.data.readers import row_cache
 from smart_train.data.readers.row_cache import ShardedPass, codes_of, convert, highest, keep_first
-from smart_train.data.stored_collection import NONE, PART, Names, StoredCollection, save_array, select_names
-from smart_train.data.tables import read_score
+from smart_train.data.stored_collection import (
+    NONE,
+    PART,
+    Names,
+    StoredCollection,
+    image_cells,
+    save_array,
+    select_names,
+)
+from smart_train.data.tables import ImageColumn, read_score
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 BATCH = 50_000  # judgements, or rows of negatives, whose ids are looked up together
 FEW = 5  # ids that a report names
 
@@ -79,8 +87,11 @@ class Sources:
     teacher: Rows = field(default_factory=lambda: Rows(tuple, None))
 
 
-def open_stored(sources: Sources) -> StoredCollection:
-    """Return the collection, converted before or now; raises as reading it into memory does."""
+def open_stored(sources: Sources, images: ImageColumn | None = None) -> StoredCollection:
+    """Return the collection, converted before or now; raises as reading it into memory does.
+
+    images: where the images of documents are that stay in their table
+    """
     name = sources.name
     documents = _Entries("documents", f"{name}: corpus", sources.documents)
     queries = _Entries("queries", f"{name}: queries", sources.queries)
@@ -97,7 +108,7 @@ def open_stored(sources: Sources) -> StoredCollection:
     for what in (TWICE, LOST_NEGATIVES, LOST_SCORES):
         if found["counts"][what]:
             logger.warning("%s: %d %s", name, found["counts"][what], what)
-    return StoredCollection.open(split, name)
+    return StoredCollection.open(split, name, images)
 
 
 def _few(first: list[str], count: int) -> str:
@@ -122,10 +133,9 @@ class _Shard:
             self.cells.append((id, text, len(text), content_hash(text if text.strip() else f"id {id}")))
         else:
             one: Document = row[1]
-            text = one.text or ""
-            image = None if one.image is None else str(one.image)
-            more = (one.file, one.page, one.title, one.hash, 0 if image else len(text), stored_hash(one))
-            self.cells.append((one.id, one.text, image, *more))
+            text, (image, *where) = one.text or "", image_cells(one.image)
+            more = (one.file, one.page, one.title, one.hash, *where)
+            self.cells.append((one.id, one.text, image, *more, len(text) if image is None else 0, stored_hash(one)))
         self.text += len(text)
 
     def full(self) -> bool:
@@ -138,6 +148,7 @@ class _Shard:
         if self.kind == "documents":
             types |= {"image": pa.string(), "file": pa.string(), "page": pa.int64()}
             types |= {"title": pa.large_string(), "hash": pa.string()}
+            types |= dict.fromkeys(("image_row", "image_bytes"), pa.int64())
         types |= {"length": pa.int64(), "shown": pa.int64()}
         row_cache.write_entries(folder / f"{self.kind}-{number:06d}.arrow", types, self.cells)
         return {"rows": self.rows}

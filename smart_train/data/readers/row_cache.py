@@ -37,12 +37,20 @@ from smart_train.data.arrow_shards import Shards, write_shard
 from smart_train.data.collection import content_id, first_few
 from smart_train.data.identity import content_hash, stored_hash
 from smart_train.data.readers.row_parser import ParsedRow, RowParser, choose_columns
-from smart_train.data.stored_collection import Names, StoredCollection, id_key, load_array, save_array, select_names
+from smart_train.data.stored_collection import (
+    Names,
+    StoredCollection,
+    id_key,
+    image_cells,
+    load_array,
+    save_array,
+    select_names,
+)
 from smart_train.data.tables import StoredTable, Table, may_hold_images, suffix
 
 logger = logging.getLogger(__name__)
 
-VERSION = 4  # of the files of a store
+VERSION = 5  # of the files of a store
 SMALL_BYTES = 64 << 20  # smaller tables are held in memory as dicts: 0.2 GB at most, and nothing is written
 SMALL_ROWS = 50_000  # the same for tables whose number of rows is known
 SHARD_ROWS, SHARD_TEXT = 20_000, 64 << 20  # a shard ends after so many rows or characters: 0.3 GB while it is made
@@ -142,16 +150,13 @@ def many_bytes(files: list[Path]) -> bool:
 def read(table: LargeTable, data: DataBlock, name: str, limit: int | None = None) -> StoredCollection | None:
     """Return the collection of a large table, converted before or now; None where it is to be read into memory.
 
-    That are small tables, few rows of a large one, images inside of a table, and tables whose documents have ids of
-    their own (``data.id``), which may name documents of rows that were not read yet.
+    That are small tables, few rows of a large one, and tables whose documents have ids of their own (``data.id``),
+    which may name documents of rows that were not read yet.
     limit: most pairs that are read, in the order of the rows
     Raises as ``read_rows``, and DataError where nothing can be written.
     """
-    files = None if isinstance(table, StoredTable) else table.files
     columns, _ = choose_columns(table.columns, data)
     if not is_large(table) or columns is None or columns.id or (limit is not None and limit <= SMALL_ROWS):
-        return None
-    if isinstance(table, StoredTable) and columns.image in table.images:
         return None
     parser = RowParser(table, data)  # type: ignore[arg-type]
     if isinstance(table, ParquetRows):
@@ -162,11 +167,12 @@ def read(table: LargeTable, data: DataBlock, name: str, limit: int | None = None
         "columns": asdict(columns),
         "limit": limit,
         # images are read from paths, so that the place of the files counts as well
-        "place": [str(files[0].parent.resolve()), data.allow_outside] if files and columns.image else None,
+        "place": [str(table.folder("").resolve()), data.allow_outside] if columns.image else None,
     }
     folder, counts = convert(about, name, _Conversion(parser, name, limit, rows_estimate(table)).run)
     _report(name, counts)
-    return StoredCollection.open(folder, name)
+    images = table.image_column(columns.image) if isinstance(table, StoredTable) else None
+    return StoredCollection.open(folder, name, images)
 
 
 def convert(about: dict[str, Any], name: str, run: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
@@ -325,19 +331,19 @@ class _Shard:
         query = self.queries.add(content_id("query", row.query), row.query, len(row.query), shown=row.query)
         scores = row.scores or [None] * (len(row.documents) + len(row.negatives))
         for one, grade, score in zip(row.documents, row.grades, scores, strict=False):
-            text, image = one.text or "", None if one.image is None else str(one.image)
+            text, (image, *where) = one.text or "", image_cells(one.image)
             length = len(text) if image is None else 0
             self.text += len(text)
             entries, relation = (self.documents, self.pairs) if grade else (self.others, self.negatives)
             # the id of an image is a hash of its bytes
             shown = text if image is None else one.id
-            place = entries.add(one.id, one.text, image, one.file, one.page, one.source, length, shown=shown)
+            place = entries.add(one.id, one.text, image, one.file, one.page, one.source, *where, length, shown=shown)
             self._relate(relation, query, place, score)
             if grade:
                 self.grades.append(grade)
         for text, score in zip(row.negatives, scores[len(row.documents) :], strict=True):
             self.text += len(text)
-            more = (None, None, None, None, len(text))
+            more = (*[None] * 6, len(text))
             place = self.others.add(content_id("text", text), text, *more, shown=text)
             self._relate(self.negatives, query, place, score)
 
@@ -356,7 +362,7 @@ class _Shard:
 
         text, large = pa.string(), pa.large_string()
         types = {"id": text, "text": large, "image": text, "file": text, "page": pa.int64(), "source": text}
-        types |= {"length": pa.int64(), "shown": pa.int64()}
+        types |= dict.fromkeys(("image_row", "image_bytes", "length", "shown"), pa.int64())
         write_entries(folder / f"documents-{2 * number:06d}.arrow", types, self.documents.cells)
         write_entries(folder / f"documents-{2 * number + 1:06d}.arrow", types, self.others.cells)
         query_types = {"id": text, "text": large, "length": pa.int64(), "shown": pa.int64()}

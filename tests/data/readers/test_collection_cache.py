@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import pickle
@@ -12,6 +13,7 @@ import alike
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny_data
 
 from smart_train.config.schema import DataBlock
 from smart_train.core.errors import DataError
@@ -243,3 +245,25 @@ def test_other_columns_are_converted_anew(tmp_path, monkeypatch, options):
     folder = write_beir(tmp_path / "data")
     find_reader(DataBlock(path=str(folder))).read("train")
     assert_equal(*both(folder, monkeypatch, **options))
+
+
+def test_pages_inside_of_a_corpus_stay_there(tmp_path, monkeypatch):
+    """Also those that show the same under two ids, by their bytes."""
+    pages = []
+    for number in range(20):
+        stream = io.BytesIO()
+        tiny_data.draw_page(number % 14).save(stream, "PNG")
+        image = {"bytes": stream.getvalue() if number % 7 else None, "path": None}
+        pages.append({"_id": f"d{number}", "text": None if number % 7 else f"text {number}", "image": image})
+    folder = tmp_path / "data"
+    write_lines(folder / "queries.jsonl", [{"_id": f"q{n}", "text": f"query {n}"} for n in range(30)])
+    pq.write_table(pa.Table.from_pylist(pages), folder / "corpus.parquet")
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "train.tsv").write_text("\n".join(f"q{n}\td{n % 20}\t1" for n in range(30)))
+    stored, plain = both(folder, monkeypatch)
+    assert plain.count_pages() == 17
+    for one in (stored, pickle.loads(pickle.dumps(stored))):
+        assert_equal(one, plain)
+    groups = [pair_groups(one, one.pairs()) for one in (stored, plain)]
+    assert groups[0].documents.tolist() == groups[1].documents.tolist()
+    assert len(set(groups[0].documents.tolist())) < 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import pickle
@@ -15,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny_data
 import torch
 from alike import assert_equal
 
@@ -284,3 +286,43 @@ find_reader(DataBlock(path={str(path)!r}, source="source")).read("train")
     done = subprocess.run([sys.executable, "-c", code], check=False)
     assert done.returncode == -signal.SIGKILL
     assert_equal(*both(path, monkeypatch))
+
+
+def images(folder: Path) -> list[dict]:
+    """Cells of images inside of a table: bytes, some twice, some under a relative path, some none."""
+    folder.mkdir(exist_ok=True)
+    found: list[dict] = []
+    for number in range(20):
+        stream = io.BytesIO()
+        tiny_data.draw_page(number % 14).save(stream, "PNG")
+        found.append({"bytes": stream.getvalue(), "path": None})
+        if number % 5 == 4:
+            (folder / f"page {number}.png").write_bytes(stream.getvalue())
+            found[-1] = {"bytes": None, "path": f"page {number}.png"}
+    return [*found, {"bytes": None, "path": None}]
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_images_inside_of_a_table_stay_there(tmp_path, monkeypatch, text):
+    cells = images(tmp_path / "data")
+    content = [
+        {"query": f"query {number % 17}", "image": cells[number % 21], "negative": f"passage {number % 6}"}
+        | ({"text": None if number % 3 else f"caption {number % 4}"} if text else {})
+        for number in range(40)
+    ]
+    path = tmp_path / "data" / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(content), path)
+    data = DataBlock(path=str(path))
+    stored = find_reader(data).read("train")
+    assert isinstance(stored, StoredCollection)
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert not any(b"PNG" in file.read_bytes() for file in folder.glob("documents-*.arrow"))
+    monkeypatch.setattr(row_cache, "_fill", lambda *_: pytest.fail("converted again"))
+    again = find_reader(data).read("train")
+    monkeypatch.setattr(row_cache, "SMALL_ROWS", 1 << 30)
+    plain = find_reader(data).read("train")
+    assert type(plain) is Collection and plain.count_pages() >= 14
+    for one in (stored, again, pickle.loads(pickle.dumps(stored))):
+        assert_equal(one, plain)
+    groups = [pair_groups(one, one.pairs()) for one in (stored, plain)]
+    assert groups[0].documents.tolist() == groups[1].documents.tolist()
