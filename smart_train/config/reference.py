@@ -29,22 +29,26 @@ PAGE = """\
 A recipe is one YAML file. It says what is trained, on what data, how, and what is measured. Every key has a default; a
 recipe names only what differs.
 
-    accelerate launch recipes/quickstart.yaml                       # a recipe with the boot line is its own program
-    accelerate launch recipes/quickstart.yaml training.max_steps=2  # overrides: key=value, the value is YAML
-    accelerate launch recipes/quickstart.yaml 'late.layer=[4,-1]' data.limit=null
-    smart-train train mine.yaml                                     # any recipe, with or without that line
-    accelerate launch -m smart_train train mine.yaml
-    smart-train new mine --from text_lora                           # a commented recipe to start from
+```bash
+accelerate launch recipes/quickstart.yaml                       # a recipe with the boot line is its own program
+accelerate launch recipes/quickstart.yaml training.max_steps=2  # overrides: key=value, the value is YAML
+accelerate launch recipes/quickstart.yaml 'late.layer=[4,-1]' data.limit=null
+smart-train train mine.yaml                                     # any recipe, with or without that line
+accelerate launch -m smart_train train mine.yaml
+smart-train new mine --from text_lora                           # a commented recipe to start from
+```
 
 ## The boot line
 
 `accelerate launch FILE` runs `python FILE`. So the first line of a shipped recipe is Python, starts the run and opens a
 raw string; YAML follows after `---`; the last line, a comment to YAML, closes the string:
 
-    {boot}
-    ---
-    model: ...
-    # {quotes}
+```text
+{boot}
+---
+model: ...
+# {quotes}
+```
 
 YAML tools see two documents; the last one is the recipe. Backslashes are safe, because the string is raw. Three double
 quotes inside the recipe are refused. Workers that import the file again start nothing.
@@ -56,7 +60,9 @@ line, key and what to do; the exit status is 2. (accelerate adds a traceback of 
 leaves it out.) Types are strict: `"0.05"` is not a number. `1e-4` is a number here, though YAML 1.1 reads it as text;
 `no`, `yes`, `on` and `off` are text, so write `true` or `false`.
 
-    recipes/mine.yaml, line 12: late.lyer: there is no such key, the nearest is late.layer; write late.layer, or ...
+```text
+recipes/mine.yaml, line 12: late.lyer: there is no such key, the nearest is late.layer; write late.layer, or ...
+```
 
 Checked against the model's configuration (layers, widths, positions, image side), against the data (columns, files,
 hard negatives, a teacher's scores), against the number of processes where a launcher has said it (`WORLD_SIZE`), and
@@ -81,10 +87,12 @@ or an FSDP wrapping would refuse.
 `objective.schedule` names weights and gives each a line through points [share of training, value]; before the first
 and after the last point the value stays. What stands at the key itself plays no part then.
 
-    objective:
-      schedule:
-        late.weight: [[0, 0], [0.3, 1]]   # grows for the first third
-        diversity: [[0.5, 0.1], [1, 0]]
+```yaml
+objective:
+  schedule:
+    late.weight: [[0, 0], [0.3, 1]]   # grows for the first third
+    diversity: [[0.5, 0.1], [1, 0]]
+```
 
 It may name every weight (`late.weight`, `teacher.weight`, `diversity`, `NAME.weight` for a term of `objective.terms`),
 `hardness` and `margin`. An override writes `'objective.schedule.late.weight=[[0,0],[1,1]]'`.
