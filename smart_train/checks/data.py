@@ -136,7 +136,8 @@ def check_data(recipe: Recipe, base: BaseConfig | None) -> Problems:
     ranked = recipe.evaluation.before or recipe.evaluation.after
     if recipe.data.test == 0 and ranked and not has_test(reader):
         what = "is 0 and the data has no test split, but evaluation.before and evaluation.after rank one"
-        yield Problem("data.test", what, "hold some out, or write both of them false")
+        split = "add a split test" if recipe.data.streaming else "hold some out"
+        yield Problem("data.test", what, f"{split}, or write both of them false")
     if base is not None and not base.vision and recipe.data.image is None:
         found = reader.image_column()
         if found:

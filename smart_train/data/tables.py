@@ -413,14 +413,18 @@ class IterableTable:
         return int(self.dataset.num_shards)
 
     def read_segment(self, segment: int, skip: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-        read = self.dataset if self.reads is None else self.dataset.select_columns(self.reads)
-        shard = read.shard(self.segments, segment)
         number = skip
-        # Not iter(shard): in a data worker it would leave out what it takes for the share of other workers.
-        for block in (shard.skip(skip) if skip else shard).iter(100):
-            for cells in zip(*block.values(), strict=True):
-                yield f"{self.name}: row {number} of shard {segment}", dict(zip(block, cells, strict=True))
-                number += 1
+        try:
+            read = self.dataset if self.reads is None else self.dataset.select_columns(self.reads)
+            shard = read.shard(self.segments, segment)
+            # Not iter(shard): in a data worker it would leave out what it takes for the share of other workers.
+            for block in (shard.skip(skip) if skip else shard).iter(100):
+                for cells in zip(*block.values(), strict=True):
+                    yield f"{self.name}: row {number} of shard {segment}", dict(zip(block, cells, strict=True))
+                    number += 1
+        except Exception as error:  # of the network, of Arrow, of whatever the dataset maps its rows with
+            what = f"cannot be read on ({type(error).__name__}: {error}); resume the run when it can"
+            raise DataError(f"{self.name}: row {number} of shard {segment} {what}") from error
 
     def folder(self, where: str) -> Path:
         return Path()

@@ -287,6 +287,7 @@ COLUMNS = {
     "pairs": "pairs",
     "negatives": "hard negatives",
     "queries_with_scores": "queries with a teacher's scores",
+    "rows": "rows, read while training",
 }
 
 
@@ -301,7 +302,12 @@ def _data(facts: dict[str, Any]) -> str:
     name += "".join(f", {key} `{source[key]}`" for key in ("subset", "revision") if key in source)
     splits = source["splits"]
     shown = [key for key in COLUMNS if any(key in side for side in splits.values())]
-    rows = [[side, *(f"{counted.get(key, 0):,}" for key in shown)] for side, counted in splits.items()]
+    # Of a split that was streamed nothing is known but, of Parquet files, the rows.
+    rest = {side: "0" if "queries" in counted else "not counted" for side, counted in splits.items()}
+    rows = [
+        [side, *(f"{counted[key]:,}" if key in counted else rest[side] for key in shown)]
+        for side, counted in splits.items()
+    ]
     return f"From {name}.\n\n" + grid(["", *(COLUMNS[key] for key in shown)], rows)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import seed_worker
 
 from smart_train.core.embeddings import Batch, Features
-from smart_train.core.errors import SettingError
+from smart_train.core.errors import DataError, SettingError
 from smart_train.data.batch_sampler import PairBatchSampler, PairGroups
 from smart_train.data.streaming import BatchNumbers, RowStream, StreamedBatches
 from smart_train.distributed.signals import outlast_first_signal
@@ -113,6 +114,18 @@ def check_accelerator(args: TrainingArguments) -> None:
     if wrong:
         what = f"{' and '.join(wrong)} would cut or draw batches, and ours are planned for all processes"
         raise SettingError("training.accelerator_config", what, "remove them" if wrong[1:] else "remove it")
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Raise a DataError of a data worker as its own sentence: torch puts the worker's traceback before it."""
+    try:
+        yield
+    except DataError as error:
+        before, name, sentence = str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")
+        if not before.startswith("Caught "):
+            raise
+        raise DataError(sentence.strip()) from error
 
 
 def loader_options(args: TrainingArguments) -> dict[str, Any]:

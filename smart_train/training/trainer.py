@@ -53,6 +53,7 @@ from smart_train.training.dataloader import (
     plan_batches,
     stream_batches,
     train_loader,
+    worker_errors,
 )
 from smart_train.training.engine import Engine, full_state_dict, full_tensor, restore_order
 from smart_train.training.gradcache import cached_backward
@@ -397,7 +398,7 @@ class SmartTrainer(Trainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
         """Take the batches of one step from the loader, as Trainer does, and measure it."""
-        with self.speed.waiting():
+        with self.speed.waiting(), worker_errors():
             samples, items = super().get_batch_samples(*args, **kwargs)
         self.speed.count(batch_of(inputs) for inputs in samples)
         if self.stream_progress is not None:

@@ -12,14 +12,15 @@ import pytest
 import torch
 import yaml
 from accelerate.data_loader import BatchSamplerShard
+from ranks import run_ranks
 from safetensors.torch import load_file
 from steps import JOINT, TRAINING, texts
 
 from smart_train.checks.recipe import check
 from smart_train.config.recipe import read
-from smart_train.config.schema import AdapterBlock, DataBlock
+from smart_train.config.schema import AdapterBlock, DataBlock, ModelBlock
 from smart_train.config.typed_values import RecipeError
-from smart_train.core.errors import SettingError
+from smart_train.core.errors import DataError, SettingError
 from smart_train.data.collate import Collator
 from smart_train.data.load import load
 from smart_train.data.streaming import BatchNumbers, RowStream, StreamedBatches
@@ -68,7 +69,7 @@ def recipe(rows, tiny_bert, tmp_path):
 
 def streaming(base: Path, data: Any, folder: Path, **training: Any) -> SmartTrainer:
     torch.manual_seed(0)
-    encoder = SmartEncoder(str(base), adapter=AdapterBlock(r=4), device="cpu")
+    encoder = SmartEncoder(str(base), model=ModelBlock(dropout=0.0), adapter=AdapterBlock(r=4), device="cpu")
     args = training_arguments({**TRAINING, **training}, folder)
     return SmartTrainer(encoder, args, data, objective=JOINT, run_dir=folder)
 
@@ -139,6 +140,51 @@ def test_an_iterable_dataset_trains_in_python(rows, tiny_bert, tmp_path):
     trainer = streaming(tiny_bert, data, tmp_path / "run", dataloader_num_workers=2)
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+def train_on_ranks(base: str, rows: str, folder: str, size: int) -> dict[str, Any]:
+    """Train three steps on this rank; return its rows by step, and the weights that were trained."""
+    stream = RowStream.open(rows, shuffle_buffer=16)
+    options = {"max_steps": 3, "per_device_train_batch_size": size, "optim": "sgd"}
+    trainer = streaming(Path(base), stream, Path(folder), **options)
+    seen: list[list[tuple[str, str]]] = []
+    step = trainer.batch_loss
+
+    def record(model: Any, batch: Any) -> Any:
+        seen.append([(query, document) for query, document in batch.rows])
+        return step(model, batch)
+
+    trainer.batch_loss = record  # type: ignore[method-assign]
+    trainer.train()
+    weights = {name: one.detach() for name, one in trainer.encoder.named_parameters() if one.requires_grad}
+    return {"rows": seen, "weights": weights}
+
+
+@pytest.mark.slow
+def test_two_ranks_train_on_the_batches_of_one_and_end_with_its_weights(tiny_bert, tmp_path):
+    data, rows = texts(teacher=False), tmp_path / "rows.jsonl"
+    pairs = [{"query": data.queries[f"q{n}"], "positive": data.corpus[f"d{n}"].text} for n in range(24)]
+    rows.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    alone = train_on_ranks(str(tiny_bert), str(rows), str(tmp_path / "alone"), 8)
+    ranks = run_ranks(2, train_on_ranks, str(tiny_bert), str(rows), str(tmp_path / "ranks"), 4)
+    for step, whole in enumerate(alone["rows"]):
+        shares = [rank["rows"][step] for rank in ranks]
+        assert [len(share) for share in shares] == [4, 4] and sorted(shares[0] + shares[1]) == sorted(whole)
+    for name, weight in alone["weights"].items():
+        torch.testing.assert_close(ranks[0]["weights"][name], weight, atol=1e-5, rtol=0)
+    assert max(weight.abs().max() for name, weight in alone["weights"].items() if "lora_B" in name) > 1e-3  # from 0
+
+
+@pytest.mark.slow
+def test_a_row_that_a_data_worker_cannot_read_ends_the_run_with_its_file_and_line(rows, tiny_bert, tmp_path):
+    file = rows / "long.jsonl"
+    lines = [json.dumps({"query": f"ask {n}", "positive": f"answer {n}"}) for n in range(120)]
+    file.write_text("\n".join([*lines, '{"query": 3']) + "\n")
+    stream = RowStream.open(file, shuffle_buffer=6)
+    trainer = streaming(tiny_bert, stream, tmp_path / "run", max_steps=40, dataloader_num_workers=1)
+    with pytest.raises(DataError) as error:
+        trainer.train()
+    assert str(error.value).startswith(f"{file}:121: not JSON")
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
