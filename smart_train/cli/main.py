@@ -34,6 +34,7 @@ from smart_train.cli import (
     new,
     probe,
     publish,
+    score,
     train,
 )
 from smart_train.cli.options import setting_namer
@@ -55,7 +56,7 @@ from smart_train.distributed.failures import (
 from smart_train.distributed.signals import received, set_exit_status, stoppable
 
 TEXTS = ("query", "text", "query_prompt", "document_prompt", "arguments")  # options that name no path
-COMMANDS = (train, new, evaluate, benchmark, probe, ingest, data, mine, heatmap, export, merge, publish, doctor)
+COMMANDS = (train, new, evaluate, benchmark, probe, ingest, data, mine, score, heatmap, export, merge, publish, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -62,22 +62,26 @@ def add(commands: argparse._SubParsersAction) -> None:
     _thresholds(mine)
     mine.add_argument("--allow-outside", action="store_true", help=OUTSIDE)
     mine.add_argument("--split", default="train", help="split whose queries get negatives (default: %(default)s)")
-    mine.add_argument(
-        "--dev", type=_share, help="data.dev of the recipe that will train on this: its dev documents are not mined"
-    )
-    mine.add_argument("--test", type=_share, help="data.test of that recipe: its test documents are not mined")
-    mine.add_argument("--dev-documents", type=count, help="data.dev_documents of that recipe: these are not mined")
-    mine.add_argument("--test-documents", type=count, help="data.test_documents of that recipe: these are not mined")
+    add_held_out(mine, "mined")
     mine.add_argument("--miner", metavar="NAME", help="find negatives with package.module:function (docs/mining.md)")
     mine.add_argument(
         "--reranker", metavar="NAME", help="judge candidates with package.module:function, such as a cross-encoder"
     )
     mine.add_argument(
-        "--teacher", metavar="NAME", help="also store the scores of package.module:function for distillation"
+        "--teacher", metavar="NAME", help="also store the scores of a teacher for distillation; see `smart-train score`"
     )
     mine.add_argument("--rounds", type=count, help="also print recipe lines that mine this often during training")
     add_reading(mine)
     mine.set_defaults(run=run, setting_names={**SETTING_NAMES, **OUTSIDE_NAMES, "out": "--out"})
+
+
+def add_held_out(parser: argparse.ArgumentParser, done: str) -> None:
+    """Options of what the recipe that will train holds out; done: what is not done to it."""
+    of = "of the recipe that will train on this"
+    parser.add_argument("--dev", type=_share, help=f"data.dev {of}: its dev documents are not {done}")
+    parser.add_argument("--test", type=_share, help=f"data.test {of}: its test documents are not {done}")
+    parser.add_argument("--dev-documents", type=count, help=f"data.dev_documents {of}: these are not {done}")
+    parser.add_argument("--test-documents", type=count, help=f"data.test_documents {of}: these are not {done}")
 
 
 def _thresholds(mine: argparse.ArgumentParser) -> None:
@@ -121,9 +125,10 @@ def _share(text: str) -> float | int:
 
 def run(options: argparse.Namespace) -> None:
     from smart_train.config.schema import DataBlock
-    from smart_train.mining.extensions import MINERS, RERANKERS, TEACHERS, load_callable
+    from smart_train.mining.extensions import MINERS, RERANKERS, load_callable
     from smart_train.mining.folder import PICTURE, REPORT, mine_folder, mining_folder
     from smart_train.mining.selection import MiningOptions
+    from smart_train.mining.teachers import check_teacher, made_teacher
 
     names = ("k", "mode", "max_relative", "margin", "skip_top", "window", "sampling", "seed")
     with checks():
@@ -132,9 +137,11 @@ def run(options: argparse.Namespace) -> None:
         chosen = MiningOptions(**{name: getattr(options, name) for name in names}, range=tuple(options.range))
         extensions: dict[str, Any] = {
             name: load_callable(registry, getattr(options, name))
-            for name, registry in (("miner", MINERS), ("reranker", RERANKERS), ("teacher", TEACHERS))
+            for name, registry in (("miner", MINERS), ("reranker", RERANKERS))
             if getattr(options, name)
         }
+        if options.teacher:
+            check_teacher([options.teacher])
         check_reading(options)
         outside = options.allow_outside
         whole = DataBlock(path=options.data, split=options.split, allow_outside=outside)
@@ -146,6 +153,8 @@ def run(options: argparse.Namespace) -> None:
     model = " + ".join(parts)  # stored with the data, so without the folders of this machine
     with own(folder / "mining"):
         encoder = make_encoder(options)
+        if options.teacher:
+            extensions["teacher"] = made_teacher(options.teacher)
         progress = sys.stderr.isatty()
         mined = mine_folder(
             data, encoder, chosen, model=model, batch_size=options.batch_size, progress=progress, **extensions

@@ -79,7 +79,7 @@ def evaluate_bm25(
     if not ids:
         return BM25Result("no document has a text: these are images without a text layer", without=len(texts))
     begun = time.perf_counter()
-    index = _Index([str(texts[id]) for id in ids])
+    index = BM25Index([str(texts[id]) for id in ids])
     if not index.words:
         return BM25Result("no document has a word of two letters or more", without=len(texts))
     indexed = time.perf_counter()
@@ -113,7 +113,9 @@ class _Words(Sequence[list[int]]):
         return self.numbers[self.starts[place] : self.ends[place]].tolist()
 
 
-class _Index:
+class BM25Index:
+    """BM25 over a list of texts; without a word of two letters or more ``words`` is 0."""
+
     def __init__(self, texts: list[str]) -> None:
         try:
             import bm25s

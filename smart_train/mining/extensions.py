@@ -2,7 +2,7 @@
 
     miner      MiningTask -> {query id: document ids}         smart-train mine --miner, mining.miner in a recipe
     reranker   [(query text, document), ...] -> scores        smart-train mine --reranker, mining.reranker
-    teacher    [(query text, document), ...] -> scores        smart-train mine --teacher
+    teacher    [(query text, document), ...] -> scores        smart-train score --teacher, and mine --teacher
 
 The protocols are ``mining.miner.Miner`` and ``mining.pair_scores.PairScorer``; docs/mining.md has an example of each.
 """
@@ -20,7 +20,16 @@ from smart_train.core.registry import Registry
 
 MINERS = Registry("negative miner", "smart_train.miners", {"by_score": "smart_train.mining.miner:mine_by_score"})
 RERANKERS = Registry("reranker", "smart_train.rerankers", {})
-TEACHERS = Registry("teacher", "smart_train.teachers", {})
+TEACHERS = Registry(
+    "teacher",
+    "smart_train.teachers",
+    {
+        "encoder": "smart_train.mining.teachers:EncoderTeacher",
+        "cross_encoder": "smart_train.mining.teachers:CrossEncoderTeacher",
+        "bm25": "smart_train.mining.teachers:BM25Teacher",
+        "ensemble": "smart_train.mining.teachers:EnsembleTeacher",
+    },
+)
 
 
 def check_callable(registry: Registry, chosen: Component) -> Any:

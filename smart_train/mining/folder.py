@@ -13,8 +13,9 @@ import copy
 import hashlib
 import json
 import logging
+import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,13 +23,13 @@ from smart_train.config.schema import DataBlock
 from smart_train.core.errors import DataError, Setting
 from smart_train.core.folder_lock import own
 from smart_train.data import store
-from smart_train.data.collection import Collection
+from smart_train.data.collection import Collection, HardNegatives
 from smart_train.data.load import load, read_all
 from smart_train.data.readers.beir import is_beir
 from smart_train.mining.miner import RERANKED, SAVE_EVERY, Miner, MiningResult, mine
 from smart_train.mining.mining_report import Ratios, draw, write_report
 from smart_train.mining.pair_scores import KeptScores, PairScorer, teacher_scores
-from smart_train.mining.selection import MiningOptions, held_out_documents
+from smart_train.mining.selection import ExcludedDocuments, MiningOptions, held_out_documents
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.lora import lora_parameters
 from smart_train.models.saving import settings_of
@@ -130,6 +131,94 @@ def mine_folder(
         return result
 
 
+@dataclass
+class ScoringResult:
+    """What ``score_folder`` did.
+
+    queries: with scores; unanswered: without a positive in the corpus, left out; pairs: scores
+    filled: queries that got random negatives; sampled: how many random negatives; cut: hard negatives beyond ``ways``
+    agreement: share of queries whose best document, to the teacher, is a positive
+    """
+
+    queries: int = 0
+    unanswered: int = 0
+    pairs: int = 0
+    filled: int = 0
+    sampled: int = 0
+    cut: int = 0
+    agreement: float = 0.0
+
+
+def score_folder(
+    data: DataBlock, teacher: PairScorer, *, ways: int = 16, sample: bool = True, seed: int = 0
+) -> ScoringResult:
+    """Score each query's positives and hard negatives with a teacher, and write teacher/ of the folder ``data.path``.
+
+    data: split, dev and test as in the recipe that will train on it, so that what it holds out is never sampled
+    ways: documents of a query that are scored: its positives, then its hard negatives, hardest first
+    sample: whether a query with fewer is filled up with random documents, which become its negatives, too: behind the
+        hard ones, and without the miner's scores. They are no positives, no copies of one and of no other split
+
+    A query that had scores gets the new ones; those of other splits' queries stay. A call that was stopped goes on.
+    Raises what ``load`` raises, ExtensionResultError for scores that are no numbers, FolderInUse where another process
+    works on this folder, DataError where no query has two documents to compare.
+    """
+    folder = Path(data.path)
+    with own(folder / "mining"):
+        train, *others = load(data)
+        held_out = held_out_documents(train, others)
+        result, chosen, filled = ScoringResult(), {}, {}
+        excluded, ids = ExcludedDocuments(train), list(train.corpus)
+        for query in train.queries:
+            positives = sorted(d for d in train.relevant(query) if d in train.corpus)
+            if not positives:
+                result.unanswered += 1
+                continue
+            mined = list(train.negatives.get(query, ()))
+            room = max(ways - len(positives), 0)
+            result.cut += max(len(mined) - room, 0)
+            kept = mined[:room]
+            if sample and len(kept) < room:
+                banned = {*positives, *mined, *excluded.of(query), query}
+                drawn = _random_documents(ids, room - len(kept), banned, held_out, f"{seed}-{query}")
+                if drawn:
+                    filled[query] = HardNegatives((*mined, *drawn), miner=f"mined, then {len(drawn)} at random")
+                    result.filled, result.sampled = result.filled + 1, result.sampled + len(drawn)
+                kept += drawn
+            if kept:
+                chosen[query] = kept
+        if not chosen:
+            raise DataError(
+                f"no query of {train.name} has a positive and another document to score; mine hard negatives first, "
+                "or let the groups be filled up with random documents"
+            )
+        state = folder / "mining" / TAUGHT
+        kept_scores = KeptScores(state, _data_key(train, {"ways": ways, "seed": seed, "sample": sample}), teacher)
+        scores = teacher_scores(train, chosen, teacher, kept_scores)
+        if filled:
+            store.write_negatives(folder, filled)
+        store.write_teacher(folder, scores)
+        state.unlink(missing_ok=True)
+    result.queries, result.pairs = len(scores), sum(map(len, scores.values()))
+    best = [max(row, key=row.__getitem__) in train.relevant(query) for query, row in scores.items()]
+    result.agreement = sum(best) / len(best)
+    return result
+
+
+def _random_documents(ids: Sequence[str], count: int, banned: set[str], held_out: set[str], seed: str) -> list[str]:
+    """Draw documents by a seed of their own, so that a query's draw depends on no other query."""
+    drawn: list[str] = []
+    source = random.Random(seed)
+    for _ in range(20 * count):  # a corpus that is hardly larger than what is banned has fewer
+        one = ids[source.randrange(len(ids))]
+        if one not in banned and one not in held_out:
+            drawn.append(one)
+            banned.add(one)
+        if len(drawn) == count:
+            break
+    return drawn
+
+
 def round_miner(
     train: Collection,
     others: Sequence[Collection],
@@ -170,15 +259,17 @@ def _check_images(collection: Collection, encoder: SmartEncoder) -> None:
         )
 
 
-def _key(collection: Collection, held_out: set[str], encoder: SmartEncoder, options: MiningOptions) -> str:
-    """Return the key of a pass' state: the same data, weights, settings and options give the same key.
-
-    Negatives and teacher scores that are there already change no result: a call that was stopped between its last
-    files goes on, too.
-    """
+def _data_key(collection: Collection, options: object) -> str:
+    """Return a hash of the data and options, without negatives and teacher scores: a call that was stopped between its
+    last files goes on, too."""
     bare = copy.copy(collection)
     bare.negatives, bare.teacher = {}, {}
-    found = hashlib.sha256(bare.fingerprint().encode())
+    return hashlib.sha256(f"{bare.fingerprint()} {json.dumps(options, sort_keys=True)}".encode()).hexdigest()
+
+
+def _key(collection: Collection, held_out: set[str], encoder: SmartEncoder, options: MiningOptions) -> str:
+    """Return the key of a pass' state: the same data, weights, settings and options give the same key."""
+    found = hashlib.sha256(_data_key(collection, None).encode())
     found.update(json.dumps([sorted(held_out), asdict(options), settings_of(encoder)], sort_keys=True).encode())
     trained = {**lora_parameters(encoder.backbone), **encoder.head.state_dict()}
     for name in sorted(trained):

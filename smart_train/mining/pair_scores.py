@@ -29,10 +29,18 @@ class PairScorer(Protocol):
     """Scores pairs of a query text and a document; higher means more relevant.
 
     A document is what ``Document.content`` gives: a text, a PIL image, or {"text": ..., "image": ...}. The result is
-    one finite number a pair, in order: a list, an array or a tensor. ``CrossEncoder(...).predict`` fits for texts.
+    one finite number a pair, in order: a list, an array or a tensor. ``CrossEncoder(...).predict`` fits for texts. An
+    object that has ``prepare(collection)`` gets the whole corpus before its first pair.
     """
 
     def __call__(self, pairs: list[tuple[str, Any]], /) -> Any: ...
+
+
+def prepare(scorer: PairScorer, collection: Collection) -> None:
+    """Let a scorer that has ``prepare(collection)`` read the corpus before its first pair."""
+    ready = getattr(scorer, "prepare", None)
+    if callable(ready):
+        ready(collection)
 
 
 class KeptScores:
@@ -94,6 +102,7 @@ def score_pairs(
     kept: where scores are kept, and taken from if this scorer gives the first query's pairs the same ones
     Raises ExtensionResultError, with the query id, if the scorer does not return one finite number a pair.
     """
+    prepare(scorer, collection)
     source, done = iter(documents), 0
     for stored in kept.batches() if kept is not None else ():
         given = list(islice(source, len(stored)))

@@ -101,8 +101,9 @@ class GatedResidualHead(nn.Module):
     def __init__(self, hidden_size: int, token_width: int, inner: int | None = None) -> None:
         super().__init__()
         inner = hidden_size if inner is None else inner
-        if inner < 1:
-            raise ValueError(f"inner is {inner}, must be at least 1")
+        if not isinstance(inner, int) or isinstance(inner, bool) or inner < 1:
+            what = f"inner of the head gated_residual is {inner!r}, no whole number of 1 or more"
+            raise ExtensionError(what, "write the width of its inner layer, or leave it out")
         self.gate = nn.Linear(hidden_size, inner, bias=False)
         self.up = nn.Linear(hidden_size, inner, bias=False)
         self.down = nn.Linear(inner, token_width, bias=False)

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModel
 
-from smart_train.config.schema import LateBlock
+from smart_train.config.schema import Component, LateBlock
+from smart_train.core.errors import ExtensionError
 from smart_train.models.encoder import SmartEncoder
-from smart_train.models.heads import LateHead, file_name
+from smart_train.models.heads import LateHead, file_name, make_head
 from smart_train.models.hidden_states import find_blocks, find_final_norm, resolve_layers
 
 FINAL_NORM = {"bert": None, "modernbert": "final_norm", "qwen3": "norm", "qwen3vl": "language_model.norm", "real": None}
@@ -211,6 +212,12 @@ def test_the_gated_head_adds_a_gated_mlp_to_a_linear_head_from_which_it_starts()
     torch.testing.assert_close(head([state]), F.normalize(expected, dim=-1), atol=1e-5, rtol=0)
     names = {"gate.weight", "up.weight", "down.weight", "linear.weight"}
     assert {file_name(name) for name, _ in head.named_parameters()} == names
+
+
+@pytest.mark.parametrize("inner", [0, -1, True, 1.5, "8"])
+def test_a_gated_head_without_an_inner_width_is_refused(inner):
+    with pytest.raises(ExtensionError, match="no whole number of 1 or more"):
+        make_head(Component("gated_residual", {"inner": inner}), 16, 6)
 
 
 def test_the_head_of_a_half_precision_base_stays_float32():
