@@ -23,8 +23,13 @@ if TYPE_CHECKING:
     from smart_train import losses
     from smart_train.core.embeddings import Embeddings, Tokens
     from smart_train.data.collection import Collection
+    from smart_train.data.readers.python_rows import as_collection
     from smart_train.data.streaming import RowStream
+    from smart_train.evaluation.calibration import calibrate
+    from smart_train.evaluation.retrieval import evaluate
+    from smart_train.mining.miner import mine
     from smart_train.models.encoder import SmartEncoder
+    from smart_train.publishing.publisher import publish
     from smart_train.training.arguments import SmartTrainingArguments as TrainingArguments
     from smart_train.training.run import train
     from smart_train.training.trainer import SmartTrainer
@@ -40,7 +45,12 @@ __all__ = [
     "Tokens",
     "TrainingArguments",
     "__version__",
+    "as_collection",
+    "calibrate",
+    "evaluate",
     "losses",
+    "mine",
+    "publish",
     "train",
 ]
 
@@ -52,6 +62,11 @@ _EXPORTS = {
     "SmartTrainer": ("training.trainer", "SmartTrainer"),
     "Tokens": ("core.embeddings", "Tokens"),
     "TrainingArguments": ("training.arguments", "SmartTrainingArguments"),
+    "as_collection": ("data.readers.python_rows", "as_collection"),
+    "calibrate": ("evaluation.calibration", "calibrate"),
+    "evaluate": ("evaluation.retrieval", "evaluate"),
+    "mine": ("mining.miner", "mine"),
+    "publish": ("publishing.publisher", "publish"),
     "train": ("training.run", "train"),
 }
 

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import argparse
 import errno
-import logging
 import os
 import re
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from smart_train.cli import (
     benchmark,
@@ -43,6 +39,7 @@ from smart_train.core.disk import disk_fault
 from smart_train.core.environment import check_launch, rank, world
 from smart_train.core.errors import LaunchError, OutputFault, Preempted, SmartTrainError, UsageError, error_chain
 from smart_train.core.paths import expand_home
+from smart_train.core.terminal_log import log_to_terminal
 from smart_train.distributed.failures import (
     PATIENCE,
     destroy_process_group,
@@ -82,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.overrides = unknown + options.overrides
     _expand_paths(options)
     options.arguments = words  # for a command that starts itself in several processes
-    _log_to_terminal()
+    log_to_terminal()
     with stoppable() if training else nullcontext(), ending_with_other_machines() if training else nullcontext():
         try:
             status = int(options.run(options) or 0)
@@ -193,21 +190,3 @@ def _end_after_bug(error: Exception) -> None:
 
 def _print_error(line: str) -> None:
     print(f"rank {rank()}: {line}" if rank() else line, file=sys.stderr, flush=True)
-
-
-class _Terminal(logging.Handler):
-    """Print messages as they are, to what is standard output at that moment, above a progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with tqdm.external_write_mode():
-            print(self.format(record), flush=True)
-
-
-def _log_to_terminal() -> None:
-    """Show this package's log of rank 0; of other ranks and other packages, warnings only."""
-    log = logging.getLogger("smart_train")
-    log.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
-    if not any(isinstance(handler, _Terminal) for handler in log.handlers):
-        # tqdm's own lock is shared with forked processes: one that is killed while it holds it would stop this one
-        tqdm.set_lock(threading.RLock())
-        log.addHandler(_Terminal())

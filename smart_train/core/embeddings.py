@@ -20,7 +20,7 @@ Features = dict[str, Any]
 makes them. Padding exists in here and nowhere else."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Tokens:
     """Ragged token vectors, rows one after another, without padding.
 
@@ -55,6 +55,14 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def __repr__(self) -> str:
+        """Return sizes, not numbers.
+
+        >>> Tokens(torch.eye(3), torch.tensor([2, 1]))
+        Tokens(2 rows, 3 vectors of 3 dimensions, torch.float32, cpu)
+        """
+        return f"Tokens({len(self)} rows, {len(self.values)} vectors of {self.width} dimensions, {_kept(self.values)})"
 
     @property
     def width(self) -> int:
@@ -91,7 +99,7 @@ class Tokens:
         return Tokens(torch.cat([p.values for p in parts]), torch.cat([p.lengths for p in parts]))
 
 
-@dataclass
+@dataclass(repr=False)
 class Embeddings:
     """Both views of some rows, from one forward pass.
 
@@ -104,6 +112,15 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.pooled)
+
+    def __repr__(self) -> str:
+        """Return sizes, not numbers.
+
+        >>> print(Embeddings(torch.eye(2), Tokens(torch.eye(3), torch.tensor([2, 1]))))  # doctest: +ELLIPSIS
+        Embeddings(2 rows, pooled of 2 dimensions, torch.float32, cpu, Tokens(2 rows, 3 vectors of 3 dimensions, ...))
+        """
+        pooled = f"pooled of {self.pooled.shape[1]} dimensions, {_kept(self.pooled)}"
+        return f"{type(self).__name__}({len(self)} rows, {pooled}, {self.tokens!r})"
 
     def select(self, rows: Sequence[int] | Tensor) -> Embeddings:
         index = torch.as_tensor(rows, dtype=torch.int64, device=self.pooled.device)
@@ -133,6 +150,10 @@ class Embeddings:
     def cat(parts: Iterable[Embeddings]) -> Embeddings:
         parts = list(parts)
         return Embeddings(torch.cat([p.pooled for p in parts]), Tokens.cat(p.tokens for p in parts))
+
+
+def _kept(values: Tensor) -> str:
+    return f"{values.dtype}, {values.device}"
 
 
 def _normalised(vectors: Tensor) -> Tensor:

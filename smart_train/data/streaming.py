@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
@@ -433,10 +433,16 @@ class StreamCollator:
         return made
 
 
-def as_stream(data: Any) -> RowStream | None:
-    """Return the stream that training data is, or that is made of a ``datasets.IterableDataset``; None for others."""
+def as_stream(data: Any, columns: Mapping[str, str] | None = None) -> RowStream | None:
+    """Return the stream that training data is, or that is made of a ``datasets.IterableDataset``; None for others.
+
+    columns: keys of a recipe's block ``data`` -> column, of an IterableDataset; a RowStream has its own
+    Raises UsageError for columns beside a RowStream.
+    """
     import datasets
 
     if isinstance(data, datasets.IterableDataset):
-        return RowStream(IterableTable(data, "train_dataset"))
+        return RowStream(IterableTable(data, "train_dataset"), DataBlock(**dict(columns or {})))  # type: ignore[arg-type]
+    if isinstance(data, RowStream) and columns:
+        raise UsageError("columns is given, and the RowStream has its own; name them in its DataBlock")
     return data if isinstance(data, RowStream) else None

@@ -15,7 +15,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -29,7 +29,7 @@ from smart_train.config.schema import DataBlock
 from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import DataError, Setting
 from smart_train.core.modality import text_fault
-from smart_train.core.pictures import open_picture
+from smart_train.core.pictures import open_picture, to_rgb
 from smart_train.data.collection import content_id
 
 TEXT_FILES = (".jsonl", ".json", ".csv", ".tsv")
@@ -358,6 +358,10 @@ class StoredTable:
                 row[column] = image if size or path else None
             yield f"{self.name}: row {number}", row
 
+    def renamed(self, new: Mapping[str, str]) -> StoredTable:
+        """Return the table with other names of some columns."""
+        return StoredTable(self.dataset.rename_columns(dict(new)), self.name, self.root)
+
     def _rows(self, columns: list[str]) -> Iterator[dict[str, Any]]:
         rows = iter(self.dataset.select_columns(columns))
         for number in range(len(self.dataset)):
@@ -425,6 +429,59 @@ class IterableTable:
         except Exception as error:  # of the network, of Arrow, of whatever the dataset maps its rows with
             what = f"cannot be read on ({type(error).__name__}: {error}); resume the run when it can"
             raise DataError(f"{self.name}: row {number} of shard {segment} {what}") from error
+
+    def folder(self, where: str) -> Path:
+        return Path()
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryImage:
+    """A PIL image, or the bytes of an image file, that stands in a row of a Python program."""
+
+    image: Any = field(repr=False)
+
+    def load(self) -> Any:
+        """Return the decoded image as RGB; raises as ``open_picture``."""
+        return open_picture(io.BytesIO(self.image)) if isinstance(self.image, bytes) else to_rgb(self.image)
+
+    def content_id(self) -> str:
+        if isinstance(self.image, bytes):
+            return content_id("image", self.image)
+        return content_id("image", f"{self.image.mode} {self.image.size}\n".encode() + self.image.tobytes())
+
+
+def is_picture(value: Any) -> bool:
+    """Return whether a cell that may hold a text holds a picture: a PIL image, a ``pathlib.Path``, a stored image, or
+    the bytes or path of an image file as the `datasets` library gives them undecoded."""
+    from PIL import Image
+
+    stored = isinstance(value, dict) and value.keys() == {"bytes", "path"}
+    return stored or isinstance(value, Image.Image | Path | StoredImage)
+
+
+@dataclass
+class MemoryTable:
+    """Rows of a Python program: dicts of column -> value.
+
+    columns: of all rows together; new: column -> another name for it
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    name: str
+    columns: list[str]
+    new: Mapping[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for number in range(len(self.rows)):
+            row = self.rows[number]
+            yield f"{self.name}, row {number}", {self.new.get(name, name): value for name, value in row.items()}
+
+    def renamed(self, new: Mapping[str, str]) -> MemoryTable:
+        """Return the table with other names of some columns."""
+        return replace(self, columns=[new.get(name, name) for name in self.columns], new=new)
 
     def folder(self, where: str) -> Path:
         return Path()
@@ -664,6 +721,14 @@ def read_image(
         if value.path is None:
             return value
         return replace(value, file=_find_file(value.path, table, where, boundary, [home, Path()], must_exist))
+    if isinstance(value, Path):  # made by a program, while a text may come with the data
+        if not value.is_file():
+            raise DataError(f"{where}: no image file {value}")
+        return str(value)
+    if is_picture(value) and not isinstance(value, dict):
+        return MemoryImage(value)
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes) and value["bytes"]:
+        return MemoryImage(value["bytes"])
     if isinstance(value, dict) and not value.get("bytes") and isinstance(value.get("path"), str):
         value = value["path"]  # what `datasets` writes for an image that it left where it was
     if not isinstance(value, str):

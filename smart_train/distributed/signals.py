@@ -3,6 +3,9 @@
 While it trains, the first signal finishes the step, saves, and ends with status 75; a second one ends at once.  Before
 and after training there is nothing to save, so the first one ends the process.
 
+In a Python program or notebook (``interruptible``) nothing ends the process: where a command would end at once, the
+signal does what it did before the training, which for Ctrl-C is to raise KeyboardInterrupt.
+
 A Python handler runs only when the main thread is in Python, and a rank may wait in a collective for hours.  So a
 thread reads the signals, through ``signal.set_wakeup_fd``.
 
@@ -31,7 +34,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -48,6 +51,7 @@ class Listener:
     saved: printed where the process ends at once: what is saved by then
     exit_status: of a process that is already ending; a further signal ends it at once
     number, since: the first signal received, and when
+    end: ends what is running, at once
     """
 
     def __init__(self) -> None:
@@ -56,6 +60,7 @@ class Listener:
         self.exit_status: int | None = None
         self.number = 0
         self.since = 0.0
+        self.end: Callable[[int], None] = lambda number: os._exit(128 + number)
 
     def listen(self, source: socket.socket) -> None:
         while numbers := source.recv(64):
@@ -71,7 +76,8 @@ class Listener:
             return
         if self.number or not self.training:
             _print(f"{name} {self.saved}")
-            os._exit(128 + number)
+            self.end(number)
+            return
         self.number, self.since = number, time.monotonic()
         _print(f"{name}: finishing and saving this step, then the run ends; a second signal ends it at once")
 
@@ -115,6 +121,40 @@ def stoppable() -> Iterator[None]:
         theirs.close()
         thread.join()
         ours.close()
+        _listener = None
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Receive signals within this block for a trainer that a Python program or a notebook runs.
+
+    Does nothing where ``stoppable`` receives them already, and outside of the main thread.  A process that a launcher
+    started with others is handled as by ``stoppable``, since it may wait for them when the signal comes.
+    """
+    global _listener
+    if _listener is not None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if world() > 1:
+        with stoppable():
+            yield
+        return
+    listener = _listener = Listener()
+    handled = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in handled}
+
+    def pass_on(number: int) -> None:
+        signal.signal(number, before[number])
+        signal.raise_signal(signal.Signals(number))
+
+    listener.end = pass_on
+    for number in handled:
+        signal.signal(number, lambda number, _: listener.receive(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
         _listener = None
 
 

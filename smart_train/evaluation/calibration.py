@@ -7,12 +7,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import nsmallest
+from typing import Any
 
 import torch
 
 from smart_train.config.schema import HybridBlock
 from smart_train.core.errors import EvaluationError
 from smart_train.data.collection import hash_id
+from smart_train.data.readers.python_rows import as_collection
 from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation.encode import Encoded, encode
 from smart_train.evaluation.metrics import interval, measure
@@ -33,7 +35,7 @@ ENOUGH = (
 
 def calibrate(
     encoder: Encoder,
-    collection: Collection,
+    collection: Any,
     *,
     grid: Sequence[float] = GRID,
     cut: int = 10,
@@ -45,13 +47,17 @@ def calibrate(
 ) -> tuple[HybridBlock, list[dict[str, float]]]:
     """Fit the late weight and the constants of the encoder's hybrid score on a collection, usually the dev split.
 
+    collection: a Collection, or rows as ``SmartTrainer`` takes them
     grid: late weights to try, with ``hybrid.pooled`` as it is; cut: the weight is chosen by nDCG@cut
     queries, documents: most of them that are used; of a larger collection a ``sample``, so that memory, which holds
         all token vectors of these documents, does not grow with it
     group: the ranks that share the work, as in ``evaluate``; each keeps its own documents' embeddings
     returns: a new HybridBlock, and the metric of each weight: {"late", "value", "low", "high"}
+
+    >>> encoder.late.hybrid, tried = calibrate(encoder, dev)  # doctest: +SKIP
+    >>> encoder.save_settings("runs/mine/adapter")  # doctest: +SKIP
     """
-    collection = sample(collection, queries, documents)
+    collection = sample(as_collection(collection), queries, documents)
     encoded = encode(encoder, collection, batch_size=batch_size, progress=progress, group=group)
     return calibrate_encoded(
         encoded, collection.qrels, encoder.late.hybrid, grid=grid, cut=cut, device=getattr(encoder, "device", None)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from smart_train.config.schema import HybridBlock
 from smart_train.core.embeddings import Embeddings
 from smart_train.core.progress_log import timed
+from smart_train.data.readers.python_rows import as_collection
 from smart_train.distributed.process_group import ProcessGroup
 from smart_train.evaluation.encode import Encoded, encode
 from smart_train.evaluation.metrics import Interval, Ranking, interval, measure
-from smart_train.evaluation.protocols import Collection, Encoder
+from smart_train.evaluation.protocols import Encoder
 from smart_train.evaluation.ranking import rank_views
 from smart_train.evaluation.score_histograms import ScoreObserver
 from smart_train.evaluation.scoring import MODES, Tile, checked, tiles, view
@@ -41,7 +43,7 @@ class Evaluation:
 
 def evaluate(
     encoder: Encoder,
-    collection: Collection,
+    collection: Any,
     *,
     k: Sequence[int] = (1, 5, 10),
     batch_size: int = 32,
@@ -55,6 +57,7 @@ def evaluate(
     A portion of documents is encoded, ranked and freed before the next: memory does not grow with the corpus.
 
     encoder: a SmartEncoder, or any object with ``encode_queries``, ``encode_documents`` and ``late.hybrid``
+    collection: a Collection, or rows as ``SmartTrainer`` takes them
     k: cut-offs of nDCG, recall, MRR and success; bootstrap, seed: of the 95 % intervals over queries
     group: the ranks that share the work. Every rank calls this with the same arguments and gets the Evaluation of one
         process. Each ranks all queries against its own documents; ranks exchange the queries' embeddings and, a block
@@ -62,7 +65,11 @@ def evaluate(
 
     Raises EvaluationError if no query has a relevant document, and for embeddings that are not finite, by id. What
     fails on one rank is raised on all, as EvaluationError or RankError.
+
+    >>> rows = [{"query": "what is a zebra", "positive": "a striped animal"}, ...]  # doctest: +SKIP
+    >>> evaluate(encoder, rows).metrics["hybrid"]["ndcg@10"]["value"]  # doctest: +SKIP
     """
+    collection = as_collection(collection)
     encoded = encode(encoder, collection, batch_size=batch_size, progress=progress, keep=False, group=group)
     return evaluate_encoded(
         encoded,

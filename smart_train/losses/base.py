@@ -7,7 +7,7 @@ the recipe check for what it refuses, ``smart-train doctor`` for the memory, the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -107,8 +107,9 @@ class LossTerm:
     With Matryoshka widths, a term that reads exactly one of ``scores.pooled`` and ``scores.late`` whose view it trains
     is called once a width, and the mean over widths is the cost. Everything else has the full width.
 
-    A term has no trainable parameters of its own: they would be neither trained nor saved. Checkpoints do not save
-    other state of a term either, so a resumed run starts with that of a new term.
+    A term may also be an ``nn.Module`` (``class MyTerm(LossTerm, nn.Module)``) or hold some; the trainer moves them to
+    its device. It has no trainable parameters of its own: they would be neither trained nor saved. Checkpoints do not
+    save other state of a term either, so a resumed run starts with that of a new term.
 
     >>> import torch
     >>> class HardestNegative(LossTerm):
@@ -144,6 +145,7 @@ class LossTerm:
             cls.name = cls.__name__
 
     def __init__(self, weight: float = 1.0, temperature: float | None = None) -> None:
+        super().__init__()  # of nn.Module, for a term that is both
         self.weight = weight
         if temperature is not None:
             self.temperature = temperature
@@ -241,6 +243,11 @@ def _parameters(term: LossTerm) -> list[str]:
         elif isinstance(value, Tensor) and value.requires_grad:
             names.append(name)
     return names
+
+
+def loss_modules(terms: Iterable[LossTerm]) -> list[nn.Module]:
+    """Return the modules that terms are or hold."""
+    return [one for term in terms for one in (term, *vars(term).values()) if isinstance(one, nn.Module)]
 
 
 def _number(value: Any) -> bool:

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smart_train.config.schema import HybridBlock, ObjectiveBlock
 from smart_train.core.embeddings import Embeddings
@@ -80,6 +80,16 @@ class Joint:
         if not any("pairs" in term.mean_over for term in self.terms):
             raise LossError("objective: {}; {}".format(*no_loss()))
         self.at(0.0)
+
+    def __repr__(self) -> str:
+        """Return the terms and what is scheduled.
+
+        >>> from smart_train.losses import Late, Pooled
+        >>> Joint(Pooled(), Late(temperature=0.02), schedule={"late.weight": [[0, 0.2], [1, 1]]})  # doctest: +ELLIPSIS
+        Joint(Pooled(...), Late(...), schedule={'late.weight': [[0, 0.2], [1, 1]]})
+        """
+        parts = [*map(repr, self.terms), *([f"schedule={self.schedule}"] if self.schedule else [])]
+        return f"Joint({', '.join(parts)})"
 
     @classmethod
     def from_recipe(cls, objective: ObjectiveBlock, trusted: bool = True) -> Joint:
@@ -153,7 +163,10 @@ class Joint:
     def _problems(self) -> Iterator[str]:
         for term in self.terms:
             if not isinstance(term, LossTerm):
-                yield f"{term!r} is not a loss term; subclass smart_train.losses.LossTerm"
+                kind, bases = type(term).__name__, "losses.LossTerm"
+                bases += ", nn.Module" if isinstance(term, nn.Module) else ""
+                fix = f"write class {kind}({bases}), with what it reads and trains (docs/extending.md)"
+                yield f"{term!r:.80} is not a loss term; {fix}"
                 return
             yield from (f"{term.name}: {what}; {fix}" for what, fix in declaration_problems(term))
             yield from (f"{term.name}.{option}: {what}; {fix}" for option, what, fix in term.problems())

@@ -24,6 +24,7 @@ from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import DataError, EvaluationError, ExtensionResultError
 from smart_train.data.collection import Collection, Document, HardNegatives
 from smart_train.data.identity import content_hash, known_hash
+from smart_train.data.readers.python_rows import as_collection
 from smart_train.evaluation.encode import encode, queries_in_corpus
 from smart_train.evaluation.metrics import Ranking
 from smart_train.evaluation.protocols import Encoder
@@ -142,7 +143,7 @@ class Miner(Protocol):
 
 
 def mine(
-    collection: Collection,
+    collection: Any,
     encoder: Encoder,
     options: MiningOptions | None = None,
     *,
@@ -151,11 +152,13 @@ def mine(
 ) -> MiningResult:
     """Mine hard negatives for every query that has a positive in the corpus.
 
+    collection: a Collection, or rows as ``SmartTrainer`` takes them
     miner: None = ``mine_by_score``; more: the other fields of MiningTask (held_out, reranker, batch_size, state ...)
 
     Raises DataError if no query has a positive, EvaluationError for embeddings that are not finite, and
     ExtensionResultError if the miner or the reranker returns what its protocol does not allow.
     """
+    collection = as_collection(collection)
     task = MiningTask(collection, encoder, options or MiningOptions(), **more)
     if not task.query_ids:
         raise DataError(

@@ -25,6 +25,7 @@ from smart_train.core import hub
 from smart_train.core.embeddings import Embeddings, Features, Tokens
 from smart_train.core.errors import AdapterError, BaseNotFound, Setting, SettingError, UsageError
 from smart_train.core.modality import content_size
+from smart_train.core.registry import Registry
 from smart_train.losses.similarity import scores
 from smart_train.models import saving
 from smart_train.models.base_config import CHOOSE, BaseFiles, check_no_adapter, check_one_stack, named_by_peft, readable
@@ -36,6 +37,7 @@ from smart_train.models.pooling import pooling_of, set_pooling
 from smart_train.models.preprocessing import (
     Contents,
     Role,
+    as_rows,
     by_modality,
     check_contents,
     check_patches,
@@ -49,6 +51,11 @@ from smart_train.models.safe_loading import SETTINGS, nonfinite
 from smart_train.models.token_filters import TokenFilter
 
 logger = logging.getLogger(__name__)
+
+# Publishing stands above models and is named here, so that an encoder can be published without importing it.
+PUBLISHERS = Registry(
+    "publisher", "smart_train.publishers", {"hub": "smart_train.publishing.publisher:publish_encoder"}
+)
 
 PADDED, PADDED_HALF = 1e-3, 5e-2  # largest change of a vector of length 1 by padding, in float32 and in half precision
 
@@ -353,12 +360,20 @@ class SmartEncoder(nn.Module):
 
     # -- encoding many rows
 
-    def encode_queries(self, contents: Contents, **options: Any) -> Any:
-        """Encode queries, with the query prompt and length; see ``encode``."""
+    def encode_queries(self, contents: Any, **options: Any) -> Any:
+        """Encode queries, with the query prompt and length; see ``encode``.
+
+        >>> encoder.encode_queries("how do I join paths").pooled.shape  # doctest: +SKIP
+        torch.Size([1, 384])
+        """
         return self.encode(contents, "query", **options)
 
-    def encode_documents(self, contents: Contents, **options: Any) -> Any:
-        """Encode documents, with the document prompt and length; see ``encode``."""
+    def encode_documents(self, contents: Any, **options: Any) -> Any:
+        """Encode documents, with the document prompt and length; see ``encode``.
+
+        >>> encoder.encode_documents(["a passage", "another"]).tokens.width  # doctest: +SKIP
+        384
+        """
         return self.encode(contents, "document", **options)
 
     # sentence-transformers' names for the same
@@ -367,7 +382,7 @@ class SmartEncoder(nn.Module):
 
     def encode(
         self,
-        contents: Contents,
+        contents: Any,
         role: Role,
         output: Literal["torch", "numpy"] = "torch",
         *,
@@ -379,13 +394,16 @@ class SmartEncoder(nn.Module):
     ) -> Any:
         """Encode many rows, in their order; the vectors come on the CPU.
 
+        contents: a list of rows, a tuple, a numpy array of strings, a column of a ``datasets.Dataset``, a pandas Series
+            (by position, whatever its labels); or a single row. A row is a text, a PIL image, a pathlib.Path of an
+            image, or {"text": ..., "image": ...}. A single row gives Embeddings of one row.
         output: "torch" gives Embeddings, "numpy" a pair (pooled [rows, D], list of one [tokens, d] array a row)
         batch_size: changes speed and memory, never a vector
         progress: True for a bar, or a wrapper of the iterable of batches
         dtype: how tokens are kept (float16 halves them; pooled vectors stay float32)
         pooled_dim, token_dim: Matryoshka cuts, normalised again
         """
-        embeddings = self._encode(contents, role, batch_size, progress, dtype, pooled_dim, token_dim)
+        embeddings = self._encode(as_rows(contents), role, batch_size, progress, dtype, pooled_dim, token_dim)
         if output == "numpy":
             return embeddings.pooled.numpy(), [np.asarray(row) for row in embeddings.tokens.rows()]
         return embeddings
@@ -437,8 +455,38 @@ class SmartEncoder(nn.Module):
         return scores(q, x, mode, self.late.hybrid)
 
     def similarity(self, queries: Any, documents: Any) -> Tensor:
-        """Return [B, N] hybrid scores, as ``score`` does; sentence-transformers' name for it."""
+        """Return [B, N] hybrid scores, as ``score`` does; sentence-transformers' name for it.
+
+        >>> encoder.similarity("a question", ["a passage", "another"]).shape  # doctest: +SKIP
+        torch.Size([1, 2])
+        """
         return self.score(queries, documents)
+
+    def __repr__(self) -> str:
+        """Return the encoder in a few lines; ``print(encoder.st)`` shows every module.
+
+        >>> SmartEncoder("sentence-transformers/all-MiniLM-L6-v2", lora={"r": 8})  # doctest: +SKIP
+        SmartEncoder(
+          base: sentence-transformers/all-MiniLM-L6-v2
+          pooled: 384 dimensions, mean pooling
+          tokens: 384 dimensions, layer -1, head none
+          trains: 147,456 of 22,860,672 parameters (lora, r 8)
+          on: cpu, torch.float32
+        )
+        """
+        weights = [(p.numel(), p.requires_grad) for p in self.parameters()]
+        trained, adapter = sum(size for size, trains in weights if trains), self.adapter
+        how = "no adapter" if adapter is None else adapter.kind + (f", r {adapter.r}" if adapter.kind == "lora" else "")
+        layer = self.late.layer if isinstance(self.late.layer, int) else f"mix of {self.late.layer}"
+        trains = f"{trained:,} of" if adapter is not None or list(self.head.parameters()) else "none of"
+        lines = {
+            "base": self.settings.base,
+            "pooled": f"{self.pooled_width} dimensions, {self.pooling or 'no'} pooling",
+            "tokens": f"{self.token_width} dimensions, layer {layer}, head {self.late.head.type}",
+            "trains": f"{trains} {sum(size for size, _ in weights):,} parameters ({how})",
+            "on": f"{self.device}, {self.backbone.dtype}",
+        }
+        return "SmartEncoder(\n" + "".join(f"  {name}: {value}\n" for name, value in lines.items()) + ")"
 
     # -- folders
 
@@ -448,6 +496,21 @@ class SmartEncoder(nn.Module):
         state: gathered full tensors by parameter name, where the encoder in memory is sharded
         """
         return saving.save(self, Path(folder).expanduser(), state)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, license: str | None = None, **options: Any) -> str:
+        """Save the encoder, compare it with what is reloaded, and upload it with a card; return the address.
+
+        repo_id: owner/name, created if it is missing; private: the repository must not be public
+        license: of the adapter, for the card
+        options: ``dry_run``, ``branch``, ``tag``, ``message`` and ``export``, as ``smart_train.publish`` takes them.
+            ``smart_train.publish("runs/mine", "me/mine")`` uploads a run's folder, with the metrics of the run.
+        Raises PublishError where a file holds a path or a secret, or the Hub refuses it, and AdapterError where the
+        encoder has no adapter, or is not the same when reloaded.
+
+        >>> encoder.push_to_hub("me/mine", license="apache-2.0")  # doctest: +SKIP
+        """
+        publish = PUBLISHERS.resolve("hub")
+        return str(publish(self, repo_id, private=private, license=license, **options))
 
     def save_settings(self, folder: str | Path) -> None:
         """Rewrite the ``late`` block of smart_train.json alone: the hybrid's weights and constants after a calibration.

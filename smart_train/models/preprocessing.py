@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 from torch import nn
@@ -60,11 +61,22 @@ def check_patches(processor: Any, config: Any, base: str) -> None:
             raise BaseNotFound(what, "download or copy its processor files and its config.json again")
 
 
+def as_rows(contents: Any) -> Any:
+    """Return contents as rows by position: a single one as a list, a pandas Series or numpy array as its values.
+
+    >>> as_rows("a text"), as_rows(("a", "b"))
+    (['a text'], ('a', 'b'))
+    """
+    if isinstance(contents, str | dict | Path | Image.Image) or getattr(contents, "shape", None) == ():
+        return [contents if not hasattr(contents, "tolist") else contents.tolist()]
+    if isinstance(contents, np.ndarray) or (hasattr(contents, "iloc") and getattr(contents, "ndim", 0) == 1):
+        return contents.tolist()  # a Series takes a number for a label, not for a place
+    return contents
+
+
 def check_contents(contents: Any, modalities: Sequence[Any]) -> None:
     """Raise UsageError, with the row, for what is no list of contents that a base of these modalities reads."""
     kind = type(contents).__name__
-    if isinstance(contents, str | dict | Path | Image.Image):
-        raise UsageError(f"contents is a list of rows, and this is a single {kind}; write [row]")
     if not hasattr(contents, "__len__") or not hasattr(contents, "__getitem__"):
         raise UsageError(f"contents is a list of rows, and this is {kind}; write list(...) around it")
     read = {name for one in modalities for name in ([one] if isinstance(one, str) else one)}

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smart_train.core.errors import AdapterError, BaseNotFound, PublishError, checks
 from smart_train.core.secrets import Files, check_private
@@ -20,7 +20,10 @@ from smart_train.publishing.run_record import examples_section, read_facts
 from smart_train.publishing.upload import Target, check_access, upload
 from smart_train.publishing.upload_files import check_verified, collect, find_adapter, freeze, read_json
 
-__all__ = ["PublishError", "check_access", "prepare", "publish"]
+if TYPE_CHECKING:
+    from smart_train.models.encoder import SmartEncoder
+
+__all__ = ["PublishError", "check_access", "prepare", "publish", "publish_encoder"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +54,7 @@ def publish(
     AdapterError if plain sentence-transformers reads other vectors from it.
     """
     with checks():
-        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo):
-            raise PublishError(f"{repo} is no name of a repository; write it as owner/name; nothing was sent")
+        check_name(repo)
         folder, run = find_adapter(Path(source))
         check_verified(folder)
         if not dry_run:
@@ -70,6 +72,32 @@ def publish(
         address, commit = upload(files, target, folder)
     logger.info("published: %s\ncommit: %s", address, commit)
     return address
+
+
+def publish_encoder(encoder: SmartEncoder, repo: str, **options: Any) -> str:
+    """Save an encoder that is in memory, verify it, and publish it; return the repository's address.
+
+    The card has no measurements: those are in a run's folder, which ``publish`` takes.
+    options: those of ``publish``
+    Raises AdapterError where the reloaded encoder gives other vectors, and what ``publish`` raises.
+    """
+    with checks():
+        check_name(repo)
+        if not options.get("dry_run"):
+            check_access()
+    from smart_train.models.verification import reference_inputs, verify
+
+    with TemporaryDirectory(prefix="smart-train-") as made:
+        folder = encoder.save_pretrained(Path(made) / "adapter")
+        contents = dict(reference_inputs(encoder))
+        verify(encoder, folder, contents["query"], contents["document"])
+        return publish(folder, repo, **options)
+
+
+def check_name(repo: str) -> None:
+    """Raise PublishError for what cannot name a repository."""
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo):
+        raise PublishError(f"{repo} is no name of a repository; write it as owner/name; nothing was sent")
 
 
 def check_read_plainly(folder: Path) -> None:

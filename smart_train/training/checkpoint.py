@@ -304,6 +304,8 @@ class CheckpointManager(TrainerCallback):
             args.eval_on_start = False
             self._warn(["training.eval_on_start is ignored: it was done before the first step"])
         self._reset(folder)
+        if args.process_index == 0:
+            logger.info("resumed from %s, after step %s", folder, read_manifest(folder).get("step", "?"))
         return folder
 
     def _check_digests(self, folder: Path, suffixes: tuple[str, ...] = ("",)) -> None:

@@ -18,15 +18,12 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from smart_train.core.disk import disk_fault
 from smart_train.core.errors import CheckpointError
 from smart_train.distributed import signals
 from smart_train.distributed.process_group import CollectError, ProcessGroup, describe
-
-if TYPE_CHECKING:
-    from smart_train.training.trainer import SmartTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +34,17 @@ OTHER_FILES = 32 * 2**20  # bytes: tokenizer and settings, for the estimate of w
 FAULT = "disk: "  # begins what a rank reports of a disk, apart from any other error
 
 
-def save_trained(trainer: SmartTrainer, folder: Path) -> Path:
+class Trainer(Protocol):
+    """What is asked of a trainer here."""
+
+    args: Any
+    parameter_counts: Any
+
+    def save_model(self, output_dir: str | None = None) -> None:
+        """Save the encoder's folder; every rank calls it."""
+
+
+def save_trained(trainer: Trainer, folder: Path) -> Path:
     """Save the trainer's encoder in ``folder``, or else where this module says; return where.  Every rank must call it.
 
     Raises:
@@ -75,7 +82,7 @@ def _second_place(folder: Path) -> Path | None:
     return None
 
 
-def _save(trainer: SmartTrainer, place: Path) -> str | None:
+def _save(trainer: Trainer, place: Path) -> str | None:
     """Save once; return why the disk did not take it, on every rank alike, after deleting what it took."""
 
     def attempt() -> None:
@@ -107,7 +114,7 @@ def _check_spare(place: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def _needed(trainer: SmartTrainer) -> int:
+def _needed(trainer: Trainer) -> int:
     """Return about how many bytes the folder takes: trained weights are float32."""
     return 4 * trainer.parameter_counts["trainable"] + OTHER_FILES + SPARE
 

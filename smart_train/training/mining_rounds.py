@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +21,16 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from smart_train.config.schema import MiningBlock
 from smart_train.core.atomic_io import replacing
 from smart_train.core.bounded_json import load_json
 from smart_train.core.disk import disk_fault
 from smart_train.core.errors import TrainingStopped
 from smart_train.data.collection import Collection
 from smart_train.distributed.process_group import ProcessGroup, describe
+from smart_train.mining.extensions import MINERS, RERANKERS, load_callable
+from smart_train.mining.folder import round_miner
+from smart_train.mining.selection import MiningOptions
 from smart_train.models.encoder import SmartEncoder
 
 logger = logging.getLogger(__name__)
@@ -119,6 +123,23 @@ class FreshCollator:
             return inputs
         self.remade += 1
         return self.collate(origin.rows)
+
+
+def miner_of(options: MiningBlock, train: Collection, others: Sequence[Collection] = (), batch_size: int = 32) -> Miner:
+    """Return what mines as a recipe's block ``mining`` says.
+
+    train: the collection to mine for; others: those it is measured on, whose answers are no candidates
+    """
+    names = ("k", "mode", "max_relative", "margin", "skip_top", "window", "sampling")
+    chosen = MiningOptions(**{name: getattr(options, name) for name in names}, range=(options.first, options.last))
+    return round_miner(
+        train,
+        others,
+        chosen,
+        batch_size,
+        miner=None if options.miner is None else load_callable(MINERS, options.miner),
+        reranker=None if options.reranker is None else load_callable(RERANKERS, options.reranker),
+    )
 
 
 class MiningRounds(TrainerCallback):

@@ -67,6 +67,7 @@ class NonfiniteGuard(TrainerCallback):
         self.run_dir = run_dir
         self.limit, self.skipped = limit, SkippedSteps()
         self.signal = 0  # that some rank received
+        self.from_recipe = False  # else a Python program made the trainer, and resumes it
         self.losses: list[tuple[Loss, Batch]] = []  # of the current step
 
     # -- in a step
@@ -172,18 +173,21 @@ class NonfiniteGuard(TrainerCallback):
         """Write to stopped.json how to resume, and end every rank."""
         path, name = _checkpoint(args, state), signal.Signals(self.signal).name
         key = f"training.resume_from_checkpoint={path}"
+        how = f"the same command and {key}" if self.from_recipe else "trainer.train(resume_from_checkpoint=True)"
         if state.is_world_process_zero:
-            arguments = [word for word in sys.argv[1:] if not word.startswith("training.resume_from_checkpoint=")]
-            how = f"the same command, with {key}"
             facts = {"signal": name, "step": state.global_step, "checkpoint": str(path), "resume": how}
-            text = json.dumps({**facts, "arguments": [*arguments, key]}, indent=2) + "\n"
+            if self.from_recipe:
+                words = [word for word in sys.argv[1:] if not word.startswith("training.resume_from_checkpoint=")]
+                facts["arguments"] = [*words, key]
+            text = json.dumps(facts, indent=2) + "\n"
             try:
                 with replacing(self.run_dir / STOPPED) as part:
                     part.write_text(text, encoding="utf8")
             except OSError as error:  # the checkpoint is there, and the other ranks wait
                 logger.warning("%s could not be written (%s)", self.run_dir / STOPPED, error.strerror)
         ProcessGroup().barrier()  # the rank that ends first has its launcher end the others
-        raise Preempted(f"{name}: stopped after step {state.global_step}; resume with the same command and {key}")
+        saved = "" if self.from_recipe else f", which is saved in {path}"
+        raise Preempted(f"{name}: stopped after step {state.global_step}{saved}; resume with {how}")
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

@@ -70,7 +70,7 @@ def check_optimizer_options(args: SmartTrainingArguments, given: Mapping[str, An
     """Raise SettingError for a key of optimizer or schedule that changes neither of them: Adam's averages beside
     ``optim: sgd``, a misspelt name in ``optim_args``, a warm-up of a constant rate."""
     with tempfile.TemporaryDirectory() as folder, untouched_random_states():
-        usual = SmartTrainingArguments(folder, use_cpu=args.use_cpu)
+        usual = SmartTrainingArguments(folder, use_cpu=args.use_cpu, warmup_steps=0)
         names = [name for name in (*HONOURED["optimizer"], "lr_scheduler_kwargs", "warmup_steps") if name in given]
         for name in names:
             less = _without(args, usual, name)

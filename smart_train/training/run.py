@@ -20,7 +20,6 @@ import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +51,14 @@ from smart_train.evaluation.report.metric_tables import table
 from smart_train.evaluation.report.metrics_json import differences, write_metrics
 from smart_train.evaluation.retrieval import Evaluation, evaluate
 from smart_train.losses.joint import Joint
-from smart_train.mining.extensions import MINERS, RERANKERS, load_callable
-from smart_train.mining.folder import round_miner
-from smart_train.mining.selection import MiningOptions
 from smart_train.models.encoder import SmartEncoder
-from smart_train.models.verification import verify
 from smart_train.publishing.publisher import check_access, publish
-from smart_train.training.arguments import SmartTrainingArguments, training_arguments
+from smart_train.training.arguments import SmartTrainingArguments, learning_rates, training_arguments
 from smart_train.training.batch_size import check_batch, check_pages, check_steps, check_stream, with_batch_share
 from smart_train.training.callbacks.early_stopping import check_best_is_measured
 from smart_train.training.dataloader import check_accelerator, plan_batches, stream_batches
 from smart_train.training.engine import check_launched, check_quantised, is_sharded, prepare_deepspeed
-from smart_train.training.final_save import save_trained
 from smart_train.training.measured_rows import MeasuredRows, dependencies
-from smart_train.training.mining_rounds import MiningRounds
 from smart_train.training.optimizer import steps_of
 from smart_train.training.rehearsal import refused, rehearse, warn_of_warmup
 from smart_train.training.run_dir import owned_run_dir, resumed_run, warn_of_other_data
@@ -136,7 +129,7 @@ def _run(recipe: Recipe, output: Path) -> dict[str, Any]:
         write_run_metadata(output, recipe, vars(splits), trainer)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     lost = trainer.checkpoints.lost
-    encoder, adapter = save_and_reload(trainer, splits, recipe, output)
+    encoder, adapter = save_and_reload(trainer, recipe, output)
     if recipe.evaluation.after:
         rows["trained"] = _evaluate_row("trained", encoder, splits, recipe, adapter if main else None)
     leave_process_group()
@@ -164,8 +157,12 @@ def make_arguments(recipe: Recipe, output: Path) -> SmartTrainingArguments:
     """Make the training arguments.  This joins the processes, where there are several."""
     prepare_deepspeed(bool(recipe.training.get("deepspeed")))
     block = with_batch_share(recipe.training, recipe.objective)
+    head = recipe.late.head.type != "none" or isinstance(recipe.late.layer, list)
+    rates = learning_rates(recipe.adapter.kind, head, block)
+    for name, rate in rates.items() if rank() == 0 else ():
+        logger.info("training.%s is not given: %g, the default of adapter.kind %s", name, rate, recipe.adapter.kind)
     try:
-        args = training_arguments(block, output)
+        args = training_arguments({**block, **rates}, output)
     except SmartTrainError:
         raise
     except Exception as error:  # of transformers, accelerate or torch, beyond what checks/training.py could try
@@ -334,8 +331,9 @@ def make_trainer(
         run_dir=output,
         tracker_config=plain(recipe),
     )
+    trainer.nonfinite.from_recipe = True
     if recipe.mining.rounds and not isinstance(splits.train, RowStream):
-        _add_mining_rounds(trainer, splits.train, splits, recipe, output)
+        _add_mining_rounds(trainer, splits, recipe, output)
     for line in trainer.engine.describe():
         logger.info("%s", line)
     counts = trainer.parameter_counts
@@ -361,37 +359,23 @@ def _pair_groups(recipe: Recipe, collection: Collection, args: SmartTrainingArgu
     return groups
 
 
-def _add_mining_rounds(trainer: SmartTrainer, train: Collection, splits: Splits, recipe: Recipe, output: Path) -> None:
+def _add_mining_rounds(trainer: SmartTrainer, splits: Splits, recipe: Recipe, output: Path) -> None:
     """Mine hard negatives anew during training."""
-    options = recipe.mining
-    names = ("k", "mode", "max_relative", "margin", "skip_top", "window", "sampling")
-    chosen = MiningOptions(**{name: getattr(options, name) for name in names}, range=(options.first, options.last))
-    mine = round_miner(
-        train,
-        [splits.dev, splits.test],
-        chosen,
-        recipe.evaluation.batch_size,
-        miner=None if options.miner is None else load_callable(MINERS, options.miner),
-        reranker=None if options.reranker is None else load_callable(RERANKERS, options.reranker),
-    )
     folder = output / "negatives"
     earlier = (resumed_run(recipe, output) or output) / "negatives"
     if rank() == 0 and earlier.is_dir() and earlier.resolve() != folder.resolve():
         shutil.copytree(earlier, folder, dirs_exist_ok=True)  # of the resumed run, wherever it was moved
-    MiningRounds(trainer, train, mine, folder, rounds=options.rounds, start=options.start)  # adds itself
+    trainer.add_mining_rounds(recipe.mining, [splits.dev, splits.test], folder, recipe.evaluation.batch_size)
 
 
-def save_and_reload(trainer: SmartTrainer, splits: Splits, recipe: Recipe, output: Path) -> tuple[SmartEncoder, Path]:
+def save_and_reload(trainer: SmartTrainer, recipe: Recipe, output: Path) -> tuple[SmartEncoder, Path]:
     """Save the adapter, reload it in a fresh object and compare its vectors.
 
     Returns (the reloaded encoder, its folder), which is another one where OUTPUT could not be written
     (training/final_save.py).
     """
     main, encoder = trainer.is_world_process_zero(), trainer.encoder
-    folder = save_trained(trainer, output / "adapter")
-    encoder.late.hybrid = replace(recipe.late.hybrid)
-    if main or trainer.engine.sharded:
-        verify(encoder, folder, *_reference_inputs(splits), main=main, half=trainer.engine.half)
+    folder = trainer.save_verified(output / "adapter")
     every = ProcessGroup().exchange(encoder.cut_rows)
     cut = {role: sum(rows[role] for rows in every) for role in encoder.cut_rows}
     if main and any(cut.values()):
@@ -409,14 +393,6 @@ def save_and_reload(trainer: SmartTrainer, splits: Splits, recipe: Recipe, outpu
         trust_extensions=recipe.late.extensions,
     )
     return reloaded, folder
-
-
-def _reference_inputs(splits: Splits, count: int = 8) -> tuple[list[Any], list[Any]]:
-    """Return a few queries and documents, whose vectors must be equal after reloading."""
-    train = splits.train.head(count) if isinstance(splits.train, RowStream) else splits.train
-    split = splits.dev if splits.dev.queries else train
-    documents = [document.content() for document in islice(split.corpus.values(), count)]
-    return list(islice(split.queries.values(), count)), documents
 
 
 # -- the end

@@ -17,6 +17,7 @@ from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import NothingToResume, SettingError
 from smart_train.core.folder_lock import NAME as LOCK
 from smart_train.core.folder_lock import FolderLock
+from smart_train.training.arguments import RATES
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ NO_EFFECT += tuple(f"training.dataloader_{name}" for name in ("num_workers", "pr
 
 # Keys that a checkpoint's optimizer and schedule hold: loading them would keep the old value, whatever is written.
 HELD: dict[str, Any] = {name: None for name in ("head_learning_rate", "optim_args", "lr_scheduler_kwargs")}
-HELD |= {"learning_rate": 5e-5, "weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
+HELD |= {"learning_rate": None, "weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 HELD |= {"optim": "adamw_torch_fused", "lr_scheduler_type": "cosine"}  # defaults, of a key that is not written
 
 
@@ -123,7 +124,7 @@ def _check_held(run: Path, recipe: Recipe) -> None:
         name = key.removeprefix("training.")
         if key == name or name.split(".")[0] not in HELD:
             continue
-        default = HELD.get(name)
+        default = RATES[recipe.adapter.kind] if name == "learning_rate" else HELD.get(name)
         was, now = (default if value is None else value for value in (was, now))
         if was != now:
             what = f"is {now}, but the run was started with {was}, which its checkpoint's optimizer and schedule hold"

@@ -8,36 +8,43 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
 
-from smart_train.config.schema import AdapterBlock, ObjectiveBlock
+from smart_train.config.schema import AdapterBlock, MiningBlock, ObjectiveBlock
 from smart_train.config.training_arguments import check_idle
+from smart_train.config.typed_values import make_block
 from smart_train.core.embeddings import Batch, Embeddings, Features
 from smart_train.core.errors import FolderInUse, SettingError, TrainingStopped, UsageError
 from smart_train.core.folder_lock import own
-from smart_train.data.batch_sampler import PairGroups
+from smart_train.core.terminal_log import show_log
+from smart_train.data.batch_sampler import PairGroups, pair_groups
 from smart_train.data.collate import Collator, Pairs, TruncatingPreprocess
 from smart_train.data.collection import Collection
-from smart_train.data.streaming import BatchNumbers, RowStream, StreamCollator, StreamedBatches, as_stream
+from smart_train.data.readers.python_rows import NamedRows, read_named, read_together
+from smart_train.data.streaming import BatchNumbers, StreamCollator, StreamedBatches, as_stream
 from smart_train.distributed.process_group import CollectError, ProcessGroup
+from smart_train.distributed.signals import interruptible
 from smart_train.evaluation.retrieval import evaluate
+from smart_train.losses.base import loss_modules
 from smart_train.losses.joint import Joint, Loss
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.preprocessing import Role
-from smart_train.training.arguments import SmartTrainingArguments
+from smart_train.models.verification import DOCUMENTS, QUERIES, verify
+from smart_train.training.arguments import SmartTrainingArguments, defaults_in_use, learning_rates
 from smart_train.training.batch_size import check_batch, check_pages, check_steps, check_stream, chunk_rows, splitter
-from smart_train.training.callbacks.early_stopping import EarlyStopping, check_best_is_measured
+from smart_train.training.callbacks.early_stopping import EarlyStopping, check_best_is_measured, check_best_is_named
 from smart_train.training.callbacks.first_step import FirstStepCheck, check_trainable
 from smart_train.training.callbacks.logging import JsonLogger, MetricMeans, batch_counts
 from smart_train.training.callbacks.progress import ProgressReporter
@@ -56,11 +63,12 @@ from smart_train.training.dataloader import (
     worker_errors,
 )
 from smart_train.training.engine import Engine, full_state_dict, full_tensor, restore_order
+from smart_train.training.final_save import save_trained
 from smart_train.training.gradcache import cached_backward
 from smart_train.training.loss_step import LossStep, token_dtype
+from smart_train.training.mining_rounds import MiningRounds, miner_of
 from smart_train.training.nonfinite import NonfiniteGuard, SkipBatch
 from smart_train.training.optimizer import same_options, weight_groups
-from smart_train.training.train_dataset import to_collection
 from smart_train.training.weights import train_in_float32
 
 logger = logging.getLogger(__name__)
@@ -72,18 +80,89 @@ KEEP_LAST_GRAPH = 128
 Evaluator = Callable[[SmartEncoder], dict[str, float]]
 
 
+def _check_model(model: SmartEncoder, args: SmartTrainingArguments) -> AdapterBlock:
+    """Return what of the encoder is trained; raise TrainingStopped where that is nothing, or cannot be here."""
+    check_idle(args)
+    if args.n_gpu > 1:
+        raise TrainingStopped(
+            f"one process sees {args.n_gpu} GPUs, and torch's DataParallel would take a batch's rows apart; write "
+            f"accelerate launch --multi_gpu --num_processes {args.n_gpu} ..., or set CUDA_VISIBLE_DEVICES=0"
+        )
+    if model.adapter is None and not list(model.head.parameters()):
+        raise TrainingStopped(
+            "the encoder has neither an adapter nor a late head, so there is nothing to train; make it with "
+            'SmartEncoder(base, lora={"r": 32}), or with adapter={"kind": "full"}'
+        )
+    return model.adapter or AdapterBlock(kind="frozen")
+
+
+def _report_limits(model: SmartEncoder, query_tokens: int | None, document_tokens: int | None) -> None:
+    """Warn where texts of the training are to be longer than the encoder reads."""
+    limits: dict[Role, int | None] = {"query": query_tokens, "document": document_tokens}
+    for role, limit in limits.items():
+        reads = model.reading_limit(role)
+        if limit is not None and reads is not None and limit > reads:
+            logger.warning(
+                "%s_tokens for training is %d, and the encoder reads %d; texts are cut at %d; to read more, set "
+                "model.%s_tokens: %d",
+                *(role, limit, reads, reads, role, limit),
+            )
+
+
+def _pair_groups(
+    rows: NamedRows,
+    pairs: Pairs,
+    args: SmartTrainingArguments,
+    mixed: bool,
+    weights: Mapping[str, float] | None,
+    temperature: float,
+) -> PairGroups:
+    """Return which pairs may share a batch, and log what follows.
+
+    Raises SettingError for weights of data sets that are not there, and where not one batch can be filled.
+    """
+    unknown = (weights or {}).keys() - rows.sources.keys()
+    if unknown:
+        what = f"names {', '.join(sorted(unknown))}, and the train data sets are {', '.join(rows.sources) or 'one'}"
+        raise SettingError("source_weights", what, "name the keys of train_dataset")
+    groups = pair_groups(rows.collection, pairs.rows)
+    if rows.sources and not mixed:
+        sources = {name: np.array(places, dtype=np.int64) for name, places in rows.sources.items()}
+        groups = replace(groups, sources=sources, weights=dict(weights or {}), temperature=temperature)
+    if args.process_index == 0:
+        if rows.sources:
+            sizes = ", ".join(f"{name} ({len(places):,} pairs)" for name, places in rows.sources.items())
+            how = "a batch mixes them" if mixed else "a batch is of one of them; mix_datasets=True mixes them"
+            logger.info("train data sets: %s; %s", sizes, how)
+        for line in plan_batches(groups, args).summary():
+            logger.info("batches: %s", line)
+    return groups
+
+
 class SmartTrainer(Trainer):
-    """Trains a SmartEncoder on pairs of a query and a relevant document.
+    """Train a SmartEncoder on pairs of a query and a relevant document.
+
+    Progress is shown as a bar on a terminal and in a notebook, else as lines; log.jsonl in ``run_dir`` has every value.
+    Ctrl-C finishes the step, saves a checkpoint and raises Preempted, which says how to resume.
 
     Args:
         model: the encoder, with its adapter.
         args: ``smart_train.TrainingArguments``; None = its defaults, with checkpoints in ``trainer_output``.
-        train_dataset: a Collection, or rows of texts (a ``datasets.Dataset`` or a list of dicts): query, positive and
-            negatives by column name, else by position (training/train_dataset.py).  Or rows that are read while
-            training: a ``smart_train.RowStream`` or a ``datasets.IterableDataset``, with ``max_steps`` in ``args``.
-        eval_dataset: the same, ranked at every evaluation; the metrics are ``pooled/ndcg@10``, ``late/recall@1`` ...
+        train_dataset: a ``datasets.Dataset``, a ``pandas.DataFrame``, a list of dicts, or a Collection: query, positive
+            and negatives by column name, else by position, with labels or scores as sentence-transformers has them
+            (data/readers/python_rows.py). Or a dict of such data sets by name; a batch is of one of them. Or rows that
+            are read while training: a ``smart_train.RowStream`` or a ``datasets.IterableDataset``, with ``max_steps``.
+        eval_dataset: the same, ranked at every evaluation; the metrics are ``eval_pooled/ndcg@10``,
+            ``eval_late/recall@1`` ..., of a dict of data sets ``eval_NAME_pooled/ndcg@10``.
         loss: ``losses.Joint``; None = the loss that ``objective`` describes.
         callbacks: of transformers, added to this trainer's own.
+        columns: which column is what, where the names do not say it: {"query": "title", "document": "body"}; also
+            "image", "id", "scores", "label"; "" for none. For both data sets.
+        mix_datasets: of several train data sets, pairs of all of them share a batch; False = a batch is of one.
+        source_weights, source_temperature: of several, how often each is drawn; by default every pair once an epoch
+            (data/batch_sampler.py).
+        mining: mine hard negatives during training, as a recipe's block ``mining``: {"rounds": 2, "start": True}. The
+            answers of ``eval_dataset`` are never mined.
         objective: batch size over all GPUs, chunks, gathering and false negatives, as a recipe's block ``objective``;
             None = its defaults.
         negatives: hard negatives per query in a batch; None = as many as a row has, and 0 for a Collection.
@@ -95,7 +174,7 @@ class SmartTrainer(Trainer):
         evaluator: ranks in place of ``eval_dataset``: encoder -> {"pooled/ndcg@10": value, ...}.
         gradient_caching: memory follows a chunk instead of the batch (training/gradcache.py); None = where the loss
             gives a batch size.  A frozen backbone keeps no activations and gets one plain pass.
-        pair_groups: which pairs may share a batch (data/batch_sampler.py); None = random batches.
+        pair_groups: which pairs may share a batch (data/batch_sampler.py); None = no document twice in a batch.
         patience: evaluations without a new best, after which training ends; None = never.
         run_dir: folder of log.jsonl, of the trackers' files, and of stopped.json; None = ``args.output_dir``.
         tracker_config: stored by the trackers of ``report_to`` with the run; "name" in it names the run.
@@ -110,7 +189,7 @@ class SmartTrainer(Trainer):
     >>> pairs = [{"query": "what is a zebra", "positive": "a striped animal"}, ...]  # doctest: +SKIP
     >>> trainer = SmartTrainer(model, TrainingArguments("runs/mine", max_steps=100), pairs)  # doctest: +SKIP
     >>> trainer.train()  # doctest: +SKIP
-    >>> model.save_pretrained("runs/mine/adapter")  # doctest: +SKIP
+    >>> trainer.save_verified("runs/mine/adapter")  # doctest: +SKIP
     """
 
     args: SmartTrainingArguments
@@ -119,12 +198,17 @@ class SmartTrainer(Trainer):
         self,
         model: SmartEncoder,
         args: SmartTrainingArguments | None = None,
-        train_dataset: Collection | RowStream | Dataset[Any] | Sequence[Mapping[str, Any]] | None = None,
-        eval_dataset: Collection | Dataset[Any] | Sequence[Mapping[str, Any]] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
         loss: Joint | None = None,
         callbacks: Sequence[TrainerCallback] | None = None,
         *,
-        objective: ObjectiveBlock | None = None,
+        columns: Mapping[str, str] | None = None,
+        mix_datasets: bool = False,
+        source_weights: Mapping[str, float] | None = None,
+        source_temperature: float = 1.0,
+        mining: MiningBlock | Mapping[str, Any] | None = None,
+        objective: ObjectiveBlock | Mapping[str, Any] | None = None,
         negatives: int | None = None,
         query_tokens: int | None = None,
         document_tokens: int | None = None,
@@ -136,84 +220,79 @@ class SmartTrainer(Trainer):
         gradient_caching: bool | None = None,
         pair_groups: PairGroups | None = None,
         patience: int | None = None,
-        run_dir: Path | None = None,
+        run_dir: str | Path | None = None,
         tracker_config: Mapping[str, Any] | None = None,
     ) -> None:
+        show_log()
         args = args or SmartTrainingArguments("trainer_output")
-        objective = objective or ObjectiveBlock()
-        check_idle(args)
-        if args.n_gpu > 1:
-            raise TrainingStopped(
-                f"one process sees {args.n_gpu} GPUs, and torch's DataParallel would take a batch's rows apart; write "
-                f"accelerate launch --multi_gpu --num_processes {args.n_gpu} ..., or set CUDA_VISIBLE_DEVICES=0"
-            )
-        if model.adapter is None and not list(model.head.parameters()):
-            raise TrainingStopped(
-                "the encoder has neither an adapter nor a late head, so there is nothing to train; make it with "
-                'SmartEncoder(base, lora={"r": 32}), or with adapter={"kind": "full"}'
-            )
-        adapter = model.adapter or AdapterBlock(kind="frozen")
+        objective = make_block(ObjectiveBlock, objective, "objective")
+        mining = make_block(MiningBlock, mining, "mining")
+        adapter = _check_model(model, args)
+        rates = learning_rates(adapter.kind, bool(list(model.head.parameters())), vars(args))
+        for name, rate in rates.items():
+            setattr(args, name, rate)
         self.parameter_counts = check_trainable(model, adapter)
         train_in_float32(model)
         wants_caching = objective.batch is not None if gradient_caching is None else gradient_caching
         self.gradient_caching = wants_caching and adapter.kind != "frozen"
         check_batch(args, objective.batch, self.gradient_caching)
-        self.evaluator = evaluator or self._make_evaluator(eval_dataset, eval_k, eval_batch_size)
-        check_best_is_measured(args, self.evaluator is not None, patience)
 
-        limits: dict[Role, int | None] = {"query": query_tokens, "document": document_tokens}
-        for role, limit in limits.items():
-            reads = model.reading_limit(role)
-            if limit is not None and reads is not None and limit > reads:
-                logger.warning(
-                    "%s_tokens for training is %d, and the encoder reads %d; texts are cut at %d; to read more, set "
-                    "model.%s_tokens: %d",
-                    *(role, limit, reads, reads, role, limit),
-                )
-        stream = as_stream(train_dataset) if data_collator is None else None
+        given = {} if eval_dataset is None else read_named(eval_dataset, "eval_dataset", columns)
+        self.eval_collections = {name: collection for name, (collection, _) in given.items()}
+        self.evaluator = evaluator or self._make_evaluator(eval_k, eval_batch_size)
+        check_best_is_measured(args, self.evaluator is not None, patience)
+        check_best_is_named(args, self.eval_collections, patience)
+        self.train_collection: Collection | None = None
+        self.stream = as_stream(train_dataset, columns) if data_collator is None else None
         self.stream_progress: StreamProgress | None = None
-        if stream is not None:
-            check_stream(args, stream)
-            if pair_groups is not None:
-                raise UsageError("pair_groups needs all pairs, and train_dataset is a stream; leave it out")
-            train_dataset = stream_batches(stream, args)
-            self.stream_progress = StreamProgress(train_dataset, args.process_index == 0)
-        if data_collator is None:
-            collection, in_a_row = (
-                to_collection(train_dataset, "train_dataset")
-                if stream is None
-                else (Collection(stream.name, {}, {}, {}), stream.data.negatives)  # filled for each batch
-            )
-            if stream is None:
-                train_dataset = Pairs(collection)
-                check_steps(args, len(train_dataset))
-            check_pages(objective, stream or collection)
+        if data_collator is not None:
+            dataset = Pairs(train_dataset) if isinstance(train_dataset, Collection) else train_dataset
+        else:
+            if self.stream is None:
+                rows = read_together(train_dataset, "train_dataset", columns)
+                self.train_collection = collection = rows.collection
+                in_a_row = rows.negatives
+                dataset = Pairs(rows.collection)
+                check_steps(args, len(dataset))
+                check_pages(objective, rows.collection)
+                if pair_groups is None:
+                    pair_groups = _pair_groups(rows, dataset, args, mix_datasets, source_weights, source_temperature)
+            else:
+                if pair_groups is not None:
+                    raise UsageError("pair_groups needs all pairs, and train_dataset is a stream; leave it out")
+                check_stream(args, self.stream)
+                check_pages(objective, self.stream)
+                in_a_row = self.stream.data.negatives
+                collection = Collection(self.stream.name, {}, {}, {})  # filled for each batch
+                dataset = stream_batches(self.stream, args)
+                self.stream_progress = StreamProgress(dataset, args.process_index == 0)
+            _report_limits(model, query_tokens, document_tokens)
             collate = Collator(
                 collection,
                 TruncatingPreprocess(model.preprocess, query_tokens, document_tokens),
-                negatives=in_a_row if negatives is None else negatives,
+                negatives=(in_a_row or int(mining.rounds > 0)) if negatives is None else negatives,
                 length_groups=length_groups,
                 seed=args.seed,
                 chunk_rows=chunk_rows(objective),
                 split=splitter(model, objective),
             )
-            data_collator = collate if stream is None else StreamCollator(stream, args.world_size, collate)
-        elif isinstance(train_dataset, Collection):
-            train_dataset = Pairs(train_dataset)
+            data_collator = collate
+            if self.stream is not None:
+                data_collator = StreamCollator(self.stream, args.world_size, collate)
         self.pair_groups = pair_groups
 
-        self.run_dir = run_dir or Path(str(args.output_dir))
+        self.run_dir = Path(str(run_dir or args.output_dir))
         self.means, self.speed = MetricMeans(), SpeedMeter(model)
         self.nonfinite = NonfiniteGuard(objective.skip_nonfinite, self.run_dir)
         self.early_stopping = EarlyStopping(self.log, patience)
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_dataset,
-            eval_dataset=train_dataset,  # Trainer refuses eval_strategy without one; the evaluator is what ranks
+            train_dataset=dataset,
+            eval_dataset=dataset,  # Trainer refuses eval_strategy without one; the evaluator is what ranks
             data_collator=TrainerInputs(data_collator, on_host=wants_caching),
             callbacks=[
-                EpochOfPairs(train_dataset),
+                EpochOfPairs(dataset),
                 FirstStepCheck(model, self.nonfinite.skipped),
                 self.speed,
                 JsonLogger(self.run_dir / "log.jsonl"),
@@ -222,11 +301,7 @@ class SmartTrainer(Trainer):
                 *(callbacks or []),
             ],
         )
-        for theirs in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
-            self.remove_callback(theirs)
-        self.add_callback(ProgressReporter())
-        replace_trackers(self, tracker_config, self.run_dir)
-        self.add_callback(self.nonfinite)  # last: it ends a training that was saved
+        self._replace_callbacks(tracker_config)
         self.current_gradient_accumulation_steps = 1  # Trainer sets it in its loop; a step may run outside of one
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs, so accumulation divides it
         # These need the process group, which exists only now.
@@ -239,8 +314,59 @@ class SmartTrainer(Trainer):
         self.step = LossStep(
             objective, model.late.hybrid, model.settings.matryoshka, model.late.matryoshka, dtype=dtype, joint=loss
         )
-
         self._check_fitted(model)
+        if mining.rounds or mining.start:
+            self.add_mining_rounds(mining, list(self.eval_collections.values()))
+        if self.is_world_process_zero():
+            logger.info("defaults in use: %s", ", ".join(defaults_in_use(args, adapter.kind, rates)) or "none")
+        for module in loss_modules(self.step.terms.terms):
+            module.to(args.device)
+
+    def __repr__(self) -> str:
+        """Return the trainer in a line: what it trains, on what, for how long.
+
+        >>> SmartTrainer(model, arguments, pairs)  # doctest: +SKIP
+        SmartTrainer(LoRA of sentence-transformers/all-MiniLM-L6-v2, 1000 pairs, 100 steps of 8 pairs, Joint(...))
+        """
+        encoder, args = self.encoder, self.args
+        kinds = {"lora": "LoRA of ", "full": "all weights of "}
+        kind = kinds.get(encoder.adapter.kind if encoder.adapter else "", "the head of ")
+        rows: Any = self.train_dataset
+        count = f"{len(rows)} pairs" if hasattr(rows, "__len__") else "pairs"
+        length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+        size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        return f"SmartTrainer({kind}{encoder.settings.base}, {count}, {length} of {size} pairs, {self.step.terms!r})"
+
+    def _replace_callbacks(self, tracker_config: Mapping[str, Any] | None) -> None:
+        """Put this package's progress and trackers in the place of transformers'."""
+        for theirs in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
+            self.remove_callback(theirs)
+        self.add_callback(ProgressReporter())
+        replace_trackers(self, tracker_config, self.run_dir)
+        self.add_callback(self.nonfinite)  # last: it ends a training that was saved
+
+    def add_mining_rounds(
+        self,
+        options: MiningBlock | Mapping[str, Any],
+        others: Sequence[Collection] = (),
+        folder: str | Path | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        """Mine hard negatives anew during training, ``options.rounds`` times, with the weights of that moment.
+
+        options: as a recipe's block ``mining``; others: collections whose answers must not become negatives
+        folder: keeps every round's negatives; None = ``negatives`` in the run's folder
+        Raises UsageError where the train data were given in another form than rows or a Collection.
+
+        >>> trainer.add_mining_rounds({"rounds": 2, "k": 8, "max_relative": 0.95})  # doctest: +SKIP
+        """
+        collection = self.train_collection
+        if collection is None:
+            raise UsageError("mining needs the train data as rows or a Collection, without a data_collator of your own")
+        block = make_block(MiningBlock, options, "mining")
+        mine = miner_of(block, collection, others, batch_size)
+        at = Path(str(folder or self.run_dir / "negatives"))
+        MiningRounds(self, collection, mine, at, rounds=block.rounds, start=block.start)  # adds itself
 
     def _check_fitted(self, model: SmartEncoder) -> None:
         """Raise SettingError where standardised hybrid scores are trained or chosen by before they have constants."""
@@ -428,28 +554,59 @@ class SmartTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _make_evaluator(self, eval_dataset: Any, k: Sequence[int], batch_size: int) -> Evaluator | None:
-        if eval_dataset is None:
+    def _make_evaluator(self, k: Sequence[int], batch_size: int) -> Evaluator | None:
+        if not self.eval_collections:
             return None
-        dev, _ = to_collection(eval_dataset, "eval_dataset")
 
         def rank(encoder: SmartEncoder) -> dict[str, float]:
-            group = ProcessGroup(lockstep=self.engine.sharded)
-            ranked = evaluate(encoder, dev, k=k, batch_size=batch_size, bootstrap=1, group=group)
-            return {f"{mode}/{n}": v["value"] for mode, metrics in ranked.metrics.items() for n, v in metrics.items()}
+            group, values = ProcessGroup(lockstep=self.engine.sharded), dict[str, float]()
+            for name, dev in self.eval_collections.items():
+                ranked = evaluate(encoder, dev, k=k, batch_size=batch_size, bootstrap=1, group=group)
+                for mode, metrics in ranked.metrics.items():
+                    prefix = f"{name}_{mode}" if name else mode
+                    values |= {f"{prefix}/{metric}": value["value"] for metric, value in metrics.items()}
+            return values
 
         return rank
 
     # -- save and resume: see training/checkpoint.py
 
+    def save_verified(self, folder: str | Path) -> Path:
+        """Save the trained encoder, reload it in a fresh object, and compare their vectors; return where it is saved.
+
+        Every rank must call it. Where the disk does not take the weights, they are saved elsewhere or wait for room
+        (training/final_save.py). ``verified.json`` in the folder is what publishing asks for.
+        Raises AdapterError where the reloaded encoder, or plain sentence-transformers, gives other vectors.
+        """
+        saved = save_trained(self, Path(folder).expanduser())
+        main = self.is_world_process_zero()
+        if main or self.engine.sharded:
+            verify(self.encoder, saved, *self._reference_inputs(), main=main, half=self.engine.half)
+        return saved
+
+    def _reference_inputs(self, count: int = 8) -> tuple[list[Any], list[Any]]:
+        """Return a few queries and documents, whose vectors must be equal after reloading."""
+        ranked = [one for one in self.eval_collections.values() if one.queries]
+        split = ranked[0] if ranked else self.train_collection
+        if split is None and self.stream is not None:
+            split = self.stream.head(count)
+        if split is None:  # a dataset and collator of the caller's
+            return list(QUERIES), list(DOCUMENTS)
+        documents = [document.content() for document in islice(split.corpus.values(), count)]
+        return list(islice(split.queries.values(), count)), documents
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any) -> TrainOutput:
         """Train, as Trainer does.
 
-        resume_from_checkpoint: True = the newest complete checkpoint of the output folder; or a checkpoint's path
-        Raises CheckpointError where there is none to resume from, AdapterError where it is of another adapter, and
-        FolderInUse where another trainer is training into the output folder.
+        resume_from_checkpoint: True = the newest complete checkpoint of the output folder; or a checkpoint's path;
+            None = as the training arguments say
+        Raises CheckpointError where there is none to resume from, AdapterError where it is of another adapter,
+        FolderInUse where another trainer is training into the output folder, and Preempted where Ctrl-C or SIGTERM
+        ended the training, after a checkpoint was saved.
         """
-        with self._owning_output():
+        if resume_from_checkpoint is None:
+            resume_from_checkpoint = self.args.resume_from_checkpoint
+        with self._owning_output(), interruptible():
             folder = self.checkpoints.begin(resume_from_checkpoint)
             return super().train(str(folder) if folder is not None else None, *args, **options)
 

@@ -6,10 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import tiny_data
 import torch
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from smart_train.config.schema import LateBlock, ModelBlock
@@ -193,10 +195,40 @@ def test_documents_kept_in_half_precision_are_scored(encoder_of):
     torch.testing.assert_close(found, encoder.score(MIXED, MIXED, mode="late"), atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("single", ["a query", {"text": "a query"}])
-def test_a_single_row_is_no_list_of_its_letters(single, encoder_of):
-    with pytest.raises(UsageError, match="list of rows"):
-        encoder_of("bert").encode_queries(single)
+@pytest.mark.parametrize("method", ["encode_query", "encode_queries", "encode_document", "encode_documents"])
+@pytest.mark.parametrize("single", ["a query", {"text": "a query"}, np.str_("a query"), np.array("a query")])
+def test_a_single_row_is_one_row(single, method, encoder_of):
+    encode = getattr(encoder_of("bert"), method)
+    found, wanted = encode(single), encode(["a query"])
+    assert len(found) == len(found.tokens) == 1 and torch.equal(found.pooled, wanted.pooled)
+
+
+ROWS = {
+    "tuple": tuple,
+    "array": np.array,
+    "array of objects": lambda rows: np.array(rows, dtype=object),
+    "series": pd.Series,
+    "series whose labels are other places": lambda rows: pd.Series(rows, index=range(len(rows))[::-1]),
+    "filtered series": lambda rows: pd.Series(["left out", *rows])[1:],
+    "column of a dataset": lambda rows: Dataset.from_dict({"text": rows})["text"],
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_rows_keep_their_order_in_every_container(kind, encoder_of):
+    encoder, rows = encoder_of("bert"), ["chart", "a yearly revenue chart", "violin"]
+    wanted = encoder.encode_documents(rows)
+    found = encoder.encode_documents(ROWS[kind](rows))
+    assert torch.equal(found.pooled, wanted.pooled) and torch.equal(found.tokens.lengths, wanted.tokens.lengths)
+    assert torch.equal(encoder.similarity(rows[0], ROWS[kind](rows)), encoder.similarity([rows[0]], rows))
+
+
+def test_a_print_of_encoder_and_embeddings_says_what_they_are(encoder_of):
+    encoder = encoder_of("bert")
+    lines = repr(encoder).splitlines()
+    assert lines[0] == "SmartEncoder(" and f"  base: {encoder.settings.base}" in lines
+    assert "  pooled: 32 dimensions, mean pooling" in lines and any("(no adapter)" in line for line in lines)
+    assert repr(encoder.encode_query("chart")).startswith("Embeddings(1 rows, pooled of 32 dimensions, torch.float32")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +236,10 @@ def test_a_single_row_is_no_list_of_its_letters(single, encoder_of):
     [
         (None, "contents is a list of rows, and this is NoneType"),
         (5, "this is int"),
-        (Path("page.png"), "a single PosixPath"),
+        (Path("page.png"), "row 0: it has 'image', and the base reads text"),
+        (pd.Series(["a", None]), "row 1: .* is no content"),
+        (np.array([["a", "b"]]), "row 0: list is no content"),
+        (pd.DataFrame({"text": ["a"]}), "this is DataFrame; give a list"),
         (iter(["a"]), "this is list_iterator; write list"),
         (["a", None], "row 1: NoneType is no content"),
         (["a", 5], "row 1: int is no content"),

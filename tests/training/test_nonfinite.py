@@ -215,13 +215,16 @@ def interruptible():
 def test_a_signal_saves_at_the_end_of_the_step_and_says_how_to_go_on(number, make, capfd):
     trainer = make("bert", AdapterBlock(r=4), max_steps=4)
     trainer.add_callback(At(2, number))
-    with stoppable(), pytest.raises(Preempted, match="stopped after step 2; resume with the same command"):
+    with (
+        stoppable(),
+        pytest.raises(Preempted, match="after step 2, which is saved in .*checkpoint-2; resume with trainer"),
+    ):
         trainer.train()
     output = Path(trainer.args.output_dir).parent
     told = json.loads((output / "stopped.json").read_text())
     saved = output / "checkpoints" / "checkpoint-2"
     assert (told["signal"], told["step"], told["checkpoint"]) == (signal.Signals(number).name, 2, str(saved))
-    assert told["arguments"][-1] == f"training.resume_from_checkpoint={saved}" and (saved / "optimizer.pt").is_file()
+    assert told["resume"] == "trainer.train(resume_from_checkpoint=True)" and (saved / "optimizer.pt").is_file()
     assert [path.name for path in saved.parent.iterdir()] == ["checkpoint-2"]
     assert f"{signal.Signals(number).name}: finishing and saving this step" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "what was before is put back"

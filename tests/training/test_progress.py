@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import socket
 import sys
 from types import SimpleNamespace
@@ -96,9 +97,10 @@ def test_without_a_terminal_every_logging_step_is_a_line_of_the_log(make, monkey
     told = [
         record.getMessage() for record in caplog.records if record.name == "smart_train.training.callbacks.progress"
     ]
-    assert [line.split("  ")[0] for line in told] == ["step 1/4", "step 2/4", "step 4/4", "step 4/4"]
+    assert [line.split("  ")[0] for line in told] == ["step 1/4", "step 2/4", "step 4/4", "step 4/4", "step 4/4"]
     assert all("pairs/s" in line and "GiB" in line for line in told[:3])
     assert told[3].startswith("step 4/4  dev ndcg@10: hybrid 0.500")
+    assert re.fullmatch(r"step 4/4  done in \d+ s, mean loss [\d.]+", told[4])
     handlers = [type(callback) for callback in trainer.callback_handler.callbacks]
     assert ProgressCallback not in handlers and PrinterCallback not in handlers
     assert "loss" not in capsys.readouterr().out, "nothing is printed beside the log"

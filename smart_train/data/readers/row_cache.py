@@ -158,6 +158,8 @@ def read(table: LargeTable, data: DataBlock, name: str, limit: int | None = None
     columns, _ = choose_columns(table.columns, data)
     if not is_large(table) or columns is None or columns.id or (limit is not None and limit <= SMALL_ROWS):
         return None
+    if isinstance(table, StoredTable) and (set(columns.names()) - {columns.image}) & {*table.images}:
+        return None  # pictures where a text may stand
     parser = RowParser(table, data)  # type: ignore[arg-type]
     if isinstance(table, ParquetRows):
         table.reads = parser.columns.names()

@@ -35,6 +35,7 @@ from smart_train.data.tables import (
     PAGES,
     Boundary,
     IterableTable,
+    MemoryImage,
     StoredImage,
     StoredTable,
     Table,
@@ -170,7 +171,7 @@ class ParsedRow:
     where: str
     query: str | None
     documents: list[Document]
-    negatives: list[str]
+    negatives: list[Any]  # texts or ids; of rows of a program also documents
     scores: list[float | None] | None
     grades: list[int]
 
@@ -361,5 +362,6 @@ def _name(value: Any) -> str | None:
 def document_id(text: str | None, image: Any) -> str:
     if image is None:
         return content_id("text", text or "")
-    key = image.content_id() if isinstance(image, StoredImage) else content_id("image", Path(image).read_bytes())
+    own = isinstance(image, StoredImage | MemoryImage)
+    key = image.content_id() if own else content_id("image", Path(image).read_bytes())
     return key if text is None else content_id("page", f"{key}\n{text}")

@@ -171,7 +171,9 @@ def _hub_splits(data: DataBlock) -> list[str]:
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
-def read_rows(table: Table, data: DataBlock, name: str, limit: int | None = None) -> Collection:
+def read_rows(
+    table: Table, data: DataBlock, name: str, limit: int | None = None, parser: RowParser | None = None
+) -> Collection:
     """Read a table into a collection.
 
     A row is a query and its document: a text (or a list of texts: several documents), an image, or both.  Rows with
@@ -188,7 +190,7 @@ def read_rows(table: Table, data: DataBlock, name: str, limit: int | None = None
     query stays where a negative names its id.  Reading stops at ``limit`` pairs.
     Raises DataError, naming the row, for wrong types, missing image files, and where nothing is left.
     """
-    parser = RowParser(table, data)
+    parser = parser or RowParser(table, data)
     builder = RowBuilder(table.name, parser.columns)
     rows = parser.rows()
     for row in rows:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -86,6 +86,20 @@ def check_best_is_measured(args: TrainingArguments, evaluated: bool, patience: i
                 f"{key} is {value}, but the dev split is not ranked: it is empty, or evaluation.during is false; hold "
                 "out more queries (data.dev), or remove the key"
             )
+
+
+def check_best_is_named(args: TrainingArguments, names: Iterable[str], patience: int | None = None) -> None:
+    """Raise TrainingStopped where the best step is to be chosen among several data sets, and none of them is named.
+
+    names: of the data sets that are ranked; "" = one that stands alone
+    """
+    names = [name for name in names if name]
+    metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    if names and (patience is not None or metric) and not any(metric.startswith(f"{name}_") for name in names):
+        raise TrainingStopped(
+            f"metric_for_best_model is {args.metric_for_best_model}, and the eval data sets are {', '.join(names)}; "
+            f"name the one to choose by, such as metric_for_best_model={names[0]}_hybrid/ndcg@10"
+        )
 
 
 def metric_history(args: TrainingArguments, state: TrainerState) -> tuple[str, dict[int, float]]:

@@ -1,4 +1,4 @@
-"""Show training progress: a bar on a terminal, elsewhere a plain log line at each logging step."""
+"""Show training progress: a bar on a terminal and in a notebook, elsewhere a plain log line at each logging step."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from smart_train.core.terminal_log import in_notebook
 from smart_train.training.callbacks.logging import rename_logs
 
 logger = logging.getLogger(__name__)
@@ -21,8 +22,8 @@ WAITING = 0.1  # share of a step's time from which waiting for data is reported
 class ProgressReporter(TrainerCallback):
     """Replaces transformers' progress bar and prints, on rank 0.
 
-    With ``disable_tqdm``, or where standard error is no terminal, it logs a line instead of drawing a bar.  Metrics of
-    the dev split are a log line in both cases.
+    With ``disable_tqdm``, or where standard error is neither a terminal nor a notebook, it logs a line instead of
+    drawing a bar.  Metrics of the dev split are a log line in both cases.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,8 @@ class ProgressReporter(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.is_world_process_zero and not args.disable_tqdm and sys.stderr.isatty():
+        shown = sys.stderr.isatty() or in_notebook()
+        if state.is_world_process_zero and not args.disable_tqdm and shown:
             options = {"initial": state.global_step, "dynamic_ncols": True, "bar_format": BAR}
             self.bar = tqdm(total=state.max_steps, file=sys.stderr, **options)
 
@@ -54,6 +56,9 @@ class ProgressReporter(TrainerCallback):
             self.bar.set_postfix_str(training_line(metrics))
         elif "loss" in metrics:
             logger.info("step %d/%d  %s", state.global_step, state.max_steps, training_line(metrics))
+        elif "train_runtime" in metrics:
+            took, mean = format_duration(metrics["train_runtime"]), metrics.get("train_loss", float("nan"))
+            logger.info("step %d/%d  done in %s, mean loss %.4g", state.global_step, state.max_steps, took, mean)
         elif line := dev_line(metrics, args.metric_for_best_model):
             logger.info("step %d/%d  %s", state.global_step, state.max_steps, line)
 

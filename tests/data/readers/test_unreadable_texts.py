@@ -10,7 +10,7 @@ import pytest
 from smart_train.config.schema import DataBlock
 from smart_train.core.errors import DataError
 from smart_train.data.load import load
-from smart_train.training.train_dataset import to_collection
+from smart_train.data.readers.python_rows import to_collection
 
 FAULTS = {"NUL": "a\0b", "surrogate": "half \ud800"}
 COLUMNS = ["query", "positive", "negative", "negatives", "file", "id", "source"]
