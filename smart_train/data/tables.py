@@ -7,10 +7,12 @@ The last part reads single cells (ids, texts, scores, images) and finds columns 
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import os
 import re
 import zlib
@@ -30,10 +32,22 @@ from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import DataError, Setting
 from smart_train.core.modality import text_fault
 from smart_train.core.pictures import open_picture, to_rgb
-from smart_train.data.collection import content_id
+from smart_train.data.collection import content_id, first_few
 
 TEXT_FILES = (".jsonl", ".json", ".csv", ".tsv")
 STORED_FILES = (".parquet", ".arrow")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+FOREIGN = {  # how files begin that are no text, under the name of one
+    b"PK\x03\x04": "a zip archive or an Excel file; unpack it, or save it as CSV (UTF-8)",
+    b"PAR1": "a Parquet file; call it .parquet",
+    b"\x1f\x8b": "a gzip file; end its name in .gz",
+    b"BZh": "a bzip2 file; end its name in .bz2",
+    b"\xfd7zX": "an xz file; end its name in .xz",
+    b"\x28\xb5\x2f\xfd": "a zstandard file; end its name in .zst",
+    b"%PDF": "a PDF; smart-train ingest reads it",
+}
+LISTS_OF_ROWS = ("data", "rows", "examples", "items", "records", "train", "samples", "instances")
+SHOWN = 20  # columns that a line names
 PEEK = 100  # rows that are read to learn the columns of a text file
 
 # Usual names of columns; the first one is the one that this package writes or documents.
@@ -122,30 +136,57 @@ class Boundary:
 
 
 def suffix(path: Path) -> str:
-    """Return the file type: ``.jsonl`` for both ``a.jsonl`` and ``a.jsonl.gz``."""
-    return Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+    """Return the file type: ``.jsonl`` for both ``a.jsonl`` and ``a.ndjson.gz``."""
+    found = Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
+    return ".jsonl" if found == ".ndjson" else found
+
+
+def open_bytes(path: Path) -> Any:
+    """Open a file, decompressed where its name says that it is compressed."""
+    kind = path.suffix.lower()
+    if kind == ".zst":
+        import pyarrow as pa
+
+        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
+    openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return openers.get(kind, open)(path, "rb")
 
 
 @contextmanager
 def open_text(path: Path) -> Iterator[IO[str]]:
-    """Open a text file, gunzipped where its name ends in .gz, without a byte order mark.
+    """Open a text file, decompressed where its name says so, without a byte order mark: UTF-8, or UTF-16 with its mark.
 
-    Raises DataError where the bytes are not UTF-8 or the gzip file is not whole.
+    Raises DataError where the bytes are no such text or a compressed file is not whole.
     """
-    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    kind = path.suffix.lower()
+    name = "gzip" if kind == ".gz" else kind[1:]
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as stream:
-            yield stream
+        with open_bytes(path) as raw:
+            begin = raw.peek(4)[:4] if hasattr(raw, "peek") else b""
+            encoding = "utf-16" if begin[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+            if encoding != "utf-16" and (
+                what := next((w for head, w in FOREIGN.items() if begin.startswith(head)), "")
+            ):
+                raise DataError(f"{path}: this is {what}")
+            if encoding != "utf-16" and b"\0" in begin:
+                what = "zero bytes at the beginning: UTF-16 without its mark, or no text at all"
+                raise DataError(f"{path}: {what}; convert the file to UTF-8")
+            with io.TextIOWrapper(raw, encoding, newline="") as stream:
+                yield stream
     except UnicodeDecodeError as error:
-        line, byte = _undecodable(path, opener)
+        line, byte = _undecodable(path)
         raise DataError(f"{path}:{line}: not UTF-8 text ({byte}); convert the file to UTF-8") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: the gzip file is cut off or damaged ({error}); download it again") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(f"{path}: the {name} file is cut off or damaged ({error}); download it again") from error
+    except OSError as error:  # bz2, and Arrow's of zst, raise it for damaged bytes
+        if kind not in (".bz2", ".zst") or error.errno is not None:
+            raise
+        raise DataError(f"{path}: the {name} file is cut off or damaged ({error}); download it again") from error
 
 
-def _undecodable(path: Path, opener: Any) -> tuple[int, str]:
+def _undecodable(path: Path) -> tuple[int, str]:
     """Return (line, byte in it) of the first byte that is not UTF-8."""
-    with opener(path, "rb") as stream:
+    with open_bytes(path) as stream:
         for number, raw in enumerate(stream, 1):
             try:
                 raw.decode("utf-8")
@@ -181,40 +222,80 @@ def _object(text: str, where: str, first: bool) -> dict[str, Any]:
     return row
 
 
-def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    first = next(text_lines(path), (0, ""))[1].lstrip()
-    if not first.startswith("["):
-        yield from read_json_lines(path)
+def _read_json(path: Path, skip: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read JSON Lines, one list of objects, or one object that holds such a list (``{"data": [...]}``)."""
+    lines = (line for _, line in text_lines(path))
+    first, second = next(lines, ""), next(lines, None)
+    whole = first.lstrip().startswith("[")
+    if first.lstrip().startswith("{"):
+        try:
+            whole = _listed(load_json(first)) is not None and second is None
+        except json.JSONDecodeError:
+            whole = second is not None  # an object over several lines
+    if not whole:
+        yield from read_json_lines(path, skip)
         return
     with open_text(path) as stream:
         try:
-            rows = load_json(stream.read())
+            value = load_json(stream.read())
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
-    for number, row in enumerate(rows, 1):
+            several = error.msg == "Extra data"
+            fix = "; one object per line, or all in one list" if several else ""
+            raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg}){fix}") from error
+    rows = value if isinstance(value, list) else _listed(value)
+    if rows is None:
+        rows = [value]
+    for number, row in islice(enumerate(rows, 1), skip, None):
         if not isinstance(row, dict):
-            raise DataError(f"{path}: entry {number} must be a JSON object, this is {type(row).__name__}")
+            what = f"entry {number} must be a JSON object, with the names of the columns, this is {type(row).__name__}"
+            raise DataError(f"{path}: {what}")
         yield f"{path}: entry {number}", row
+
+
+def _listed(value: Any) -> list[Any] | None:
+    """Return the rows of an object that holds one list of objects, beside texts and numbers about it; None for a row.
+
+    >>> _listed({"version": 2, "data": [{"query": "q"}]}), _listed({"messages": [{"role": "user", "content": "q"}]})
+    ([{'query': 'q'}], None)
+    """
+    if not isinstance(value, dict):
+        return None
+    held = [one for one in value.values() if isinstance(one, list | dict)]
+    if len(held) != 1 or not isinstance(held[0], list) or not held[0] or not all(isinstance(r, dict) for r in held[0]):
+        return None
+    name = next(key for key, one in value.items() if one is held[0])
+    return held[0] if name.lower() in LISTS_OF_ROWS else None
 
 
 def _read_csv(path: Path, usual: str) -> Iterator[tuple[str, dict[str, Any]]]:
     csv.field_size_limit(2**31 - 1)  # documents are longer than the module's 128 KiB
     with open_text(path) as stream:
-        delimiter, skip = _delimiter(path, usual)
+        delimiter, skip, spaced = _delimiter(path, usual)
         for _ in range(skip):
             next(stream)
-        reader = csv.DictReader(stream, delimiter=delimiter)
-        _check_twice(list(reader.fieldnames or ()), f"{path}:{1 + skip}")
-        for row in reader:
-            where = f"{path}:{reader.line_num + skip}"
-            if None in row:
-                held = f"more fields than the header has ({len(reader.fieldnames or [])}, separated by {delimiter!r})"
-                raise DataError(f"{where}: {held}; quote them")
-            yield where, dict(row)
+        reader = csv.DictReader(stream, delimiter=delimiter, strict=True, skipinitialspace=spaced)
+        begun = skip
+        try:
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            _check_twice(list(reader.fieldnames), f"{path}:{1 + skip}")
+            for row in reader:
+                where, begun = f"{path}:{reader.line_num + skip}", reader.line_num + skip
+                if None in row:
+                    held = f"more fields than the header has ({len(reader.fieldnames)}, separated by {delimiter!r})"
+                    raise DataError(f"{where}: {held}; quote them, or end the header as the rows end")
+                if delimiter == "\t" and any(value and "\t" in value and "\n" in value for value in row.values()):
+                    what = "a field that begins with a quote holds further rows"
+                    raise DataError(f"{where}: {what}; double the quotes, or write JSON Lines")
+                yield where, dict(row)
+        except csv.Error as error:
+            what = f"a field that begins with a quote does not end with one ({error})"
+            fix = "close it, and double the quotes within a quoted field"
+            raise DataError(f"{path}:{begun + 1}: {what}; {fix}, or write JSON Lines") from error
 
 
-def _delimiter(path: Path, usual: str) -> tuple[str, int]:
-    """Return what separates the fields of a CSV file, and how many lines stand before its header.
+def _delimiter(path: Path, usual: str) -> tuple[str, int, bool]:
+    """Return what separates the fields of a CSV file, how many lines stand before its header, and whether a space
+    follows every delimiter.
 
     That is what its suffix says, unless the header is then one field and another delimiter divides it.  Excel may
     write ``sep=;`` before the header.
@@ -222,9 +303,11 @@ def _delimiter(path: Path, usual: str) -> tuple[str, int]:
     with open_text(path) as stream:
         header = stream.readline().rstrip("\r\n")
     if named := re.fullmatch(r"sep=(.)", header):
-        return named[1], 1
+        return named[1], 1, False
     parts = {one: len(next(csv.reader([header], delimiter=one), [])) for one in (usual, ",", ";", "\t", "|")}
-    return (usual if parts[usual] > 1 else max(parts, key=parts.__getitem__)), 0
+    found = usual if parts[usual] > 1 else max(parts, key=parts.__getitem__)
+    names = next(csv.reader([header], delimiter=found), [])[1:]
+    return found, 0, bool(names) and all(name.startswith(" ") for name in names)
 
 
 def _check_twice(names: list[str], where: str) -> None:
@@ -263,10 +346,8 @@ class TextTable:
         """Read the rows of a file, after the first ``skip``."""
         path = self.files[segment]
         kind = suffix(path)
-        if kind == ".jsonl":
-            yield from read_json_lines(path, skip)
-        elif kind == ".json":
-            yield from islice(_read_json(path), skip, None)
+        if kind in (".jsonl", ".json"):
+            yield from _read_json(path, skip)
         else:
             yield from islice(_read_csv(path, "\t" if kind == ".tsv" else ","), skip, None)
 
@@ -504,7 +585,7 @@ def open_files(files: list[Path], name: str | None = None, reads: Iterable[str] 
         return StoredTable(stored, name or str(files[0] if len(files) == 1 else files[0].parent), files[0].parent)
     raise DataError(
         f"{files[0]}: files of kind {', '.join(sorted(kinds))} cannot be read as one table; "
-        f"use {', '.join(TEXT_FILES + STORED_FILES)} (text also as .gz)"
+        f"use {', '.join(TEXT_FILES + STORED_FILES)} (text also as {', '.join(COMPRESSED)})"
     )
 
 
@@ -601,7 +682,7 @@ def split_name(path: Path) -> str:
     >>> split_name(Path("train-00000-of-00002.parquet")), split_name(Path("dev.jsonl.gz"))
     ('train', 'dev')
     """
-    stem = path.name.removesuffix(".gz")
+    stem = path.stem if path.suffix.lower() in COMPRESSED else path.name
     return re.sub(r"-\d+-of-\d+$", "", stem[: len(stem) - len(Path(stem).suffix)])
 
 
@@ -615,13 +696,19 @@ def data_files(folder: Path, *more: str) -> list[Path]:
 
 
 def find_column(columns: Iterable[str], names: Iterable[str]) -> str | None:
-    """Return the first of these names that is a column, in any case, with - or _.
+    """Return the first of these names that is a column, in any case, with - or _; as it is written, where that is one.
 
-    >>> find_column(["ID", "Doc_Id"], ("file", "doc-id"))
-    'Doc_Id'
+    >>> find_column(["ID", "Doc_Id "], ("file", "doc-id"))
+    'Doc_Id '
     """
-    plain = {c.lower().replace("_", "-").replace(" ", "-"): c for c in columns}
-    return next((plain[n.replace("_", "-")] for n in names if n.replace("_", "-") in plain), None)
+    there = list(columns)
+    plain = {plain_name(c): c for c in reversed(there)} | {c: c for c in there}
+    return next((found for n in names if (found := plain.get(n) or plain.get(plain_name(n)))), None)
+
+
+def plain_name(column: str) -> str:
+    """Return the name of a column without case and space around it, with - for _ and spaces."""
+    return column.strip().lower().replace("_", "-").replace(" ", "-")
 
 
 def require_column(table: Tabular, names: tuple[str, ...], what: str) -> str:
@@ -634,6 +721,23 @@ def require_column(table: Tabular, names: tuple[str, ...], what: str) -> str:
             + (f"; rename {near[0]!r}?" if near else "")
         )
     return found
+
+
+def describe_columns(columns: Iterable[str], parts: Mapping[str, str | Sequence[str] | None]) -> str:
+    """Return what each column was taken for, and which are not read, as one line.
+
+    parts: what is read -> its column or columns; those that the table lacks are left out
+
+    >>> describe_columns(["_id", "text", "views"], {"id": "_id", "text": "text", "title": "title"})
+    'columns read: id = _id, text = text; not read: views'
+    """
+    there = list(columns)
+    named = {part: [one] if isinstance(one, str) else [*(one or ())] for part, one in parts.items()}
+    named = {part: [one for one in found if one in there] for part, found in named.items()}
+    read = ", ".join(f"{part} = {', '.join(found)}" for part, found in named.items() if found)
+    taken = {one for found in named.values() for one in found}
+    rest = [column or "(no name)" for column in there if column not in taken]
+    return f"columns read: {read}" + (f"; not read: {first_few(rest, SHOWN)}" if rest else "")
 
 
 def id_text(value: Any) -> str | None:

@@ -282,9 +282,10 @@ def test_a_pair_with_two_scores_keeps_the_last_and_is_reported(tmp_path, caplog)
         ([1, 2, 3, 4], r"r\.jsonl:2: scores has 4 values"),
         ([], r"r\.jsonl:2: scores has 0 values"),
         (5, r"r\.jsonl:2: scores has 1 values"),
+        ("[1, 2]", r"r\.jsonl:2: scores has 2 values"),
         (
-            "[1, 2, 3]",
-            r"r\.jsonl:2: scores must be a list of numbers, got '\[1, 2, 3\]'; correct it, or write data\.scores: \"\"",
+            "1, 2, 3",
+            r"r\.jsonl:2: scores must be a list of numbers, got '1, 2, 3'; correct it, or write data\.scores: \"\"",
         ),
         ([1, "2", 3], r"r\.jsonl:2: scores must be a list of numbers"),
         ([1, True, 3], r"r\.jsonl:2: scores: the score is True; it must be a finite number"),

@@ -53,6 +53,7 @@ from smart_train.data.tables import (
     TextTable,
     columns_of,
     data_files,
+    describe_columns,
     find_column,
     id_text,
     open_files,
@@ -488,7 +489,7 @@ class CorpusRows:
             "page": find_column(columns, PAGES),
             "hash": find_column(columns, HASHES),
         }
-        _say_columns(table, self.columns)
+        logger.info("%s: %s", table.name, describe_columns(table.columns, self.columns))
 
     def about(self) -> Any:
         """Return what the documents depend on, for the key of a conversion."""
@@ -527,13 +528,6 @@ class CorpusRows:
         return found
 
 
-def _say_columns(table: row_cache.LargeTable, parts: dict[str, str | None]) -> None:
-    """Log what each column was taken for, and which are not read."""
-    read = ", ".join(f"{part} = {column}" for part, column in parts.items() if column in table.columns)
-    rest = [column for column in table.columns if column not in parts.values()]
-    logger.info("%s: columns read: %s%s", table.name, read, f"; not read: {first_few(rest)}" if rest else "")
-
-
 class QueryRows:
     """The queries of a table: (where, id, text) each.  Raises DataError for columns that are not there."""
 
@@ -541,7 +535,7 @@ class QueryRows:
         self.table = table
         self.key = require_column(table, QUERY_IDS, "query ids")
         self.text = require_column(table, ("text", "query"), "query texts")
-        _say_columns(table, {"id": self.key, "text": self.text})
+        logger.info("%s: %s", table.name, describe_columns(table.columns, {"id": self.key, "text": self.text}))
 
     def __iter__(self) -> Iterator[tuple[str, str, str]]:
         for where, row in self.table:
@@ -607,7 +601,9 @@ def judgement_rows(table: Table) -> Iterator[Judgement]:
     if find_column(table.columns, ("rank",)):
         what = f"a column of ranks: this is a run, the output of a search, whose {grade} are no grades"
         raise DataError(f"{table.name}: {what}; give the qrels, which say what is relevant")
-    _say_columns(table, {"query": query, "document": document, "grade": grade})
+    logger.info(
+        "%s: %s", table.name, describe_columns(table.columns, {"query": query, "document": document, "grade": grade})
+    )
     for where, row in table:
         yield where, read_id(row, query, where), read_id(row, document, where), _grade(row.get(grade), where)
 

@@ -18,7 +18,16 @@ from smart_train.core.errors import DataError
 from smart_train.data.collection import Collection, Document, first_few
 from smart_train.data.readers.base import DataProblem, Reader
 from smart_train.data.readers.beir import Judgement, judged_collection
-from smart_train.data.tables import Boundary, TextTable, read_id, read_image, read_text, split_name, suffix
+from smart_train.data.tables import (
+    Boundary,
+    TextTable,
+    describe_columns,
+    read_id,
+    read_image,
+    read_text,
+    split_name,
+    suffix,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +78,12 @@ class MbeirReader(Reader):
         judged: list[Judgement] = []
         negatives: dict[str, list[str]] = {}
         image_queries: list[str] = []
-        for where, row in TextTable(self.queries[split]):
+        table = TextTable(self.queries[split])
+        parts = {"id": "qid", "query": "query_txt", "query's image (left out)": "query_img_path"}
+        parts |= {"documents": "pos_cand_list", "negatives": "neg_cand_list"}
+        logger.info("%s: %s", table.name, describe_columns(table.columns, parts))
+        positive = dropped = 0
+        for where, row in table:
             if limit is not None and len(judged) >= limit:
                 break
             query, text = read_id(row, "qid", where), read_text(row, "query_txt", where)
@@ -87,9 +101,14 @@ class MbeirReader(Reader):
             logger.warning("%s: %d %s: %s", self.name, len(image_queries), what, first_few(image_queries))
         found = judged_collection(self.name, corpus, texts, judged)
         for query, named in negatives.items():
-            kept = [d for d in dict.fromkeys(named) if d in corpus and d not in found.qrels.get(query, {})]
+            there = [d for d in dict.fromkeys(named) if d in corpus]
+            kept = [d for d in there if d not in found.qrels.get(query, {})]
+            dropped, positive = dropped + len({*named}) - len(there), positive + len(there) - len(kept)
             if kept and query in found.queries:
                 found.negatives[query] = kept
+        for count, what in ((dropped, "name no candidate"), (positive, "are also positives of their query")):
+            if count:
+                logger.warning("%s: %d negatives %s and are left out", self.name, count, what)
         if not found.queries:
             raise DataError(f"{self.folder}: no query of {split} has a text and a candidate")
         return found
@@ -116,10 +135,14 @@ def _lines(folder: Path, pattern: str) -> list[Path]:
 def _candidates(table: TextTable, home: Path, data: DataBlock) -> dict[str, Document]:
     corpus: dict[str, Document] = {}
     boundary = Boundary.of(data)
+    words = "txt" if data.document is None else data.document
+    picture = "img_path" if data.image is None else data.image
+    parts = {"id": "did", "text": words, "image": picture}
+    logger.info("%s: %s", table.name, describe_columns(table.columns, parts))
     for where, row in table:
         name = read_id(row, "did", where)
-        text = read_text(row, "txt" if data.document is None else data.document, where) or None
-        image = None if data.image == "" else row.get(data.image or "img_path")
+        text = read_text(row, words, where) or None
+        image = row.get(picture) if picture else None
         pixels = read_image(image, table, where, boundary, home)
         document = Document(name, text if text or pixels is not None else "", pixels)
         if corpus.setdefault(name, document) != document:  # a pool of all tasks repeats those of each

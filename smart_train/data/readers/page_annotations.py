@@ -24,6 +24,7 @@ from smart_train.data.tables import (
     Boundary,
     Table,
     TextTable,
+    describe_columns,
     find_column,
     open_files,
     read_page,
@@ -75,7 +76,7 @@ class PageAnnotationsReader(RowsReader):
         return () if self._trains_on_pages() else super().problems()
 
     def no_negatives(self) -> str | None:
-        labelled = self.data.label or (self.data.label is None and any(name in LABELS for name in self.columns()))
+        labelled = self.data.label or (self.data.label is None and find_column(self.columns(), LABELS) is not None)
         named = labelled or not self._trains_on_pages()
         return None if named else f"{self.data.path} is a table of pages, and names none"
 
@@ -96,7 +97,8 @@ class PageAnnotationsReader(RowsReader):
 
 def is_page_table(columns: list[str], data: DataBlock) -> bool:
     """Return whether a table has queries and files, and no column that holds a document."""
-    contents = (*DOCUMENTS, "image") if data.document is None and data.image is None else (data.document, data.image)
+    usual = data.document is None and data.image is None
+    contents = (find_column(columns, (*DOCUMENTS, "image")),) if usual else (data.document, data.image)
     named = query_column(columns, data) in columns and find_column(columns, FILES) is not None
     return named and not any(name in columns for name in contents if name)
 
@@ -123,7 +125,9 @@ def read_pages(table: TextTable, data: DataBlock, name: str, limit: int | None =
     places = _CorpusPages(home, data) if home is not None else _FilePages(table, data)
     query, file = query_column(table.columns, data), str(find_column(table.columns, FILES))
     page = find_column(table.columns, PAGES) or "page"
-    label = next((c for c in LABELS if c in table.columns), "") if data.label is None else data.label
+    label = find_column(table.columns, LABELS) or "" if data.label is None else data.label
+    parts = {"query": query, "file": file, "page": page, "label": label}
+    logger.info("%s: %s", name, describe_columns(table.columns, parts))
     found = Collection(name, places.corpus, {}, {})
     lost: list[str] = []
     unlabelled: list[str] = []

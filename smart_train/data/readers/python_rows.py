@@ -21,7 +21,7 @@ from smart_train.data.readers import row_cache
 from smart_train.data.readers.row_parser import (
     DOCUMENTS,
     LABELS,
-    NEGATIVES,
+    NEGATIVE,
     QUERIES,
     ParsedRow,
     RowParser,
@@ -29,7 +29,7 @@ from smart_train.data.readers.row_parser import (
     document_id,
 )
 from smart_train.data.readers.rows import read_rows
-from smart_train.data.tables import Boundary, MemoryTable, StoredTable, is_picture, read_image
+from smart_train.data.tables import Boundary, MemoryTable, StoredTable, is_picture, plain_name, read_image
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,6 @@ COLUMNS = ("query", "document", "image", "id", "scores", "label")
 
 COUNTED = 1000  # rows that are looked at for the number of negatives of a row
 KINDS = "a Collection, a datasets.Dataset, a pandas table, a list of dicts, or a dict of these by name"
-_NEGATIVE = re.compile(r"negative_\d+")
 _IDS = ("id", "idx", "query_id", "document_id")  # no texts, whatever their place
 
 
@@ -189,7 +188,7 @@ def place_columns(columns: list[str], name: str, given: Mapping[str, str]) -> tu
     texts = [c for c in columns if c not in (*LABELS, "scores")]
     by_place = len(texts) > 1 and not (named[0] and named[1]) and not set(texts) & {"image", *_IDS}
     for place, column in enumerate(texts):
-        kinds = (column in QUERIES, column in DOCUMENTS, column in NEGATIVES or bool(_NEGATIVE.fullmatch(column)))
+        kinds = (column in QUERIES, column in DOCUMENTS, bool(NEGATIVE.fullmatch(plain_name(column))))
         by_place = by_place and (not any(kinds) or kinds[min(place, 2)])
     if not by_place:
         raise DataError(
@@ -201,7 +200,7 @@ def place_columns(columns: list[str], name: str, given: Mapping[str, str]) -> tu
     _, problems = choose_columns(columns, block)
     if problems:
         raise DataError("; ".join(f"{p.key}: {p.what}; {p.fix}" for p in problems))
-    rest = [c for c in texts[2:] if c not in NEGATIVES and not _NEGATIVE.fullmatch(c)]
+    rest = [c for c in texts[2:] if not NEGATIVE.fullmatch(plain_name(c))]
     return block, {column: f"negative_{place}" for place, column in enumerate(rest, 1)}
 
 

@@ -13,9 +13,9 @@ its middle has another modification time.
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
+import lzma
 import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +46,7 @@ from smart_train.data.stored_collection import (
     save_array,
     select_names,
 )
-from smart_train.data.tables import StoredTable, Table, may_hold_images, suffix
+from smart_train.data.tables import COMPRESSED, StoredTable, Table, may_hold_images, open_bytes, suffix
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def open_large(source: Any) -> ParquetRows | None:
 
 
 def many_bytes(files: list[Path]) -> bool:
-    return sum(file.stat().st_size * (4 if file.suffix == ".gz" else 1) for file in files) > SMALL_BYTES
+    return sum(file.stat().st_size * (4 if file.suffix.lower() in COMPRESSED else 1) for file in files) > SMALL_BYTES
 
 
 def read(table: LargeTable, data: DataBlock, name: str, limit: int | None = None) -> StoredCollection | None:
@@ -267,12 +267,16 @@ def rows_estimate(table: LargeTable) -> int:
     if not files or suffix(files[0]) in (".parquet", ".arrow"):
         return len(table)  # type: ignore[arg-type]
     with files[0].open("rb") as raw:
-        stream: Any = gzip.GzipFile(fileobj=raw) if files[0].suffix == ".gz" else raw
         try:
-            lines = max(1, stream.read(SAMPLE).count(b"\n"))
-        except (OSError, EOFError, zlib.error):  # a damaged file, which reading its rows tells better
+            if files[0].suffix.lower() not in COMPRESSED:
+                lines, read = raw.read(SAMPLE).count(b"\n"), raw.tell()
+            else:
+                with open_bytes(files[0]) as stream:  # texts shrink to about a quarter
+                    sample = stream.read(SAMPLE)
+                    lines, read = sample.count(b"\n"), len(sample) // 4
+        except (OSError, EOFError, zlib.error, lzma.LZMAError):  # a damaged file, which reading its rows tells better
             return 1
-        return int(sum(file.stat().st_size for file in files) * lines / max(1, raw.tell()))
+        return int(sum(file.stat().st_size for file in files) * max(1, lines) / max(1, read))
 
 
 def _report(name: str, counts: dict[str, Any]) -> None:

@@ -40,8 +40,10 @@ from smart_train.data.tables import (
     StoredTable,
     Table,
     TextTable,
+    describe_columns,
     find_column,
     id_text,
+    plain_name,
     read_image,
     read_page,
     read_score,
@@ -55,14 +57,16 @@ QUERIES = ("query", "anchor", "question")  # the first is the default; the other
 CHATS = ("messages", "conversations")  # of ms-swift and OpenAI, of ShareGPT: the user's message is the query
 DOCUMENTS = ("positive", "document", "text", "pos", "passage", "answer")
 NESTED = ("positives", "positive_passages", "positive_ctxs", "positive_messages", "response")  # in tables of texts
-NEGATIVES = (
-    *("negative", "negatives", "neg", "hard_negatives"),
-    *("negative_passages", "hard_negative_ctxs", "negative_messages", "rejected_response"),
-)
+NEGATIVE = re.compile(
+    r"(hard-)?neg(ative)?s?(-?\d+)?|negative-(passages|messages)|hard-negative-ctxs|rejected-response"
+)  # of a column without case, with - for _
 EASY = "negative_ctxs"  # DPR's negatives that are not hard; read where there are no others
 LABELS = ("label", "labels", "relevance", "rel", "grade", "score", "similarity", "similarity_score")
 SENTENCES = ("premise", "hypothesis")  # of entailment, whose label 0 is the positive one
-SHOWN = 20  # columns that a line names
+PROMPTS = ("prompt", "instruction", "query_prompt", "query_instruction", "task")
+BY_ID = ("positive_document_ids", "positive_ids", "positive_doc_ids", "pos_ids", "docid", "pid")
+DIVIDED = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+BLANK = ("nan", "NaN", "None", "<NA>", "NaT")  # an empty cell, as pandas and Python print it
 
 
 # Which column holds what ---------------------------------------------------------------------------------------------
@@ -82,26 +86,34 @@ class Columns:
     scores: str | None
     source: str | None = None
     label: str | None = None
+    more_scores: str | None = None  # of the negatives, where ``scores`` are of the documents alone (FlagEmbedding)
 
     def names(self) -> list[str]:
         """Return the columns that are read."""
         each = (self.query, self.document, self.image, self.id, self.file, self.page, *self.negatives)
-        return list(dict.fromkeys(name for name in (*each, self.scores, self.source, self.label) if name))
+        return list(
+            dict.fromkeys(name for name in (*each, self.scores, self.more_scores, self.source, self.label) if name)
+        )
 
     def describe(self, columns: list[str]) -> str:
         """Return what each column was taken for, and which are not read, as one line."""
-        parts = {"query": self.query, "document": self.document, "image": self.image, "id": self.id}
-        parts |= {"negatives": ", ".join(self.negatives), "label": self.label, "teacher's scores": self.scores}
+        parts: dict[str, Any] = {"query": self.query, "document": self.document, "image": self.image, "id": self.id}
+        parts |= {"negatives": self.negatives, "label": self.label, "teacher's scores": self.scores}
+        parts |= {"teacher's scores of negatives": self.more_scores}
         parts |= {"file": self.file, "page": self.page, "source": self.source}
-        read = ", ".join(f"{part} = {column}" for part, column in parts.items() if column)
+        line = describe_columns(columns, parts)
         rest = [column for column in columns if column not in self.names()]
-        return f"columns read: {read}" + (f"; not read: {first_few(rest, SHOWN)}" if rest else "")
+        if prompt := find_column(rest, PROMPTS):
+            line += f"; a prompt ({prompt}) is not read from rows: write it as model.query_prompt"
+        if lost := [c for c in rest if "neg" in plain_name(c) and not self.negatives]:
+            line += f"; {', '.join(lost)} may be negatives: call them negatives, or negative_1 ..., to have them read"
+        return line
 
 
 def query_column(columns: list[str], data: DataBlock) -> str:
     """Return ``data.query``; where that is not given, the first usual name that the table has."""
-    usual = (*QUERIES, *CHATS) if data.query == QUERIES[0] else (data.query,)
-    return next((name for name in usual if name in columns), data.query)
+    usual = find_column(columns, (*QUERIES, *CHATS)) if data.query == QUERIES[0] else None
+    return data.query if usual is None else usual
 
 
 def choose_columns(columns: list[str], data: DataBlock) -> tuple[Columns | None, list[Problem]]:
@@ -116,28 +128,31 @@ def choose_columns(columns: list[str], data: DataBlock) -> tuple[Columns | None,
             near = get_close_matches(name, columns, 1, 0.5)
             what = f"there is no column {name!r} in {data.path}; it has {', '.join(columns) or 'no rows'}"
             problems.append(Problem(f"data.{key}", what, f"write data.{key}: {near[0] if near else 'one of these'}"))
-    image = data.image if data.image is not None else ("image" if "image" in columns else None)
+    image = data.image if data.image is not None else find_column(columns, ("image",))
     usual = DOCUMENTS if image else (*DOCUMENTS, *NESTED, *CHATS)  # of a chat, the answer
     document = (
         data.document
         if data.document is not None
-        else next((c for c in usual if c in columns and (c != query or c in CHATS)), None)
+        else find_column([c for c in columns if c != query or c in CHATS], usual)
     )
     if not document and not image:
         what = f"no column holds the documents of {data.path} (positive, document, text, image); it has "
-        problems.append(
-            Problem("data.document", what + (", ".join(columns) or "no rows"), "name the column in data.document")
-        )
-    negatives = [c for c in columns if c in NEGATIVES or re.fullmatch(r"negative_\d+", c)]
+        fix = "name the column in data.document"
+        if find_column(columns, BY_ID):
+            fix = "it names documents of another file: name the folder of both, with the corpus as corpus.jsonl"
+        elif query not in columns and Path(data.path).name.lower().endswith(DIVIDED):
+            fix += ", or write a first line with the names of the columns where there is none"
+        problems.append(Problem("data.document", what + (", ".join(columns) or "no rows"), fix))
+    negatives = [c for c in columns if NEGATIVE.fullmatch(plain_name(c))]
     negatives = negatives or [c for c in columns if c == EASY]
-    negatives.sort(key=lambda c: (not c.startswith("negative_"), int("0" + "".join(filter(str.isdigit, c)))))
-    scores = data.scores if data.scores is not None else ("scores" if "scores" in columns else None)
-    used = (query, document, image, data.id, scores, source)
-    label = data.label if data.label is not None else next((c for c in LABELS if c in columns and c not in used), None)
+    negatives.sort(key=lambda c: (not re.search(r"[-_]\d+$", c), int("0" + "".join(filter(str.isdigit, c)))))
+    scores = data.scores if data.scores is not None else find_column(columns, ("scores", "pos_scores"))
+    rest = [c for c in columns if c not in (query, document, image, data.id, scores, source)]
+    label = data.label if data.label is not None else find_column(rest, LABELS)
     if data.negatives and not negatives and not label:
         what = f"is {data.negatives}, but {data.path} has no column negative, negative_1 ... or negatives"
         problems.append(Problem("data.negatives", what, "write data.negatives: 0, or add such a column"))
-    if data.label is None and label and any(name in columns for name in SENTENCES):
+    if data.label is None and label and find_column(columns, SENTENCES):
         what = f"{data.path} has {label} beside {' and '.join(SENTENCES)}, in which 0 usually means entailment"
         problems.append(Problem("data.label", what, 'write 1 and 0 into a column and name it, or write data.label: ""'))
     if problems:
@@ -155,6 +170,7 @@ def choose_columns(columns: list[str], data: DataBlock) -> tuple[Columns | None,
         scores or None,
         source,
         label or None,
+        find_column(columns, ("neg_scores",)) if scores and plain_name(scores) == "pos-scores" else None,
     )
     return found, []
 
@@ -205,7 +221,7 @@ class RowParser:
         """Parse one row.  Raises as ``rows``."""
         if not row.keys() <= self._known:
             self.late.update((name, where) for name in row.keys() - self._known - self.late.keys())
-        return self._parsed(self._lists(row, where) if self.is_csv else row, where)
+        return self._parsed(self._lists(row, where), where)
 
     def _parsed(self, row: dict[str, Any], where: str) -> ParsedRow:
         columns = self.columns
@@ -228,6 +244,10 @@ class RowParser:
             self.empty["document" if texts else "query"].append(where)
             return ParsedRow(where, query, documents, [], None, [])
         filled = [bool(text) for text in items] if any(items) else [True] * len(documents)
+        if columns.more_scores and row.get(str(columns.scores)) is not None:
+            parts = (row[str(columns.scores)], row.get(columns.more_scores))
+            listed = [list(one) if isinstance(one, list | tuple) else [] if one is None else [one] for one in parts]
+            row = row | {str(columns.scores): [*listed[0], *listed[1]]}
         scored = columns.scores and row.get(columns.scores) is not None
         scores = row_scores(row, columns, filled, where) if scored else None
         grades: list[int | None] = [1] * len(documents)
@@ -242,18 +262,27 @@ class RowParser:
         return ParsedRow(where, query, documents, negatives, scores, [grade or 0 for grade in grades])
 
     def _lists(self, row: dict[str, Any], where: str) -> dict[str, Any]:
-        """Return a row of a CSV file with lists, and numbers of a teacher, in place of their texts."""
+        """Return a row with lists and numbers of a teacher in place of their texts, and without cells that say None."""
         columns = self.columns
+        numeric = (columns.scores, columns.more_scores, columns.label)
+        read = (columns.query, columns.document, *columns.negatives, *numeric)
         row = dict(row)
-        for name in dict.fromkeys((columns.query, columns.document, *columns.negatives, columns.scores, columns.label)):
-            found = printed_list(row.get(name), name, where) if name else None
-            numbers = name in (columns.scores, columns.label) or (columns.id and name in columns.negatives)
+        for name in dict.fromkeys(read):
+            value = row.get(name) if name else None
+            if not isinstance(value, str):
+                continue
+            if value.strip() in BLANK or (self.is_csv and value.strip() in ("null", "NULL")):
+                row[str(name)] = None
+                self.notes[f"cells of {name} hold {value.strip()!r}, and are read as empty"] += 1
+            found = printed_list(value, str(name), where)
+            numbers = name in numeric or (columns.id and name in columns.negatives)
             kinds = (str, int, float, type(None)) if numbers else (str, dict, list, type(None))
             if name and found is not None and all(isinstance(one, kinds) for one in found):
                 row[name] = found
                 self.notes[f"cells of {name} hold a list as text, and are read as lists"] += 1
-        if columns.scores and isinstance(row.get(columns.scores), str):
-            row[columns.scores] = _number(row[columns.scores])
+        for name in (columns.scores, columns.more_scores):
+            if name and isinstance(row.get(name), str):
+                row[name] = _number(row[name])
         return row
 
     def report(self, name: str) -> None:

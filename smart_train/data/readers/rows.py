@@ -146,7 +146,9 @@ def local_sources(path: Path, data: DataBlock) -> Sources:
         if nested:
             return dict(nested)
     what = f"{path} has no data files"
-    raise DataProblem("data.path", what, "it needs .jsonl, .json, .csv, .tsv (also .gz), .parquet or .arrow files")
+    raise DataProblem(
+        "data.path", what, "it needs .jsonl, .json, .csv, .tsv (also .gz, .bz2, .xz, .zst), .parquet or .arrow files"
+    )
 
 
 def is_image_folder(folder: Path) -> bool:
