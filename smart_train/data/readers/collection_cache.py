@@ -215,7 +215,7 @@ class _Split:
         kept = query[order]  # the queries in the order of their first judgement
         select_names(queries, folder, "queries", kept)
         (folder / "parts.json").write_text(json.dumps({"documents": self.corpus.name, "queries": self.asked.name}))
-        _add_missing(folder, self.corpus, documents, list(missing))
+        _add_missing(folder, documents, list(missing))
         new = np.full(len(queries), NONE, np.int32)
         new[kept] = np.arange(len(kept))
         query = new[query]
@@ -337,22 +337,15 @@ def _batches(rows: Iterable[Any], size: int = BATCH) -> Iterator[list[Any]]:
         yield some
 
 
-def _add_missing(folder: Path, corpus: Path, documents: Names, missing: Sequence[str]) -> None:
+def _add_missing(folder: Path, documents: Names, missing: Sequence[str]) -> None:
     """Write the documents that are judged and not in the corpus as rows behind its own."""
     if not missing:
         return
     import pyarrow as pa
 
     types = {"id": pa.string(), "text": pa.large_string(), "length": pa.int64()}
-    row_cache.write_entries(folder / "documents-missing.arrow", types, [(id, None, 0) for id in missing])
-    keys = Shards([folder / "documents-missing.arrow"]).numbers(np.arange(len(missing)), "high", np.uint64)
-    entries = len(documents.entries) + np.arange(len(missing))
-    rows = len(documents) + np.arange(len(missing))
-    hashes = np.r_[documents.hashes, keys]
-    order = np.argsort(hashes, kind="stable")
-    save_array(folder, "documents", np.r_[documents.rows, entries])
-    save_array(folder, "documents.hashes", hashes[order])
-    save_array(folder, "documents.rows", np.r_[documents.places, rows.astype(np.int32)][order])
+    cells = [(id, None, 0) for id in missing]
+    row_cache.append_entries(folder, documents, "documents", "missing", types, cells)
     save_array(folder, "documents.count", np.array([len(documents)], np.int64))
 
 

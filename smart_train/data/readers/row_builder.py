@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from smart_train.core.errors import DataError
 from smart_train.data.collection import Collection, Document, content_id, first_few
-from smart_train.data.readers.row_parser import Columns, ParsedRow, document_id
+from smart_train.data.readers.row_parser import Columns, ParsedRow, document_id, two_contents
 from smart_train.data.tables import Ids
+
+UNKNOWN = "negatives name no document that was read and are left out"
 
 
 @dataclass
@@ -25,9 +28,10 @@ class RowBuilder:
     qrels: dict[str, dict[str, int]] = field(default_factory=dict)
     negatives: dict[str, dict[str | Document, None]] = field(default_factory=dict)  # texts or ids; unique, in order
     teacher: dict[str, dict[str, float]] = field(default_factory=dict)  # of documents by id
-    scored: dict[str, dict[str, float]] = field(default_factory=dict)  # of negatives: texts or ids
-    rescored: int = 0
+    scored: dict[str, list[tuple[str | Document, float | None]]] = field(default_factory=dict)  # of negatives, in order
+    rescored: Counter[str] = field(default_factory=Counter)  # query -> how many of its scores came after another one
     spare: dict[str, Document] = field(default_factory=dict)  # documents of no pair, which negatives may name
+    seen: dict[str, Document] = field(default_factory=dict)  # of rows with a query, by their own ids
     by_text: dict[str, str] = field(default_factory=dict)
     pairs: int = 0
     warnings: list[str] = field(default_factory=list)  # of ``finish``: what was left out
@@ -44,6 +48,7 @@ class RowBuilder:
             self._check_same(document, row.where)
             if not grade:
                 negatives[document] = None
+                self.keep([document])
                 continue
             self.corpus.setdefault(document.id, document)
             if document.text and document.image is None:
@@ -52,28 +57,31 @@ class RowBuilder:
             judged[document.id] = max(grade, judged.get(document.id, 0))
         negatives.update(dict.fromkeys(row.negatives))
         if row.scores is not None:
-            ids = [document.id for document in documents]
-            self._score(self.teacher.setdefault(key, {}), ids, row.scores[: len(ids)])
-            self._score(self.scored.setdefault(key, {}), row.negatives, row.scores[len(ids) :])
+            self.teacher.setdefault(key, {})
+            later = self.scored.setdefault(key, [])
+            for document, grade, score in zip(documents, row.grades, row.scores, strict=False):
+                if grade:
+                    self._score(key, document.id, score)
+                else:
+                    later.append((document, score))
+            later += zip(row.negatives, row.scores[len(documents) :], strict=True)
 
     def keep(self, documents: list[Document]) -> None:
         """Remember documents without a query, which a negative may name by their id."""
         if self.columns.id:
-            self.spare.update((document.id, document) for document in documents)
+            for document in documents:
+                self.spare.setdefault(document.id, document)
 
     def _check_same(self, document: Document, where: str) -> None:
-        before = self.corpus.get(document.id, document)
+        before = self.seen.setdefault(document.id, document) if self.columns.id else document
         if before is not document and not _same(before, document):
-            raise DataError(
-                f"{where}: the id {document.id!r} is there before, with another content. Leave data.id empty (the "
-                "id is then a hash of the content), or name a column that is unique per document"
-            )
+            raise two_contents(where, document.id)
 
-    def _score(self, into: dict[str, float], names: list[str], values: list[float | None]) -> None:
-        for name, value in zip(names, values, strict=True):
-            if value is not None:
-                self.rescored += into.get(name, value) != value
-                into[name] = value
+    def _score(self, query: str, name: str, value: float | None) -> None:
+        if value is not None:
+            before = self.teacher[query]
+            self.rescored[query] += before.get(name, value) != value
+            before[name] = value
 
     def _named(self) -> set[str]:
         return {value for row in self.negatives.values() for value in row if isinstance(value, str)}
@@ -98,35 +106,36 @@ class RowBuilder:
         has is that document; any other text is a document of its own."""
         lists: dict[str, list[str]] = {}
         unknown: list[str] = []
-        relevant = 0
+        relevant: set[tuple[str, str]] = set()
         known = Ids({**self.spare, **self.corpus}) if self._negatives_are_ids() else None
         for query, values in self.negatives.items():
-            for value in values:
-                key = self._negative(value, known)
+            keys = {value: self._negative(value, known) for value in values}
+            for value, score in self.scored.get(query, ()):
+                if (named := keys[value]) is not None:
+                    self._score(query, named, score)
+            for value, key in keys.items():
                 if key is None:
                     unknown.append(str(value))
                     continue
                 if key in self.qrels[query]:
-                    relevant += 1
+                    relevant.add((query, key))
                 elif key not in (found := lists.setdefault(query, [])):
                     found.append(key)
-                if value in self.scored.get(query, ()):
-                    self._score(self.teacher[query], [key], [self.scored[query][str(value)]])
         if unknown:
-            what = "negatives name no document that was read and are left out"
             if not lists:
                 fix = "name the column that they are ids of in data.id, or leave it empty where they are texts"
-                raise DataError(f"{self.table}: all {len(unknown)} {what}: {first_few(unknown)}; {fix}")
-            self.warnings.append(f"{len(unknown)} {what}: {first_few(unknown)}")
+                raise DataError(f"{self.table}: all {len(unknown)} {UNKNOWN}: {first_few(unknown)}; {fix}")
+            self.warnings.append(f"{len(unknown)} {UNKNOWN}: {first_few(unknown)}")
         if relevant:
             what = "negatives are also positives of their query, and are left out of its negatives"
-            self.warnings.append(f"{relevant} {what}")
-        if self.rescored:
-            self.warnings.append(f"{self.rescored} pairs have two scores in {self.columns.scores}; the last counts")
+            self.warnings.append(f"{len(relevant)} {what}")
         alone = [query for query, judged in self.qrels.items() if not judged]
         for query in alone:
             for part in (self.queries, self.qrels, lists, self.teacher):
                 part.pop(query, None)
+        rescored = sum(count for query, count in self.rescored.items() if query in self.queries)
+        if rescored:
+            self.warnings.append(f"{rescored} pairs have two scores in {self.columns.scores}; the last counts")
         if alone:
             what = f"queries have no document with a {self.columns.label} above 0 and are left out"
             self.warnings.append(f"{len(alone)} {what}")

@@ -21,6 +21,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -34,10 +35,12 @@ from smart_train.core.disk import reserve
 from smart_train.core.errors import DataError
 from smart_train.core.progress_log import ProgressLog
 from smart_train.data.arrow_shards import Shards, write_shard
-from smart_train.data.collection import content_id, first_few
+from smart_train.data.collection import Document, content_id, first_few
 from smart_train.data.identity import content_hash, stored_hash
-from smart_train.data.readers.row_parser import ParsedRow, RowParser, choose_columns
+from smart_train.data.readers.row_builder import UNKNOWN
+from smart_train.data.readers.row_parser import ParsedRow, RowParser, choose_columns, two_contents
 from smart_train.data.stored_collection import (
+    NONE,
     Names,
     StoredCollection,
     id_key,
@@ -50,7 +53,7 @@ from smart_train.data.tables import COMPRESSED, StoredTable, Table, may_hold_ima
 
 logger = logging.getLogger(__name__)
 
-VERSION = 5  # of the files of a store
+VERSION = 6  # of the files of a store
 SMALL_BYTES = 64 << 20  # smaller tables are held in memory as dicts: 0.2 GB at most, and nothing is written
 SMALL_ROWS = 50_000  # the same for tables whose number of rows is known
 SHARD_ROWS, SHARD_TEXT = 20_000, 64 << 20  # a shard ends after so many rows or characters: 0.3 GB while it is made
@@ -150,13 +153,13 @@ def many_bytes(files: list[Path]) -> bool:
 def read(table: LargeTable, data: DataBlock, name: str, limit: int | None = None) -> StoredCollection | None:
     """Return the collection of a large table, converted before or now; None where it is to be read into memory.
 
-    That are small tables, few rows of a large one, and tables whose documents have ids of their own (``data.id``),
-    which may name documents of rows that were not read yet.
+    That are small tables, few rows of a large one, and the first rows of a table whose negatives name documents by
+    their ids (``data.id``), which may be in rows behind them.
     limit: most pairs that are read, in the order of the rows
     Raises as ``read_rows``, and DataError where nothing can be written.
     """
     columns, _ = choose_columns(table.columns, data)
-    if not is_large(table) or columns is None or columns.id or (limit is not None and limit <= SMALL_ROWS):
+    if not is_large(table) or columns is None or (limit is not None and (columns.id or limit <= SMALL_ROWS)):
         return None
     if isinstance(table, StoredTable) and (set(columns.names()) - {columns.image}) & {*table.images}:
         return None  # pictures where a text may stand
@@ -317,11 +320,28 @@ class _Entries:
             self.cells.append((id, *cells, content_hash(shown) if isinstance(shown, str) else stored_hash(shown)))
         return found
 
+    def add_own(self, document: Document, row: int, *cells: Any) -> int:
+        """Add a document with an id of its own, which may be there with another content: that is an entry, too.
+
+        row: of the shard; NONE = another content does not matter
+        """
+        shown = stored_hash(document)
+        key = f"{document.id}\n{row == NONE}\n{shown}\n{document.text}"
+        found = self.place.get(key)
+        if found is None:
+            found = self.place[key] = len(self.cells)
+            self.cells.append((document.id, *cells, shown, row))
+        return found
+
 
 class _Shard:
-    """The rows between two writes.  Documents of pairs come before those that only negatives name."""
+    """The rows between two writes.  Documents of pairs come before those that only negatives name.
 
-    def __init__(self) -> None:
+    own: documents have ids of their own; negatives are then names, written as -1 - their place
+    """
+
+    def __init__(self, own: bool = False) -> None:
+        self.own, self.names = own, dict[str, int]()
         self.documents, self.others, self.queries = _Entries(), _Entries(), _Entries()
         # query and document by their places in the shard, and a score or NaN
         self.pairs, self.negatives = (array("i"), array("d")), (array("i"), array("d"))
@@ -332,26 +352,32 @@ class _Shard:
     def add(self, row: ParsedRow) -> None:
         self.rows += 1
         if row.query is None or not row.documents:
+            for one in row.documents if self.own else ():  # which a negative may name
+                self._document(self.others, one, NONE)
             return
         self.scored |= row.scores is not None
         query = self.queries.add(content_id("query", row.query), row.query, len(row.query), shown=row.query)
         scores = row.scores or [None] * (len(row.documents) + len(row.negatives))
         for one, grade, score in zip(row.documents, row.grades, scores, strict=False):
-            text, (image, *where) = one.text or "", image_cells(one.image)
-            length = len(text) if image is None else 0
-            self.text += len(text)
             entries, relation = (self.documents, self.pairs) if grade else (self.others, self.negatives)
-            # the id of an image is a hash of its bytes
-            shown = text if image is None else one.id
-            place = entries.add(one.id, one.text, image, one.file, one.page, one.source, *where, length, shown=shown)
-            self._relate(relation, query, place, score)
+            self._relate(relation, query, self._document(entries, one, self.rows - 1), score)
             if grade:
                 self.grades.append(grade)
         for text, score in zip(row.negatives, scores[len(row.documents) :], strict=True):
             self.text += len(text)
-            more = (*[None] * 6, len(text))
-            place = self.others.add(content_id("text", text), text, *more, shown=text)
+            if self.own:
+                place = -1 - self.names.setdefault(text, len(self.names))
+            else:
+                place = self.others.add(*text_cells(text), shown=text)
             self._relate(self.negatives, query, place, score)
+
+    def _document(self, entries: _Entries, one: Document, row: int) -> int:
+        text, (image, *where) = one.text or "", image_cells(one.image)
+        self.text += len(text)
+        cells = (one.text, image, one.file, one.page, one.source, *where, len(text) if image is None else 0)
+        if self.own:
+            return entries.add_own(one, row, *cells)
+        return entries.add(one.id, *cells, shown=text if image is None else one.id)  # the id is a hash of its bytes
 
     @staticmethod
     def _relate(relation: tuple[array[int], array[float]], query: int, document: int, score: float | None) -> None:
@@ -366,12 +392,12 @@ class _Shard:
         """Write the shard's files; return what to remember of it."""
         import pyarrow as pa
 
-        text, large = pa.string(), pa.large_string()
-        types = {"id": text, "text": large, "image": text, "file": text, "page": pa.int64(), "source": text}
-        types |= dict.fromkeys(("image_row", "image_bytes", "length", "shown"), pa.int64())
+        types = document_types() | ({"row": pa.int64()} if self.own else {})
         write_entries(folder / f"documents-{2 * number:06d}.arrow", types, self.documents.cells)
         write_entries(folder / f"documents-{2 * number + 1:06d}.arrow", types, self.others.cells)
-        query_types = {"id": text, "text": large, "length": pa.int64(), "shown": pa.int64()}
+        if self.own:
+            write_shard(folder / f"shard-names-{number:06d}.arrow", {"text": pa.array(self.names, pa.large_string())})
+        query_types = {"id": pa.string(), "text": pa.large_string(), "length": pa.int64(), "shown": pa.int64()}
         write_entries(folder / f"queries-{number:06d}.arrow", query_types, self.queries.cells)
         for name, (places, scores) in (("pairs", self.pairs), ("negatives", self.negatives)):
             np.save(folder / f"shard-{name}-{number:06d}.npy", np.frombuffer(places, np.int32).reshape(-1, 2))
@@ -380,6 +406,20 @@ class _Shard:
         np.save(folder / f"shard-pairs-grades-{number:06d}.npy", np.frombuffer(self.grades, np.int8))
         counts = {"pairs": len(self.pairs[1]), "negatives": len(self.negatives[1])}
         return {"rows": self.rows, "scored": self.scored, **counts}
+
+
+def document_types() -> dict[str, Any]:
+    """Return the columns of documents of rows, with their Arrow types."""
+    import pyarrow as pa
+
+    texts = dict.fromkeys(("image", "file", "page", "source"), pa.string()) | {"page": pa.int64()}
+    numbers = dict.fromkeys(("image_row", "image_bytes", "length", "shown"), pa.int64())
+    return {"id": pa.string(), "text": pa.large_string(), **texts, **numbers}
+
+
+def text_cells(text: str) -> tuple[Any, ...]:
+    """Return the cells of a document that is a text alone, without ``shown``."""
+    return (content_id("text", text), text, *[None] * 6, len(text))
 
 
 class Shard(Protocol[T]):
@@ -448,6 +488,7 @@ class _Conversion:
     """Converts one table."""
 
     folder: Path
+    lost: str | None = None
 
     def __init__(self, parser: RowParser, name: str, limit: int | None, rows: int) -> None:
         self.parser, self.name, self.limit, self.rows = parser, name, limit, rows
@@ -467,6 +508,8 @@ class _Conversion:
             first = [f"{column} ({where})" for column, where in sorted(self.parser.late.items())]
             what = "columns first appear after the rows that the columns are taken from, and are not read"
             warnings.append(f"{len(first)} {what}; give the first row every column: {first_few(first)}")
+        if self.lost:
+            warnings.append(self.lost)
         if counted["relevant"]:
             what = "negatives are also positives of their query, and are left out of its negatives"
             warnings.append(f"{counted['relevant']} {what}")
@@ -495,7 +538,7 @@ class _Conversion:
             self.folder,
             self.name,
             parser.rows,
-            _Shard,
+            lambda: _Shard(bool(parser.columns.id)),
             self.rows,
             lambda: {"empty": parser.empty, "late": parser.late, "notes": parser.notes},
             recall,
@@ -523,6 +566,13 @@ class _Conversion:
         begins = by_name[[*first, *(n + 1 for n in first)]]
         document_row, document_count = number_entries(folder, "documents", documents, begins)
         scored = any(one["scored"] for one in done)
+        named: list[NDArray[Any]] = []
+        unknown: dict[str, int] = {}
+        if self.parser.columns.id:
+            self._check_same(done, documents, document_row)
+            named, unknown, document_count = self._find_names(
+                done, document_count, document_row[: documents.starts[shards]]
+            )
         related = {}
         for name, offset in (("pairs", 0), ("negatives", shards)):
             total = sum(one[name] for one in done)
@@ -533,7 +583,12 @@ class _Conversion:
             for n, one in enumerate(done):
                 local, end = self._load(n, name), begin + one[name]
                 query[begin:end] = query_row[local[:, 0] + queries.starts[n]]
-                document[begin:end] = document_row[local[:, 1] + documents.starts[n + offset]]
+                place = local[:, 1]
+                is_name, own = place < 0, np.empty(len(place), np.int32)
+                own[~is_name] = document_row[place[~is_name] + documents.starts[n + offset]]
+                if is_name.any():
+                    own[is_name] = named[n][-1 - place[is_name]]
+                document[begin:end] = own
                 if scores is not None and one["scored"]:
                     scores[begin:end] = self._load(n, f"{name}-scores")
                 begin = end
@@ -546,13 +601,116 @@ class _Conversion:
                 grade = None if grade is None else grade[by_query]
             related[name] = query, document, scores, grade
         del document_row, query_row
+        lost = self._leave_out(related, list(unknown)) if unknown else None
+        if self.parser.columns.id:
+            document_count = self._keep_named(related, document_count)
         answered = np.zeros(query_count, np.bool_)
         answered[related["pairs"][0]] = True
         alone = int((~answered).sum())
         if alone:
             related = {name: _renumbered(relation, answered) for name, relation in related.items()}
             select_names(Names(folder, "queries"), folder, "queries", np.flatnonzero(answered))
-        return self._write_relations(related, query_count - alone, document_count) | {"alone": alone}
+        counted = self._write_relations(related, query_count - alone, document_count) | {"alone": alone}
+        if lost and not counted["negatives"]:
+            fix = "name the column that they are ids of in data.id, or leave it empty where they are texts"
+            raise DataError(f"{self.parser.table.name}: all {lost}; {fix}")
+        self.lost = lost
+        return counted
+
+    # Documents with ids of their own
+
+    def _check_same(self, done: list[dict[str, Any]], documents: Shards, row: NDArray[np.int32]) -> None:
+        """Raise DataError, naming the first row, for an id that is there again with another content."""
+        begins = np.cumsum([0, *(one["rows"] for one in done)])
+        begins = np.concatenate([begins[:-1], begins[:-1]])  # of documents of pairs, then of the others
+        first = np.full(len(documents), len(documents), np.int64)  # the earliest row of each document, and its entry
+        place = np.arange(len(documents))
+        own = documents.numbers(place, "row")
+        shard = np.searchsorted(documents.starts, place, side="right") - 1
+        at = np.where(own == NONE, NONE, own + begins[shard])
+        kept = np.flatnonzero(at != NONE)
+        order = kept[np.lexsort((at[kept], row[kept]))]
+        new = np.r_[True, row[order][1:] != row[order][:-1]][: len(order)]
+        first = order[new][np.cumsum(new) - 1]
+        again = np.flatnonzero(order != first)
+        wrong = [
+            int(at[entry])
+            for entry, one, other in zip(
+                order[again].tolist(),
+                documents.blocks(order[again], "text", "shown"),
+                documents.blocks(first[again], "text", "shown"),
+                strict=True,
+            )
+            if one != other
+        ]
+        if wrong:
+            where, _ = next(islice(iter(self.parser.table), min(wrong), None))
+            entry = order[np.flatnonzero(at[order] == min(wrong))[0]]
+            raise two_contents(where, documents.value(int(entry), "id"))
+
+    def _find_names(
+        self, done: list[dict[str, Any]], count: int, pairs: NDArray[np.int32]
+    ) -> tuple[list[NDArray[Any]], dict[str, int], int]:
+        """Return of each shard the document that each name is of; of unknown names -2 - their number; and the number of
+        documents, with those that are written here: names that are texts. As ``rows._Builder`` understands them.
+
+        pairs: documents that are in pairs
+        """
+        store = Names(self.folder, "documents")
+        texts = [_texts(self.folder / f"shard-names-{n:06d}.arrow") for n in range(len(done))]
+        found = [store.find_all(names) for names in texts]
+        are_ids = any((rows != NONE).any() for rows in found)
+        missing = [np.flatnonzero(rows == NONE) for rows in found]
+        if not any(map(len, missing)):
+            return found, {}, count
+        rows = np.unique(pairs)
+        rows = rows[[image is None and bool(text) for image, text in store.blocks(rows, "image", "text")]]
+        hashes = np.array([id_key(text)[0] for (text,) in store.blocks(rows, "text")], np.uint64)
+        order = np.argsort(hashes, kind="stable")
+        by_text = hashes[order], rows[order]
+        several = False
+        for names, own, places in zip(texts, found, missing, strict=True):
+            for place in places.tolist():
+                own[place] = _find_text(store, by_text, names[place])
+                several |= bool(own[place] != NONE) or len(names[place].split()) > 1
+        are_ids = are_ids or not several
+        numbers: dict[str, int] = {}
+        for names, own in zip(texts, found, strict=True):
+            for place in np.flatnonzero(own == NONE).tolist():
+                number = numbers.setdefault(names[place], len(numbers))
+                own[place] = -2 - number if are_ids else count + number
+        if are_ids:
+            return found, numbers, count
+        import pyarrow as pa
+
+        cells = [(*text_cells(text), content_hash(text), NONE) for text in numbers]
+        append_entries(self.folder, store, "documents", "text", {**document_types(), "row": pa.int64()}, cells)
+        return found, {}, count + len(numbers)
+
+    def _leave_out(self, related: dict[str, Any], unknown: list[str]) -> str | None:
+        """Leave out the negatives that name no document, in place; return how many they are, and the first."""
+        query, document, *_ = related["negatives"]
+        lost = document <= -2
+        codes = codes_of(query[lost], -2 - document[lost], len(unknown))
+        first = [unknown[int(code)] for code in codes[keep_first(codes)][:6] % len(unknown)]
+        related["negatives"] = tuple(None if part is None else part[~lost] for part in related["negatives"])
+        count = len(np.unique(codes))
+        first = [*first, *[""] * (count - len(first))]
+        return f"{count} {UNKNOWN}: {first_few(first)}" if count else None
+
+    def _keep_named(self, related: dict[str, Any], count: int) -> int:
+        """Number documents that no pair and no negative names behind the others, in place; return their number."""
+        used = np.zeros(count, np.bool_)
+        for relation in related.values():
+            used[relation[1]] = True
+        order = np.r_[np.flatnonzero(used), np.flatnonzero(~used)]
+        new = np.empty(count, np.int32)
+        new[order] = np.arange(count)
+        select_names(Names(self.folder, "documents"), self.folder, "documents", order)
+        save_array(self.folder, "documents.count", np.array([int(used.sum())], np.int64))
+        for name, (query, document, *rest) in related.items():
+            related[name] = query, new[document], *rest
+        return count
 
     def _write_relations(self, related: dict[str, Any], queries: int, documents: int) -> dict[str, int]:
         """Write each query's documents once, with the highest grade of each pair and its last score, and without
@@ -592,7 +750,7 @@ class _Conversion:
         # the files are there, should no query have one
         save_array(self.folder, "teacher.documents", np.empty(0, np.int32), append=True)
         save_array(self.folder, "teacher.values", np.empty(0, np.float64), append=True)
-        return {"rescored": rescored, "relevant": relevant}
+        return {"rescored": rescored, "relevant": relevant, "negatives": int(counts["negatives"].sum())}
 
 
 def _renumbered(relation: Any, kept: NDArray[np.bool_]) -> Any:
@@ -669,6 +827,34 @@ def _last_scores(pair: Any, negative: Any, documents: int) -> tuple[NDArray[Any]
     by_place = np.argsort(first)
     first, last = first[by_place], last[by_place]
     return query[first], document[first], score[last], replaced
+
+
+def _texts(file: Path) -> list[str]:
+    shards = Shards([file])
+    return shards.values(np.arange(len(shards)), "text")
+
+
+def _find_text(store: Names, by_text: tuple[Keys, NDArray[Any]], text: str) -> int:
+    """Return the first document that is this text; NONE where there is none.  by_text: sorted hashes, and rows"""
+    hashed = np.uint64(id_key(text)[0])
+    begin, end = (int(np.searchsorted(by_text[0], hashed, side)) for side in ("left", "right"))  # type: ignore[call-overload]
+    return next((int(row) for row in by_text[1][begin:end] if store.value(int(row), "text") == text), NONE)
+
+
+def append_entries(
+    folder: Path, source: Names, name: str, what: str, types: dict[str, Any], cells: Sequence[tuple[Any, ...]]
+) -> None:
+    """Write NAME-WHAT.arrow, and the arrays of ``source`` with its entries behind the others."""
+    write_entries(folder / f"{name}-{what}.arrow", types, cells)
+    keys = Shards([folder / f"{name}-{what}.arrow"]).numbers(np.arange(len(cells)), "high", np.uint64)
+    hashes, places = (
+        np.r_[source.hashes, keys],
+        np.r_[source.places, len(source) + np.arange(len(cells), dtype=np.int32)],
+    )
+    order = np.argsort(hashes, kind="stable")
+    entries = np.r_[source.rows, len(source.entries) + np.arange(len(cells))]
+    for end, values in (("", entries), (".hashes", hashes[order]), (".rows", places[order].astype(np.int32))):
+        save_array(folder, f"{name}{end}", values)
 
 
 def number_entries(folder: Path, name: str, shards: Shards, begins: Places) -> tuple[NDArray[np.int32], int]:

@@ -309,6 +309,14 @@ class RowParser:
         return [self.columns.describe(self.table.columns), *done]
 
 
+def two_contents(where: str, id: str) -> DataError:
+    """Return the error of an id that is there again with another content."""
+    return DataError(
+        f"{where}: the id {id!r} is there before, with another content. Leave data.id empty (the "
+        "id is then a hash of the content), or name a column that is unique per document"
+    )
+
+
 def _number(text: str) -> Any:
     """Return the number that a text is, None for a blank, and the text itself where it is none."""
     try:

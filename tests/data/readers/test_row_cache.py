@@ -326,3 +326,77 @@ def test_images_inside_of_a_table_stay_there(tmp_path, monkeypatch, text):
         assert_equal(one, plain)
     groups = [pair_groups(one, one.pairs()) for one in (stored, plain)]
     assert groups[0].documents.tolist() == groups[1].documents.tolist()
+
+
+def id_rows(seed: int, kind: str) -> list[dict]:
+    """Rows whose documents have ids of their own.  kind: what negatives are"""
+    draw, found = random.Random(seed), []
+    for _ in range(60):
+        own = draw.randrange(50)
+        row = {
+            "query": f"query {draw.randrange(40)}",
+            "id": float(own) if seed % 2 else own,
+            "text": f"passage {own % 45}",
+        }
+        if draw.random() < 0.15:
+            row["query"] = ""  # a document that only a negative may name
+        names = [draw.choice((draw.randrange(56), f"{draw.randrange(50)}.0", f"passage {own}")) for _ in range(3)]
+        if kind == "texts":
+            names = [f"passage {draw.randrange(70)}" for _ in names]
+        elif kind == "one word":
+            names = [f"word{draw.randrange(70)}" for _ in names] + ["passage 3"]
+        row["negatives"] = [str(name) for name in names[: draw.randrange(5)]]
+        row["label"] = draw.choice((0, 1, 1, 2)) if kind == "labels" else 1
+        row["scores"] = [round(draw.random(), 3) for _ in range(1 + len(row["negatives"]))] if seed > 1 else None
+        found.append(row)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["ids", "labels", "texts", "one word"])
+@pytest.mark.parametrize("file", ["rows.jsonl", "rows.parquet"])
+def test_a_table_with_ids_of_its_own_is_that_which_reading_into_memory_gives(
+    tmp_path, monkeypatch, caplog, seed, kind, file
+):
+    path = write(tmp_path / file, id_rows(seed, kind))
+    data = DataBlock(path=str(path), id="id", scores=None if seed > 1 else "")
+    stored = find_reader(data).read("train")
+    said = sorted(record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+    assert isinstance(stored, StoredCollection)
+    caplog.clear()
+    for name in ("SMALL_BYTES", "SMALL_ROWS"):
+        monkeypatch.setattr(row_cache, name, 1 << 30)
+    plain = find_reader(data).read("train")
+    assert said == sorted(record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+    for one in (stored, pickle.loads(pickle.dumps(stored))):
+        assert_equal(one, plain)
+
+
+@pytest.mark.parametrize("place", [4, 33, 59])
+@pytest.mark.parametrize("change", [{"text": "another"}, {"text": "another", "label": 0}])
+def test_an_id_with_two_contents_is_named_with_its_row(tmp_path, monkeypatch, place, change):
+    content = [row | {"query": row["query"] or "asked"} for row in id_rows(0, "ids")]
+    content[place] |= {"id": content[place - 2]["id"], **change}
+    path = write(tmp_path / "rows.jsonl", content)
+    errors = []
+    for limit in (0, 1 << 30):
+        monkeypatch.setattr(row_cache, "SMALL_BYTES", limit)
+        with pytest.raises(
+            DataError, match=rf"rows.jsonl:\d+: the id '{content[place]['id']}' is there before"
+        ) as error:
+            find_reader(DataBlock(path=str(path), id="id")).read("train")
+        errors.append(str(error.value))
+    assert errors[0] == errors[1]
+
+
+def test_ids_that_no_row_has_are_refused_as_in_memory(tmp_path, monkeypatch):
+    path = write(
+        tmp_path / "rows.jsonl", [row | {"negatives": ["900", f"x{n}"]} for n, row in enumerate(id_rows(0, "ids"))]
+    )
+    errors = []
+    for limit in (0, 1 << 30):
+        monkeypatch.setattr(row_cache, "SMALL_BYTES", limit)
+        with pytest.raises(DataError, match="all [0-9]+ negatives name no document") as error:
+            find_reader(DataBlock(path=str(path), id="id")).read("train")
+        errors.append(str(error.value))
+    assert errors[0] == errors[1]
