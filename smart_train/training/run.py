@@ -37,6 +37,7 @@ from smart_train.config.training_arguments import make_callbacks
 from smart_train.config.training_fields import without_effect
 from smart_train.core.environment import rank, world
 from smart_train.core.errors import EvaluationError, SavedElsewhere, SettingError, SmartTrainError
+from smart_train.core.terminal_log import show_log
 from smart_train.data.batch_sampler import PairGroups, pair_groups
 from smart_train.data.collate import Pairs
 from smart_train.data.collection import Collection
@@ -88,6 +89,7 @@ def train(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> dict[st
 
     >>> train("recipes/quickstart.yaml", ["training.max_steps=10"])  # doctest: +SKIP
     """
+    show_log()
     recipe = recipe if isinstance(recipe, Recipe) else read(recipe, overrides)
     check(recipe)
     return run(recipe)
