@@ -16,6 +16,7 @@ from typing import Any
 from smart_train.config.schema import DataBlock
 from smart_train.core.errors import DataError
 from smart_train.data.collection import Collection, Document, first_few
+from smart_train.data.readers import row_cache
 from smart_train.data.readers.base import DataProblem, Reader
 from smart_train.data.readers.beir import Judgement, judged_collection
 from smart_train.data.tables import (
@@ -73,6 +74,7 @@ class MbeirReader(Reader):
     def _read(self, split: str, limit: int | None) -> Collection:
         """The queries of one split, over all candidates.  A query that is an image, or has one beside its text, is left
         out and counted: queries are texts here."""
+        row_cache.warn_of_memory(self.name, "mbeir", [*self.pools, *self.queries[split]])
         corpus = _candidates(TextTable(self.pools), self.folder, self.data)
         texts: dict[str, str] = {}
         judged: list[Judgement] = []

@@ -12,6 +12,7 @@ from smart_train.config.typed_values import Problem
 from smart_train.core.errors import DataError
 from smart_train.core.modality import text_fault
 from smart_train.data.collection import Collection, Document, content_id, first_few
+from smart_train.data.readers import row_cache
 from smart_train.data.readers.base import DataProblem
 from smart_train.data.readers.beir import CorpusRows, corpus_image_column, part_files
 from smart_train.data.readers.cells import read_grade
@@ -122,6 +123,7 @@ def read_pages(table: TextTable, data: DataBlock, name: str, limit: int | None =
     PDF, which must be ingested first.
     """
     home = corpus_folder(table)
+    row_cache.warn_of_memory(name, "pages", [*table.files, *(part_files(home, "corpus") if home else ())])
     places = _CorpusPages(home, data) if home is not None else _FilePages(table, data)
     query, file = query_column(table.columns, data), str(find_column(table.columns, FILES))
     page = find_column(table.columns, PAGES) or "page"

@@ -210,6 +210,13 @@ def _fill(folder: Path, run: Callable[[Path], dict[str, Any]]) -> None:
         part.write_text(json.dumps({**remembered, "files": sizes}), "utf-8")
 
 
+def warn_of_memory(name: str, kind: str, files: list[Path]) -> None:
+    """Warn where a format that is read into memory at any size is large."""
+    if many_bytes(files):
+        what = f"the format {kind} is read into memory, about 2 kB a row and process, and these files are large"
+        logger.warning("%s: %s; write it as a BEIR collection, which is converted to files", name, what)
+
+
 def cache_folder() -> Path:
     """Return the folder of all conversions."""
     import datasets

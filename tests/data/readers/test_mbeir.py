@@ -102,3 +102,14 @@ def test_a_split_whose_queries_are_all_images_is_refused(tmp_path):
     tiny_data.write_lines(folder / "sea_train.jsonl", TRAIN[2:])
     with pytest.raises(DataError, match="no query of train has a text and a candidate"):
         load(DataBlock(path=str(folder), dev=0))
+
+
+def test_a_large_pool_is_read_into_memory_with_a_warning(tmp_path, monkeypatch, caplog):
+    folder = as_published(tmp_path / "data")
+    monkeypatch.setattr("smart_train.data.readers.row_cache.SMALL_BYTES", 100)
+    load(DataBlock(path=str(folder), dev=0, test=0))
+    assert "the format mbeir is read into memory, about 2 kB a row and process" in caplog.text
+    monkeypatch.undo()
+    caplog.clear()
+    load(DataBlock(path=str(folder), dev=0, test=0))
+    assert "into memory" not in caplog.text
