@@ -33,7 +33,7 @@ if [ -z "$FOLDER" ]; then
 fi
 
 # 3 = some files were skipped; the summary names them
-smart-train ingest "$FOLDER" --out "$OUT/data" --no-images || [ $? -eq 3 ]
+smart-train ingest "$FOLDER" --output "$OUT/data" --no-images || [ $? -eq 3 ]
 # Pages are longer than docstrings, and the answer may stand anywhere on them: train on as many tokens as the base reads.
 # With the quickstart's 96 tokens and its learning rate, training lowered the metrics.
 accelerate launch recipes/quickstart.yaml name=demo-pdf "output=$OUT/run" "data.path=$OUT/data" \

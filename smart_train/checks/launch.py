@@ -20,6 +20,7 @@ from smart_train.config.schema import Recipe
 from smart_train.config.typed_values import Problem
 from smart_train.core.bounded_json import load_json
 from smart_train.core.environment import world
+from smart_train.core.extras import how_to_install, installed
 
 FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"  # set by `accelerate launch` for its processes
 LAUNCHED = "the launch file's deepspeed_config"
@@ -63,6 +64,10 @@ def check_launch(recipe: Recipe) -> Problems:
     if own and _on("ACCELERATE_USE_FSDP"):
         what = "is given, but accelerate was launched with FSDP, and only one engine can hold the weights"
         yield Problem("training.deepspeed", what, "remove it, or launch with a file of launch/ for DeepSpeed")
+    if (own or launched) and not installed("deepspeed"):
+        what = "DeepSpeed is asked for, and the package deepspeed is not installed"
+        key, place = ("training.deepspeed", None) if own else ("", LAUNCHED)
+        yield Problem(key, what, how_to_install("deepspeed"), place, here=True)
     settings = _settings(own) if own else _launched() if launched else None
     if isinstance(settings, Problem):
         yield settings

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from smart_train.checks.bounds import Problems, at_least, widths
 from smart_train.config.schema import Recipe
 from smart_train.config.typed_values import Problem
+from smart_train.core.extras import how_to_install, installed
 from smart_train.models.base_config import BaseConfig
 
 ATTENTION = ["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
@@ -30,7 +29,7 @@ def check_model(recipe: Recipe) -> Problems:
         what = f"{attention!r} is no attention of transformers"
         yield Problem("model.attention", what, f"write one of {', '.join(ATTENTION)}, a kernel as owner/name, or null")
     package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(attention or "")
-    if package and find_spec(package) is None:
+    if package and not installed(package):
         what = f"{attention} needs the package {package}, which is not installed"
         yield Problem("model.attention", what, "install it, or write sdpa", here=True)
 
@@ -42,9 +41,9 @@ def check_quantised(recipe: Recipe) -> Problems:
     if recipe.adapter.kind == "full":
         what = "is 4bit, and adapter.kind full trains every weight: one of 16 values can't take a small step"
         yield Problem("model.quantisation", what, "write adapter.kind: lora, or model.quantisation: none")
-    if find_spec("bitsandbytes") is None:
+    if not installed("bitsandbytes"):
         what = "4bit needs the package bitsandbytes, which is not installed"
-        yield Problem("model.quantisation", what, "pip install bitsandbytes, or write none", here=True)
+        yield Problem("model.quantisation", what, f"{how_to_install('bitsandbytes')}, or write none", here=True)
 
 
 # Against the base ----------------------------------------------------------------------------------------------------

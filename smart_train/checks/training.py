@@ -10,7 +10,6 @@ import copy
 import os
 import re
 from difflib import get_close_matches
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from smart_train.config.training_arguments import CALLBACKS, OWN
 from smart_train.config.typed_values import Problem
 from smart_train.core.bounded_json import load_json
 from smart_train.core.environment import rank
+from smart_train.core.extras import how_to_install, installed
 
 AT_LEAST: dict[str, tuple[float, bool]] = {  # name -> (limit, whether the limit itself is allowed)
     "learning_rate": (0, False),
@@ -220,9 +220,9 @@ def check_trackers(recipe: Recipe) -> Problems:
             near = get_close_matches(str(name), TRACKERS, 1)
             what = f"names {name}, which is no tracker" + (f", the nearest is {near[0]}" if near else "")
             yield Problem("training.report_to", what, f"write none, all, or some of {', '.join(TRACKERS)}")
-        elif find_spec(TRACKERS[name][0]) is None:
+        elif not installed(TRACKERS[name][0]):
             what = f"names {name}, whose package is not installed"
-            yield Problem("training.report_to", what, f"pip install {TRACKERS[name][1]}, or remove it", here=True)
+            yield Problem("training.report_to", what, f"{how_to_install(*TRACKERS[name])}, or remove it", here=True)
 
 
 def check_best(recipe: Recipe) -> Problems:

@@ -19,6 +19,7 @@ from smart_train.cli.options import (
 )
 from smart_train.core.environment import rank, world
 from smart_train.core.errors import UsageError, checks
+from smart_train.core.extras import require
 from smart_train.core.folder_lock import own
 from smart_train.core.hub import display_name
 
@@ -88,6 +89,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
+    if options.mmeb is None:
+        require("mteb", "a benchmark of MTEB")
     check_output(Path(options.output))
     options.modes = [mode for mode in MODES if mode in options.modes]
     if options.mmeb is None and not options.tasks:
@@ -103,10 +106,6 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _mteb(options: argparse.Namespace) -> int:
-    import importlib.util
-
-    if importlib.util.find_spec("mteb") is None:
-        raise UsageError("MTEB is not installed: pip install 'smart-train[benchmarks]'")
     from smart_train.benchmarks.mteb_runs import find_tasks, run_tasks
 
     with checks():

@@ -25,7 +25,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
     check = kinds.add_parser("check", help="report what is wrong with a data set, and what would be dropped")
     check.add_argument("path", help="folder (BEIR, ingest ...), table, or Hub dataset")
-    check.add_argument("--fix", metavar="OUT", help="new folder to write the clean data to")
+    check.add_argument("--fix", "--output", metavar="OUT", help="new folder to write the clean data to")
     check.add_argument(
         "--ignore", action="append", default=[], metavar="KIND", help="kind of finding to ignore; may be repeated"
     )
@@ -61,7 +61,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
     pull = kinds.add_parser("pull", help="fetch a data set from the Hub into a folder")
     pull.add_argument("repo", help="owner/name")
-    pull.add_argument("--out", required=True, help="folder to write; it must not exist")
+    pull.add_argument("--output", "--out", required=True, help="folder to write; it must not exist")
     pull.add_argument("--revision", help="branch, tag or commit (default: the newest)")
     pull.add_argument("--subset", help="configuration, or language of a set of several")
     pull.set_defaults(run=_pull)
@@ -139,11 +139,11 @@ def _push(options: argparse.Namespace) -> None:
 def _pull(options: argparse.Namespace) -> None:
     from smart_train.data.hub_transfer import pull
 
-    check_output(options.out, "--out")
-    if _filled(Path(options.out)):
-        raise UsageError(f"--out: {options.out} already exists and is not empty; name a new folder")
-    dataset = pull(options.repo, options.out, options.revision, options.subset)
-    print(f"{options.out}: {len(dataset.corpus):,} documents, {len(dataset.queries):,} queries")
+    check_output(options.output, "--output")
+    if _filled(Path(options.output)):
+        raise UsageError(f"--output: {options.output} already exists and is not empty; name a new folder")
+    dataset = pull(options.repo, options.output, options.revision, options.subset)
+    print(f"{options.output}: {len(dataset.corpus):,} documents, {len(dataset.queries):,} queries")
 
 
 def _filled(path: Path) -> bool:

@@ -15,7 +15,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     export.add_argument(
         "--as", dest="kind", required=True, choices=KINDS, help="whole weights, or token vectors for MultiVectorEncoder"
     )
-    export.add_argument("--out", required=True, help="folder to write; it must not exist")
+    export.add_argument("--output", "--out", required=True, help="folder to write; it must not exist")
     add_options(export)
     export.set_defaults(run=run, setting_names={**ADAPTER_SETTING_NAMES, "whole_texts": "--whole-texts"})
 
@@ -34,13 +34,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    check_output(options.out, "--out")
+    check_output(options.output, "--output")
     from smart_train.publishing.exporter import export
 
     export(
         options.adapter,
         options.kind,
-        options.out,
+        options.output,
         base=options.base,
         dtype=options.dtype,
         device=options.device,
@@ -49,8 +49,8 @@ def run(options: argparse.Namespace) -> None:
         trust_extensions=options.trust_extensions,
     )
     how = {
-        "merged": f'sentence_transformers.SentenceTransformer("{options.out}")   pooled vectors\n'
-        f'smart_train.models.encoder.SmartEncoder.from_pretrained("{options.out}")   both views',
-        "multi-vector": f'sentence_transformers.MultiVectorEncoder("{options.out}")   token vectors',
+        "merged": f'sentence_transformers.SentenceTransformer("{options.output}")   pooled vectors\n'
+        f'smart_train.models.encoder.SmartEncoder.from_pretrained("{options.output}")   both views',
+        "multi-vector": f'sentence_transformers.MultiVectorEncoder("{options.output}")   token vectors',
     }
     print(how[options.kind])

@@ -92,7 +92,7 @@ def _document(path: str | None, text: str | None) -> Any:
 def _text(path: Path) -> str:
     content = path.read_bytes()
     if content.startswith(b"%PDF"):
-        raise UsageError(f"{path} is a PDF; make pages of it first (smart-train ingest FOLDER --out DATA) and name one")
+        raise UsageError(f"{path} is a PDF; make pages of it (smart-train ingest FOLDER --output DATA), and name one")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:

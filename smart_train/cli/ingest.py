@@ -25,7 +25,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     about = "turn a folder of PDFs, images and text files into corpus, queries and qrels, split by document"
     ingest = commands.add_parser("ingest", help=about, description=f"{about}. A stopped run continues when run again.")
     ingest.add_argument("folder", help="folder of documents, read with all folders below it; or one file")
-    ingest.add_argument("--out", required=True, help="folder to write; a second run reads only new or changed files")
+    ingest.add_argument(
+        "--output", "--out", required=True, help="folder to write; a second run reads only new or changed files"
+    )
     ingest.add_argument("--jobs", type=count, help="reading processes (default: one for each core)")
     ingest.add_argument("--strict", action="store_true", help="stop at the first file or page that cannot be read")
     outside = "also read files and folders that links lead to outside of the folder (default: skip, and say so)"
@@ -102,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
     page_options = _check(options)
     with checks():
         model = _chat_model(options)
-    out = Path(options.out)
+    out = Path(options.output)
     report = ingest(options.folder, out, page_options, progress=True)
     print(report.summary(), flush=True)
     if options.questions != "none" and report.pages:
@@ -144,7 +146,7 @@ def _check(options: argparse.Namespace) -> IngestOptions:
     if not Path(options.folder).exists():
         raise UsageError(f"{options.folder}: there is no such folder or file")
     with checks():
-        check_output(options.out, "--out")
+        check_output(options.output, "--output")
         if options.round_trip:
             read_base(options.round_trip)
         return IngestOptions(

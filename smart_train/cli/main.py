@@ -1,7 +1,6 @@
 """The program ``smart-train``: parse the command line, run one command, and return its exit status.
 
-Exit status: 0 = done; 1 = the work failed; 2 = the request is wrong, and nothing slow has run; 3 = ``ingest`` skipped
-files; 75 = a signal ended a training after a checkpoint; 130 = Ctrl-C.
+``EXIT_STATUS`` lists the exit statuses.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from smart_train.cli import (
     export,
     heatmap,
     ingest,
+    last_token_base,
+    launch,
     merge,
     mine,
     new,
@@ -52,8 +53,36 @@ from smart_train.distributed.failures import (
 )
 from smart_train.distributed.signals import received, set_exit_status, stoppable
 
+SHELLS = ("bash", "zsh", "tcsh")
 TEXTS = ("query", "text", "query_prompt", "document_prompt", "arguments")  # options that name no path
-COMMANDS = (train, new, evaluate, benchmark, probe, ingest, data, mine, score, heatmap, export, merge, publish, doctor)
+COMMANDS = (
+    train,
+    new,
+    evaluate,
+    benchmark,
+    probe,
+    ingest,
+    data,
+    mine,
+    score,
+    heatmap,
+    export,
+    merge,
+    publish,
+    doctor,
+    last_token_base,
+    launch,
+)
+FILES = {"file", "data", "path", "folder", "run_folder", "document", "adapters", "adapter", "output", "fix", "store"}
+EXIT_STATUS = """\
+exit status:
+  0    done
+  1    the work failed
+  2    the request is wrong, and nothing slow has run; doctor: the recipe cannot run
+  3    done, but not whole: ingest skipped files, or data check found problems
+  75   a signal ended a training after a checkpoint; resume it
+  130  Ctrl-C
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,12 +153,43 @@ def _expand_paths(options: argparse.Namespace) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line; every command is one module of this package."""
     about = "Train any single-vector embedder as a pooled and a late-interaction retriever at once."
-    parser = argparse.ArgumentParser(prog="smart-train", description=about)
+    parser = argparse.ArgumentParser(
+        prog="smart-train",
+        description=about,
+        epilog=f"smart-train COMMAND --help shows the options of a command.\n\n{EXIT_STATUS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version and exit")
+    parser.add_argument(
+        "--print-completion", action=_PrintCompletion, choices=SHELLS, help="print completion for a shell, and exit"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
     return parser
+
+
+class _PrintCompletion(argparse.Action):
+    """Print the completion of all commands and options, made of the parser itself."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, shell: Any, *__: Any) -> None:
+        import shtab
+
+        for inner in _parsers(parser):
+            for action in inner._actions:
+                if action.dest in FILES and not action.choices:
+                    action.complete = shtab.FILE  # type: ignore[attr-defined]
+        print(shtab.complete(parser, shell))
+        parser.exit()
+
+
+def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield a parser and those of its commands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from _parsers(inner)
 
 
 class _PrintVersion(argparse.Action):

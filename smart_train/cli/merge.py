@@ -15,7 +15,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     merge = commands.add_parser("merge", help=about, description=about)
     merge.add_argument("adapters", nargs="+", help="folders or Hub ids; same base, targets, layer and head")
     merge.add_argument("--weights", type=float, nargs="+", help="one for each adapter (default: equal, with sum 1)")
-    merge.add_argument("--out", required=True, help="folder to write: adapter/ and, with --data, metrics.json")
+    merge.add_argument(
+        "--output", "--out", required=True, help="folder to write: adapter/ and, with --data, metrics.json"
+    )
     merge.add_argument(
         "--data", help="data to score them on: test is measured, the hybrid is fitted on dev (default: not scored)"
     )
@@ -36,14 +38,14 @@ def run(options: argparse.Namespace) -> None:
     weights = options.weights or [1 / len(options.adapters)] * len(options.adapters)
     if len(weights) != len(options.adapters):
         raise UsageError(f"--weights: {len(options.adapters)} adapters and {len(weights)} weights; give one each")
-    check_output(options.out, "--out")
+    check_output(options.output, "--output")
     from smart_train.config.schema import DataBlock
     from smart_train.data.load import dev_and_test
     from smart_train.publishing.merger import merge
 
-    out = Path(options.out)
+    out = Path(options.output)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out: {out} already exists and was not changed; name a new folder")
+        raise UsageError(f"--output: {out} already exists and was not changed; name a new folder")
     data = None
     if options.data:
         with checks():

@@ -47,9 +47,9 @@ mining:
 def add(commands: argparse._SubParsersAction) -> None:
     about = "find hard negatives for a retrieval folder, and store them in it"
     mine = commands.add_parser("mine", help=about, description=about)
-    mine.add_argument("data", help="folder with a corpus, queries and qrels; with --out, any data that a recipe reads")
+    mine.add_argument("data", help="folder with corpus, queries and qrels; with --output, any data that a recipe reads")
     add_model(mine, "folder of a trained adapter: mine again with what was trained")
-    mine.add_argument("--out", help="folder that all of the data is written to, with its negatives")
+    mine.add_argument("--output", "--out", help="folder that all of the data is written to, with its negatives")
     mine.add_argument(
         "--mode",
         choices=("pooled", "late", "hybrid"),
@@ -72,7 +72,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     mine.add_argument("--rounds", type=count, help="also print recipe lines that mine this often during training")
     add_reading(mine)
-    mine.set_defaults(run=run, setting_names={**SETTING_NAMES, **OUTSIDE_NAMES, "out": "--out"})
+    mine.set_defaults(run=run, setting_names={**SETTING_NAMES, **OUTSIDE_NAMES, "out": "--output"})
 
 
 def add_held_out(parser: argparse.ArgumentParser, done: str) -> None:
@@ -132,8 +132,8 @@ def run(options: argparse.Namespace) -> None:
 
     names = ("k", "mode", "max_relative", "margin", "skip_top", "window", "sampling", "seed")
     with checks():
-        if options.out or Path(options.data).is_dir():  # anything else is refused without --out
-            check_output(options.out or options.data, "--out" if options.out else "DATA")
+        if options.output or Path(options.data).is_dir():  # anything else is refused without --output
+            check_output(options.output or options.data, "--output" if options.output else "DATA")
         chosen = MiningOptions(**{name: getattr(options, name) for name in names}, range=tuple(options.range))
         extensions: dict[str, Any] = {
             name: load_callable(registry, getattr(options, name))
@@ -145,7 +145,7 @@ def run(options: argparse.Namespace) -> None:
         check_reading(options)
         outside = options.allow_outside
         whole = DataBlock(path=options.data, split=options.split, allow_outside=outside)
-        folder = mining_folder(whole, options.out)
+        folder = mining_folder(whole, options.output)
     held = {name: getattr(options, name) for name in HELD if getattr(options, name) is not None}
     data = DataBlock(path=str(folder), split=options.split, allow_outside=outside, **held)
     parts = [Path(name).name if Path(name).exists() else name for name in (options.model, options.adapter) if name]

@@ -20,7 +20,7 @@ objective:
 def add(commands: argparse._SubParsersAction) -> None:
     about = "let a teacher score each query's positives and hard negatives, for distillation"
     score = commands.add_parser("score", help=about, description=about)
-    score.add_argument("data", help="folder with a corpus, queries and qrels; with --out, any data that a recipe reads")
+    score.add_argument("data", help="folder with corpus, queries and qrels; with --output, any data of a recipe")
     score.add_argument(
         "--teacher",
         action="append",
@@ -49,11 +49,11 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--no-sample", action="store_true", help="do not fill up with random documents, which become negatives too"
     )
     score.add_argument("--seed", type=int, default=0, help="seed of the random documents (default: %(default)s)")
-    score.add_argument("--out", help="folder that all of the data is written to, with the scores")
+    score.add_argument("--output", "--out", help="folder that all of the data is written to, with the scores")
     score.add_argument("--allow-outside", action="store_true", help=OUTSIDE)
     score.add_argument("--split", default="train", help="split whose queries get scores (default: %(default)s)")
     add_held_out(score, "sampled")
-    score.set_defaults(run=run, setting_names={**OUTSIDE_NAMES, "data.split": "--split", "out": "--out"})
+    score.set_defaults(run=run, setting_names={**OUTSIDE_NAMES, "data.split": "--split", "out": "--output"})
 
 
 def run(options: argparse.Namespace) -> None:
@@ -62,12 +62,12 @@ def run(options: argparse.Namespace) -> None:
     from smart_train.mining.teachers import EnsembleTeacher, check_teacher, made_teacher
 
     with checks():
-        if options.out or Path(options.data).is_dir():
-            check_output(options.out or options.data, "--out" if options.out else "DATA")
+        if options.output or Path(options.data).is_dir():
+            check_output(options.output or options.data, "--output" if options.output else "DATA")
         weights = check_teacher(options.teachers, options.weights)
         outside = options.allow_outside
         whole = DataBlock(path=options.data, split=options.split, allow_outside=outside)
-        folder = mining_folder(whole, options.out)
+        folder = mining_folder(whole, options.output)
     held = {name: getattr(options, name) for name in HELD if getattr(options, name) is not None}
     data = DataBlock(path=str(folder), split=options.split, allow_outside=outside, **held)
     alone = len(options.teachers) == 1

@@ -25,6 +25,7 @@ __all__ = [
     "LaunchError",
     "LossError",
     "Message",
+    "MissingPackage",
     "NothingToResume",
     "OutputFault",
     "Preempted",
@@ -123,6 +124,12 @@ class _WhatAndFix(SmartTrainError, ValueError):
 
 class UsageError(SmartTrainError, ValueError):
     """An argument of a command or function is wrong, or arguments do not go together."""
+
+    status = 2
+
+
+class MissingPackage(SmartTrainError, ImportError):
+    """An optional package is needed and not installed; the message says how to install it."""
 
     status = 2
 

@@ -264,7 +264,7 @@ class Collection:
 class RetrievalDataset:
     """All splits of one data set, as the files have it: ids may dangle and images may be missing.
 
-    ``smart-train data check`` looks at this, and ``data push``, ``data pull`` and ``mine --out`` copy it.
+    ``smart-train data check`` looks at this, and ``data push``, ``data pull`` and ``mine --output`` copy it.
 
     splits: split -> qrels; negatives, teacher: of the queries of every split
     document_columns, query_columns: columns that no reader uses, by id; they are kept where the data is written

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from smart_train.core.errors import EvaluationError, Setting
 from smart_train.evaluation.metrics import Interval, Ranking, interval, measure
 from smart_train.evaluation.topk import TopK
 
@@ -117,11 +116,8 @@ class BM25Index:
     """BM25 over a list of texts; without a word of two letters or more ``words`` is 0."""
 
     def __init__(self, texts: list[str]) -> None:
-        try:
-            import bm25s
-        except ImportError as error:
-            leave_out = Setting("evaluation.bm25", False, python="pass bm25=False")
-            raise EvaluationError("the BM25 row needs bm25s: pip install bm25s, or ", leave_out) from error
+        import bm25s
+
         self._bm25s = bm25s
         vocabulary, words = self._numbered(texts)
         self.words = len(words.numbers)

@@ -176,7 +176,7 @@ class _Run:
         if not names & {file.name for file in files}:
             raise DataError(
                 f"{self.out} holds pages of other files ({first_few(sorted(names), 3)}) and none of {self.folder}; "
-                "give another folder for --out, or remove this one"
+                "give another folder for --output, or remove this one"
             )
 
     def reuse(self, file: _File) -> bool:

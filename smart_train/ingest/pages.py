@@ -155,7 +155,7 @@ class StoredPages:
     def __init__(self, out: str | Path) -> None:
         files = sorted((Path(out) / PAGES).glob("*.parquet"))
         if not files:
-            raise DataError(f"{Path(out) / PAGES}: no pages; run `smart-train ingest FOLDER --out {out}` first")
+            raise DataError(f"{Path(out) / PAGES}: no pages; run `smart-train ingest FOLDER --output {out}` first")
         self.files = [path for _, path in sorted((read_about(path)["file"], path) for path in files)]
 
     def __iter__(self) -> Iterator[Page]:

@@ -84,7 +84,7 @@ def list_files(folder: Path, out: Path, allow_outside: bool = False) -> SourceFi
     root = folder.resolve()
     inside = None if allow_outside else root
     if root == out.resolve():
-        raise DataError(f"{out} is the folder to read; give another folder for --out")
+        raise DataError(f"{out} is the folder to read; give another folder for --output")
     above = {_folder_id(parent) for parent in root.parents}
     visited: dict[FolderId, str] = {_folder_id(out): ""} if out.is_dir() else {}
     plain: list[tuple[str, Path, set[FolderId]]] = [("", folder, above)]

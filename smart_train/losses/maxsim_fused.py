@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smart_train.core.extras import how_to_install
 from smart_train.losses.maxsim_torch import Rows
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def shared_memory(device: torch.device) -> int | None:
 def _reason(queries: Tensor, documents: Tensor, query_rows: Rows, rows: Rows, shared: int) -> str | None:
     """Return why the kernels cannot take this call; None if they can."""
     if _library() is None:
-        return "late-interaction-kernels is not installed (pip install 'smart-train[kernels]')"
+        return f"late-interaction-kernels is not installed ({how_to_install(LIBRARY)})"
     if queries.dtype not in (torch.float16, torch.bfloat16):
         return f"they would round {str(queries.dtype).removeprefix('torch.')} tokens to float16"
     widest = _widest(shared)

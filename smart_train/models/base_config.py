@@ -198,7 +198,7 @@ def check_no_adapter(files: BaseFiles, trains: bool = True) -> None:
     except (ValueError, KeyError, TypeError):
         base = f"a base that {name} does not name"
     place, kind = files.place, "folder" if files.local else "repository"
-    merge: Message = f"; to go on from it, make a base of it first: smart-train export {place} --as merged --out NEW"
+    merge: Message = f"; to go on from it, make a base of it first: smart-train export {place} --as merged --output NEW"
     if not own:
         merge = "; to go on from it, merge it into its base with peft first"
     fix = (Setting("model.base", base), merge)

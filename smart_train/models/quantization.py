@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 
 from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import AdapterError, BaseNotFound, Setting
+from smart_train.core.extras import how_to_install, installed
 
 FOUR_BITS = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 BITS = 4 + 0.127  # a weight: NF4 in blocks of 64, whose scales are quantised to 8 bits themselves
@@ -22,10 +22,14 @@ def four_bits(base: str, dtype: torch.dtype) -> Any:
 
     dtype: in which layers compute.  Raises BaseNotFound where bitsandbytes is not installed.
     """
-    if find_spec("bitsandbytes") is None:
-        what = f"{base}: to hold it in 4 bits the package bitsandbytes is needed, which is not installed"
+    if not installed("bitsandbytes"):
+        what = f"{base}: to hold it in 4 bits the package bitsandbytes is needed, and it is missing"
         whole = Setting("model.quantisation", "none", python='pass quantisation="none"')
-        fix = ("pip install bitsandbytes, or ", whole, " (an adapter trained on 4 bits has other vectors then)")
+        fix = (
+            f"{how_to_install('bitsandbytes')}, or ",
+            whole,
+            " (an adapter of 4 bits has other vectors then)",
+        )
         raise BaseNotFound(what, fix)
     from transformers import BitsAndBytesConfig
 

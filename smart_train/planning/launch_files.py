@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from dataclasses import dataclass, field
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from smart_train.core.atomic_io import replacing
 from smart_train.core.bounded_yaml import load_yaml
 from smart_train.core.errors import LaunchError
+from smart_train.core.output_check import output_problem
 from smart_train.planning.estimates import BUCKET, LIVE, Engine
 
 ZERO = "zero_optimization"
@@ -82,16 +87,64 @@ def _offloaded(zero: dict[str, Any], name: str) -> bool:
     return isinstance(given, dict) and str(given.get("device", "none")) != "none"
 
 
-def shipped() -> list[Path]:
-    """Return the launch files of this package: of the checkout, else where pip puts data."""
-    beside = sorted((Path(__file__).resolve().parents[2] / "launch").glob("*.yaml"))
+def shipped(pattern: str = "*.yaml") -> list[Path]:
+    """Return the launch files of this package: of the checkout, else where pip puts data.
+
+    pattern: of their names; "*" also finds DeepSpeed's JSON files and the scripts
+    """
+    beside = sorted((Path(__file__).resolve().parents[2] / "launch").glob(pattern))
     if beside:
         return beside
     try:
-        installed = [Path(str(file.locate())) for file in files("smart-train") or [] if file.match("launch/*.yaml")]
+        installed = [Path(str(file.locate())) for file in files("smart-train") or [] if file.match(f"launch/{pattern}")]
     except PackageNotFoundError:
         installed = []
     return sorted(path.resolve() for path in installed)
+
+
+def first_line(path: Path) -> str:
+    """Return what a launch file says that it is for: its first comment."""
+    return path.read_text(encoding="utf8").splitlines()[0].lstrip("# ")
+
+
+def copy_launch_files(folder: Path) -> tuple[list[str], list[str]]:
+    """Copy all launch files into a folder; return the names of those written, and of those that were there and stay.
+
+    A launch file names its DeepSpeed settings by a path from the working directory. In the copy it is the path of the
+    copied settings: FOLDER/zero3.json for a relative FOLDER, so that it is right where the folder was named.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written, kept = [], []
+    for source in shipped("*"):
+        target = folder / source.name
+        if target.exists():
+            kept.append(source.name)
+            continue
+        text = source.read_text(encoding="utf8")
+        if source.suffix == ".yaml":
+            text = re.sub(
+                r"(?<=deepspeed_config_file: )launch/(\S+)", lambda found: json.dumps(f"{folder}/{found[1]}"), text
+            )
+        with replacing(target, f".{os.getpid()}") as part:
+            part.write_text(text, encoding="utf8")
+            part.chmod(source.stat().st_mode)
+        written.append(source.name)
+    return written, kept
+
+
+def cached_launch_file(source: Path) -> Path:
+    """Return a copy of a launch file that can be used from any folder, with the path of its DeepSpeed settings whole.
+
+    The copies lie in the user's cache (XDG_CACHE_HOME, else ~/.cache), in a folder named after their content, so that a
+    newer version of the package has its own.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute()
+    content = b"".join(path.read_bytes() for path in shipped("*"))
+    folder = cache / "smart-train" / f"launch-{sha256(content).hexdigest()[:12]}"
+    if (problem := output_problem(folder)) is not None:
+        raise LaunchError(f"{problem}; set XDG_CACHE_HOME to a folder that can be written")
+    copy_launch_files(folder)
+    return folder / source.name
 
 
 def default_file() -> tuple[str, dict[str, Any]]:

@@ -9,11 +9,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from smart_train.core.environment import cores
+from smart_train.core.extras import installed
 from smart_train.planning.launch_files import default_file
 
 SHARED = 1 << 30  # bytes of /dev/shm below which data workers that hand over images are known to die of a bus error
@@ -186,7 +186,7 @@ def _disk(output: Path) -> int | None:
 
 def _imports(name: str) -> bool:
     """Return whether a package can be imported; kernels fail in their own ways without a driver."""
-    if find_spec(name) is None:
+    if not installed(name):
         return False
     try:
         importlib.import_module(name)
@@ -196,13 +196,13 @@ def _imports(name: str) -> bool:
 
 
 def _vision_broken() -> bool:
-    return find_spec("torchvision") is not None and not _imports("torchvision")
+    return installed("torchvision") and not _imports("torchvision")
 
 
 def _tracker(name: str) -> str:
     from smart_train.checks.training import wandb_key
 
-    if find_spec(name) is None:
+    if not installed(name):
         return "not installed"
     if name == "wandb":
         return "key" if wandb_key() else "no key"

@@ -622,7 +622,7 @@ def _multi_vector(it: _Usage, place: str) -> list[str]:
 def _exported(it: _Usage) -> list[str]:
     base = f' --base "{HERE}"' if it.base.startswith(LOCAL) else ""
     trust = " --trust-remote-code" if it.trust else ""
-    line = f"smart-train export {it.repo} --as multi-vector --out late{base}{trust}"
+    line = f"smart-train export {it.repo} --as multi-vector --output late{base}{trust}"
     return [_code(line, language="bash"), *_multi_vector(it, "late")]
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
+
+from smart_train.checks.training import TRACKERS
+from smart_train.core.extras import require
 
 RATES = {"lora": 1e-4, "full": 2e-5, "frozen": 1e-3}
 """Learning rate by ``adapter.kind``, where none is given."""
@@ -45,6 +49,16 @@ class SmartTrainingArguments(TrainingArguments):
     project: str = "smart-train"  # under which trackers file the run
     ddp_timeout: int = 21600  # seconds; ranks wait while rank 0 ranks the test split with the base
     head_learning_rate: float | None = field(default=None, metadata={"help": "learning rate of the late head"})
+
+    def __post_init__(self) -> None:
+        """Raise MissingPackage where an optional package is asked for and missing, before anything is loaded."""
+        if self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+            require("deepspeed", "DeepSpeed")
+        for name in [self.report_to] if isinstance(self.report_to, str) else self.report_to or []:
+            if name in TRACKERS:
+                module, package = TRACKERS[name]
+                require(module, f"report_to={name!r}", package)
+        super().__post_init__()
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Return the steps in which the rate rises; a share of less than one step is none, so that a run of a few steps

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import re
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import smart_train
 from smart_train.cli.main import build_parser
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def options(parser: argparse.ArgumentParser, command: str = "") -> Iterator[tuple[str, argparse.Action]]:
@@ -41,3 +47,33 @@ def test_every_option_has_a_help_text(name):
 
 def test_the_commands_have_options_with_defaults_at_all():
     assert len(OPTIONS) > 80 and sum(map(with_default, OPTIONS.values())) > 25
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_the_completion_of_a_shell_has_every_command_and_its_options(shell, capsys):
+    with pytest.raises(SystemExit) as ended:
+        build_parser().parse_args(["--print-completion", shell])
+    printed = capsys.readouterr().out
+    assert ended.value.code == 0
+    for word in ("doctor", "last-token-base", "launch-files", "max-relative", "allow-secrets"):
+        assert word in printed
+
+
+def test_every_exit_status_is_in_the_help_text_and_on_its_page():
+    shown = build_parser().format_help().partition("exit status:")[2].split("\n")
+    numbers = [line.split()[0] for line in shown if line.strip()]
+    assert numbers == ["0", "1", "2", "3", "75", "130"]
+    page = (ROOT / "docs" / "install.md").read_text()
+    assert re.findall(r"^\| (\d+) \|", page, re.M) == numbers
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as ended:
+        build_parser().parse_args(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"smart-train {smart_train.__version__}\n"
+    assert smart_train.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name.endswith(" --out")])
+def test_no_command_has_only_the_old_spelling_of_output(name):
+    raise AssertionError(f"{name}: write --output first")

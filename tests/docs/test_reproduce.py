@@ -13,9 +13,11 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from smart_train.benchmarks.mmeb_tasks import VISDOC
 from smart_train.checks.recipe import check
-from smart_train.cli.main import build_parser
+from smart_train.cli.main import build_parser, main
 from smart_train.config.recipe import Recipe, read
+from smart_train.core.errors import UsageError
 from smart_train.models.encoder import SmartEncoder
+from smart_train.models.last_token_base import make_last_token_base
 
 PAGE = ROOT / "docs" / "reproduce.md"
 RECIPES = [one for one in pages.commands(PAGE) if recipe_of(one)]
@@ -33,15 +35,10 @@ def plain(tiny_qwen3vl, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(plain, tmp_path_factory):
-    """What tools/last_token_base.py makes of it."""
-    import sys
-
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        from last_token_base import make
-    finally:
-        sys.path.pop(0)
-    return make(str(plain), tmp_path_factory.mktemp("made") / "model")
+    """What ``smart-train last-token-base`` makes of it."""
+    folder = tmp_path_factory.mktemp("made") / "model"
+    assert main(["last-token-base", str(plain), "--output", str(folder)]) == 0
+    return folder
 
 
 def recipe(command, base, **more) -> Recipe:
@@ -120,7 +117,5 @@ def test_a_plain_model_becomes_an_embedder_whose_vector_is_its_last_token_s_stat
         states = whole.model(input_ids=features["input_ids"], attention_mask=features["attention_mask"])
     expected = torch.nn.functional.normalize(states.last_hidden_state[0, -1], dim=0)
     assert torch.allclose(encoder.encode_queries(["the invoice"]).pooled[0], expected, atol=1e-5)
-    from last_token_base import make
-
-    with pytest.raises(SystemExit, match="exists already; name a new folder"):
-        make(str(plain), made)
+    with pytest.raises(UsageError, match="exists already; name a new folder"):
+        make_last_token_base(str(plain), made)

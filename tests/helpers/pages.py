@@ -48,7 +48,7 @@ ELSEWHERE = {  # commands that are not run by the walk: what they look like -> t
     r"probe pydocs": "test_real_weights_on_real_docstrings_late_alone_pays_at_the_last_layer_only",
     r"^smart-train benchmark ": "test_mmeb_is_run_from_its_folder",
     r"runs/reference_": "test_every_recipe_of_the_page_is_valid_on_a_small_model_of_its_architecture",
-    r"tools/last_token_base": "test_a_plain_model_becomes_an_embedder_whose_vector_is_its_last_token_s_state",
+    r"^smart-train last-token-base": "test_a_plain_model_becomes_an_embedder_whose_vector_is_its_last_token_s_state",
     r"tests/benchmarks/": "test_every_command_is_one_that_exists",
     r"tests/hostile/throw_inputs": "test_all_hostile_inputs_of_a_kind_are_refused_told_or_right",
     r"tests/hostile/kill_moments": "test_a_command_that_is_killed_and_run_again_leaves_the_same_result",

@@ -207,7 +207,7 @@ class _FilePages:
         path = self.table.folder(where) / file
         kind = path.suffix.lower()
         if kind not in IMAGES + TEXTS:
-            fix = "smart-train ingest FOLDER --out data/mine, then put this table into data/mine"
+            fix = "smart-train ingest FOLDER --output data/mine, then put this table into data/mine"
             raise DataError(f"{where}: {file} is neither an image nor a text file; for PDFs run: {fix}")
         self.boundary.check(path, where)
         if page not in (None, 1) or not path.is_file():
