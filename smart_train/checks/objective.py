@@ -11,6 +11,7 @@ from smart_train.checks.bounds import Problems, at_least, layers
 from smart_train.config.schema import Recipe
 from smart_train.config.typed_values import Problem
 from smart_train.core.environment import world
+from smart_train.losses.compression import BITS
 from smart_train.losses.recipe_terms import RecipeTerm, RecipeTerms, read_terms
 from smart_train.models.base_config import BaseConfig
 
@@ -37,10 +38,22 @@ def needs_teacher(recipe: Recipe) -> bool:
 def check_objective(recipe: Recipe) -> Problems:
     """Yield what is wrong with the block ``objective`` by itself."""
     yield from terms_of(recipe).problems
+    yield from _compression(recipe)
     pages = recipe.objective.neighbour_pages
     if pages is not None and pages < 0:
         what = f"is {pages}, must be at least 0"
         yield Problem("objective.neighbour_pages", what, "write 1 for the page before and after, or null")
+
+
+def _compression(recipe: Recipe) -> Problems:
+    """Check objective.compression."""
+    block, key = recipe.objective.compression, "objective.compression"
+    bad = [factor for factor in block.factors if factor < 1]
+    if bad:
+        yield Problem(f"{key}.factors", f"has {bad[0]}", "write whole numbers of 1 or more, such as [1, 2, 4]")
+    bad = [bits for bits in block.bits if bits not in BITS]
+    if bad:
+        yield Problem(f"{key}.bits", f"has {bad[0]}", f"choose from {', '.join(map(str, BITS))}, such as [32, 8, 4]")
 
 
 def check_batch(recipe: Recipe) -> Problems:

@@ -139,6 +139,20 @@ REFUSED: list[Rule] = [
         "remove it, or give the term a weight",
     ),
     Rule(
+        "objective.compression",
+        ("factors", "bits"),
+        _reads_no_tokens,
+        "no term reads the tokens",
+        "remove it, or give objective.late a weight",
+    ),
+    Rule(
+        "objective.compression",
+        ("method",),
+        lambda recipe: not recipe.objective.compression.factors,
+        "objective.compression.factors is [], so no tokens are pooled",
+        "remove it, or write factors: [1, 2, 4]",
+    ),
+    Rule(
         "objective.teacher",
         ("temperature", "kind", "scale", "score", "teacher_temperature", "normalise"),
         _term("teacher"),

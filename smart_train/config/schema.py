@@ -258,6 +258,15 @@ class TeacherBlock:
 
 
 @dataclass
+class CompressionBlock:
+    """The block ``objective.compression``: document tokens as an index will have them, so that training fits them."""
+
+    factors: list[int] = field(default_factory=list)  # that many tokens become one, drawn each step; [] = none do
+    method: Literal["hierarchical", "kmeans"] = "hierarchical"  # hierarchical: Ward, on the CPU; kmeans: on the GPU
+    bits: list[int] = field(default_factory=list)  # 4, 8 or 32 bits a number, drawn each step; [] = as they are
+
+
+@dataclass
 class ObjectiveBlock:
     """The block ``objective``: the loss."""
 
@@ -280,6 +289,7 @@ class ObjectiveBlock:
     graded: bool = False  # known positives in the batch share the target by their grade, instead of being left out
     self_distillation: SelfDistillationBlock = field(default_factory=SelfDistillationBlock)  # own scores teach views
     teacher: TeacherBlock = field(default_factory=TeacherBlock)  # another model's scores, where the data has them
+    compression: CompressionBlock = field(default_factory=CompressionBlock)  # fewer and coarser document tokens
     diversity: float = 0.0  # weight of the mean squared cosine between tokens of one row
     overlap: float = 0.0  # weight of the mean squared cosine between a row's pooled vector and its tokens
     terms: list[Component] = field(default_factory=list)  # more terms, your own too: see docs/objective.md

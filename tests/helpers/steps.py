@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from smart_train.config.schema import (
     Component,
+    CompressionBlock,
     HybridBlock,
     ObjectiveBlock,
     SelfDistillationBlock,
@@ -40,6 +41,7 @@ OBJECTIVES: dict[str, ObjectiveBlock] = {
     "self-distillation": replace(JOINT, self_distillation=SelfDistillationBlock(0.5, 0.05)),
     "ensemble": replace(JOINT, self_distillation=SelfDistillationBlock(0.5, 0.05, 0.1, "bge_m3", teacher=0.3)),
     "teacher, each view": replace(JOINT, teacher=TeacherBlock(0.7, 0.05, score="each", normalise="zscore")),
+    "compressed": replace(JOINT, compression=CompressionBlock([2], "kmeans", [8])),
     "teacher, kl": replace(JOINT, teacher=TeacherBlock(0.7, 0.05)),
     "teacher, margins": replace(JOINT, teacher=TeacherBlock(0.7, 1.0, "margin_mse", score="late")),
     "regularised": replace(JOINT, diversity=0.3, overlap=0.2),
