@@ -38,11 +38,21 @@ def needs_teacher(recipe: Recipe) -> bool:
 def check_objective(recipe: Recipe) -> Problems:
     """Yield what is wrong with the block ``objective`` by itself."""
     yield from terms_of(recipe).problems
+    yield from _reduction(recipe)
     yield from _compression(recipe)
     pages = recipe.objective.neighbour_pages
     if pages is not None and pages < 0:
         what = f"is {pages}, must be at least 0"
         yield Problem("objective.neighbour_pages", what, "write 1 for the page before and after, or null")
+
+
+def _reduction(recipe: Recipe) -> Problems:
+    """Check objective.reduction."""
+    block, key = recipe.objective.reduction, "objective.reduction"
+    if not block.temperature > 0 or block.temperature == float("inf"):
+        what = f"is {block.temperature:g}, must be above 0 and finite"
+        yield Problem(f"{key}.temperature", what, "write 0.02 to 0.1 (similarities are cosines)")
+    yield from at_least(f"{key}.k", block.k, 1)
 
 
 def _compression(recipe: Recipe) -> Problems:

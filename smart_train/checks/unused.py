@@ -139,6 +139,27 @@ REFUSED: list[Rule] = [
         "remove it, or give the term a weight",
     ),
     Rule(
+        "objective.reduction",
+        ("kind",),
+        _reads_no_tokens,
+        "no term reads the tokens",
+        "remove it, or give objective.late a weight",
+    ),
+    Rule(
+        "objective.reduction",
+        ("temperature",),
+        lambda recipe: recipe.objective.reduction.kind != "soft",
+        "objective.reduction.kind is not soft",
+        "remove it, or write kind: soft",
+    ),
+    Rule(
+        "objective.reduction",
+        ("k",),
+        lambda recipe: recipe.objective.reduction.kind != "topk",
+        "objective.reduction.kind is not topk",
+        "remove it, or write kind: topk",
+    ),
+    Rule(
         "objective.compression",
         ("factors", "bits"),
         _reads_no_tokens,

@@ -258,6 +258,15 @@ class TeacherBlock:
 
 
 @dataclass
+class ReductionBlock:
+    """The block ``objective.reduction``: how the loss reduces a query token's similarities over a document's tokens."""
+
+    kind: Literal["max", "soft", "topk"] = "max"  # max = MaxSim, as search scores; soft and topk: training alone
+    temperature: float = 0.05  # soft: tau of tau log mean exp(similarity / tau), in cosines
+    k: int = 2  # topk: the mean of the k best
+
+
+@dataclass
 class CompressionBlock:
     """The block ``objective.compression``: document tokens as an index will have them, so that training fits them."""
 
@@ -289,6 +298,7 @@ class ObjectiveBlock:
     graded: bool = False  # known positives in the batch share the target by their grade, instead of being left out
     self_distillation: SelfDistillationBlock = field(default_factory=SelfDistillationBlock)  # own scores teach views
     teacher: TeacherBlock = field(default_factory=TeacherBlock)  # another model's scores, where the data has them
+    reduction: ReductionBlock = field(default_factory=ReductionBlock)  # maximum over document tokens, or a softer one
     compression: CompressionBlock = field(default_factory=CompressionBlock)  # fewer and coarser document tokens
     diversity: float = 0.0  # weight of the mean squared cosine between tokens of one row
     overlap: float = 0.0  # weight of the mean squared cosine between a row's pooled vector and its tokens

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smart_train.config.schema import HybridBlock, ObjectiveBlock
+from smart_train.config.schema import HybridBlock, ObjectiveBlock, ReductionBlock
 from smart_train.core.embeddings import Embeddings
 from smart_train.core.errors import LossError
 from smart_train.losses.base import (
@@ -51,6 +51,8 @@ class Joint:
     terms: ``Pooled()``, ``Late()`` ... or your own; names must differ
     schedule: what changes during training: ``NAME.weight`` (or another attribute in the term's ``schedulable``), or
         the bare attribute (``hardness``) for every term that can change it -> points [share of training, value]
+    reduction: of a query token's similarities over a document's tokens, in every late and hybrid score of the loss;
+        None = the maximum, as search has it
     Raises LossError, a line for each problem, where values or declarations are wrong or no term can learn.
 
     >>> from smart_train.losses import Late, Pooled
@@ -69,8 +71,14 @@ class Joint:
     tensor(0.3133)
     """
 
-    def __init__(self, *terms: LossTerm, schedule: Mapping[str, Points] | None = None) -> None:
+    def __init__(
+        self,
+        *terms: LossTerm,
+        schedule: Mapping[str, Points] | None = None,
+        reduction: ReductionBlock | None = None,
+    ) -> None:
         self.terms, self.schedule = terms, dict(schedule or {})
+        self.reduction = reduction or ReductionBlock()
         problems = list(self._problems())
         if problems:
             raise LossError("\n".join(problems))
@@ -105,7 +113,7 @@ class Joint:
         recipe = read_terms(objective, trusted)
         if recipe.problems:
             raise LossError("\n".join(f"{p.key}: {p.what}; {p.fix}" for p in recipe.problems))
-        return cls(*(one.term for one in recipe.active), schedule=recipe.schedule)
+        return cls(*(one.term for one in recipe.active), schedule=recipe.schedule, reduction=objective.reduction)
 
     # -- what the terms declare
 
@@ -267,6 +275,7 @@ class _Matrices:
         self.widths: dict[str, list[int | None]] = {name: [None, *cuts.get(name, ())] for name in SCORES}
         # A late score that only teaches needs no graph: MaxSim then keeps no places either.
         readers = [t for t in joint.terms if {"scores.late", "scores.hybrid"} & set(t.reads)]
+        self._reduction = joint.reduction
         self._late_trains = any("tokens" in term.trains for term in readers)
         self._computed: dict[tuple[str, int], Tensor] = {}
 
@@ -281,7 +290,8 @@ class _Matrices:
         if name == "pooled":
             return pooled_scores(self.queries.cut(pooled=width).pooled, self.documents.cut(pooled=width).pooled)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._late_trains):
-            return late_scores(self.queries.cut(tokens=width).tokens, self.documents.cut(tokens=width).tokens)
+            queries, documents = (rows.cut(tokens=width).tokens for rows in (self.queries, self.documents))
+            return late_scores(queries, documents, self._reduction)
 
 
 class _TermScores(Scores):

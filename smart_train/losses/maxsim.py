@@ -51,12 +51,12 @@ def maxsim(queries: Tokens, documents: Tokens) -> Tensor:
     q, x = queries.values.to(dtype), documents.values.to(dtype)
     if len(queries) == 0 or len(documents) == 0:  # nothing to score, but a part of the graph
         return q.new_zeros(len(queries), len(documents), dtype=sum_dtype(dtype)) + 0 * (q.sum() + x.sum())
-    query_rows, rows = _rows(queries, documents)
+    query_rows, rows = checked_rows(queries, documents)
     # Under autocast a float32 product would be taken in bfloat16: scores 1e-3 apart would collapse into one.
     with torch.autocast(q.device.type, enabled=False):
         if kernels.usable(q, x, query_rows, rows):
             return kernels.score(q, x, query_rows, rows)
-        q, x = q.to(_tile_dtype(q)), x.to(_tile_dtype(x))
+        q, x = q.to(tile_dtype(q)), x.to(tile_dtype(x))
         if torch.is_grad_enabled() and (q.requires_grad or x.requires_grad):
             scores: Tensor = _MaxSim.apply(q, x, query_rows, rows)
             return scores
@@ -70,7 +70,7 @@ def maxsim_where(wanted: Tensor, queries: Tokens, documents: Tokens, otherwise: 
     wanted: [B, N] bool; otherwise: [B, N] -> [B, N], a new tensor
     Documents are scored one by one, each against its wanted queries: faster where at most about two thirds are wanted.
     """
-    query_rows, rows = _rows(queries, documents)
+    query_rows, rows = checked_rows(queries, documents)
     dtype = torch.promote_types(queries.values.dtype, documents.values.dtype)
     q, tokens = queries.values.to(dtype), documents.values.to(dtype).split(rows.sizes)
     scores = otherwise.to(sum_dtype(dtype)).t().clone()
@@ -91,14 +91,14 @@ def maxsim_where(wanted: Tensor, queries: Tokens, documents: Tokens, otherwise: 
 def maxsim_sizes(queries: Tokens, documents: Tokens) -> tuple[Tensor, Tensor]:
     """Compute late scores as ``maxsim`` does, without gradients, and the means of the maxima's absolute values, which
     bound the error of rounded maxima. Tokens of one dtype -> [B, N], [B, N]"""
-    query_rows, rows = _rows(queries, documents)
-    q, x = (side.values.to(_tile_dtype(side.values)).contiguous() for side in (queries, documents))
+    query_rows, rows = checked_rows(queries, documents)
+    q, x = (side.values.to(tile_dtype(side.values)).contiguous() for side in (queries, documents))
     sizes = torch.empty(len(documents), len(queries), dtype=sum_dtype(q.dtype), device=q.device)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         return tiled_maxsim(q, x, query_rows, rows, keep=False, sizes=sizes)[0], sizes.t()
 
 
-def _rows(queries: Tokens, documents: Tokens) -> tuple[Rows, Rows]:
+def checked_rows(queries: Tokens, documents: Tokens) -> tuple[Rows, Rows]:
     """Lengths of queries and documents, checked; the one place that synchronises a GPU."""
     lengths = [tokens.lengths.to(queries.values.device) for tokens in (queries, documents)]
     sizes = torch.cat(lengths).tolist()
@@ -114,7 +114,7 @@ def _rows(queries: Tokens, documents: Tokens) -> tuple[Rows, Rows]:
     return both
 
 
-def _tile_dtype(tokens: Tensor) -> torch.dtype:
+def tile_dtype(tokens: Tensor) -> torch.dtype:
     """float32 for half precisions that this CPU has no instructions for (ten times as fast), else their own dtype."""
     if tokens.device.type != "cpu" or tokens.dtype not in (torch.float16, torch.bfloat16):
         return tokens.dtype

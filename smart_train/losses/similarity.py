@@ -8,10 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from smart_train.config.schema import HybridBlock
+from smart_train.config.schema import HybridBlock, ReductionBlock
 from smart_train.core.embeddings import Embeddings, Tokens
 from smart_train.core.errors import UsageError
 from smart_train.losses.maxsim import maxsim
+from smart_train.losses.soft_maxsim import soft_maxsim, topk_maxsim
 
 
 def pooled_scores(queries: Tensor, documents: Tensor) -> Tensor:
@@ -30,11 +31,16 @@ def pooled_scores(queries: Tensor, documents: Tensor) -> Tensor:
         return queries @ documents.to(queries.dtype).t()
 
 
-def late_scores(queries: Tokens, documents: Tokens) -> Tensor:
+def late_scores(queries: Tokens, documents: Tokens, reduction: ReductionBlock | None = None) -> Tensor:
     """Return the late scores s_late = 1/|q| sum_i max_j t_qi . t_xj.
 
     B and N ragged rows -> [B, N], float32 or wider
+    reduction: another one than the maximum, for a loss (losses/soft_maxsim.py); None = the maximum
     """
+    if reduction is not None and reduction.kind == "soft":
+        return soft_maxsim(queries, documents, reduction.temperature)
+    if reduction is not None and reduction.kind == "topk":
+        return topk_maxsim(queries, documents, reduction.k)
     return maxsim(queries, documents)
 
 

@@ -14,7 +14,14 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
-from smart_train.config.schema import CompressionBlock, HybridBlock, ObjectiveBlock, SelfDistillationBlock, TermBlock
+from smart_train.config.schema import (
+    CompressionBlock,
+    HybridBlock,
+    ObjectiveBlock,
+    ReductionBlock,
+    SelfDistillationBlock,
+    TermBlock,
+)
 from smart_train.core.embeddings import Batch, Embeddings, Tokens
 from smart_train.data.collate import Collator
 from smart_train.data.collection import Collection, Document
@@ -36,6 +43,7 @@ OPTIONS = {
     "self-distillation": replace(JOINT, self_distillation=SelfDistillationBlock(0.6, 0.1)),
     "self-distillation alone": ObjectiveBlock(OFF, OFF, OFF, self_distillation=SelfDistillationBlock(1.0, 0.1)),
     "ensemble": ObjectiveBlock(OFF, OFF, OFF, self_distillation=SelfDistillationBlock(1.0, 0.1, 0.2, "bge_m3")),
+    "soft": replace(JOINT, reduction=ReductionBlock("soft", 0.1)),
     "compressed": replace(JOINT, compression=CompressionBlock([2])),
     "neighbouring pages": replace(JOINT, neighbour_pages=1),
     "scheduled": replace(JOINT, schedule={"late.weight": [[0.0, 0.0], [1.0, 2.0]]}),
