@@ -11,7 +11,7 @@ import re
 
 import pages
 import pytest
-from pages import ELSEWHERE, NAMES, ROOT, recipe_of
+from pages import ELSEWHERE, NAMES, ROOT, UNRUN, recipe_of
 
 from smart_train.cli.main import build_parser
 from smart_train.config.recipe import read
@@ -48,6 +48,12 @@ def test_every_command_is_one_that_exists(command, tmp_path):
     assert config is None or (ROOT / config[1]).is_file()
 
 
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+def test_every_python_block_compiles(page):
+    for number, source in pages.python_blocks(page):
+        compile(source, f"{page.name}:{number}", "exec")
+
+
 def test_an_invented_key_would_be_noticed():
     with pytest.raises(RecipeError, match="training.max_stps"):
         read(ROOT / "recipes/quickstart.yaml", ["training.max_stps=2"])
@@ -55,7 +61,7 @@ def test_an_invented_key_would_be_noticed():
 
 def test_every_test_that_stands_in_is_there():
     sources = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
-    for name in ELSEWHERE.values():
+    for name in [*ELSEWHERE.values(), *UNRUN.values()]:
         assert any(f"\ndef {name}(" in source for source in sources), f"no test is called {name}"
 
 

@@ -18,7 +18,7 @@ import pdfs
 import pytest
 import tiny_data
 from launches import CACHED, FEW, FOUR, PAGES, environment, shell, words
-from pages import ELSEWHERE, MINILM, ROOT, Command, recipe_of, stand_in
+from pages import ELSEWHERE, ROOT, Command, recipe_of, stand_in
 from ranks import free_port
 
 pytestmark = pytest.mark.slow
@@ -39,6 +39,8 @@ def desk(tmp_path_factory, tiny_qwen3, tiny_qwen3vl) -> Path:
     (folder / "FOLDER").symlink_to("documents")
     tiny_data.write_page_rows(folder).rename(folder / "pages.parquet")
     tiny_data.write_triples(folder / "triples.jsonl")
+    (folder / "pairs").mkdir()
+    tiny_data.write_triples(folder / "pairs" / "train.jsonl")
     tiny_data.draw_page(3).save(folder / "page.png")
     leaf = "Photosynthesis is the process by which green plants convert sunlight into chemical energy."
     (folder / "leaf.txt").write_text(leaf)
@@ -108,6 +110,13 @@ def hub(tmp_path) -> Iterator[fakehub.FakeHub]:
         yield served
 
 
+def on_hub(hub: fakehub.FakeHub, home: Path, **variables: str) -> dict[str, str]:
+    """The environment of a command that reaches the Hub on loopback."""
+    variables = {**environment(), **variables}
+    kept = {name: value for name, value in variables.items() if name != "HF_HUB_OFFLINE"}
+    return {**kept, **hub.environment(home / "home"), "PATH": variables["PATH"]}
+
+
 @pytest.mark.parametrize("page", [page for page in pages.PAGES if pages.commands(page)], ids=lambda page: page.name)
 def test_every_command_of_a_page_runs(page, desk, hub, tmp_path):
     folder, failed = tmp_path / "desk", []
@@ -118,12 +127,7 @@ def test_every_command_of_a_page_runs(page, desk, hub, tmp_path):
             continue
         variables = environment(**dict(command.variables), PROCESSES="2")
         if re.search(r"\bme/", shown):
-            online = hub.environment(tmp_path / "home")
-            variables = {
-                **{k: v for k, v in variables.items() if k != "HF_HUB_OFFLINE"},
-                **online,
-                "PATH": variables["PATH"],
-            }
+            variables = on_hub(hub, tmp_path, **variables)
         if shown.startswith("smart-train new "):  # it leaves alone what is there
             (folder / f"{command.words[2]}.yaml").unlink(missing_ok=True)
         trouble = shell(runnable(command), folder, **variables)
@@ -140,13 +144,13 @@ FILES = "extending.md"  # its blocks are files that import each other: tests/doc
     [page for page in pages.PAGES if pages.python_blocks(page) and page.name != FILES],
     ids=lambda page: page.name,
 )
-def test_every_python_block_of_a_page_runs(page, desk, tmp_path):
+def test_every_python_block_of_a_page_runs(page, desk, hub, tmp_path):
+    """Block after block in one process."""
     folder = tmp_path / "desk"
     shutil.copytree(desk, folder, symlinks=True)
-    for number, source in pages.python_blocks(page):
-        source = source.replace("sentence-transformers/all-MiniLM-L6-v2", MINILM)
-        if "make_trainer(" in source:  # a fragment of a run: tests/training/test_mining_rounds.py has it whole
-            compile(source, f"{page.name}:{number}", "exec")
-            continue
-        trouble = shell(["python", "-c", source], folder, **environment())
-        assert not trouble, f"{page.name}:{number}\n{trouble}"
+    files, source = pages.program(page)
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    variables = on_hub(hub, tmp_path) if "me/" in source else environment()
+    trouble = shell(["python", "-c", source], folder, **variables)
+    assert not trouble, f"{page.name}\n{trouble}"

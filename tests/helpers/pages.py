@@ -111,6 +111,36 @@ def python_blocks(page: Path) -> list[tuple[int, str]]:
     ]
 
 
+STAND_INS = {  # texts of Python blocks -> what stands for them where the blocks are run
+    "sentence-transformers/all-MiniLM-L6-v2": MINILM,
+    "Qwen/Qwen3-VL-Embedding-2B": "models/pages",
+    '"me/mine", revision="v1"': '"runs/quickstart/adapter"',
+}
+UNRUN = {  # blocks that are compiled alone: what they contain -> the test that does what they say
+    "mteb.get_benchmark": "test_late_is_what_mteb_measures_of_the_same_tokens_in_a_multi_vector_encoder",
+    "trust_extensions=[": "test_an_adapter_with_an_extension_is_refused_without_trust",
+}
+
+
+def program(page: Path) -> tuple[dict[str, str], str]:
+    """({file name: content}, program) of a page's Python blocks: one after another, as a reader would run them.
+
+    A block whose first line is ``# NAME.py`` is that file, which later blocks import.
+    """
+    files, parts = {}, []
+    for number, source in python_blocks(page):
+        for text, own in STAND_INS.items():
+            source = source.replace(text, own)
+        where = f"{page.name}:{number}"
+        if name := re.match(r"# (\w+\.py)\n", source):
+            files[name[1]] = source
+        elif any(text in source for text in UNRUN):
+            compile(source, where, "exec")
+        else:
+            parts.append(f"exec(compile({source!r}, {where!r}, 'exec'), globals())\n")
+    return files, "".join(parts)
+
+
 def stand_in(word: str) -> str:
     return NAMES.get(word, word)
 
