@@ -137,7 +137,7 @@ def test_bytes_that_are_not_text_are_told(tmp_path):
 
 
 def test_attention_that_needs_a_missing_package_is_told(told, monkeypatch):
-    monkeypatch.setattr(model_checks, "find_spec", lambda name: None)
+    monkeypatch.setattr(model_checks, "installed", lambda name: False)
     (line,) = told(GOOD.replace("{bert}\n", "{bert}\n  attention: flash_attention_2\n"))
     assert line.startswith("FILE, line 3: model.attention: flash_attention_2 needs the package flash_attn")
 

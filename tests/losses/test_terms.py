@@ -320,7 +320,7 @@ def test_the_mean_over_two_ranks_is_the_value_and_gradient_of_one_process():
         ([HardestNegative(), named(PlainLate(), "margin")], "the name is 'margin', which the log uses already"),
         ([named(PlainLate(), "a/b")], "the name is 'a/b', not a word without dots and slashes"),
         ([Unread()], "Unread.trains names tokens, which nothing in its reads is made of"),
-        ([object()], "is not a loss term; subclass smart_train.losses.LossTerm"),
+        ([object()], "is not a loss term; write class object.losses.LossTerm."),
     ],
 )
 def test_what_cannot_work_is_refused_when_the_loss_is_made(terms, message):
