@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 KEPT = 1 << 25  # query-document pairs whose two scores are kept (256 MiB) and not computed a second time
 QUERIES, DOCUMENTS = 1000, 10_000  # most that are calibrated on; nDCG is then known to about 0.025
-GRID = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # late weights to try
+GRID = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # late weights to try first
+LOWEST, HIGHEST = 2**-6, 2.0**7  # beyond them the other score only breaks ties
 ENOUGH = (
     0.001  # of nDCG: a tenth of a point is noise on any dev split; a smaller weight changes the pooled ranking less
 )
@@ -37,7 +38,7 @@ def calibrate(
     encoder: Encoder,
     collection: Any,
     *,
-    grid: Sequence[float] = GRID,
+    grid: Sequence[float] | None = None,
     cut: int = 10,
     batch_size: int = 32,
     progress: bool = False,
@@ -48,7 +49,9 @@ def calibrate(
     """Fit the late weight and the constants of the encoder's hybrid score on a collection, usually the dev split.
 
     collection: a Collection, or rows as ``SmartTrainer`` takes them
-    grid: late weights to try, with ``hybrid.pooled`` as it is; cut: the weight is chosen by nDCG@cut
+    grid: late weights to try, with ``hybrid.pooled`` as it is; None = GRID, continued beyond an end at which the best
+        weight lies, at most from LOWEST to HIGHEST
+    cut: the weight is chosen by nDCG@cut
     queries, documents: most of them that are used; of a larger collection a ``sample``, so that memory, which holds
         all token vectors of these documents, does not grow with it
     group: the ranks that share the work, as in ``evaluate``; each keeps its own documents' embeddings
@@ -59,9 +62,12 @@ def calibrate(
     """
     collection = sample(as_collection(collection), queries, documents)
     encoded = encode(encoder, collection, batch_size=batch_size, progress=progress, group=group)
-    return calibrate_encoded(
+    hybrid, metrics = calibrate_encoded(
         encoded, collection.qrels, encoder.late.hybrid, grid=grid, cut=cut, device=getattr(encoder, "device", None)
     )
+    if edge := at_edge(hybrid.late):
+        logger.info("hybrid score: %s", edge)
+    return hybrid, metrics
 
 
 @dataclass
@@ -102,7 +108,7 @@ def calibrate_encoded(
     qrels: Mapping[str, Mapping[str, int]],
     hybrid: HybridBlock,
     *,
-    grid: Sequence[float] = GRID,
+    grid: Sequence[float] | None = None,
     cut: int = 10,
     device: torch.device | str | None = None,
 ) -> tuple[HybridBlock, list[dict[str, float]]]:
@@ -121,26 +127,61 @@ def calibrate_encoded(
         if len(encoded.query_ids) * len(encoded.document_ids) <= KEPT:
             all_tiles = scored = list(all_tiles)
         fitted = standardised(hybrid, share.group.exchange(score_sums(all_tiles)))
-        rankings = rank_views(
-            encoded.queries,
-            encoded.documents,
-            encoded.query_ids,
-            encoded.document_ids,
-            {str(weight): view("hybrid", replace(fitted, late=weight)) for weight in grid},
-            top=cut,
-            device=device,
-            scored=scored,
-            identical_ids=encoded.identical_ids,
-            share=share,
-        )
-    judged = {query: qrels[query] for query in encoded.query_ids}
-    metrics = []
-    for weight in sorted(grid):
-        values = measure(judged, rankings[str(weight)], [cut])[f"ndcg@{cut}"]
-        metrics.append({"late": weight, **interval(values)})
+        judged = {query: qrels[query] for query in encoded.query_ids}
+        metrics: list[dict[str, float]] = []
+        weights = list(GRID if grid is None else grid)
+        while weights:
+            rankings = rank_views(
+                encoded.queries,
+                encoded.documents,
+                encoded.query_ids,
+                encoded.document_ids,
+                {str(weight): view("hybrid", replace(fitted, late=weight)) for weight in weights},
+                top=cut,
+                device=device,
+                scored=scored,
+                identical_ids=encoded.identical_ids,
+                share=share,
+            )
+            for weight in weights:
+                values = measure(judged, rankings[str(weight)], [cut])[f"ndcg@{cut}"]
+                metrics.append({"late": weight, **interval(values)})
+            metrics.sort(key=lambda metric: metric["late"])
+            weights = _continued(metrics) if grid is None else []
+    return replace(fitted, late=_smallest_best(metrics)), metrics
+
+
+def _smallest_best(metrics: Sequence[Mapping[str, float]]) -> float:
     best = max(metric["value"] for metric in metrics)
-    chosen = next(metric["late"] for metric in metrics if metric["value"] >= best - ENOUGH)
-    return replace(fitted, late=chosen), metrics
+    return next(metric["late"] for metric in metrics if metric["value"] >= best - ENOUGH)
+
+
+def _continued(metrics: Sequence[Mapping[str, float]]) -> list[float]:
+    """Return the next weight to try beyond the end at which the best one lies; [] inside, and at LOWEST and HIGHEST.
+
+    metrics: sorted by weight. At the lower end the values must still rise towards it: where the late score does not
+    matter any more, every smaller weight has the same value, and would be chosen.
+    """
+    first, second, last = metrics[0], metrics[1], metrics[-1]
+    chosen = _smallest_best(metrics)
+    if chosen == last["late"] < HIGHEST:
+        return [2 * last["late"]]
+    if chosen == first["late"] > LOWEST and first["value"] > second["value"] + ENOUGH:
+        return [first["late"] / 2]
+    return []
+
+
+def at_edge(weight: float) -> str | None:
+    """Return a sentence about a calibrated weight at an end of what calibration tries; None for any other.
+
+    >>> at_edge(2.0)
+    >>> at_edge(128.0)
+    'the late weight 128 is the largest that calibration tries: the pooled score adds little'
+    """
+    if weight not in (LOWEST, HIGHEST):
+        return None
+    end, other = ("largest", "pooled") if weight == HIGHEST else ("smallest", "late")
+    return f"the late weight {weight:g} is the {end} that calibration tries: the {other} score adds little"
 
 
 Sums = tuple[int, float, float, float, float]

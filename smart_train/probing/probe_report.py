@@ -84,6 +84,10 @@ def recommendation(probe: Probe) -> str:
     ]
     if probe.best != probe.candidate:
         lines[1] += f" (the best, {best.describe()}, has {best.dev['value']:.3f}; this one is simpler)"
+    ends = {min(probe.weights): "smallest", max(probe.weights): "largest"}
+    if one.mode == "hybrid" and one.hybrid.late in ends and len(ends) > 1:
+        end = ends[one.hybrid.late]
+        lines.append(f"Its late weight {one.hybrid.late:g} is the {end} that was tried: try others with --weights.")
     if test["low"] <= 0:
         lines.append(
             "The test split does not confirm the gain: its interval contains 0. Use more queries, or the pooled score."

@@ -12,6 +12,7 @@ from typing import Any
 from smart_train.config.schema import HybridBlock
 from smart_train.core.errors import PublishError
 from smart_train.core.hub import LOCAL, PACKAGE
+from smart_train.evaluation.calibration import at_edge
 from smart_train.losses.similarity import hybrid_weights
 
 MODES = ("pooled", "late", "hybrid")
@@ -199,7 +200,8 @@ def _hybrid(block: dict[str, Any]) -> str:
     """Return how pooled and late scores are added, with the weights that scores have (their sum is 1)."""
     pooled, late = hybrid_weights(HybridBlock(**block))
     scaled = ", both standardised" if block.get("scaling") == "standardised" else ""
-    return f"{pooled:.3g} x pooled + {late:.3g} x late{scaled}"
+    edge = at_edge(block.get("late", 1.0))
+    return f"{pooled:.3g} x pooled + {late:.3g} x late{scaled}" + (f" ({edge})" if edge else "")
 
 
 def _name(component: Any) -> str:

@@ -419,6 +419,63 @@ def test_calibration_prefers_the_view_that_ranks_better():
     assert calibrate_encoded(pooled_right, qrels, HybridBlock(), cut=1)[0].late == 0.25
 
 
+def _needing(weights: list[float]) -> tuple[encoding.Encoded, dict[str, dict[str, int]]]:
+    """A query for each weight: its pooled score is 1 for a wrong document, its late score 1 / weight for the right one,
+    which is first where the late weight is above the query's."""
+    count = len(weights)
+    d, one, share = torch.eye(count + 1), torch.ones(count, dtype=torch.int64), 1 / torch.tensor(weights)[:, None]
+    tilted = d[:count] * share + d[count] * (1 - share**2).sqrt()  # the last direction is orthogonal to all documents
+    names = [f"q{number}" for number in range(count)]
+    queries = Embeddings(d[:count].roll(-1, 0), Tokens(tilted, one))
+    documents = Embeddings(d[:count], Tokens(d[:count], one))
+    return encoding.Encoded(queries, [documents], names, names, []), {name: {name: 1} for name in names}
+
+
+@pytest.mark.parametrize(
+    ("needed", "chosen", "last"),
+    [
+        ([3, 3], 4, 8),
+        ([3, 7], 8, 16),  # at the end of the first grid: the next is tried, and not needed
+        ([3, 7, 9], 16, 32),
+        ([3, 7, 9, 20, 40], 64, 128),
+        ([3, 7, 9, 20, 40, 70, 200], 128, 128),  # the last that is ever tried
+    ],
+)
+def test_the_grid_goes_on_beyond_the_end_at_which_the_best_weight_lies(needed, chosen, last):
+    encoded, qrels = _needing(needed)
+    block, figures = calibrate_encoded(encoded, qrels, HybridBlock(), cut=1)
+    assert block.late == chosen  # the smallest power of two above what is needed
+    assert [figure["late"] for figure in figures] == [2.0**power for power in range(-2, int(math.log2(last)) + 1)]
+    for figure in figures:
+        same = evaluate_encoded(encoded, qrels, replace(block, late=figure["late"]), k=(1,), bootstrap=10)
+        share = sum(figure["late"] > one for one in needed) / len(needed)
+        assert figure["value"] == pytest.approx(same.metrics["hybrid"]["ndcg@1"]["value"]) == pytest.approx(share)
+    own = calibrate_encoded(encoded, qrels, HybridBlock(), cut=1, grid=(1, 2))
+    assert [figure["late"] for figure in own[1]] == [1, 2]  # a grid of one's own is what is tried
+
+
+def test_the_grid_goes_on_downwards_while_the_values_rise():
+    """Late scores are 1 for a wrong document: a query is right where its pooled scores differ by more than that."""
+    d = torch.eye(4)
+    one = torch.ones(4, dtype=torch.int64)
+    gaps = torch.tensor([0.02, 0.1, 0.2, 0.9])  # of directions; of the scores 0.014, 0.067, 0.128 and 0.419
+    right, wrong = d, d[[1, 2, 3, 0]]
+    pooled = torch.nn.functional.normalize(right * (1 + gaps[:, None]) + wrong, dim=1)
+    encoded = encoding.Encoded(
+        Embeddings(pooled, Tokens(wrong, one)), [Embeddings(d, Tokens(d, one))], list("abcd"), list("abcd"), []
+    )
+    block, figures = calibrate_encoded(encoded, {q: {q: 1} for q in "abcd"}, HybridBlock(), cut=1)
+    values = [(figure["late"], figure["value"]) for figure in figures]
+    assert values[:5] == [(1 / 32, 0.75), (1 / 16, 0.75), (1 / 8, 0.5), (0.25, 0.25), (0.5, 0)]  # 1 / 64 is not tried
+    assert block.late == 1 / 32
+
+
+@pytest.mark.parametrize("weight", [calibration.LOWEST, calibration.HIGHEST])
+def test_a_weight_at_the_end_of_what_is_tried_is_said(weight):
+    assert f"the late weight {weight:g}" in calibration.at_edge(weight)
+    assert calibration.at_edge(weight * 1.5) is None
+
+
 def test_a_collapsed_encoder_cannot_be_calibrated():
     same = Embeddings(torch.eye(3)[[0, 0]], Tokens(torch.eye(3)[[0, 0]], torch.tensor([1, 1])))
     encoded = encoding.Encoded(same, [same], ["a", "b"], ["x", "y"], [])

@@ -36,7 +36,7 @@ def probe(chosen: int = 2, test_low: float = 0.01, candidate: int | None = None,
     sizes = {"dev": {"queries": 20, "documents": 30}, "test": {"queries": 20, "documents": 40}}
     diagnostics = [{"layer": layer, **told} for layer in (None, *layers)]
     places = len(readings) - 2, chosen if candidate is None else candidate, chosen
-    return Probe(list(layers), readings, diagnostics, *places, 0.012, gains, sizes, {}, 10, [2, 4], 20, 0, [])
+    return Probe(list(layers), readings, diagnostics, *places, 0.012, gains, sizes, {}, 10, [1, 2, 4, 8], 20, 0, [])
 
 
 def test_the_table_has_a_line_a_layer_with_the_weight_that_dev_chose():
@@ -65,6 +65,13 @@ def test_the_verdict_tells_what_was_chosen_how_sure_it_is_and_what_test_says():
 
 def test_a_gain_that_the_test_split_does_not_confirm_is_told():
     assert "does not confirm the gain" in recommendation(probe(test_low=-0.001)).splitlines()[3]
+
+
+@pytest.mark.parametrize(("tried", "end"), [([2, 4], "smallest"), ([0.5, 2], "largest"), ([2], None), ([1, 4], None)])
+def test_a_weight_at_an_end_of_those_tried_is_told(tried, end):
+    told = recommendation(replace(probe(chosen=2), weights=tried))
+    assert (f"late weight 2 is the {end} that was tried" in told) == (end is not None)
+    assert ("that was tried" in told) == (end is not None)
 
 
 def test_where_nothing_is_better_the_pooled_score_is_recommended_and_the_best_is_told():

@@ -12,6 +12,7 @@ import yaml
 from fakehub_repo import faults
 from huggingface_hub import ModelCard
 
+from smart_train.publishing import card
 from smart_train.publishing.card import CardFacts, duration, read_log, write_card
 from smart_train.publishing.run_record import read_facts
 from smart_train.publishing.upload_files import collect
@@ -228,3 +229,10 @@ def test_several_adapters_in_one_are_counted(told):
     assert "r = 4, alpha = 32 and a head (linear); 2 adapters in one |" in write_card(
         replace(told, settings={**told.settings, "export": export})
     )
+
+
+@pytest.mark.parametrize(("late", "said"), [(128.0, "largest"), (1 / 64, "smallest"), (2.0, None)])
+def test_a_hybrid_weight_at_the_end_of_what_calibration_tries_is_said(late, said):
+    line = card._hybrid({"pooled": 1.0, "late": late})
+    assert (f"is the {said} that calibration tries" in line) == (said is not None)
+    assert ("calibration" in line) == (said is not None)

@@ -121,7 +121,9 @@ def as_collection(data: Any, columns: Mapping[str, str] | None = None, name: str
     >>> as_collection([{"query": "what is a zebra", "positive": "a striped animal"}]).count_pages()
     0
     """
-    return data if isinstance(data, Collection) else read_together(data, name, columns).collection
+    if isinstance(data, Collection) or all(hasattr(data, part) for part in ("corpus", "queries", "qrels")):
+        return data  # a collection of a class of one's own is read as it is
+    return read_together(data, name, columns).collection
 
 
 def to_collection(data: Any, name: str, columns: Mapping[str, str] | None = None) -> tuple[Collection, int]:

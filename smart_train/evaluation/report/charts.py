@@ -13,6 +13,7 @@ import numpy as np
 from smart_train.core.bounded_json import load_json
 from smart_train.core.errors import EvaluationError
 from smart_train.evaluation.bm25 import NAME as BM25
+from smart_train.evaluation.metrics import paired
 from smart_train.evaluation.report.metric_tables import metric_label
 from smart_train.evaluation.report.outcome import Outcome
 from smart_train.evaluation.score_histograms import ScoreHistogram
@@ -189,7 +190,10 @@ def _visible_range(counts: Any, edges: Any) -> tuple[float, float]:
 
 
 def differences_figure(outcome: Outcome) -> str:
-    """Draw sorted differences by query: late and hybrid to pooled, hybrid to BM25, each mode to the baseline."""
+    """Draw sorted differences by query: late and hybrid to pooled, hybrid to BM25, each mode to the baseline.
+
+    A comparison whose mean's 95 % interval holds 0 is grey: such a difference may be an accident of the queries.
+    """
     values = outcome.values(outcome.metric)
     pairs = [(a, b, values[a], values[b]) for a, b in (("late", "pooled"), ("hybrid", "pooled"))]
     if BM25 in values:
@@ -201,23 +205,26 @@ def differences_figure(outcome: Outcome) -> str:
     rows = -(-len(pairs) // columns)
     figure, panels = _figure(columns, 10.4, 2.5 * rows, rows)
     for axes, (a, b, ours, theirs_) in zip(panels, pairs, strict=False):
-        _delta(axes, f"{a} - {b}", np.sort([ours[query] - theirs_[query] for query in ours])[::-1])
+        found = paired(ours, theirs_, outcome.evaluation.bootstrap, outcome.evaluation.seed)
+        sure = found["low"] > 0 or found["high"] < 0
+        _delta(axes, f"{a} - {b}", np.sort([ours[query] - theirs_[query] for query in ours])[::-1], sure)
     for axes in panels[len(pairs) :]:
         axes.set_visible(False)
     panels[0].set_ylabel(f"difference in {metric_label(outcome.metric)}")
     return _svg(figure)
 
 
-def _delta(axes: Any, title: str, difference: Any) -> None:
+def _delta(axes: Any, title: str, difference: Any, sure: bool) -> None:
     better, worse = int((difference > 1e-9).sum()), int((difference < -1e-9).sum())
     ends = np.arange(len(difference) + 1)
-    axes.stairs(np.maximum(difference, 0), ends, fill=True, color=BETTER)
-    axes.stairs(np.minimum(difference, 0), ends, fill=True, color=WORSE)
+    axes.stairs(np.maximum(difference, 0), ends, fill=True, color=BETTER if sure else OTHERS)
+    axes.stairs(np.minimum(difference, 0), ends, fill=True, color=WORSE if sure else OTHERS)
     axes.axhline(0, color="#444444", linewidth=0.8)
     most = max(0.05, float(np.abs(difference).max())) * 1.05
     axes.set_ylim(-most, most)
     axes.set_xlim(0, max(1, len(difference)))
     counts = f"better {better}, same {len(difference) - better - worse}, worse {worse}"
+    counts += "" if sure else "; may be chance"
     axes.set_title(f"{title}\n{counts}", fontsize=9.5, loc="left")
     axes.set_xlabel("queries, sorted")
     axes.grid(axis="y", **GRID)
