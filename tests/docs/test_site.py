@@ -12,6 +12,7 @@ from markdown.extensions.toc import slugify
 from pages import ROOT
 
 WIDTH = 120  # characters of a line of code, at most
+GROWING = "does-it-help.md"  # its measurements are still being made
 SITE = (ROOT / "mkdocs.yml").read_text()
 CSS = (ROOT / "docs/stylesheets/wide.css").read_text()
 
@@ -31,6 +32,17 @@ def code(text: str) -> list[tuple[int, str]]:
 def test_no_line_of_code_is_longer_than_its_column(page):
     lines = code(page.read_text(encoding="utf8"))
     assert not [f"{number}: {line}" for number, line in lines if len(line) > WIDTH]
+
+
+@pytest.mark.parametrize("page", [page for page in pages.PAGES if page.name != GROWING], ids=lambda page: page.name)
+def test_every_block_of_code_is_fenced_and_names_its_language(page):
+    """Indented blocks, and fences without a language, have no colours."""
+    text = page.read_text(encoding="utf8")
+    opened = re.findall(r"^ *```(.*)$", text, re.M)[::2]
+    assert not [language for language in opened if not re.fullmatch(r"\w+", language)]
+    outside = re.sub(r"^ *```.*?^ *```", "", text, flags=re.M | re.S)
+    outside = re.sub(r"^::: .*\n(?: {4}.*\n)+", "", outside, flags=re.M)  # options of the API reference
+    assert not re.findall(r"\n\n {4}\S.*", outside)
 
 
 def test_a_column_of_that_many_characters_fits_a_window_of_1400_pixels():

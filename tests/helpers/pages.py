@@ -111,7 +111,17 @@ def python_blocks(page: Path) -> list[tuple[int, str]]:
     ]
 
 
+SMALL = (  # overrides of a recipe that a Python block trains
+    "data.limit=200",
+    "data.dev=4",
+    "data.test=6",
+    "data.dev_documents=30",
+    "data.test_documents=30",
+    "model.document_tokens=32",
+    "training.per_device_train_batch_size=4",
+)
 STAND_INS = {  # texts of Python blocks -> what stands for them where the blocks are run
+    '["training.max_steps=2", ': f'["training.max_steps=2", *{SMALL}, ',
     "sentence-transformers/all-MiniLM-L6-v2": MINILM,
     "Qwen/Qwen3-VL-Embedding-2B": "models/pages",
     '"me/mine", revision="v1"': '"runs/quickstart/adapter"',
