@@ -40,6 +40,8 @@ def is_unicode(text: str) -> bool:
     >>> is_unicode("für"), is_unicode("\\ud800")
     (True, False)
     """
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -64,6 +64,12 @@ def id_key(id: str) -> tuple[int, int]:
     return int.from_bytes(raw[:8], "big"), int.from_bytes(raw[8:], "big")
 
 
+def id_keys(ids: Iterable[str]) -> NDArray[np.uint64]:
+    """Return the keys of ids, [N, 2]; see ``id_key``."""
+    raw = b"".join(blake2b(id.encode("utf-8", "surrogatepass"), digest_size=16).digest() for id in ids)
+    return np.frombuffer(raw, ">u8").astype(np.uint64).reshape(-1, 2)
+
+
 @dataclass(frozen=True)
 class Relation:
     """The documents of every query, row after row: those of query q are ``documents[offsets[q]:offsets[q + 1]]``.
@@ -127,7 +133,7 @@ class Names:
         distinct: dict[str, int] = {}
         places = [distinct.setdefault(id, len(distinct)) for id in ids]
         names = list(distinct)
-        hashed = np.array([id_key(id)[0] for id in names], np.uint64)
+        hashed = id_keys(names)[:, 0]
         rows = np.full(len(names), NONE, np.int64)
         if len(self.hashes):
             at = np.searchsorted(self.hashes, hashed)

@@ -35,6 +35,10 @@ def cell_items(value: Any, name: str, where: str) -> list[str]:
     A cell is empty, a text, a passage, a conversation, or a list of these.  Raises DataError, naming the column, for
     anything else, and for a text that no tokenizer can read.
     """
+    if isinstance(value, str):  # nearly all cells, of which a table has millions
+        if fault := text_fault(value):
+            raise DataError(f"{where}: {name} has {fault}; remove it")
+        return [value.strip()]
     if _is_message(value) or _is_conversation(value):
         return [said(value, name, where)]
     values = value if isinstance(value, list | tuple) else [value]

@@ -44,6 +44,7 @@ from smart_train.data.stored_collection import (
     Names,
     StoredCollection,
     id_key,
+    id_keys,
     image_cells,
     load_array,
     save_array,
@@ -307,7 +308,7 @@ def write_entries(file: Path, types: dict[str, Any], cells: Sequence[tuple[Any, 
 
     columns: Any = zip(*cells, strict=True) if cells else [()] * len(types)
     arrays = {name: pa.array(values, kind) for (name, kind), values in zip(types.items(), columns, strict=True)}
-    keys = np.array([id_key(one[0]) for one in cells], np.uint64).reshape(-1, 2)
+    keys = id_keys([one[0] for one in cells])
     with replacing(file) as part:
         write_shard(part, {**arrays, "high": pa.array(keys[:, 0]), "low": pa.array(keys[:, 1])})
 
@@ -672,7 +673,7 @@ class _Conversion:
             return found, {}, count
         rows = np.unique(pairs)
         rows = rows[[image is None and bool(text) for image, text in store.blocks(rows, "image", "text")]]
-        hashes = np.array([id_key(text)[0] for (text,) in store.blocks(rows, "text")], np.uint64)
+        hashes = id_keys([text for (text,) in store.blocks(rows, "text")])[:, 0]
         order = np.argsort(hashes, kind="stable")
         by_text = hashes[order], rows[order]
         several = False

@@ -271,14 +271,17 @@ class RowParser:
             value = row.get(name) if name else None
             if not isinstance(value, str):
                 continue
-            if value.strip() in BLANK or (self.is_csv and value.strip() in ("null", "NULL")):
+            bare = value.strip()
+            if bare in BLANK or (self.is_csv and bare in ("null", "NULL")):
                 row[str(name)] = None
-                self.notes[f"cells of {name} hold {value.strip()!r}, and are read as empty"] += 1
-            found = printed_list(value, str(name), where)
+                self.notes[f"cells of {name} hold {bare!r}, and are read as empty"] += 1
+            found = printed_list(bare, str(name), where) if bare.startswith("[") else None
+            if found is None:
+                continue
             numbers = name in numeric or (columns.id and name in columns.negatives)
             kinds = (str, int, float, type(None)) if numbers else (str, dict, list, type(None))
-            if name and found is not None and all(isinstance(one, kinds) for one in found):
-                row[name] = found
+            if all(isinstance(one, kinds) for one in found):
+                row[str(name)] = found
                 self.notes[f"cells of {name} hold a list as text, and are read as lists"] += 1
         for name in (columns.scores, columns.more_scores):
             if name and isinstance(row.get(name), str):
