@@ -7,6 +7,7 @@ stands in for it.
 
 from __future__ import annotations
 
+import argparse
 import re
 
 import pages
@@ -52,6 +53,46 @@ def test_every_command_is_one_that_exists(command, tmp_path):
 def test_every_python_block_compiles(page):
     for number, source in pages.python_blocks(page):
         compile(source, f"{page.name}:{number}", "exec")
+
+
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    found = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(found[0]) if found else {}
+
+
+PARSER = build_parser()
+
+
+def unknown_words(text: str) -> list[str]:
+    """The commands (in code) and options (in any sentence) of smart-train that a text names and that are not there."""
+    missing = []
+    for before, line in re.findall(r"(^|`|.)smart-train +([a-z-][^`\n\"]*)", text, re.M):
+        parser, words = PARSER, [word.strip(".,;:()") for word in re.split(r" #| && | \| ", line)[0].split()]
+        for word in words:
+            if word not in subcommands(parser):
+                break
+            parser = subcommands(parser)[word]
+        if parser is PARSER:
+            missing += [words[0]] if before in ("", "`") and not words[0].startswith("-") else []
+            continue
+        options = [word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)]
+        missing += [f"{words[0]} {word}" for word in options if word not in parser._option_string_actions]
+    return missing
+
+
+SOURCES = [*pages.PAGES, *sorted((ROOT / "recipes").glob("*.yaml")), *sorted((ROOT / "launch").iterdir())]
+SOURCES += sorted((ROOT / "smart_train").rglob("*.py"))
+
+
+def test_every_command_and_option_that_a_sentence_names_exists():
+    """In pages, recipes, launch files, docstrings and messages."""
+    found = {str(path.relative_to(ROOT)): unknown_words(path.read_text(encoding="utf8")) for path in SOURCES}
+    assert {path: words for path, words in found.items() if words} == {}
+
+
+def test_an_invented_option_would_be_noticed():
+    text = "use `smart-train mine DATA --modell X`, then `smart-train mend`; `smart-train data check --fix OUT`"
+    assert unknown_words(text) == ["mine --modell", "mend"]
 
 
 def test_an_invented_key_would_be_noticed():
