@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from smart_train.planning.machine import Machine
 
 GIB = 1 << 30
+CANNOT_RUN = 2  # exit status
 WHEN_NONE = (1, 8)  # numbers of GPUs that are looked at on a machine without any
 ABOUT = """GiB of one GPU (of one process on a CPU); rows are the longest that the recipe allows.
 Exact: weights, gradients, optimiser, embeddings, gathers. whole: upper bound of gathered weights and buckets.
@@ -29,7 +30,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     doctor = commands.add_parser("doctor", help=about, description=about)
     doctor.add_argument("file", nargs="?", help="a recipe (default: report the machine only)")
     doctor.add_argument("overrides", nargs="*", metavar="key=value", help="as for train; before any flag")
-    doctor.add_argument("--gpus", type=count, help="GPUs of one machine (default: those here, else 1 and 8)")
+    doctor.add_argument("--gpus", type=count, help="GPUs of one machine (default: those here, else no table)")
     doctor.add_argument(
         "--memory", type=_gib, metavar="GIB", help="memory of one GPU, in GiB (default: that of the GPUs here)"
     )
@@ -53,7 +54,7 @@ def _gib(text: str) -> int:
     return int(size * GIB)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
     from smart_train.planning.machine import inspect_machine, known_problems
 
     recipe = _recipe(options)
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
     if recipe is None:
         if options.json:
             print(json.dumps({"machine": machine.plain(), "traps": problems}, indent=2))
-        return
+        return 0
     from smart_train.planning.doctor import diagnose
 
     launches, broken = _launches(options.launch, recipe)
@@ -76,8 +77,10 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         values = {"machine": machine.plain(), "traps": [*problems, *broken], "recipe": report.plain()}
         print(json.dumps(values, indent=2, default=str))
-        return
-    print("\n".join(_recipe_lines(report, options.file, memory, broken)))
+    else:
+        asked = bool(machine.gpus or options.gpus or options.memory or options.launch or recipe.training.get("use_cpu"))
+        print("\n".join(_recipe_lines(report, options.file, memory, broken, asked)))
+    return CANNOT_RUN if report.problems else 0
 
 
 def _recipe(options: argparse.Namespace) -> Any:
@@ -134,7 +137,7 @@ def _machine_lines(machine: Machine, problems: list[str]) -> Iterator[str]:
         yield _line("look out", problem)
 
 
-def _recipe_lines(report: Diagnosis, file: str, memory: int | None, broken: list[str]) -> Iterator[str]:
+def _recipe_lines(report: Diagnosis, file: str, memory: int | None, broken: list[str], tables: bool) -> Iterator[str]:
     subject, counts = report.subject, report.subject.blueprint.counts()
     yield f"\nrecipe {file}"
     parts = ", ".join(f"{name} {counts[name]:,}" for name in ("lora", "head", "backbone") if counts[name])
@@ -149,9 +152,13 @@ def _recipe_lines(report: Diagnosis, file: str, memory: int | None, broken: list
     yield _line("batch", _batch(report))
     for problem in [*report.problems, *broken]:
         yield _line("stops here", problem)
-    for gpus in dict.fromkeys(row.need.gpus for row in report.rows):
+    if not tables:
+        what = "no GPU here; to see what would fit on some, name their number and memory: --gpus 8 --memory 80"
+        yield _line("advice", what)
+    for gpus in dict.fromkeys(row.need.gpus for row in report.rows if tables):
         yield from _table([row for row in report.rows if row.need.gpus == gpus], gpus, memory, subject.on_cpu)
-    yield f"\n{ABOUT}\n"
+    if tables:
+        yield f"\n{ABOUT}\n"
     for line in report.advice:
         yield _line("advice", line)
 

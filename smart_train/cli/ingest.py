@@ -72,7 +72,7 @@ def _add_page_options(ingest: argparse.ArgumentParser) -> None:
         help="most pixels of an image in a file (default: %(default)s)",
     )
     ingest.add_argument(
-        "--seconds", type=float, default=most.seconds, help="most seconds for a page (default: %(default)s)"
+        "--seconds", type=float, default=most.seconds, help="per-page timeout in seconds (default: %(default)s)"
     )
 
 

@@ -166,6 +166,15 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
+    for inner in _parsers(parser):
+        for action in inner._actions:
+            if (
+                action.option_strings
+                and action.nargs != 0
+                and not action.required
+                and "(default: " not in (action.help or "")
+            ):
+                action.help = f"{action.help} (default: none)"
     return parser
 
 

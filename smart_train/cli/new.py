@@ -8,14 +8,16 @@ from pathlib import Path
 
 from smart_train.cli.options import check_output
 from smart_train.core.errors import UsageError
+from smart_train.core.shipped_files import shipped_files
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     about = "write a commented recipe to start from"
     new = commands.add_parser("new", help=about, description=about)
     new.add_argument("name", help="name of the recipe, or a path; NAME.yaml is written")
+    names = ", ".join(path.stem for path in shipped_files("recipes", "*.yaml"))
     new.add_argument(
-        "--from", dest="template", default="text_lora", help="shipped recipe to start from (default: %(default)s)"
+        "--from", dest="template", default="text_lora", help=f"recipe to start from: {names} (default: %(default)s)"
     )
     new.set_defaults(run=run)
 

@@ -21,7 +21,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     publish.add_argument(
         "--license", help="licence of the adapter, as the Hub names it: apache-2.0, mit ... (default: not stated)"
     )
-    publish.add_argument("--dry-run", action="store_true", help="list what would be uploaded, and send nothing")
+    publish.add_argument(
+        "--dry-run", action="store_true", help="list what would be uploaded, show the card, send nothing"
+    )
     publish.add_argument(
         "--branch", "--revision", dest="branch", help="branch to commit to, created if it is missing (default: main)"
     )

@@ -11,7 +11,6 @@ import re
 import sys
 import tokenize
 import typing
-from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from smart_train.config.recipe import BOOT
 from smart_train.config.schema import Component
 from smart_train.config.training_arguments import MOVED
 from smart_train.config.typed_values import described, is_block
+from smart_train.core.shipped_files import shipped_files
 
 PAGE = """\
 # Recipes: train from a YAML file
@@ -173,11 +173,7 @@ HEAD = "| key | type | default | what it buys |\n|---|---|---|---|\n"
 
 def shipped() -> dict[str, Path]:
     """Return name -> file of the recipes of this package: of the checkout, else where pip puts data."""
-    beside = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
-    if beside:
-        return {path.stem: path for path in beside}
-    installed = (Path(str(file.locate())) for file in files("smart-train") or [] if file.match("recipes/*.yaml"))
-    return {path.stem: path.resolve() for path in sorted(installed)}
+    return {path.stem: path for path in shipped_files("recipes", "*.yaml")}
 
 
 def summary(path: Path) -> str:

@@ -336,4 +336,4 @@ def _warn_of_lost(part: Collection, named: int) -> None:
     """named: how many negatives the queries have in all splits."""
     lost = named - part.count_related("negatives")[0]
     if lost:
-        logger.warning("%s: %d negatives are in another split and are not used here", part.name, lost)
+        logger.warning("%s: dropped %d hard negatives that belong to another split", part.name, lost)

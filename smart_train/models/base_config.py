@@ -29,6 +29,7 @@ class BaseConfig:
     vision: has an image side
     pooling: modes of its Pooling module; none where it has modules and no Pooling among them
     projected: a Dense module stands behind the pooling
+    language_model: a model that writes text, without sentence-transformers' modules: it was never an embedder
     """
 
     layers: int
@@ -38,6 +39,7 @@ class BaseConfig:
     vision: bool
     pooling: tuple[str, ...] = ("mean",)
     projected: bool = False
+    language_model: bool = False
 
 
 def read_base(
@@ -81,7 +83,28 @@ def _read_base(base: str, revision: str | None, trust_remote_code: bool, pooling
         positions -= (text.pad_token_id or 0) + 1  # these count positions from behind the padding token's id
     vision = getattr(config, "vision_config", None) is not None
     own, width, projected = _pooled(fetch, hidden, pooling)
-    return BaseConfig(layers, hidden, width, positions if isinstance(positions, int) else None, vision, own, projected)
+    limit = positions if isinstance(positions, int) else None
+    return BaseConfig(layers, hidden, width, limit, vision, own, projected, is_language_model(fetch, config))
+
+
+def is_language_model(files: BaseFiles, config: Any) -> bool:
+    """Return whether a base writes text and names no modules, so that it would be pooled by the mean.
+
+    config: its transformers configuration
+    """
+    named = getattr(config, "architectures", None) or []
+    writes = any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in named)
+    return writes and config.model_type not in ENCODER_PARTS and not files.modules()
+
+
+def language_model_advice(base: str) -> str:
+    """Return what to do with a base that is a language model."""
+    return (
+        f"{base} is a language model that was never an embedder, and is pooled by the mean of its states, of which "
+        f"only the last has seen the whole input; make an embedder of it with smart-train last-token-base {base} "
+        "--output models/NAME and train on models/NAME (recipe visdoc_hybrid for pages, text_lora for texts), or write "
+        "model.pooling: lasttoken"
+    )
 
 
 class BaseFiles:

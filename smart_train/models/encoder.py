@@ -28,7 +28,16 @@ from smart_train.core.modality import content_size
 from smart_train.core.registry import Registry
 from smart_train.losses.similarity import scores
 from smart_train.models import saving
-from smart_train.models.base_config import CHOOSE, BaseFiles, check_no_adapter, check_one_stack, named_by_peft, readable
+from smart_train.models.base_config import (
+    CHOOSE,
+    BaseFiles,
+    check_no_adapter,
+    check_one_stack,
+    is_language_model,
+    language_model_advice,
+    named_by_peft,
+    readable,
+)
 from smart_train.models.base_loading import load_base
 from smart_train.models.heads import LateHead
 from smart_train.models.hidden_states import find_blocks, find_final_norm, resolve_layers, set_dropout, text_config
@@ -131,6 +140,10 @@ class SmartEncoder(nn.Module):
         self._use_cosine()
         self.pooling = pooling_of(self.st)
         logger.info("%s: %s pooling (%s)", base, self.pooling or "no", self._pooling_source())
+        if self.settings.pooling is None and is_language_model(
+            BaseFiles(self.place, self.commit), self.backbone.config
+        ):
+            logger.warning(language_model_advice(base))
         self.layers = [-1] if self.late.layer in (-1, [-1]) else self._resolve_layers()
         self.final_norm = self.norm_for(self.layers)
         self.keep = TokenFilter(self.tokenizer, self.backbone.config, self.pooling, self.late.token_filters)

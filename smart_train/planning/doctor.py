@@ -12,7 +12,7 @@ from smart_train.config.schema import Component, Recipe
 from smart_train.config.typed_values import RecipeError
 from smart_train.core.errors import DataError, written
 from smart_train.data.load import image_column
-from smart_train.models.base_config import read_base
+from smart_train.models.base_config import language_model_advice, read_base
 from smart_train.planning.launch_files import Launch
 from smart_train.planning.memory_model import MemoryModel
 from smart_train.planning.memory_requirements import MemoryRequirement, Verdict, memory_requirement
@@ -86,7 +86,10 @@ def diagnose(
     rows = [
         Row(n, n.verdict(*_available(subject, n, memory, ram))) for count in gpus for n in _needs(subject, least, count)
     ]
-    return Diagnosis(subject, problems, rows, list(_advice(subject, least, rows, memory, ram)))
+    advice = list(_advice(subject, least, rows, memory, ram))
+    if base.language_model and model.pooling is None:
+        advice.append(language_model_advice(model.base))
+    return Diagnosis(subject, problems, rows, advice)
 
 
 def _wrong(recipe: Recipe) -> RecipeError | None:

@@ -7,7 +7,6 @@ import os
 import re
 from dataclasses import dataclass, field
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from smart_train.core.atomic_io import replacing
 from smart_train.core.bounded_yaml import load_yaml
 from smart_train.core.errors import LaunchError
 from smart_train.core.output_check import output_problem
+from smart_train.core.shipped_files import shipped_files
 from smart_train.planning.estimates import BUCKET, LIVE, Engine
 
 ZERO = "zero_optimization"
@@ -92,14 +92,7 @@ def shipped(pattern: str = "*.yaml") -> list[Path]:
 
     pattern: of their names; "*" also finds DeepSpeed's JSON files and the scripts
     """
-    beside = sorted((Path(__file__).resolve().parents[2] / "launch").glob(pattern))
-    if beside:
-        return beside
-    try:
-        installed = [Path(str(file.locate())) for file in files("smart-train") or [] if file.match(f"launch/{pattern}")]
-    except PackageNotFoundError:
-        installed = []
-    return sorted(path.resolve() for path in installed)
+    return shipped_files("launch", pattern)
 
 
 def first_line(path: Path) -> str:

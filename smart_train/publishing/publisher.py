@@ -46,7 +46,7 @@ def publish(
 
     source: a run's folder, or an adapter's
     repo: owner/name, created if it is missing; private: the repository must not be public
-    license: of the adapter, for the card; dry_run: list what would be uploaded, and send nothing
+    license: of the adapter, for the card; dry_run: list what would be uploaded, show the card, and send nothing
     branch: created if it is missing, None = main; tag: of the commit; message: first line of the commit
     examples: how many pairs of the training data the card shows
     export: publish the adapter exported as "merged" or "multi-vector"; options: those of ``exporter.export``
@@ -66,6 +66,10 @@ def publish(
         if dry_run:
             from huggingface_hub import constants
 
+            card = files["README.md"]
+            logger.info(
+                "\nREADME.md, the card:\n\n%s\n", card.decode() if isinstance(card, bytes) else card.read_text("utf8")
+            )
             logger.info("dry run: nothing was sent")
             return f"{constants.ENDPOINT}/{repo}"
         target = Target(repo, private, branch, tag, message)

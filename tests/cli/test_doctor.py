@@ -42,11 +42,11 @@ def recipe(tiny_models, triples_file, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def told(capsys):
-    """told(words...) -> what it printed, after an exit without an error."""
+    """told(words...) -> what it printed, and by default that the recipe can run."""
 
-    def run(*words: object) -> str:
+    def run(*words: object, status: int = 0) -> str:
         capsys.readouterr()
-        assert main(["doctor", *map(str, words)]) == 0
+        assert main(["doctor", *map(str, words)]) == status
         return capsys.readouterr().out
 
     return run
@@ -122,8 +122,11 @@ def test_without_a_gpu_it_says_how_to_ask_for_one(told, recipe):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     printed = told(recipe)
-    assert "no GPU here; give the memory of one (--memory GIB) to see what fits" in printed
-    assert "\n1 GPU\n" in printed and "\n8 GPUs\n" in printed
+    assert "no GPU here; to see what would fit on some, name their number and memory: --gpus 8 --memory 80" in printed
+    assert not rows_of(printed) and "parameters" in printed
+    for words in (("--gpus", 8), ("--memory", 80), ("--launch", LAUNCH / "ddp.yaml")):
+        assert "ddp" in rows_of(told(recipe, *words))
+    assert json.loads(told(recipe, "--json"))["recipe"]["needs"]
 
 
 def test_a_run_on_cpu_cores_is_held_against_the_machines_memory(told, recipe):
@@ -135,7 +138,9 @@ def test_a_run_on_cpu_cores_is_held_against_the_machines_memory(told, recipe):
 
 
 def test_mistakes_are_told_beside_what_can_be_counted(told, recipe):
-    printed = told(recipe, "data.path=nowhere", "training.metric_for_best_model=hybrid/ndcg@10", "--memory", 80)
+    printed = told(
+        recipe, "data.path=nowhere", "training.metric_for_best_model=hybrid/ndcg@10", "--memory", 80, status=2
+    )
     assert "stops here" in printed and "nowhere" in printed and "metric_for_best_model" in printed
     assert rows_of(printed)["ddp"]
 

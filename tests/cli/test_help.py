@@ -41,8 +41,14 @@ def test_an_option_with_a_default_names_it(name):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_every_option_has_a_help_text(name):
-    assert OPTIONS[name].help
+def test_every_option_has_a_help_text_and_one_that_may_be_left_out_its_default(name):
+    action = OPTIONS[name]
+    assert action.help and (action.required or action.help.count("(default: ") == 1)
+
+
+def test_new_lists_every_template():
+    shown = OPTIONS["new --from"].help
+    assert all(path.stem in shown for path in (ROOT / "recipes").glob("*.yaml"))
 
 
 def test_the_commands_have_options_with_defaults_at_all():

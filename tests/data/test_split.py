@@ -169,7 +169,7 @@ def test_negatives_of_another_side_are_taken_out_and_counted(caplog):
     whole.negatives = {q: [d for d in whole.corpus if not q.endswith(d)] for q in whole.queries}
     train, dev, test = split(whole, 0, 8, 0)
     assert all(len(n) == 31 for n in train.negatives.values()) and all(len(n) == 7 for n in test.negatives.values())
-    assert f"{train.name}: {32 * 8} negatives are in another split" in caplog.text
+    assert f"{train.name}: dropped {32 * 8} hard negatives that belong to another split" in caplog.text
 
 
 def test_queries_without_a_relevant_document_are_on_no_side_and_counted(caplog):

@@ -12,11 +12,11 @@ import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, RobertaConfig, RobertaModel
+from transformers import AutoModel, Qwen3Config, RobertaConfig, RobertaModel
 
 from smart_train.config.schema import AdapterBlock, ModelBlock, Recipe
 from smart_train.core.errors import BaseNotFound, DataError, SettingError
-from smart_train.models.base_config import read_base
+from smart_train.models.base_config import language_model_advice, read_base
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.preprocessing import position_count
 from smart_train.planning.memory_model import MemoryModel
@@ -231,3 +231,20 @@ def test_whole_weights_are_a_base(tiny_bert, tmp_path):
     own = SmartEncoder(str(tiny_bert), device="cpu").encode_documents(["chart"]).pooled
     found = SmartEncoder(str(folder), lora={"r": 2}, device="cpu").encode_documents(["chart"]).pooled
     torch.testing.assert_close(found, own, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "modules", "found"),
+    [("Qwen3ForCausalLM", False, True), ("Qwen3ForCausalLM", True, False), ("Qwen3Model", False, False)],
+)
+def test_a_language_model_that_was_never_an_embedder_is_recognised(architecture, modules, found, tmp_path):
+    config = Qwen3Config(
+        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, head_dim=8
+    )
+    config.architectures = [architecture]
+    config.save_pretrained(tmp_path)
+    if modules:
+        kind = "sentence_transformers.models.Transformer"
+        (tmp_path / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": kind}]))
+    assert read_base(str(tmp_path)).language_model == found
+    assert f"smart-train last-token-base {tmp_path} " in language_model_advice(str(tmp_path))

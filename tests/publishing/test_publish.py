@@ -34,8 +34,10 @@ def test_a_dry_run_lists_every_file_with_its_size_and_sends_nothing(hub, run_cop
     words = ("publish", str(run_copy), "--repo", "me/mine", "--dry-run")
     done = command(hub, tmp_path / "home", *words, token=None)
     assert done.returncode == 0, done.stderr
-    listed = dict(line.split()[::-1] for line in done.stdout.splitlines() if len(line.split()) == 2)
+    files, _, card = done.stdout.partition("README.md, the card:")
+    listed = dict(line.split()[::-1] for line in files.splitlines() if len(line.split()) == 2)
     assert set(listed) == PUBLISHED
+    assert "library_name: sentence-transformers" in card and "| trained |" in card  # metadata and results
     assert listed[WEIGHTS] == f"{(run_copy / 'adapter' / WEIGHTS).stat().st_size:,}"
     assert all(name in done.stdout for name in ("not published", "training_args.bin", "checkpoint-2", "notes.txt"))
     assert f"bytes in {len(PUBLISHED)} files" in done.stdout
