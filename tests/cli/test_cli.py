@@ -158,7 +158,10 @@ def test_new_never_overwrites(tmp_path, capsys):
 def test_new_names_the_recipes_there_are(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["new", "mine", "--from", "nothing"]) == 2
-    assert "quickstart, text_lora, visdoc_head, visdoc_hybrid, visdoc_lora" in capsys.readouterr().err
+    assert (
+        "distill, lm_to_retriever, quickstart, text_lora, visdoc_head, visdoc_hybrid, visdoc_lora"
+        in capsys.readouterr().err
+    )
     assert main(["new", "two words"]) == 2
     assert list(tmp_path.iterdir()) == []
 

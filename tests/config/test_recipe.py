@@ -461,7 +461,7 @@ def test_a_saved_recipe_reads_back_equal(tmp_path, path):
 
 
 def test_the_recipes_that_were_promised_are_shipped():
-    promised = {"quickstart", "visdoc_lora", "visdoc_head", "visdoc_hybrid", "text_lora"}
+    promised = {"quickstart", "visdoc_lora", "visdoc_head", "visdoc_hybrid", "text_lora", "lm_to_retriever", "distill"}
     assert promised <= set(shipped()) == {path.stem for path in SHIPPED}
 
 

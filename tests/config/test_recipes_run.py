@@ -13,6 +13,8 @@ import tiny_data
 from launches import CACHED, FOUR, MODES, PAGES, RECIPES, check_run, launch
 from safetensors.torch import load_file
 
+from smart_train.cli.main import main
+
 
 @pytest.fixture(scope="session")
 def pages(page_rows) -> dict[str, object]:
@@ -62,6 +64,33 @@ def test_text_lora(tiny_qwen3, triples_file, tmp_path):
     )
     encoder = check_run(tmp_path / "run", printed, {"pooled", "late"})
     assert encoder.settings.document_tokens == 256 and encoder.prompt("query").startswith("Instruct:")
+
+
+@pytest.mark.slow
+def test_lm_to_retriever(tiny_qwen3, triples_file, tmp_path):
+    data = {"data.path": triples_file, "data.subset": "null", "data.query": "query", "data.document": "positive"}
+    words = {"model.base": tiny_qwen3, **CACHED, **data}
+    printed = launch(RECIPES / "lm_to_retriever.yaml", tmp_path / "run", **words)
+    encoder = check_run(tmp_path / "run", printed, {"pooled", "late"})
+    assert encoder.settings.pooling == "mean"
+
+
+@pytest.mark.slow
+def test_distill(tiny_bert, tmp_path):
+    """From a folder through ``score``, as the recipe says it."""
+    folder = tiny_data.write_beir(tmp_path / "beir")
+    assert main(["score", str(folder), "--teacher", "bm25", "--ways", "8"]) == 0
+    words = {
+        "model.base": tiny_bert,
+        "model.document_tokens": 64,
+        "data.path": folder,
+        "data.negatives": 3,
+        "data.dev": 2,
+        "data.test": 2,
+        **CACHED,
+    }
+    printed = launch(RECIPES / "distill.yaml", tmp_path / "run", **words)
+    check_run(tmp_path / "run", printed, {"pooled", "late", "teacher"})
 
 
 def test_the_quickstart_in_miniature(tmp_path):
