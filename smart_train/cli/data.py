@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 PROBLEMS = 3
 SHOWN = 5  # ids of a finding
+NEAR = (
+    "  In a recipe, data.near_duplicates: together makes each group one document for splits, batches, the loss and "
+    "mining.\n  --fix OUT --near-duplicates merge makes near copies of answers answers, too."
+)
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -34,6 +38,13 @@ def add(commands: argparse._SubParsersAction) -> None:
         type=float,
         default=0.8,
         help="similarity from which queries count as the same (default: %(default)s)",
+    )
+    check.add_argument(
+        "--near-duplicates",
+        choices=("report", "merge", "ignore"),
+        default="report",
+        help="documents of mostly the same words: count them; make near copies of answers answers, too; or do not "
+        "look for them (default: %(default)s)",
     )
     check.add_argument("--jobs", type=int, help="threads that decode images (default: one for each core)")
     check.add_argument(
@@ -90,7 +101,13 @@ def _check(options: argparse.Namespace) -> int:
     named = {name: value for name in ("format", "query") if (value := getattr(options, name)) is not None}
     data = DataBlock(path=options.path, allow_outside=options.allow_outside, **named, **given)
     report = validate(
-        read_all(data), not options.no_images, options.jobs, options.similar, options.ignore, _shown("decoding")
+        read_all(data),
+        not options.no_images,
+        options.jobs,
+        options.similar,
+        options.ignore,
+        _shown("decoding"),
+        options.near_duplicates,
     )
     print("\n".join(report_lines(report)), flush=True)
     if not report.findings:
@@ -123,9 +140,11 @@ def report_lines(report: Report) -> list[str]:
             f"  {len(finding.ids):>7,}  {finding.kind}{where}: {KINDS[finding.kind]}",
             f"           {first_few(finding.ids, SHOWN)}",
         ]
+    if report.near:
+        lines += ["Near copies (texts of mostly the same words):", *(f"  {line}" for line in report.near), NEAR]
     if not report.findings:
         return [*lines, "Nothing is wrong with it."]
-    drops = [f"{count:,} of {total:,} {what}" for what, (count, total) in report.drops().items() if count]
+    drops = [f"{count:,} of {total:,} {what}" for what, (count, total) in report.drops().items() if count > 0]
     return [*lines, f"Would drop: {', '.join(drops) or 'nothing'}."]
 
 

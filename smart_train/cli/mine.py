@@ -33,7 +33,7 @@ WORDS = {
     "skip_top": "the hardest, left out by skip-top",
     "more": "more than -k",
 }
-HELD = ("dev", "test", "dev_documents", "test_documents")  # of a recipe's data: what it holds out
+HELD = ("dev", "test", "dev_documents", "test_documents", "near_duplicates")  # of a recipe's data: what it holds out
 ROUNDS = """
 to mine again during training, in a recipe:
 data:
@@ -82,6 +82,11 @@ def add_held_out(parser: argparse.ArgumentParser, done: str) -> None:
     parser.add_argument("--test", type=_share, help=f"data.test {of}: its test documents are not {done}")
     parser.add_argument("--dev-documents", type=count, help=f"data.dev_documents {of}: these are not {done}")
     parser.add_argument("--test-documents", type=count, help=f"data.test_documents {of}: these are not {done}")
+    parser.add_argument(
+        "--near-duplicates",
+        choices=("keep", "together"),
+        help=f"data.near_duplicates {of}: near copies of answers are not {done} (default: keep)",
+    )
 
 
 def _thresholds(mine: argparse.ArgumentParser) -> None:

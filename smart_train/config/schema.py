@@ -181,6 +181,7 @@ class DataBlock:
     scores: str | None = None  # rows: column of a teacher's scores of the documents; null = scores, if there; "" = none
     label: str | None = None  # rows: column of labels, 0 = a negative; null = label, score ..., if there; "" = none
     negatives: int = 0  # hard negatives per query; the data must have them
+    near_duplicates: Literal["keep", "together"] = "keep"  # together: texts of mostly the same words are one document
     allow_outside: bool = False  # also read image and text files that lie outside of the data's folder
     streaming: bool = False  # rows: read while training, with no copy on disk; see docs/data.md for what it cannot do
     shuffle_buffer: int = 10_000  # streaming: rows that are read and shuffled together; memory of a data worker

@@ -69,7 +69,7 @@ def pair_groups(
     [0, 1, 0]
     """
     documents, lengths, sources = (
-        _of_stored(pairs, source) if isinstance(pairs, PairRows) else _of(collection, pairs, source)
+        _of_stored(pairs, source, collection.near) if isinstance(pairs, PairRows) else _of(collection, pairs, source)
     )
     if sources.keys() == {""}:
         what = f"no document has a source (data.source is {source})"
@@ -102,12 +102,12 @@ def _of(
     )
 
 
-def _of_stored(pairs: PairRows, source: str | None) -> tuple[Any, Any, dict[str, Any]]:
+def _of_stored(pairs: PairRows, source: str | None, near: Mapping[str, int]) -> tuple[Any, Any, dict[str, Any]]:
     """The same of pairs of row numbers."""
     names = pairs.store.documents
     distinct, first, inverse = np.unique(pairs.documents, return_index=True, return_inverse=True)
     # numbered by first appearance, as pairs of ids are
-    _, place = np.unique(names.numbers(distinct, "shown"), return_inverse=True)
+    _, place = np.unique(pairs.store.shown(distinct, near), return_inverse=True)
     earliest = np.full(place.max(initial=-1) + 1, len(pairs), np.int64)
     np.minimum.at(earliest, place, first)
     rank = np.empty(len(earliest), np.int64)

@@ -117,9 +117,8 @@ def shared_documents(train: Collection, parts: Sequence[Collection]) -> list[set
     """Return for each part the ids of its documents that ``train`` has too, under this id or another."""
     if isinstance(train, StoredCollection):
         hashes = [dict(zip(part.corpus, shown_hashes(part.corpus.values(), part.near), strict=True)) for part in parts]
-        names = train.part.store.documents
         wanted = np.unique(np.array([hash for part in hashes for hash in part.values() if hash], np.int64))
-        shown = (names.numbers(rows, "shown") for rows in train.part.document_parts() if len(wanted))
+        shown = (train.part.store.shown(rows, train.near) for rows in train.part.document_parts() if len(wanted))
         known = {hash for some in shown for hash in some[np.isin(some, wanted)].tolist()}
     else:  # together, so that the bytes of two images of one size are compared
         both = [document for part in (train, *parts) for document in part.corpus.values()]

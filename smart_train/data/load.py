@@ -19,6 +19,7 @@ from smart_train.config.typed_values import Problem
 from smart_train.core.errors import DataError
 from smart_train.data.collection import DEV_SPLITS, TEST_SPLITS, Collection, RetrievalDataset, hash_id
 from smart_train.data.identity import asked_by, content_hash, plain, shared_documents
+from smart_train.data.near_documents import mark_near
 from smart_train.data.readers.base import DataProblem, Reader, find_reader
 from smart_train.data.split import cap, halves, split
 from smart_train.data.split_stored import cap_rows
@@ -60,6 +61,8 @@ def load(data: DataBlock | Reader, teacher: bool = False) -> tuple[Collection, C
     if teacher and not train.count_related("teacher")[1]:
         raise DataProblem(TEACHER_KEY, f"is on, but no query of {data.path} has a score", TEACHER_FIX)
     dev, test = _own_splits(reader)
+    if data.near_duplicates == "together":
+        mark_near(reader.name, [part for part in (train, dev, test) if part is not None])
     train, dev_part, test_part = _hold_out(train, data, 0 if dev else data.dev, 0 if test else data.test)
     splits = (
         train,
@@ -286,6 +289,8 @@ def dev_and_test(data: DataBlock, test: str | None = None, dev: str | None = Non
             raise DataError(f"{data.path} has neither a dev nor a test split: say how much to hold out for both")
         return _held_out(reader, replace(data, split=test_name))
     reported = reader.read(test_name)
+    if dev_name is None and data.near_duplicates == "together":
+        mark_near(reader.name, [reported])
     if dev_name is not None:
         chosen, origin = reader.read(dev_name), f"the data's own splits {dev_name} and {test_name}"
         texts = {plain(text) for text in reported.queries.values()}

@@ -102,7 +102,8 @@ def _split_stored(
     collection: StoredCollection, dev: float | int, test: float | int, seed: int, limit: dict[str, int | None]
 ) -> tuple[Collection, Collection, Collection]:
     """The same for a collection on disk, where groups, queries and documents are numbers."""
-    key = json.dumps([dev, test, seed, limit])
+    near = hash_id(json.dumps(sorted(collection.near.items()))) if collection.near else 0
+    key = json.dumps([dev, test, seed, limit] + [near] * bool(near))
     found = load_split(collection, key)
     if found is None:
         found = _divided(collection, dev, test, seed, limit)
@@ -156,7 +157,7 @@ def halves(collection: Collection, seed: int = 0) -> tuple[list[str], list[str],
     Raises DataError where even documents that answer the same queries leave less than a quarter to one half.
     """
     without = {id: replace(document, file=None) for id, document in collection.corpus.items()}
-    loose = Collection(collection.name, without, collection.queries, collection.qrels)
+    loose = Collection(collection.name, without, collection.queries, collection.qrels, near=collection.near)
     in_files = collection.count_files() > 0
     for kept, view in (("file", collection), ("document", loose)) if in_files else (("document", loose),):
         parts: tuple[list[str], list[str]] = ([], [])

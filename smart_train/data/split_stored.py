@@ -124,12 +124,7 @@ def _copies(collection: StoredCollection, unit: Ints, home: Ints) -> Iterator[li
     """Yield pairs of units that hold answers which show the same, or answer queries of the same words."""
     store = collection.part.store
     answers = np.unique(store.relations["positives"].documents)
-    shown = store.documents.numbers(answers, "shown")
-    if collection.near:
-        rows = ((store.documents.find(id), hash) for id, hash in collection.near.items())
-        near = dict((row, hash) for row, hash in rows if row is not None)
-        for place in np.flatnonzero(np.isin(answers, list(near))).tolist():
-            shown[place] = near[int(answers[place])]
+    shown = store.shown(answers, collection.near)
     asked = np.flatnonzero(home != NONE)
     for hashes, units in ((shown, unit[answers]), (store.queries.numbers(asked, "shown"), home[asked])):
         order = np.argsort(hashes, kind="stable")

@@ -198,6 +198,21 @@ class Store:
         self.documents, self.queries = (_names(folder, name) for name in ("documents", "queries"))
         self.relations = {name: _relation(folder, name) for name in RELATIONS}
         self.relations["positives"] = _positives(self.relations["qrels"], self.documents.count)
+        self._near: tuple[Mapping[str, int], Ints, Ints] | None = None  # of whom; rows, sorted, and their hashes
+
+    def shown(self, rows: Ints, near: Mapping[str, int]) -> NDArray[np.int64]:
+        """Return the hash of what each document shows.  near: see ``Collection.near``"""
+        found = self.documents.numbers(rows, "shown")
+        if not near:
+            return found
+        if self._near is None or self._near[0] is not near:
+            own = self.documents.find_all(list(near))
+            hashes = np.fromiter(near.values(), np.int64, len(near))[own != NONE]
+            order = np.argsort(own[own != NONE])
+            self._near = near, own[own != NONE][order], hashes[order]
+        _, known, hashes = self._near
+        at = np.minimum(np.searchsorted(known, rows), len(known) - 1)
+        return np.where(known[at] == rows, hashes[at], found) if len(known) else found
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Store, (self.folder, self.images)

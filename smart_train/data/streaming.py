@@ -165,6 +165,11 @@ def stream_problems(data: DataBlock) -> Iterator[Problem]:
         "id": (data.id, "so an id can't be looked for in other rows", "the id is then a hash of the content"),
         "limit": (data.limit, "so it takes no first pairs out of a pass", "training.max_steps ends a run earlier"),
         "source": (data.source, "so it can't plan batches of one source", "put the sources into runs of their own"),
+        "near_duplicates": (
+            None if data.near_duplicates == "keep" else "together",
+            "so it can't compare their texts",
+            "smart-train data check compares them",
+        ),
         "length_window": (data.length_window > 1 or None, "so it can't sort batches by length", "length_groups works"),
     }
     for name, (value, why, instead) in needs.items():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import combinations, islice
+from typing import Literal
 
 from smart_train.core.environment import cores
 from smart_train.core.errors import DataError, UsageError
 from smart_train.data.collection import DEV_SPLITS, TEST_SPLITS, Document, HardNegatives, Qrels, RetrievalDataset
 from smart_train.data.identity import content_hash, plain
+from smart_train.data.near_documents import MOST_TEXT, NearGroups, near_groups
 from smart_train.data.near_duplicates import near_duplicates
 
 KINDS = {  # in the order of the checks; each looks at what the ones before it have left
@@ -25,11 +27,13 @@ KINDS = {  # in the order of the checks; each looks at what the ones before it h
     "negative-id": "negatives name an unknown query or document, and are removed",
     "negative-relevant": "negatives are relevant to their query, and are removed from its negatives",
     "teacher-id": "teacher scores name an unknown query or document, and are removed",
+    "near-duplicate": "documents are near copies of an answer and not judged; they become answers, too",
     "unanswered": "queries have no relevant document, and are removed from their split",
     "leak-query": "queries are nearly the same as one of a held-out split, and are removed from theirs",
     "leak-page": "queries have a positive that a held-out split has too, and are removed from theirs",
     "leak-file": "queries have a positive from a file that a held-out split has too, and are removed from theirs",
 }
+Near = Literal["report", "merge", "ignore"]
 Progress = Callable[[Iterable[Document], int], Iterable[Document]]  # (documents, how many) -> the same documents
 
 
@@ -47,11 +51,15 @@ class Finding:
 
 @dataclass
 class Report:
-    """The data that was checked, unchanged; the data without its problems; and the problems."""
+    """The data that was checked, unchanged; the data without its problems; and the problems.
+
+    near: what there is of near copies, one sentence each; they are no problem by themselves
+    """
 
     dataset: RetrievalDataset
     clean: RetrievalDataset
     findings: list[Finding] = field(default_factory=list)
+    near: list[str] = field(default_factory=list)
 
     def emptied(self) -> list[str]:
         """Return the splits of which nothing would be left."""
@@ -70,6 +78,7 @@ def validate(
     similar: float = 0.8,
     ignore: Iterable[str] = (),
     progress: Progress = lambda documents, _: documents,
+    near: Near = "report",
 ) -> Report:
     """Find every kind of problem in KINDS, and what is left without them; checking that again finds nothing.
 
@@ -78,6 +87,8 @@ def validate(
     similar: least similarity of two queries that are nearly the same (``near_duplicates.near_duplicates``)
     ignore: kinds that are neither reported nor removed
     progress: wraps the documents, to show a progress bar
+    near: what becomes of documents whose texts are near copies (near_documents.py): "report" counts them in
+        ``Report.near``, "merge" makes every near copy of an answer an answer of the same query, "ignore" looks for none
 
     Of two splits that share something, test is kept before dev, and dev before any other; two others are not compared.
     """
@@ -88,11 +99,13 @@ def validate(
     run.documents(images, jobs or cores(), progress)
     run.queries()
     run.judgements()
+    if near != "ignore":
+        run.near_copies(near == "merge")
     run.negatives()
     run.teacher()
     run.unanswered()
     run.leaks(similar)
-    return Report(dataset, run.clean, run.findings)
+    return Report(dataset, run.clean, run.findings, run.near)
 
 
 class _Validation:
@@ -113,6 +126,7 @@ class _Validation:
             conflicts=[],
         )
         self.same: dict[str, str] = {}  # document -> the one that shows the same and stays
+        self.near: list[str] = []
         self.asked: dict[str, str] = {}  # query -> the one of the same words that stays
         self.report("twice", dataset.conflicts)
 
@@ -180,6 +194,25 @@ class _Validation:
                 qrels[query] = kept
         self.report("query-id", sorted(queries))
         self.report("corpus-id", sorted(documents))
+
+    def near_copies(self, merge: bool) -> None:
+        """Count near copies within and between splits; merge: make those of answers answers of the same query."""
+        large = sum(len(d.text or "") for d in self.clean.corpus.values())
+        if large > MOST_TEXT:
+            self.near = [f"not looked for: {large:,} characters of text do not fit the memory ({MOST_TEXT:,} do)"]
+            return
+        texts = ((d.id, d.text or "") for d in self.clean.corpus.values())
+        groups = near_groups(texts, name=self.dataset.name, total=len(self.clean.corpus))
+        self.near = near_lines(groups, self.clean.splits)
+        group = {document: members for members in groups.ids for document in members}
+        added = list[str]()
+        for qrels in self.clean.splits.values() if merge and "near-duplicate" not in self.ignore else ():
+            for query, judged in qrels.items():
+                for document, grade in [(d, g) for d, g in judged.items() if g > 0 and d in group]:
+                    new = [d for d in group[document] if judged.get(d, 0) < grade]
+                    added += [f"{query} -> {name(self.clean.corpus[d])} ~ {document}" for d in new if d not in judged]
+                    judged.update(dict.fromkeys(new, grade))
+        self.report("near-duplicate", added)
 
     def _stays(self, document: str, kind: str) -> bool:
         """Return whether what names this document stays."""
@@ -262,6 +295,40 @@ class _Validation:
             if not any(query in qrels for qrels in self.clean.splits.values()):
                 for part in (self.clean.queries, self.clean.negatives, self.clean.teacher):
                     part.pop(query, None)
+
+
+def near_lines(groups: NearGroups, splits: dict[str, Qrels]) -> list[str]:
+    """Return how many documents are near copies, among all and among the answers of a split and of two splits."""
+    if not groups.ids:
+        return []
+    lines = [
+        f"{sum(map(len, groups.ids)):,} of {groups.compared:,} documents are near copies of another, in "
+        f"{len(groups.ids):,} groups, the largest of {max(map(len, groups.ids)):,}{_two(groups.ids)}"
+    ]
+    number = {document: place for place, members in enumerate(groups.ids) for document in members}
+    answers: dict[str, dict[int, list[str]]] = {}
+    for split, qrels in splits.items():
+        own = answers.setdefault(split, {})
+        for document in dict.fromkeys(d for judged in qrels.values() for d, grade in judged.items() if grade > 0):
+            if document in number:
+                own.setdefault(number[document], []).append(document)
+        several = [members for members in own.values() if len(members) > 1]
+        if several:
+            lines.append(f"{sum(map(len, several)):,} answers of {split} are near copies of another{_two(several)}")
+    for one, other in combinations(sorted(splits, key=_order), 2):
+        both = [
+            (document, next(d for d in answers[other][place] if d != document))
+            for place, members in answers[one].items()
+            for document in members
+            if any(d != document for d in answers[other].get(place, ()))
+        ]
+        if both:
+            lines.append(f"{len(both):,} answers of {one} have a near copy among the answers of {other}{_two(both)}")
+    return lines
+
+
+def _two(groups: Sequence[Sequence[str]]) -> str:
+    return ": " + "; ".join(" ~ ".join(group[:2]) for group in groups[:2])
 
 
 def name(document: Document) -> str:

@@ -18,8 +18,8 @@ ALWAYS = {  # keys that no other key of the recipe can make idle, or whose idle 
     "late": "layer norm head dim keep drop",
     "late.hybrid": "pooled late scaling",
     "adapter": "kind",
-    "data": "path format split query document image id scores label negatives allow_outside streaming limit dev "
-    "test "
+    "data": "path format split query document image id scores label negatives near_duplicates allow_outside streaming "
+    "limit dev test "
     "query_tokens document_tokens length_groups length_window source source_temperature source_weights",
     "mining": "rounds start k mode max_relative margin first last skip_top window sampling miner reranker",
     "objective": "batch chunk_rows chunk_tokens neighbour_pages loss sigmoid_bias symmetric hardness false_negatives "

@@ -292,6 +292,7 @@ REFUSED = {
     "limit": ({"limit": 10}, "data.limit: is 10, but"),
     "source": ({"source": "negatives"}, "data.source: is negatives, but"),
     "length_window": ({"length_window": 4}, "data.length_window: is 4, but"),
+    "near_duplicates": ({"near_duplicates": "together"}, "data.near_duplicates: is together, but"),
     "shuffle_buffer": ({"shuffle_buffer": 0}, "data.shuffle_buffer: is 0, must be at least 1"),
     "dev": ({"dev": 0.05}, "data.dev: is 0.05, but data.streaming does not know all rows before training, so it can"),
     "test": ({"test": 20}, "data.test: is 20, but"),
