@@ -10,6 +10,7 @@ model, adapter and budget) and the data (data-NAME.yaml); an arm's keys win over
 Seed by seed every arm sees the same pairs in the same order for the same number of steps.  The hybrid's late weight is
 chosen on the dev split ("w*"); figures are of the test split, which neither training nor choosing has seen.
 Differences are paired by seed and query; the 95 % intervals resample both.
+tests/benchmarks/docstrings.py and abstracts.py write the data once, so that all runs have the same.
 Every run writes FOLDER/START-DATA-ARM-SEED.json when it ends.  A run that is there is not done again, and one that was
 stopped goes on from its last checkpoint, so the same command continues after any stop.
 """
@@ -102,10 +103,11 @@ def compare(a: list[dict[str, Any]], b: list[dict[str, Any]], view: str) -> tupl
     """Differences a - b, one a seed, each paired by query, and the 95 % interval of their mean.
 
     The interval resamples seeds and queries, both, so that a lucky seed does not pass for an effect.  None where the
-    two share no seed.
+    two share no seed on the same data: the docstrings are those of the installed packages, for one.
     """
-    other = {one["seed"]: one[view] for one in b}
-    rows = [[one[view][q] - other[one["seed"]][q] for q in sorted(one[view])] for one in a if one["seed"] in other]
+    other = {(one["seed"], json.dumps(one["splits"])): one[view] for one in b}
+    pairs = [(one[view], other.get((one["seed"], json.dumps(one["splits"])))) for one in a]
+    rows = [[mine[q] - theirs[q] for q in sorted(mine)] for mine, theirs in pairs if theirs is not None]
     if not rows:
         return None
     difference = np.array(rows)  # [seeds, queries]
@@ -153,7 +155,7 @@ def columns() -> list[str]:
 def _difference(a: list[dict[str, Any]], b: list[dict[str, Any]], view: str) -> str:
     found = compare(a, b, view)
     if found is None:
-        return ""
+        return "other data" if {one["seed"] for one in a} & {one["seed"] for one in b} else ""
     by_seed, low, high = found
     return f"{100 * float(np.mean(by_seed)):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
