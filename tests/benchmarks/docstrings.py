@@ -1,4 +1,4 @@
-"""Write the docstrings of the installed packages to a retrieval folder, so that runs on several days have the same data.
+"""Write the docstrings of the installed packages to a retrieval folder: runs on several days then have the same data.
 
 python tests/benchmarks/docstrings.py docstrings
 """
