@@ -12,7 +12,7 @@ from smart_train.cli.options import OUTSIDE, OUTSIDE_NAMES, check_output
 from smart_train.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from smart_train.data.validate import Report
+    from smart_train.data.validate import Finding, Report
 
 PROBLEMS = 3
 SHOWN = 5  # ids of a finding
@@ -81,7 +81,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _check(options: argparse.Namespace) -> int:
     from smart_train.config.schema import DataBlock
     from smart_train.core.errors import DataError
-    from smart_train.data.load import read_all
+    from smart_train.data.load import read_all_with_warnings
     from smart_train.data.store import write_dataset
     from smart_train.data.validate import KINDS, validate
 
@@ -100,14 +100,16 @@ def _check(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in (*columns, "subset", "revision")}
     named = {name: value for name in ("format", "query") if (value := getattr(options, name)) is not None}
     data = DataBlock(path=options.path, allow_outside=options.allow_outside, **named, **given)
+    dataset, warned = read_all_with_warnings(data)
     report = validate(
-        read_all(data),
+        dataset,
         not options.no_images,
         options.jobs,
         options.similar,
         options.ignore,
         _shown("decoding"),
         options.near_duplicates,
+        warned,
     )
     print("\n".join(report_lines(report)), flush=True)
     if not report.findings:
@@ -123,9 +125,15 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
+def _named(finding: Finding) -> list[str]:
+    """Return ids on one line, sentences on a line each."""
+    from smart_train.data.collection import first_few
+
+    return finding.ids if finding.kind == "source" else [first_few(finding.ids, SHOWN)]
+
+
 def report_lines(report: Report) -> list[str]:
     """Return the lines of a report: the counts, the problems and what would be dropped."""
-    from smart_train.data.collection import first_few
     from smart_train.data.validate import KINDS
 
     dataset = report.dataset
@@ -138,7 +146,7 @@ def report_lines(report: Report) -> list[str]:
         where = f" ({finding.where})" if finding.where else ""
         lines += [
             f"  {len(finding.ids):>7,}  {finding.kind}{where}: {KINDS[finding.kind]}",
-            f"           {first_few(finding.ids, SHOWN)}",
+            *(f"           {line}" for line in _named(finding)),
         ]
     if report.near:
         lines += ["Near copies (texts of mostly the same words):", *(f"  {line}" for line in report.near), NEAR]

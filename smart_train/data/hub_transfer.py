@@ -55,6 +55,8 @@ def push(
     """
     from huggingface_hub import HfApi
 
+    if not Path(path).expanduser().exists():  # docstrings of this machine, or a dataset that is on the Hub already
+        raise DataError(f"there is no file or folder {str(path)!r}; name the data's folder")
     data = DataBlock(path=str(path), allow_outside=allow_outside)
     _check_links(data)
     api = HfApi()

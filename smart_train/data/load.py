@@ -121,6 +121,40 @@ def read_all(data: DataBlock | Reader) -> RetrievalDataset:
     return _reader(data).read_all()
 
 
+def read_all_with_warnings(data: DataBlock | Reader) -> tuple[RetrievalDataset, list[str]]:
+    """Return ``read_all``, and what the reader warns of: what it left out, or took for something else."""
+    reader = _reader(data)
+    told = _Warnings()
+    module = type(reader).__module__
+    loggers = [logging.getLogger(name) for name in {READERS_LOG, READERS_LOG if _is_own(module) else module}]
+    for one in loggers:
+        one.addHandler(told)
+    try:
+        return reader.read_all(), list(dict.fromkeys(told.lines))
+    finally:
+        for one in loggers:
+            one.removeHandler(told)
+
+
+READERS_LOG = "smart_train.data"
+
+
+def _is_own(module: str) -> bool:
+    return module.startswith(f"{READERS_LOG}.")
+
+
+class _Warnings(logging.Handler):
+    """Keeps warnings about data; those about this machine's cache and memory are no fault of the data."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not record.name.endswith(".machine"):
+            self.lines.append(record.getMessage())
+
+
 def _reader(data: DataBlock | Reader) -> Reader:
     return data if isinstance(data, Reader) else find_reader(data)
 

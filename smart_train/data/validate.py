@@ -16,6 +16,7 @@ from smart_train.data.near_documents import MOST_TEXT, NearGroups, near_groups
 from smart_train.data.near_duplicates import near_duplicates
 
 KINDS = {  # in the order of the checks; each looks at what the ones before it have left
+    "source": "warnings of the reader: what it left out of the files, or read in another way than it is written",
     "twice": "pairs are judged twice with different grades; the higher one stays",
     "image": "images cannot be decoded; their documents are removed",
     "empty-document": "documents are empty, and are removed",
@@ -79,6 +80,7 @@ def validate(
     ignore: Iterable[str] = (),
     progress: Progress = lambda documents, _: documents,
     near: Near = "report",
+    warned: Iterable[str] = (),
 ) -> Report:
     """Find every kind of problem in KINDS, and what is left without them; checking that again finds nothing.
 
@@ -89,6 +91,7 @@ def validate(
     progress: wraps the documents, to show a progress bar
     near: what becomes of documents whose texts are near copies (near_documents.py): "report" counts them in
         ``Report.near``, "merge" makes every near copy of an answer an answer of the same query, "ignore" looks for none
+    warned: what the reader warned of, see ``load.read_all_with_warnings``
 
     Of two splits that share something, test is kept before dev, and dev before any other; two others are not compared.
     """
@@ -96,6 +99,8 @@ def validate(
     if unknown:
         raise UsageError(f"{', '.join(sorted(unknown))}: no such kind of problem; choose from {', '.join(KINDS)}")
     run = _Validation(dataset, set(ignore))
+    run.report("source", warned)
+    run.report("twice", dataset.conflicts)
     run.documents(images, jobs or cores(), progress)
     run.queries()
     run.judgements()
@@ -128,7 +133,6 @@ class _Validation:
         self.same: dict[str, str] = {}  # document -> the one that shows the same and stays
         self.near: list[str] = []
         self.asked: dict[str, str] = {}  # query -> the one of the same words that stays
-        self.report("twice", dataset.conflicts)
 
     def report(self, kind: str, ids: Iterable[str], where: str = "") -> None:
         unique = list(dict.fromkeys(ids))

@@ -2,11 +2,13 @@
 
     python tests/benchmarks/data_scale.py --rows 100000 1000000 --kinds jsonl parquet --folder /tmp/scale
     python tests/benchmarks/data_scale.py --rows 1000000 --what stream --folder /tmp/scale
+    python tests/benchmarks/data_scale.py --rows 1000000 --kinds beir --what open open --folder /tmp/scale
     python tests/benchmarks/data_scale.py --documents 10000 100000 1000000 --folder /tmp/scale
 
 Every measurement is a fresh process.  Rows are made up: a query of 8 words, a positive of 24 and 4 negatives, which are
-positives of other rows.  Memory is given as its peak (VmHWM, with mapped files) while a table is opened, and else as
-shares (PSS), in which a page that several processes have counts once: of memory, and of mapped files.
+positives of other rows.  Of ``beir``, the rows are documents; a tenth as many queries have one each.  Memory is given
+as its peak (VmHWM, with mapped files) while a table is opened, and else as shares (PSS), in which a page that several
+processes have counts once: of memory, and of mapped files.
 """
 
 from __future__ import annotations
@@ -53,6 +55,22 @@ def generate(file: Path, rows: int) -> None:
             writer.write_batch(pa.record_batch(arrays, schema=writer.schema))
 
 
+def generate_beir(folder: Path, documents: int) -> None:
+    """Write a collection in BEIR's layout: documents of 24 words, a tenth as many queries of 8, one answer each."""
+    (folder / "qrels").mkdir(parents=True)
+    with (folder / "corpus.jsonl").open("w", encoding="utf8") as stream:
+        for number in range(documents):
+            row = {"_id": f"d{number}", "title": "", "text": passage(number, 24)}
+            stream.write(json.dumps(row) + "\n")
+    queries = documents // 10
+    with (folder / "queries.jsonl").open("w", encoding="utf8") as stream:
+        for number in range(queries):
+            stream.write(json.dumps({"_id": f"q{number}", "text": f"ask {passage(number * 10, 8)}"}) + "\n")
+    for split, begin, end in (("test", 0, 300), ("dev", 300, 500), ("train", 500, queries)):
+        lines = "".join(f"q{number}\td{number * 10}\t1\n" for number in range(begin, end))
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines)
+
+
 def memory(pids: list[int]) -> dict[str, float]:
     """Return sums over processes in GB, in which what several share counts once: of memory, and of mapped files, whose
     pages the system takes back when it needs them."""
@@ -78,7 +96,8 @@ def measure_open(file: Path) -> dict[str, float]:
     from smart_train.data.load import load
 
     base, begun, worked = peak(), time.perf_counter(), time.process_time()
-    train, dev, test = load(DataBlock(path=str(file), negatives=4, dev=200, test=300))
+    negatives = 0 if file.is_dir() else 4
+    train, dev, test = load(DataBlock(path=str(file), negatives=negatives, dev=200, test=300))
     seconds, worked = time.perf_counter() - begun, time.process_time() - worked
     sizes = {"queries": len(train.queries), "dev": len(dev.queries), "test": len(test.queries)}
     return {**sizes, "seconds": round(seconds, 1), "CPU s": round(worked, 1), "imports GB": base, "peak GB": peak()}
@@ -248,9 +267,9 @@ def main() -> None:
     for rows in options.rows:
         for kind in options.kinds:
             file = options.folder / f"rows-{rows}.{kind}"
-            if not file.is_file():
-                generate(file, rows)
-            size = round(file.stat().st_size / 2**30, 2)
+            if not file.exists():
+                (generate_beir if kind == "beir" else generate)(file, rows)
+            size = round(sum(one.stat().st_size for one in [file, *file.rglob("*")] if one.is_file()) / 2**30, 2)
             for name in options.what:
                 print(
                     json.dumps({"rows": rows, "kind": kind, "GB": size, "what": name, **alone(name, file)}), flush=True

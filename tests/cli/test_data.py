@@ -117,3 +117,65 @@ def test_check_says_what_it_took_for_what_and_how_to_ignore_a_label(tmp_path, ca
     assert main(["data", "check", str(file)]) in (1, 2)
     assert 'give --label "" to take every row' in capsys.readouterr().err
     assert main(["data", "check", str(file), "--label", ""]) == 0
+
+
+def faulty_rows(folder: Path) -> tuple[Path, list[str]]:
+    texts = [f"text {n}" if n != 3 else "" for n in range(6)]
+    rows = [{"query": f"what is {n}", "positive": text, "did": n, "negatives": [n + 1]} for n, text in enumerate(texts)]
+    tiny_data.write_lines(folder / "rows.jsonl", rows)
+    told = ["1 rows without a document are left out", "2 negatives name no document that was read"]
+    return folder / "rows.jsonl", [*told, "--id=did"]
+
+
+def faulty_pages(folder: Path) -> tuple[Path, list[str]]:
+    pages = [{"_id": f"d{n}", "text": f"page {n}", "file": "a.pdf", "page": n} for n in range(4)]
+    tiny_data.write_lines(folder / "corpus.jsonl", pages)
+    (folder / "asked.csv").write_text("query,file,page\nwhere is it,a.pdf,1\nwho is it,b.pdf,1\n")
+    return folder / "asked.csv", [
+        "1 rows have no query, or name a page that is not there",
+        "asked.csv:3 (b.pdf, page 1)",
+    ]
+
+
+def faulty_pool(folder: Path) -> tuple[Path, list[str]]:
+    made = [(f"9:{n}", f"what is {n}", "a.png" if n == 2 else None) for n in range(4)]
+    rows = [
+        {"qid": id, "query_txt": text, "query_img_path": image, "pos_cand_list": [id], "neg_cand_list": ["8:1"]}
+        for id, text, image in made
+    ]
+    tiny_data.write_lines(folder / "query" / "train" / "x_train.jsonl", rows)
+    tiny_data.write_lines(folder / "cand_pool" / "x.jsonl", [{"did": id, "txt": f"text of {id}"} for id, *_ in made])
+    return folder, ["1 queries are images or have one", "3 negatives name no candidate"]
+
+
+@pytest.mark.parametrize("make", [faulty_rows, faulty_pages, faulty_pool])
+def test_what_a_reader_leaves_out_of_the_source_is_a_finding(tmp_path, capsys, make):
+    path, (*lines, last) = make(tmp_path)
+    arguments = [last] if last.startswith("--") else []
+    assert run("check", path, *arguments) == 3
+    out = capsys.readouterr().out
+    for line in ("source: warnings of the reader", *lines, *([] if arguments else [last])):
+        assert line in out
+    assert run("check", path, *arguments, "--fix", tmp_path / "out") == 0
+    assert run("check", tmp_path / "out") == 0
+
+
+def test_ids_of_a_retrieval_folder_are_compared_by_value_as_in_training(tmp_path, capsys):
+    for name in ("corpus", "queries"):
+        tiny_data.write_lines(tmp_path / f"{name}.jsonl", [{"_id": n, "text": f"{name} {n}"} for n in range(4)])
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "train.tsv").write_text("".join(f"{n}.0\t{n}.0\t1\n" for n in range(3)))
+    tiny_data.write_lines(tmp_path / "negatives.jsonl", [{"_id": "0.0", "negatives": ["3.0", "77.0"]}])
+    tiny_data.write_lines(tmp_path / "teacher.jsonl", [{"_id": "0.0", "scores": {"3.0": 0.5}}])
+    assert run("check", tmp_path) == 3
+    out = capsys.readouterr().out
+    assert "1  negative-id" in out and "0 -> 77.0" in out and "query-id" not in out and "teacher-id" not in out
+    tiny_data.write_lines(tmp_path / "teacher.jsonl", [{"_id": "0", "scores": {"3": n}} for n in range(2)])
+    with pytest.raises(DataError, match=r"teacher.jsonl:2: the query '0' has a line before"):
+        run("check", tmp_path)
+
+
+@pytest.mark.slow
+def test_docstrings_are_checked_as_any_data(capsys):
+    assert run("check", "pydocs", "--similar", 1) in (0, 3)
+    assert capsys.readouterr().out.startswith("pydocs: ")

@@ -265,16 +265,24 @@ class BeirReader(Reader):
             _add_other_columns(
                 dataset.query_columns, table, QUERY_IDS, (("text", "query"),), (data.document, data.image)
             )
+        asked, shown = Ids(dataset.queries), Ids(dataset.corpus)  # ids that dangle stay as they are
         for split, rows in judged.items():
             qrels = dataset.splits.setdefault(split, {})
             for _, query, document, grade in rows:
+                query, document = asked.find(query) or query, shown.find(document) or document
                 row = qrels.setdefault(query, {})
                 if row.get(document, grade) != grade:
                     dataset.conflicts.append(f"{query} {document}")
                 row[document] = max(grade, row.get(document, grade))
-        dataset.negatives = {query: mined for _, query, mined in negative_rows(self._optional_tables(NEGATIVES))}
+        for _, query, mined in negative_rows(self._optional_tables(NEGATIVES)):
+            documents = tuple(shown.find(d) or d for d in mined.documents)
+            dataset.negatives[asked.find(query) or query] = replace(mined, documents=documents)
         for where, query, scores in teacher_rows(self._optional_tables(TEACHER)):
-            dataset.teacher[query] = {d: read_score(s, f"{where}: {d}") for d, s in scores.items()}
+            query = asked.find(query) or query
+            if query in dataset.teacher:
+                raise DataError(f"{where}: the query {query!r} {collection_cache.SCORED_BEFORE}")
+            found = zip(scores, scored(scores, where), strict=True)
+            dataset.teacher[query] = {shown.find(d) or d: score for d, score in found}
         return dataset
 
 
@@ -643,6 +651,8 @@ def _places(fields: list[str], where: str) -> tuple[tuple[int, int, int], bool]:
         if find_column(fields, ("rank",)):
             what = "a column of ranks: this is a run, the output of a search"
             raise DataError(f"{where}: {what}; give the qrels, which say what is relevant")
+        parts = {"query": fields[query], "document": fields[document], "grade": fields[grade]}
+        logger.info("%s: %s", where.rpartition(":")[0], describe_columns(fields, parts))
         return (query, document, grade), True
     header = any(found) and not _number(fields[-1])
     return ((0, 1, 2) if len(fields) == 3 else (0, 2, 3)), header
@@ -672,6 +682,8 @@ def negative_rows(found: Iterable[Table]) -> Iterator[tuple[str, str, HardNegati
             continue
         key, ids = require_column(table, QUERY_IDS, "query ids"), find_column(table.columns, ID_LISTS) or NEGATIVES
         scores, positive, miner = (find_column(table.columns, (n,)) or n for n in ("scores", "positive", "miner"))
+        parts = {"query": key, "negatives": ids, "scores": scores, "positive": positive, "miner": miner}
+        logger.info("%s: %s", table.name, describe_columns(table.columns, parts))
         for where, row in table:
             named = row.get(ids)
             if not isinstance(named, list):
@@ -705,6 +717,8 @@ def teacher_rows(found: Iterable[Table]) -> Iterator[tuple[str, str, dict[str, A
         if not table.columns:
             continue
         key, ids = require_column(table, QUERY_IDS, "query ids"), find_column(table.columns, ID_LISTS)
+        parts = {"query": key, "documents": ids, "scores": "scores"}
+        logger.info("%s: %s", table.name, describe_columns(table.columns, parts))
         for where, row in table:
             scores = row.get("scores")
             if ids and isinstance(scores, list) and isinstance(row[ids], list) and len(scores) == len(row[ids]):
@@ -734,7 +748,7 @@ def attach(collection: Collection, negatives: Iterable[Table], teacher: Iterable
     for where, named, scores in teacher_rows(teacher):
         query = asked.find(named)
         if query in collection.teacher:
-            raise DataError(f"{where}: the query {query!r} has a line before; write its scores in one line")
+            raise DataError(f"{where}: the query {query!r} {collection_cache.SCORED_BEFORE}")
         if query is not None:
             found_ids = map(shown.find, scores)
             there = {d: s for d, s in zip(found_ids, scored(scores, where), strict=True) if d is not None}

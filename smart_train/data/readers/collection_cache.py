@@ -53,6 +53,7 @@ TWICE = "pairs are judged twice with different grades; the higher counts"
 LOST_NEGATIVES = "negatives are missing in the corpus and are left out"
 LOST_SCORES = "scores are of documents missing in the corpus and are left out"
 TWO_CONTENTS = "is there before, with another content; ids must be unique"
+SCORED_BEFORE = "has a line before; write its scores in one line"
 TWO_TEXTS = "is there before, with another text; ids must be unique"
 
 Ints = NDArray[Any]
@@ -311,7 +312,7 @@ class _Split:
                     continue
                 if seen[row]:
                     id = queries.value(row, "id")
-                    raise DataError(f"{where}: the query {id!r} has a line before; write its scores in one line")
+                    raise DataError(f"{where}: the query {id!r} {SCORED_BEFORE}")
                 seen[row] = True
                 read = scored(given, where)
                 there = {d: read[n] for n, d in enumerate(rows[begin:end].tolist()) if d != NONE}

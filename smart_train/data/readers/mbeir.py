@@ -21,6 +21,7 @@ from smart_train.data.readers.base import DataProblem, Reader
 from smart_train.data.readers.beir import Judgement, judged_collection
 from smart_train.data.tables import (
     Boundary,
+    Ids,
     TextTable,
     describe_columns,
     read_id,
@@ -102,8 +103,9 @@ class MbeirReader(Reader):
             what = "queries are images or have one, and are left out: queries are texts here"
             logger.warning("%s: %d %s: %s", self.name, len(image_queries), what, first_few(image_queries))
         found = judged_collection(self.name, corpus, texts, judged)
+        shown = Ids(corpus)
         for query, named in negatives.items():
-            there = [d for d in dict.fromkeys(named) if d in corpus]
+            there = [d for d in dict.fromkeys(map(shown.find, named)) if d is not None]
             kept = [d for d in there if d not in found.qrels.get(query, {})]
             dropped, positive = dropped + len({*named}) - len(there), positive + len(there) - len(kept)
             if kept and query in found.queries:

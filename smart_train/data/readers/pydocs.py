@@ -21,7 +21,7 @@ from pathlib import Path
 from smart_train.config.schema import DataBlock
 from smart_train.core.errors import DataError
 from smart_train.core.modality import text_fault
-from smart_train.data.collection import Collection, Document, RetrievalDataset, first_few, hash_id
+from smart_train.data.collection import Collection, Document, first_few, hash_id
 from smart_train.data.readers.base import Reader
 
 logger = logging.getLogger(__name__)
@@ -66,9 +66,6 @@ class PydocsReader(Reader):
             return whole
         queries = sorted(sorted(whole.queries, key=lambda q: (hash_id(q), q))[:limit])
         return whole.select(queries, [d for q in queries for d in whole.qrels[q]])
-
-    def read_all(self) -> RetrievalDataset:
-        raise DataError("pydocs is made anew on each machine; name a folder, a file or a Hub dataset")
 
     def no_negatives(self) -> str | None:
         return "docstrings have no hard negatives"

@@ -53,6 +53,7 @@ from smart_train.data.stored_collection import (
 from smart_train.data.tables import COMPRESSED, StoredTable, Table, may_hold_images, open_bytes, suffix
 
 logger = logging.getLogger(__name__)
+machine = logging.getLogger(f"{__name__}.machine")  # warnings about the cache and memory, not about the data
 
 VERSION = 6  # of the files of a store
 SMALL_BYTES = 64 << 20  # smaller tables are held in memory as dicts: 0.2 GB at most, and nothing is written
@@ -215,7 +216,7 @@ def warn_of_memory(name: str, kind: str, files: list[Path]) -> None:
     """Warn where a format that is read into memory at any size is large."""
     if many_bytes(files):
         what = f"the format {kind} is read into memory, about 2 kB a row and process, and these files are large"
-        logger.warning("%s: %s; write it as a BEIR collection, which is converted to files", name, what)
+        machine.warning("%s: %s; write it as a BEIR collection, which is converted to files", name, what)
 
 
 def cache_folder() -> Path:
@@ -234,7 +235,7 @@ def _is_complete(folder: Path) -> bool:
     there = {file.name: file.stat().st_size for file in folder.iterdir()}
     wrong = [name for name, size in sizes.items() if there.get(name) != size]
     if wrong:
-        logger.warning(
+        machine.warning(
             "%s: %d files are missing or cut off (%s); converting anew", folder, len(wrong), first_few(wrong)
         )
     return not wrong
