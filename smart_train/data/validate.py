@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import combinations, islice
-from typing import Literal
+from typing import Any, Literal
 
 from smart_train.core.environment import cores
 from smart_train.core.errors import DataError, UsageError
@@ -168,9 +168,10 @@ class _Validation:
         for qrels in self.clean.splits.values():
             first: dict[str, str] = {}
             for query in qrels:
-                words = plain(self.clean.queries.get(query, ""))
-                if words and first.setdefault(words, query) != query:
-                    self.asked[query] = first[words]
+                words, stays = plain(self.clean.queries.get(query, "")), _last(self.asked, query)
+                if words and (one := first.setdefault(words, stays)) != stays:
+                    self.asked[stays] = one
+        self.asked = {query: _last(self.asked, query) for query in self.asked}
         self.report("duplicate-query", (f"{query} = {one}" for query, one in self.asked.items()))
         self.asked = {} if "duplicate-query" in self.ignore else self.asked
         for query, one in self.asked.items():
@@ -339,6 +340,13 @@ def name(document: Document) -> str:
     """Return a document's id with its file and page, for a message."""
     page = f", page {document.page}" if document.page is not None else ""
     return document.id if document.file is None else f"{document.id} ({document.file}{page})"
+
+
+def _last(moved: dict[Any, Any], one: Any) -> Any:
+    """Return what stays in place of one: what stays in one split may be a copy in another."""
+    while one in moved:
+        one = moved[one]
+    return one
 
 
 def _order(split: str) -> int:

@@ -50,6 +50,16 @@ def test_nothing_is_found_where_nothing_is_wrong():
     assert found.findings == [] and found.clean == data and dropped(found) == {}
 
 
+def test_a_query_that_stays_in_one_split_and_is_a_copy_in_another_is_not_lost():
+    data = whole()
+    data.queries["again"] = data.queries["q1"]
+    data.splits["train"]["again"] = {"bridge1": 1}
+    data.splits["other"] = {"again": {"bridge2": 1}, "q1": {"bridge1": 1}}
+    found = validate(data)
+    assert kinds(found) == {"duplicate-query": ["again = q1"]}
+    assert found.clean.splits["other"] == {"q1": {"bridge1": 1, "bridge2": 1}} and "q1" in found.clean.splits["train"]
+
+
 def test_ids_that_dangle_are_found_in_qrels_negatives_and_scores():
     data = whole()
     data.splits["train"] |= {"nobody": {"harbour1": 1}}
