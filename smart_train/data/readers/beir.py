@@ -281,8 +281,8 @@ class BeirReader(Reader):
             query = asked.find(query) or query
             if query in dataset.teacher:
                 raise DataError(f"{where}: the query {query!r} {collection_cache.SCORED_BEFORE}")
-            found = zip(scores, scored(scores, where), strict=True)
-            dataset.teacher[query] = {shown.find(d) or d: score for d, score in found}
+            numbers = zip(scores, scored(scores, where), strict=True)
+            dataset.teacher[query] = {shown.find(d) or d: score for d, score in numbers}
         return dataset
 
 
