@@ -250,6 +250,7 @@ def test_a_print_of_encoder_and_embeddings_says_what_they_are(encoder_of):
         ([{"txt": "a"}], "row 0: it has 'txt', and the base reads text"),
         ([{"text": 5}], "row 0: its text is int"),
         (["a", "\ud800"], "row 1: its text has half of a surrogate pair"),
+        (["a", "b\0"], "row 1: its text has a NUL"),
         ([tiny_data.draw_page(1)], "row 0: it has 'image', and the base reads text"),
     ],
 )

@@ -26,8 +26,11 @@ READERS = Registry(
     "smart_train.readers",
     {
         "pydocs": "smart_train.data.readers.pydocs:PydocsReader",
+        "tevatron": "smart_train.data.readers.tevatron:TevatronReader",
         "beir": "smart_train.data.readers.beir:BeirReader",
         "mbeir": "smart_train.data.readers.mbeir:MbeirReader",
+        "msmarco": "smart_train.data.readers.msmarco:MsmarcoReader",
+        "msmarco-triples": "smart_train.data.readers.msmarco:MsmarcoTriplesReader",
         "pages": "smart_train.data.readers.page_annotations:PageAnnotationsReader",
         "rows": "smart_train.data.readers.rows:RowsReader",
     },
@@ -223,9 +226,9 @@ def check_format(chosen: Component) -> None:
 def find_reader(data: DataBlock) -> Reader:
     """Return the reader of a recipe's data.
 
-    ``data.format: auto`` asks ``detect`` of pydocs, beir, mbeir and pages, then of the readers that installed packages
-    register (by name), then of rows, which reads any other table; the first that says yes reads.  ``rows`` means any
-    table, so it asks pages, then rows.  Any other value names the reader.
+    ``data.format: auto`` asks ``detect`` of the package's readers in the order above, then of those that installed
+    packages register (by name), then of rows, which reads any other table; the first that says yes reads.  ``rows``
+    means any table, so it asks pages, then rows.  Any other value names the reader.
     Raises DataProblem where the path leads nowhere, or there is no such reader; reads no rows.
     """
     check_format(data.format)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -134,9 +134,9 @@ class BeirReader(Reader):
             return read_beir(self.folder, split, data.document, data.image, self.name, data.allow_outside)
         tables = self._hub_tables(split)
         optional = [self._optional_tables(name) for name in (NEGATIVES, TEACHER)]
-        judged = lambda: judgement_rows(tables["qrels"])  # noqa: E731
+        judged = Rows(lambda: judgement_rows(tables["qrels"]), row_cache.rows_of(tables["qrels"]))
         corpus = CorpusRows(tables["corpus"], Boundary.of(data), data.document, data.image)
-        return _read_parts(self.name, corpus, tables["queries"], judged, row_cache.rows_of(tables["qrels"]), *optional)
+        return _read_tables(self.name, corpus, tables["queries"], judged, *optional)
 
     def read_all(self) -> RetrievalDataset:
         """Read everything as it lies there, ids that dangle and paths of missing images included."""
@@ -352,46 +352,60 @@ def read_beir(
     there = qrels_files(folder)
     if split not in there:
         raise DataError(f"{folder}: no qrels for the split {split!r}; there is {', '.join(sorted(there)) or 'none'}")
-    judged = lambda: (one for file in there[split] for one in judgements(file))  # noqa: E731
-    corpus = CorpusRows(_open(files["corpus"]), Boundary(folder, allow_outside=allow_outside), text, image, folder)
+    corpus = CorpusRows(open_part(files["corpus"]), Boundary(folder, allow_outside=allow_outside), text, image, folder)
     optional = [optional_tables(folder, part) for part in (NEGATIVES, TEACHER)]
-    about = [row_cache.signature(file) for file in there[split]]
     name = name or f"{folder.name}/{split}"
-    return _read_parts(name, corpus, _open(files["queries"]), judged, about, *optional)
+    return _read_tables(name, corpus, open_part(files["queries"]), judged_rows(there[split]), *optional)
 
 
-def _open(files: list[Path]) -> row_cache.LargeTable:
+def judged_rows(files: list[Path]) -> Rows:
+    """Return the judgements of qrels files."""
+    return Rows(lambda: (one for file in files for one in judgements(file)), [row_cache.signature(f) for f in files])
+
+
+def open_part(files: list[Path]) -> row_cache.LargeTable:
     return row_cache.open_large(files) or open_files(files)
 
 
-def _read_parts(
+def _read_tables(
     name: str,
     corpus: CorpusRows,
     queries: row_cache.LargeTable,
-    judged: Callable[[], Iterable[Judgement]],
-    judged_about: Any,
+    judged: Rows,
     negatives: Sequence[Table],
     teacher: Sequence[Table],
 ) -> Collection:
-    """Read a collection into memory, or a large one from its conversion on disk."""
-    asked = QueryRows(queries)
-    tables = (corpus.table, queries, *negatives, *teacher)
-    if not any(map(row_cache.is_large, tables)):
-        pairs = list(judged())
+    mined = Rows(lambda: negative_rows(negatives), [row_cache.rows_of(table) for table in negatives])
+    taught = Rows(lambda: teacher_rows(teacher), [row_cache.rows_of(table) for table in teacher])
+    large = any(map(row_cache.is_large, (*negatives, *teacher)))
+    return read_parts(name, corpus, QueryRows(queries), judged, mined, taught, large)
+
+
+def read_parts(
+    name: str, corpus: CorpusRows, asked: QueryRows, judged: Rows, negatives: Rows, teacher: Rows, large: bool = False
+) -> Collection:
+    """Read a collection into memory, or a large one from its conversion on disk.
+
+    judged, negatives, teacher: as in ``collection_cache.Sources``
+    large: one of these is large; tables of documents and queries are looked at here
+    """
+    queries = asked.table
+    if not (large or row_cache.is_large(corpus.table) or row_cache.is_large(queries)):
+        pairs = list(judged.read())
         collection = judged_collection(name, corpus.read(), asked.read(), pairs)
-        attach(collection, negatives, teacher)
+        attach(collection, negatives.read(), teacher.read())
         return collection
-    for table, columns in ((corpus.table, corpus.columns.values()), (queries, (asked.key, asked.text))):
+    for table, columns in ((corpus.table, corpus.columns.values()), (queries, asked.columns)):
         if isinstance(table, row_cache.ParquetRows):
             table.reads = [column for column in columns if column]
     return collection_cache.open_stored(
         collection_cache.Sources(
             name,
             Rows(lambda: corpus, corpus.about(), row_cache.rows_estimate(corpus.table)),
-            Rows(lambda: asked, [row_cache.rows_of(queries), asked.key, asked.text], row_cache.rows_estimate(queries)),
-            Rows(judged, judged_about),
-            Rows(lambda: negative_rows(negatives), [row_cache.rows_of(table) for table in negatives]),
-            Rows(lambda: teacher_rows(teacher), [row_cache.rows_of(table) for table in teacher]),
+            Rows(lambda: asked, [row_cache.rows_of(queries), *asked.columns], row_cache.rows_estimate(queries)),
+            judged,
+            negatives,
+            teacher,
         ),
         corpus.table.image_column(corpus.columns["image"]) if isinstance(corpus.table, StoredTable) else None,
     )
@@ -537,13 +551,18 @@ class CorpusRows:
 
 
 class QueryRows:
-    """The queries of a table: (where, id, text) each.  Raises DataError for columns that are not there."""
+    """The queries of a table: (where, id, text) each.  Raises DataError for columns that are not there.
 
-    def __init__(self, table: row_cache.LargeTable) -> None:
+    more: further columns that are read: what it is -> its name; None = it is not there
+    """
+
+    def __init__(self, table: row_cache.LargeTable, more: Mapping[str, str | None] | None = None) -> None:
         self.table = table
         self.key = require_column(table, QUERY_IDS, "query ids")
-        self.text = require_column(table, ("text", "query"), "query texts")
-        logger.info("%s: %s", table.name, describe_columns(table.columns, {"id": self.key, "text": self.text}))
+        self.text = require_column(table, ("text", "query", "query-text"), "query texts")
+        parts = {"id": self.key, "text": self.text, **(more or {})}
+        self.columns = [column for column in parts.values() if column]
+        logger.info("%s: %s", table.name, describe_columns(table.columns, parts))
 
     def __iter__(self) -> Iterator[tuple[str, str, str]]:
         for where, row in self.table:
@@ -728,11 +747,15 @@ def teacher_rows(found: Iterable[Table]) -> Iterator[tuple[str, str, dict[str, A
             yield where, read_id(row, key, where), scores
 
 
-def attach(collection: Collection, negatives: Iterable[Table], teacher: Iterable[Table]) -> None:
-    """Add the rows of these tables to the collection's queries; unknown documents are left out and counted."""
+def attach(
+    collection: Collection,
+    negatives: Iterable[tuple[str, str, HardNegatives]],
+    teacher: Iterable[tuple[str, str, dict[str, Any]]],
+) -> None:
+    """Add negatives and a teacher's scores to the collection's queries; unknown documents are left out and counted."""
     lost = 0
     asked, shown = Ids(collection.queries), Ids(collection.corpus)
-    for _, named, mined in negative_rows(negatives):
+    for _, named, mined in negatives:
         query = asked.find(named)
         if query is not None:
             found = tuple(shown.find(d) or d for d in mined.documents)
@@ -745,7 +768,7 @@ def attach(collection: Collection, negatives: Iterable[Table], teacher: Iterable
     if lost:
         logger.warning("%s: %d %s", collection.name, lost, LOST_NEGATIVES)
     lost = 0
-    for where, named, scores in teacher_rows(teacher):
+    for where, named, scores in teacher:
         query = asked.find(named)
         if query in collection.teacher:
             raise DataError(f"{where}: the query {query!r} {collection_cache.SCORED_BEFORE}")
