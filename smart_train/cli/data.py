@@ -151,7 +151,7 @@ def report_lines(report: Report) -> list[str]:
     if report.near:
         lines += ["Near copies (texts of mostly the same words):", *(f"  {line}" for line in report.near), NEAR]
     if not report.findings:
-        return [*lines, "Nothing is wrong with it."]
+        return [*lines, "Nothing else was found." if report.near else "Nothing is wrong with it."]
     drops = [f"{count:,} of {total:,} {what}" for what, (count, total) in report.drops().items() if count > 0]
     return [*lines, f"Would drop: {', '.join(drops) or 'nothing'}."]
 

@@ -82,10 +82,11 @@ def report(name: str, groups: NearGroups) -> None:
     sizes = [len(group) for group in groups.ids]
     shown = "; ".join(" ~ ".join(group[:2]) for group in groups.ids[:2])
     logger.info(
-        "%s: %d of %d documents are near copies of another, in %d groups that stay together%s",
+        "%s: %d of %d documents of %d words or more are near copies, in %d groups that stay together%s",
         name,
         sum(sizes),
         groups.compared,
+        LEAST_WORDS,
         len(sizes),
         f" (the largest has {max(sizes)}): {shown}" if sizes else "",
     )

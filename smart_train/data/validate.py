@@ -12,7 +12,7 @@ from smart_train.core.environment import cores
 from smart_train.core.errors import DataError, UsageError
 from smart_train.data.collection import DEV_SPLITS, TEST_SPLITS, Document, HardNegatives, Qrels, RetrievalDataset
 from smart_train.data.identity import content_hash, plain
-from smart_train.data.near_documents import MOST_TEXT, NearGroups, near_groups
+from smart_train.data.near_documents import LEAST_WORDS, MOST_TEXT, NearGroups, near_groups
 from smart_train.data.near_duplicates import near_duplicates
 
 KINDS = {  # in the order of the checks; each looks at what the ones before it have left
@@ -307,8 +307,8 @@ def near_lines(groups: NearGroups, splits: dict[str, Qrels]) -> list[str]:
     if not groups.ids:
         return []
     lines = [
-        f"{sum(map(len, groups.ids)):,} of {groups.compared:,} documents are near copies of another, in "
-        f"{len(groups.ids):,} groups, the largest of {max(map(len, groups.ids)):,}{_two(groups.ids)}"
+        f"{sum(map(len, groups.ids)):,} of {groups.compared:,} documents of {LEAST_WORDS} words or more are near "
+        f"copies, in {len(groups.ids):,} groups, the largest of {max(map(len, groups.ids)):,}{_two(groups.ids)}"
     ]
     number = {document: place for place, members in enumerate(groups.ids) for document in members}
     answers: dict[str, dict[int, list[str]]] = {}

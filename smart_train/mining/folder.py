@@ -264,7 +264,8 @@ def _data_key(collection: Collection, options: object) -> str:
     last files goes on, too."""
     bare = copy.copy(collection)
     bare.negatives, bare.teacher = {}, {}
-    return hashlib.sha256(f"{bare.fingerprint()} {json.dumps(options, sort_keys=True)}".encode()).hexdigest()
+    near = f" {json.dumps(sorted(collection.near.items()))}" if collection.near else ""
+    return hashlib.sha256(f"{bare.fingerprint()} {json.dumps(options, sort_keys=True)}{near}".encode()).hexdigest()
 
 
 def _key(collection: Collection, held_out: set[str], encoder: SmartEncoder, options: MiningOptions) -> str:

@@ -179,3 +179,18 @@ def test_ids_of_a_retrieval_folder_are_compared_by_value_as_in_training(tmp_path
 def test_docstrings_are_checked_as_any_data(capsys):
     assert run("check", "pydocs", "--similar", 1) in (0, 3)
     assert capsys.readouterr().out.startswith("pydocs: ")
+
+
+def test_near_copies_are_counted_and_become_answers_where_that_is_asked(tmp_path, capsys):
+    text = "to reach the old harbour take the road along the coast and turn left"
+    rows = [{"query": f"q{n}", "positive": words} for n, words in enumerate([text, f"{text} twice", "something else"])]
+    tiny_data.write_lines(tmp_path / "train.jsonl", rows)
+    assert run("check", tmp_path / "train.jsonl") == 0
+    printed = capsys.readouterr().out
+    assert "2 of 2 documents of 8 words or more are near copies, in 1 groups, the largest of 2: text-" in printed
+    assert printed.endswith("Nothing else was found.\n") and "data.near_duplicates: together" in printed
+    assert run("check", tmp_path / "train.jsonl", "--near-duplicates", "ignore") == 0
+    assert capsys.readouterr().out.endswith("queries; judged in train 3\nNothing is wrong with it.\n")
+    assert run("check", tmp_path / "train.jsonl", "--near-duplicates", "merge", "--fix", tmp_path / "out") == 0
+    assert "2  near-duplicate: documents are near copies of an answer" in capsys.readouterr().out
+    assert sorted(len(row) for row in read_beir(tmp_path / "out", "train").qrels.values()) == [1, 2, 2]

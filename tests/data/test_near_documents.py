@@ -193,7 +193,7 @@ def test_a_recipe_asks_for_it(tmp_path, monkeypatch, caplog, stored):
     parts = load(block)
     together = sides(parts)
     assert sum(map(len, together)) == 20 == len(set.union(*together))
-    assert "rows.jsonl: 40 of 40 documents are near copies of another, in 20 groups" in caplog.text
+    assert "rows.jsonl: 40 of 40 documents of 8 words or more are near copies, in 20 groups" in caplog.text
     documents = pair_groups(parts[0], parts[0].pairs()).documents.tolist()
     assert len({*documents}) == len(together[0]) < len(documents)
     assert sides(load(block)) == together  # of a collection on disk: what was kept beside it
@@ -240,7 +240,7 @@ def test_the_check_counts_them_within_and_across_splits_and_can_merge_them():
     found = validate(dataset)
     assert found.findings == [] and found.clean == dataset
     assert found.near == [
-        "8 of 8 documents are near copies of another, in 4 groups, the largest of 2: d0 ~ d1; d2 ~ d3",
+        "8 of 8 documents of 8 words or more are near copies, in 4 groups, the largest of 2: d0 ~ d1; d2 ~ d3",
         "2 answers of train are near copies of another: d0 ~ d1",
         "1 answers of test have a near copy among the answers of train: d3 ~ d2",
     ]
