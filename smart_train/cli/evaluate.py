@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from smart_train.cli.options import (
     SETTING_NAMES,
+    add_data,
     add_model,
     add_reading,
     check_output,
@@ -17,6 +18,7 @@ from smart_train.cli.options import (
     count,
     make_encoder,
     own_gpu,
+    read_data,
     whole,
 )
 from smart_train.core.environment import rank, world
@@ -24,20 +26,14 @@ from smart_train.core.errors import checks
 from smart_train.core.folder_lock import own
 from smart_train.core.hub import display_name
 
-if TYPE_CHECKING:
-    from smart_train.config.schema import DataBlock
-
-DATA = "folder (BEIR's layout, an ingested one), file, Hub dataset, pydocs, or a recipe: what it holds out is measured"
-
 
 def add(commands: argparse._SubParsersAction) -> None:
     about = "measure pooled, late and hybrid retrieval on data"
     evaluate = commands.add_parser("evaluate", help=about, description=about)
-    evaluate.add_argument("data", help=DATA)
+    add_data(evaluate, "what it holds out is measured")
     add_model(evaluate, "folder of a trained adapter; its settings are used")
     evaluate.add_argument("--output", help="folder for metrics.json, evaluation.json, table.txt, two .csv, report.html")
     evaluate.add_argument("--split", default="test", help="split to measure (default: %(default)s)")
-    evaluate.add_argument("--data", nargs="+", default=[], dest="words", metavar="KEY=VALUE", help=WORDS)
     evaluate.add_argument(
         "--k", type=count, nargs="+", default=[1, 5, 10], help="cut-offs of the metrics (default: 1 5 10)"
     )
@@ -71,9 +67,6 @@ def add(commands: argparse._SubParsersAction) -> None:
     evaluate.set_defaults(run=run, setting_names=names)
 
 
-WORDS = "keys of a recipe's data block, such as document=text image=page subset=de (docs/data.md)"
-
-
 def run(options: argparse.Namespace) -> int:
     if options.processes > 1 and world() == 1:
         from smart_train.distributed.local_launch import launch_local, remove_option
@@ -84,8 +77,8 @@ def run(options: argparse.Namespace) -> int:
             check_output(options.output)
         if options.store is not None:
             check_output(options.store, "--store")
-        base = check_reading(options)
-        data, held_out = _data(options)
+        data, recipe = read_data(options, split=options.split)
+        base = check_reading(options, recipe)
 
         from smart_train.distributed.process_group import launched_group
         from smart_train.evaluation.baseline import read_baseline
@@ -93,14 +86,14 @@ def run(options: argparse.Namespace) -> int:
             EvaluationOptions,
             evaluate_data,
             images_of,
-            read_data,
             write_report,
         )
+        from smart_train.evaluation.evaluator import read_data as read_evaluation_data
         from smart_train.evaluation.report.metric_tables import evaluation_table
 
         if options.baseline is not None:
             read_baseline(options.baseline, options.baseline_row)
-        evaluation_data = read_data(data, options.split, held_out)
+        evaluation_data = read_evaluation_data(data, options.split, recipe is not None)
         check_pages((evaluation_data.collection.corpus,), options, base)
     pages = images_of(evaluation_data.collection)
     names = (
@@ -139,18 +132,6 @@ def run(options: argparse.Namespace) -> int:
         if options.output:
             print(f"\nmetrics: {Path(options.output) / 'metrics.json'}; report: {Path(options.output) / 'report.html'}")
         return 0
-
-
-def _data(options: argparse.Namespace) -> tuple[DataBlock, bool]:
-    """The data block, and whether it is a recipe's, whose held-out sides are meant."""
-    from smart_train.config.recipe import of_words
-    from smart_train.config.recipe import read as read_recipe
-
-    words = [f"data.{word}" for word in options.words]
-    path = Path(options.data)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        return read_recipe(path, words).data, True
-    return of_words({"data": {"path": options.data, "split": options.split}}, words).data, False
 
 
 def _heatmap(encoder: Any) -> Any:

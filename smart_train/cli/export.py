@@ -23,7 +23,10 @@ def add(commands: argparse._SubParsersAction) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of an export; ``publish --export`` takes the same."""
     parser.add_argument(
-        "--base", help="the base, if it has moved since training (default: where the adapter was trained)"
+        "--base",
+        "--model",
+        dest="base",
+        help="the base, if it has moved since training (default: where the adapter was trained)",
     )
     parser.add_argument("--dtype", choices=DTYPES, help="dtype of the written weights (default: the base's own)")
     parser.add_argument(

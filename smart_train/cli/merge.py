@@ -6,7 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from smart_train.cli.options import ADAPTER_SETTING_NAMES, OUTSIDE, OUTSIDE_NAMES, add_trust, check_output, count
+from smart_train.cli.options import (
+    ADAPTER_SETTING_NAMES,
+    OUTSIDE,
+    OUTSIDE_NAMES,
+    add_trust,
+    check_output,
+    count,
+    read_data,
+)
 from smart_train.core.errors import UsageError, checks
 
 
@@ -19,12 +27,19 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--output", "--out", required=True, help="folder to write: adapter/ and, with --data, metrics.json"
     )
     merge.add_argument(
-        "--data", help="data to score them on: test is measured, the hybrid is fitted on dev (default: not scored)"
-    )
+        "--data", nargs="+", metavar=("DATA", "KEY=VALUE"),
+        help="data or a recipe to score them on, and keys of a data block: test is measured, dev gives the "
+        "hybrid weight (default: not scored)",
+    )  # fmt: skip
     merge.add_argument("--allow-outside", action="store_true", help=OUTSIDE)
     merge.add_argument("--split", help="split to report on (default: test, or the only one)")
     merge.add_argument("--dev-split", help="split to fit on (default: dev, else half of the other)")
-    merge.add_argument("--base", help="the base, if it has moved since training (default: where they were trained)")
+    merge.add_argument(
+        "--base",
+        "--model",
+        dest="base",
+        help="the base, if it has moved since training (default: where they were trained)",
+    )
     merge.add_argument("--batch-size", type=count, default=32, help="rows encoded at once (default: %(default)s)")
     add_trust(merge)
     merge.add_argument("--device", help="cpu, cuda:0 ... (default: a GPU if there is one)")
@@ -39,7 +54,6 @@ def run(options: argparse.Namespace) -> None:
     if len(weights) != len(options.adapters):
         raise UsageError(f"--weights: {len(options.adapters)} adapters and {len(weights)} weights; give one each")
     check_output(options.output, "--output")
-    from smart_train.config.schema import DataBlock
     from smart_train.data.load import dev_and_test
     from smart_train.publishing.merger import merge
 
@@ -49,8 +63,10 @@ def run(options: argparse.Namespace) -> None:
     data = None
     if options.data:
         with checks():
-            block = DataBlock(path=options.data, dev=0, test=0, allow_outside=options.allow_outside)
-            data = dev_and_test(block, options.split, options.dev_split)
+            options.data, *options.words = options.data
+            options.words += ["allow_outside=true"] * options.allow_outside
+            block, recipe = read_data(options, dev=0, test=0)
+            data = dev_and_test(block, options.split, options.dev_split, recipe is not None)
     reading = {name: getattr(options, name) for name in ("base", "device", "trust_remote_code", "trust_extensions")}
     folder = merge(options.adapters, weights, out / "adapter", **reading)
     print(f"adapter: {folder}, verified")

@@ -6,21 +6,26 @@ import argparse
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smart_train.cli.options import (
     OUTSIDE,
     OUTSIDE_NAMES,
     SETTING_NAMES,
+    add_data,
     add_model,
     add_reading,
     check_output,
     check_reading,
     count,
     make_encoder,
+    read_data,
 )
-from smart_train.core.errors import checks
+from smart_train.core.errors import UsageError, checks
 from smart_train.core.folder_lock import own
+
+if TYPE_CHECKING:
+    from smart_train.config.schema import DataBlock, Recipe
 
 WORDS = {
     "answer": "positives",
@@ -47,7 +52,7 @@ mining:
 def add(commands: argparse._SubParsersAction) -> None:
     about = "find hard negatives for a retrieval folder, and store them in it"
     mine = commands.add_parser("mine", help=about, description=about)
-    mine.add_argument("data", help="folder with corpus, queries and qrels; with --output, any data that a recipe reads")
+    add_data(mine, "what it holds out is not mined; all but a folder with corpus, queries and qrels needs --output")
     add_model(mine, "folder of a trained adapter: mine again with what was trained")
     mine.add_argument("--output", "--out", help="folder that all of the data is written to, with its negatives")
     mine.add_argument(
@@ -61,7 +66,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     _thresholds(mine)
     mine.add_argument("--allow-outside", action="store_true", help=OUTSIDE)
-    mine.add_argument("--split", default="train", help="split whose queries get negatives (default: %(default)s)")
+    mine.add_argument("--split", help="split whose queries get negatives (default: train)")
     add_held_out(mine, "mined")
     mine.add_argument("--miner", metavar="NAME", help="find negatives with package.module:function (docs/mining.md)")
     mine.add_argument(
@@ -87,6 +92,33 @@ def add_held_out(parser: argparse.ArgumentParser, done: str) -> None:
         choices=("keep", "together"),
         help=f"data.near_duplicates {of}: near copies of answers are not {done} (default: keep)",
     )
+
+
+def read_held_out(options: argparse.Namespace) -> tuple[DataBlock, Recipe | None]:
+    """Return the data block with what the recipe that will train holds out, and the recipe where DATA is one.
+
+    Raises UsageError for --dev and the like beside a recipe, and for a recipe without data.path.
+    """
+    held = {name: getattr(options, name) for name in HELD if getattr(options, name) is not None}
+    split = {"split": options.split} if options.split else {}
+    options.words += ["allow_outside=true"] * options.allow_outside
+    block, recipe = read_data(options, **held, **split)
+    if recipe is None:
+        return block, None
+    given = [f"--{name.replace('_', '-')}" for name in (*held, *split)]
+    if given:
+        raise UsageError(
+            f"{options.data} is a recipe, which says itself what is held out; leave out {', '.join(given)}"
+        )
+    if not block.path:
+        raise UsageError(f"{options.data} has no data.path; name one of its data sets instead")
+    return block, recipe
+
+
+def in_folder(block: DataBlock, folder: Path) -> DataBlock:
+    """Return the block of the retrieval folder that the data of ``block`` is in, with the same splits held out."""
+    kept = {name: getattr(block, name) for name in (*HELD, "split", "allow_outside")}
+    return type(block)(path=str(folder), **kept)
 
 
 def _thresholds(mine: argparse.ArgumentParser) -> None:
@@ -129,7 +161,6 @@ def _share(text: str) -> float | int:
 
 
 def run(options: argparse.Namespace) -> None:
-    from smart_train.config.schema import DataBlock
     from smart_train.mining.extensions import MINERS, RERANKERS, load_callable
     from smart_train.mining.folder import PICTURE, REPORT, mine_folder, mining_folder
     from smart_train.mining.selection import MiningOptions
@@ -137,8 +168,9 @@ def run(options: argparse.Namespace) -> None:
 
     names = ("k", "mode", "max_relative", "margin", "skip_top", "window", "sampling", "seed")
     with checks():
-        if options.output or Path(options.data).is_dir():  # anything else is refused without --output
-            check_output(options.output or options.data, "--output" if options.output else "DATA")
+        block, recipe = read_held_out(options)
+        if options.output or Path(str(block.path)).is_dir():  # anything else is refused without --output
+            check_output(options.output or str(block.path), "--output" if options.output else "DATA")
         chosen = MiningOptions(**{name: getattr(options, name) for name in names}, range=tuple(options.range))
         extensions: dict[str, Any] = {
             name: load_callable(registry, getattr(options, name))
@@ -147,12 +179,9 @@ def run(options: argparse.Namespace) -> None:
         }
         if options.teacher:
             check_teacher([options.teacher])
-        check_reading(options)
-        outside = options.allow_outside
-        whole = DataBlock(path=options.data, split=options.split, allow_outside=outside)
-        folder = mining_folder(whole, options.output)
-    held = {name: getattr(options, name) for name in HELD if getattr(options, name) is not None}
-    data = DataBlock(path=str(folder), split=options.split, allow_outside=outside, **held)
+        check_reading(options, recipe)
+        folder = mining_folder(block, options.output)
+    data = in_folder(block, folder)
     parts = [Path(name).name if Path(name).exists() else name for name in (options.model, options.adapter) if name]
     parts += [f"{name} {getattr(options, name)}" for name in ("miner", "reranker") if name in extensions]
     model = " + ".join(parts)  # stored with the data, so without the folders of this machine

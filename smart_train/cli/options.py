@@ -13,6 +13,7 @@ from smart_train.core.errors import Setting, UsageError
 from smart_train.core.output_check import output_problem
 
 if TYPE_CHECKING:
+    from smart_train.config.schema import DataBlock, Recipe
     from smart_train.data.collection import Document
     from smart_train.models.base_config import BaseConfig
     from smart_train.models.encoder import SmartEncoder
@@ -30,6 +31,7 @@ SETTING_NAMES = {  # setting of a recipe -> the flag of commands that take --mod
     "data.split": "--split",
     "trust_extensions": "--trust-extension",
 }
+WORDS = "keys of a recipe's data block, such as document=text image=page subset=de (docs/data.md)"
 OUTSIDE = "also read images and texts that lie outside of the data's folder, by a path or a link"
 OUTSIDE_NAMES = {"data.allow_outside": "--allow-outside"}
 ADAPTER_SETTING_NAMES = {  # the same for commands that take adapters
@@ -86,8 +88,64 @@ def _weight(text: str) -> float:
 
 def add_model(parser: argparse.ArgumentParser, adapter: str) -> None:
     """--model and --adapter."""
-    parser.add_argument("--model", required=True, help="Hub id, local folder, or package:NAME/FOLDER")
+    parser.add_argument(
+        "--model", "--base", dest="model",
+        help="Hub id, local folder, or package:NAME/FOLDER (default: the base of --adapter, or of the recipe)",
+    )  # fmt: skip
     parser.add_argument("--adapter", help=adapter)
+
+
+def add_data(parser: argparse.ArgumentParser, done: str) -> None:
+    """DATA and --data: every command that reads data takes what a recipe's data block takes, or a recipe.
+
+    done: what is done with the splits that a recipe holds out
+    """
+    kinds = "folder (BEIR's layout, an ingested one), file, Hub dataset, pydocs, or a recipe"
+    parser.add_argument("data", help=f"{kinds}: {done}")
+    parser.add_argument("--data", nargs="+", default=[], dest="words", metavar="KEY=VALUE", help=WORDS)
+
+
+def read_data(options: argparse.Namespace, **values: object) -> tuple[DataBlock, Recipe | None]:
+    """Return the data block that DATA and --data name, and the recipe where DATA is one.
+
+    values: keys of the block where DATA is no recipe
+    Raises UsageError for a recipe that names no single data set, and RecipeError as reading a recipe does.
+    """
+    from smart_train.config.recipe import of_words
+    from smart_train.config.recipe import read as read_recipe
+
+    words = [f"data.{word}" for word in options.words]
+    path = Path(options.data)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        recipe = read_recipe(path, words)
+        return recipe.data, recipe
+    return of_words({"data": {"path": options.data, **values}}, words).data, None
+
+
+def choose_base(options: argparse.Namespace, recipe: Recipe | None = None) -> None:
+    """Set --model where it is not given: to the base of --adapter, else to a recipe's, with what it says of reading it.
+
+    Raises UsageError where there is neither, and BaseNotFound for an adapter that does not exist.
+    """
+    if options.model is not None:
+        return
+    if options.adapter:
+        from smart_train.models.base_config import SETTINGS, BaseFiles
+
+        base = (BaseFiles.of(options.adapter).json(SETTINGS) or {}).get("base")
+        if not isinstance(base, str):
+            raise UsageError(f"--adapter: {options.adapter} has no {SETTINGS} that names its base; give --model BASE")
+        options.model = base
+    elif recipe is not None and recipe.model.base:
+        options.model = recipe.model.base
+        for name in (*STORED, "dtype"):
+            if getattr(options, name) is None:
+                setattr(options, name, getattr(recipe.model, name))
+        options.trust_remote_code |= recipe.model.trust_remote_code
+        if options.reads_layer and options.layer is None and isinstance(recipe.late.layer, int):
+            options.layer = recipe.late.layer
+    else:
+        raise UsageError("--model: name the base, or give --adapter FOLDER, whose base is then taken")
 
 
 def add_reading(parser: argparse.ArgumentParser, chosen: bool = True) -> None:
@@ -95,6 +153,7 @@ def add_reading(parser: argparse.ArgumentParser, chosen: bool = True) -> None:
 
     chosen: False = without the layer and the late weight, for a command that chooses them
     """
+    parser.set_defaults(reads_layer=chosen)
     if chosen:
         parser.add_argument(
             "--layer", type=int, help="layer of the token vectors: 0 = embeddings, k = block k (default: -1, the last)"
@@ -127,8 +186,11 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def check_reading(options: argparse.Namespace) -> BaseConfig:
-    """Check the options against the base before data and a model are read; return the sizes of the base."""
+def check_reading(options: argparse.Namespace, recipe: Recipe | None = None) -> BaseConfig:
+    """Check the options against the base before data and a model are read; return the sizes of the base.
+
+    recipe: that DATA names, whose base is the default
+    """
     from smart_train.models.base_config import read_base
     from smart_train.models.safe_loading import SETTINGS
 
@@ -136,7 +198,10 @@ def check_reading(options: argparse.Namespace) -> BaseConfig:
         stored = [f"--{name.replace('_', '-')}" for name in STORED if getattr(options, name) is not None]
         if stored:
             raise UsageError(f"the adapter brings its own {', '.join(stored)}; leave them out")
-    elif (Path(options.model) / SETTINGS).is_file():  # its head and hybrid weights would be left out
+    choose_base(options, recipe)
+    if (
+        not options.adapter and (Path(options.model) / SETTINGS).is_file()
+    ):  # its head and hybrid weights would be left out
         raise UsageError(f"{options.model} is a trained encoder; write --model ITS_BASE --adapter {options.model}")
     base = read_base(options.model, options.revision, options.trust_remote_code)
     if options.device is not None:

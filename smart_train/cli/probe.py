@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from smart_train.cli.options import (
     SETTING_NAMES,
+    add_data,
     add_model,
     add_reading,
     check_output,
@@ -16,19 +17,18 @@ from smart_train.cli.options import (
     check_reading,
     count,
     make_encoder,
+    read_data,
     whole,
 )
 from smart_train.core.errors import UsageError, checks
 from smart_train.core.folder_lock import own
 
 if TYPE_CHECKING:
-    from smart_train.config.schema import DataBlock
+    from smart_train.config.schema import DataBlock, Recipe
     from smart_train.data.load import DevAndTest
     from smart_train.models.encoder import SmartEncoder
     from smart_train.probing.probe_run import Probed
 
-DATA = "pydocs, a folder, a file, a Hub dataset, or a recipe: what it holds out is probed"
-WORDS = "keys of a recipe's data block, such as document=text image=page subset=de (docs/data.md)"
 LIMITS = ("dev", "test", "dev_documents", "test_documents")
 ROWS = 8  # queries and documents that an applied folder is compared with
 
@@ -36,13 +36,12 @@ ROWS = 8  # queries and documents that an applied folder is compared with
 def add(commands: argparse._SubParsersAction) -> None:
     about = "find the layer and the late weight that rank best, without training; chosen on dev, reported on test"
     probe = commands.add_parser("probe", help=about, description=about)
-    probe.add_argument("data", help=DATA)
+    add_data(probe, "what it holds out is probed")
     add_model(probe, "folder of a trained adapter: its layers are read")
     probe.add_argument("--output", required=True, help="folder for probe.json, probe.csv, probe.png and late.yaml")
     probe.add_argument(
         "--apply", action="store_true", help="keep what is recommended: in the adapter, or OUTPUT/encoder"
     )
-    probe.add_argument("--data", nargs="+", default=[], dest="words", metavar="KEY=VALUE", help=WORDS)
     probe.add_argument("--split", help="split to report on (default: test, or the only one)")
     probe.add_argument("--dev-split", help="split to choose on (default: dev or validation, else half of the other)")
     probe.add_argument("--dev", type=_amount, help="queries to choose on (default: all; pydocs: 200)")
@@ -97,9 +96,9 @@ def run(options: argparse.Namespace) -> None:
             check_output(options.adapter, "--apply")
         if options.apply and options.adapter and not Path(options.adapter).is_dir():
             raise UsageError(f"--apply: {options.adapter} is not a local folder; download the adapter first")
-        base = check_reading(options)
         block, recipe = _data(options)
-        data = dev_and_test(block, options.split, options.dev_split, recipe)
+        base = check_reading(options, recipe)
+        data = dev_and_test(block, options.split, options.dev_split, recipe is not None)
         check_pages((data.dev.corpus, data.test.corpus), options, base)
     print(f"dev and test: {data.origin}", flush=True)
     with own(output):
@@ -124,21 +123,16 @@ def run(options: argparse.Namespace) -> None:
             print(_apply(encoder, probed, data, options))
 
 
-def _data(options: argparse.Namespace) -> tuple[DataBlock, bool]:
-    """The data block, and whether it is a recipe's, whose held-out sides are meant."""
-    from smart_train.config.recipe import of_words
-    from smart_train.config.recipe import read as read_recipe
-
+def _data(options: argparse.Namespace) -> tuple[DataBlock, Recipe | None]:
+    """The data block, and the recipe where DATA is one, whose held-out splits are meant."""
     limits = {name: getattr(options, name) for name in LIMITS if getattr(options, name) is not None}
-    words = [f"data.{word}" for word in (*(f"{name}={value}" for name, value in limits.items()), *options.words)]
-    path = Path(options.data)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        if options.split or options.dev_split:
-            raise UsageError(
-                f"{path} is a recipe, which says itself what is held out; leave out --split and --dev-split"
-            )
-        return read_recipe(path, words).data, True
-    return of_words({"data": {"path": options.data, "dev": 0, "test": 0}}, words).data, False
+    given = list(options.words)
+    options.words = [*(f"{name}={value}" for name, value in limits.items()), *given]
+    block, recipe = read_data(options, dev=0, test=0)
+    if recipe is not None and (options.split or options.dev_split):
+        what = f"{options.data} is a recipe, which says itself what is held out"
+        raise UsageError(f"{what}; leave out --split and --dev-split")
+    return block, recipe
 
 
 def _apply(encoder: SmartEncoder, probed: Probed, data: DevAndTest, options: argparse.Namespace) -> str:

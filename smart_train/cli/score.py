@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from smart_train.cli.mine import HELD, add_held_out
-from smart_train.cli.options import OUTSIDE, OUTSIDE_NAMES, check_output, count
+from smart_train.cli.mine import add_held_out, in_folder, read_held_out
+from smart_train.cli.options import OUTSIDE, OUTSIDE_NAMES, add_data, check_output, count
 from smart_train.core.errors import checks
 
 NEXT = """
@@ -20,7 +20,7 @@ objective:
 def add(commands: argparse._SubParsersAction) -> None:
     about = "let a teacher score each query's positives and hard negatives, for distillation"
     score = commands.add_parser("score", help=about, description=about)
-    score.add_argument("data", help="folder with corpus, queries and qrels; with --output, any data of a recipe")
+    add_data(score, "what it holds out is not scored; all but a folder with corpus, queries and qrels needs --output")
     score.add_argument(
         "--teacher",
         action="append",
@@ -51,25 +51,22 @@ def add(commands: argparse._SubParsersAction) -> None:
     score.add_argument("--seed", type=int, default=0, help="seed of the random documents (default: %(default)s)")
     score.add_argument("--output", "--out", help="folder that all of the data is written to, with the scores")
     score.add_argument("--allow-outside", action="store_true", help=OUTSIDE)
-    score.add_argument("--split", default="train", help="split whose queries get scores (default: %(default)s)")
+    score.add_argument("--split", help="split whose queries get scores (default: train)")
     add_held_out(score, "sampled")
     score.set_defaults(run=run, setting_names={**OUTSIDE_NAMES, "data.split": "--split", "out": "--output"})
 
 
 def run(options: argparse.Namespace) -> None:
-    from smart_train.config.schema import DataBlock
     from smart_train.mining.folder import mining_folder, score_folder
     from smart_train.mining.teachers import EnsembleTeacher, check_teacher, made_teacher
 
     with checks():
-        if options.output or Path(options.data).is_dir():
-            check_output(options.output or options.data, "--output" if options.output else "DATA")
+        block, _ = read_held_out(options)
+        if options.output or Path(str(block.path)).is_dir():
+            check_output(options.output or str(block.path), "--output" if options.output else "DATA")
         weights = check_teacher(options.teachers, options.weights)
-        outside = options.allow_outside
-        whole = DataBlock(path=options.data, split=options.split, allow_outside=outside)
-        folder = mining_folder(whole, options.output)
-    held = {name: getattr(options, name) for name in HELD if getattr(options, name) is not None}
-    data = DataBlock(path=str(folder), split=options.split, allow_outside=outside, **held)
+        folder = mining_folder(block, options.output)
+    data = in_folder(block, folder)
     alone = len(options.teachers) == 1
     teacher = (
         made_teacher(options.teachers[0]) if alone else EnsembleTeacher(options.teachers, weights, options.normalise)

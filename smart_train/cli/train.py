@@ -6,8 +6,13 @@ import argparse
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    about = "run a recipe (also: accelerate launch RECIPE)"
-    train = commands.add_parser("train", help=about, description=about)
+    about = "run a recipe"
+    several = (
+        "With several processes: accelerate launch RECIPE. accelerate starts Python programs, and the first line of a "
+        "recipe (`smart-train new` writes it) makes the file one. Without that line: "
+        "accelerate launch -m smart_train train RECIPE."
+    )
+    train = commands.add_parser("train", help=about, description=about, epilog=several)
     train.add_argument("file", metavar="RECIPE", help="the recipe, a YAML file")
     train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override a key: training.max_steps=2")
     train.set_defaults(run=run)

@@ -11,11 +11,15 @@ from typing import Any
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Return {"query": [B, D], "document": [N, D], "scores": [B, N]} as numpy arrays.
 
-    request: {"folder", "device", "trust_remote_code", "model_kwargs", "contents": {"query": [...], "document": [...]}}
+    request: {"folder", "working_directory", "device", "trust_remote_code", "model_kwargs", "contents"}; contents are
+        {"query": [...], "document": [...]}
     """
+    import os
+
     import torch
     from sentence_transformers import SentenceTransformer
 
+    os.chdir(request["working_directory"])  # a relative path to the base is meant from there
     model = SentenceTransformer(
         request["folder"],
         device=request["device"],

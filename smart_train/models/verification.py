@@ -183,6 +183,7 @@ def read_plainly(encoder: SmartEncoder, folder: Path, inputs: Inputs, seconds: f
     with TemporaryDirectory(prefix="smart-train-") as view:
         request = {
             "folder": str(_with_base(encoder, folder, Path(view))),
+            "working_directory": os.getcwd(),
             "device": str(encoder.device),
             "trust_remote_code": own.trust_remote_code,
             "model_kwargs": options,

@@ -135,7 +135,7 @@ def test_new_writes_a_commented_recipe_that_reads_and_boots(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert main(["new", "mine", "--from", "visdoc_head"]) == 0
     path = tmp_path / "mine.yaml"
-    assert "accelerate launch mine.yaml" in capsys.readouterr().out
+    assert "smart-train train mine.yaml" in capsys.readouterr().out
     text = path.read_text()
     assert (
         text.startswith("from smart_train.recipe import boot; boot(__file__, __name__); r")
