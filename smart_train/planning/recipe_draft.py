@@ -22,6 +22,7 @@ from smart_train.models.base_config import BaseConfig, BaseFiles, read_base
 LOOKED_AT = 2000  # texts that are tokenized to learn their lengths
 STEP = 16  # tokens that a limit is a multiple of
 HELD_OUT = 300  # most queries of dev and of test
+LEAST = 4  # of each split: scores of a single query and document do not vary
 BATCH = {"text": 256, "page": 64}  # most pairs of a loss
 CHUNK = {"text": 32, "page": 8}  # rows of a forward pass
 PIXELS = 786_432  # of a page, at most
@@ -134,9 +135,9 @@ def _lengths(base: str, *groups: Iterable[str]) -> tuple[int, ...]:
 def write_draft(path: Path, base: str, config: BaseConfig, facts: DataFacts, gpu: bool) -> str:
     """Return the recipe's text. config: the base's sizes; gpu: whether a GPU with bfloat16 is here"""
     kind = "page" if facts.pages else "text"
-    held = max(1, min(HELD_OUT, facts.queries // 10))
+    held = max(LEAST, min(HELD_OUT, facts.queries // 10))
     left = facts.queries - held * (1 if facts.own_test else 2)
-    if left < 2:
+    if left < LEAST:
         raise DataError(f"{facts.block.path}: {facts.queries} training queries are too few to train and measure with")
     batch = min(BATCH[kind], 1 << (max(2, left // 4).bit_length() - 1))
     every = max(1, left // batch // 10)

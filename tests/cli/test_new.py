@@ -37,7 +37,7 @@ def made(base: Path, *data: object):
 def test_columns_of_a_table_are_found_by_their_place(work, tiny_bert, capsys):
     recipe = made(tiny_bert, write_csv(work / "own.csv", "frage", "antwort"))
     assert (recipe.data.query, recipe.data.document) == ("frage", "antwort")
-    assert (recipe.data.dev, recipe.data.test, recipe.objective.batch) == (2, 2, 4)
+    assert (recipe.data.dev, recipe.data.test, recipe.objective.batch) == (4, 4, 4)
     assert recipe.model.query_tokens == 16 and recipe.model.pooling is None and recipe.name == "mine"
     assert recipe.model.document_tokens and recipe.model.document_tokens % 16 == 0
     assert "wrote mine.yaml and checked it; run: smart-train train mine.yaml" in capsys.readouterr().out
@@ -46,7 +46,7 @@ def test_columns_of_a_table_are_found_by_their_place(work, tiny_bert, capsys):
 
 def test_own_splits_and_negatives_are_used(work, tiny_bert, beir_folder, triples_file):
     recipe = made(tiny_bert, beir_folder)
-    assert recipe.data.dev == 1 and "data.test" not in recipe.where.lines  # 16 train queries, and a test split
+    assert recipe.data.dev == 4 and "data.test" not in recipe.where.lines  # 16 train queries, and a test split
     Path("mine.yaml").unlink()
     assert made(tiny_bert, triples_file).data.negatives == 1  # every query has at least one
 
