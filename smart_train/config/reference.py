@@ -31,6 +31,7 @@ recipe names only what differs.
 
 ```bash
 smart-train new mine --from text_lora                           # a commented recipe to start from: mine.yaml
+smart-train new own --base BASE --data DATA                     # one that is made for your base and your data, and runs
 smart-train train mine.yaml                                     # runs any recipe
 smart-train train mine.yaml training.max_steps=2                # overrides: key=value, the value is YAML
 smart-train train mine.yaml 'late.layer=[4,-1]' data.limit=null
