@@ -190,7 +190,7 @@ def named_files(path: Path) -> dict[str, dict[str, list[Path]]]:
         if not file.is_file() or suffix(file) != ".tsv":
             continue
         stem = file.stem if file.suffix.lower() in COMPRESSED else file.name
-        if (named := NAME.fullmatch(stem[: -len(".tsv")])) and (named[2] or named[1] == "collection"):
+        if (named := NAME.fullmatch(stem[: -len(".tsv")])) and (named[1] == "collection") != bool(named[2]):
             found.setdefault(named[1], {}).setdefault(named[2] or "", []).append(file)
     return {kind: {name: one[:1] for name, one in splits.items()} for kind, splits in found.items()}
 

@@ -72,6 +72,13 @@ def test_passages_queries_qrels_and_triples_are_joined_by_id(tmp_path, caplog, l
     assert list(reader.read("dev.small").pairs()) == [("20", "2")]
 
 
+def test_other_files_beside_them_are_none_of_these(tmp_path):
+    folder = published(tmp_path / "marco", ("collection.tsv",))
+    (folder / "collection.part.tsv").write_text("0\ta\n")
+    (folder / "queries.tsv").write_text("0\ta\n")
+    assert not MsmarcoReader.detect(DataBlock(path=str(folder)))
+
+
 def test_without_qrels_the_triples_say_what_answers(tmp_path, large):
     folder = published(tmp_path / "marco", ("qrels.train.tsv", "qrels.dev.tsv", "queries.dev.tsv"))
     reader = find_reader(DataBlock(path=str(folder)))
