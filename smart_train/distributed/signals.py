@@ -39,6 +39,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from smart_train.core.environment import rank, world
+from smart_train.core.terminal_log import in_notebook
 
 REPEAT = 3.0  # seconds
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT") if hasattr(signal, name))
@@ -83,10 +84,16 @@ class Listener:
 
 
 def _print(line: str) -> None:
-    """Print on rank 0; not through print(), whose lock the main thread may hold."""
+    """Print on rank 0; not through print(), whose lock the main thread may hold.
+
+    A notebook shows what is written to ``sys.stderr`` alone; its stream there may be written to at any moment.
+    """
     if rank() == 0:
         with suppress(OSError):  # closed or full; the signal counts all the same
-            os.write(2, f"{line}\n".encode())
+            if in_notebook():
+                sys.stderr.write(f"{line}\n")
+            else:
+                os.write(2, f"{line}\n".encode())
 
 
 _listener: Listener | None = None

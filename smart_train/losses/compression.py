@@ -56,6 +56,12 @@ class Compression:
         return rounded(pooled_tokens(tokens, factor, self.method), bits)
 
 
+def check_pooling(factor: int, method: str) -> None:
+    """Raise UsageError for a factor and a method that ``pooled_tokens`` does not take."""
+    if factor < 1 or method not in METHODS:
+        raise UsageError(f"tokens cannot be pooled by {factor} with {method!r}; give 1 or more, and one of {METHODS}")
+
+
 def pooled_tokens(tokens: Tokens, factor: int, method: Method = "hierarchical") -> Tokens:
     """Pool the tokens of each row: T tokens -> at most ceil(T / factor), L2-normalised.
 
@@ -69,8 +75,7 @@ def pooled_tokens(tokens: Tokens, factor: int, method: Method = "hierarchical") 
     tensor([[0.9487, 0.3162],
             [0.0000, 1.0000]])
     """
-    if factor < 1 or method not in METHODS:
-        raise UsageError(f"tokens cannot be pooled by {factor} with {method!r}; give 1 or more, and one of {METHODS}")
+    check_pooling(factor, method)
     if factor == 1 or not len(tokens.values):
         return tokens
     with torch.no_grad(), torch.autocast(tokens.values.device.type, enabled=False):

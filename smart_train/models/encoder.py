@@ -26,6 +26,7 @@ from smart_train.core.embeddings import Embeddings, Features, Tokens
 from smart_train.core.errors import AdapterError, BaseNotFound, Setting, SettingError, UsageError
 from smart_train.core.modality import content_size
 from smart_train.core.registry import Registry
+from smart_train.losses.compression import Method, check_pooling, pooled_tokens
 from smart_train.losses.similarity import scores
 from smart_train.models import saving
 from smart_train.models.base_config import (
@@ -404,6 +405,8 @@ class SmartEncoder(nn.Module):
         dtype: torch.dtype | None = None,
         pooled_dim: int | None = None,
         token_dim: int | None = None,
+        pool_factor: int = 1,
+        pool_method: Method = "hierarchical",
     ) -> Any:
         """Encode many rows, in their order; the vectors come on the CPU.
 
@@ -415,8 +418,17 @@ class SmartEncoder(nn.Module):
         progress: True for a bar, or a wrapper of the iterable of batches
         dtype: how tokens are kept (float16 halves them; pooled vectors stay float32)
         pooled_dim, token_dim: Matryoshka cuts, normalised again
+        pool_factor, pool_method: how many token vectors of a document become one, on average, after the cut, and how
+            they are clustered (``smart_train.losses.compression.pooled_tokens``): a factor of 2 halves an index. Tokens
+            of queries stay as they are, and nothing of it is saved with the encoder.
+        Raises UsageError for a pool_factor below 1 and an unknown pool_method.
+
+        >>> encoder.encode_documents(["a passage of eight tokens"], pool_factor=2).tokens.lengths  # doctest: +SKIP
+        tensor([4])
         """
-        embeddings = self._encode(as_rows(contents), role, batch_size, progress, dtype, pooled_dim, token_dim)
+        check_pooling(pool_factor, pool_method)
+        pooling = (pool_factor if role == "document" else 1, pool_method)
+        embeddings = self._encode(as_rows(contents), role, batch_size, progress, dtype, pooled_dim, token_dim, pooling)
         if output == "numpy":
             return embeddings.pooled.numpy(), [np.asarray(row) for row in embeddings.tokens.rows()]
         return embeddings
@@ -431,6 +443,7 @@ class SmartEncoder(nn.Module):
         dtype: torch.dtype | None,
         pooled_dim: int | None,
         token_dim: int | None,
+        pooling: tuple[int, Method],
     ) -> Embeddings:
         check_contents(contents, self.st.modalities)
         # The longest first: what runs out of memory does so at once.
@@ -449,8 +462,11 @@ class SmartEncoder(nn.Module):
                 for rows in by_modality(order[start : start + batch_size], contents):
                     features = self.preprocess([contents[i] for i in rows], role)
                     on_device = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in features.items()}
-                    batch = self(on_device).cut(pooled_dim, token_dim).to("cpu")
-                    parts.append((rows, batch if dtype is None else Embeddings(batch.pooled, batch.tokens.to(dtype))))
+                    batch = self(on_device).cut(pooled_dim, token_dim)
+                    tokens = pooled_tokens(batch.tokens, *pooling)
+                    parts.append(
+                        (rows, Embeddings(batch.pooled, tokens if dtype is None else tokens.to(dtype)).to("cpu"))
+                    )
         finally:
             self.train(training)
             if wrapped is not None:

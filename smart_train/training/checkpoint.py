@@ -609,6 +609,12 @@ def _megabytes(size: int) -> str:
 # -- choose a checkpoint
 
 
+def python_error(error: CheckpointError) -> CheckpointError:
+    """Return the error as a Python program reads it, with the argument of ``train`` in place of the recipe's key."""
+    argument = KEY.rpartition(".")[2]
+    return CheckpointError(str(error).replace(f"{KEY}=true", f"{argument}=True").replace(KEY, argument))
+
+
 def find_checkpoint(wanted: str | bool, root: Path, group: ProcessGroup) -> Path:
     """Return the checkpoint to resume from: the newest of ``root`` that is complete on every rank, or the one named.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import count, islice
@@ -26,7 +26,7 @@ from smart_train.config.schema import AdapterBlock, MiningBlock, ObjectiveBlock
 from smart_train.config.training_arguments import check_idle
 from smart_train.config.typed_values import make_block
 from smart_train.core.embeddings import Batch, Embeddings, Features
-from smart_train.core.errors import FolderInUse, SettingError, TrainingStopped, UsageError
+from smart_train.core.errors import CheckpointError, FolderInUse, SettingError, TrainingStopped, UsageError
 from smart_train.core.folder_lock import own
 from smart_train.core.terminal_log import show_log
 from smart_train.data.batch_sampler import PairGroups, pair_groups
@@ -51,7 +51,7 @@ from smart_train.training.callbacks.progress import ProgressReporter
 from smart_train.training.callbacks.speed import SpeedMeter
 from smart_train.training.callbacks.stream_progress import StreamProgress
 from smart_train.training.callbacks.trackers import replace_trackers
-from smart_train.training.checkpoint import CheckpointManager
+from smart_train.training.checkpoint import CheckpointManager, python_error
 from smart_train.training.dataloader import (
     ChunksOnDevice,
     EpochOfPairs,
@@ -341,7 +341,8 @@ class SmartTrainer(Trainer):
         """Put this package's progress and trackers in the place of transformers'."""
         for theirs in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
             self.remove_callback(theirs)
-        self.add_callback(ProgressReporter())
+        self.progress = ProgressReporter()
+        self.add_callback(self.progress)
         replace_trackers(self, tracker_config, self.run_dir)
         self.add_callback(self.nonfinite)  # last: it ends a training that was saved
 
@@ -606,9 +607,14 @@ class SmartTrainer(Trainer):
         """
         if resume_from_checkpoint is None:
             resume_from_checkpoint = self.args.resume_from_checkpoint
-        with self._owning_output(), interruptible():
-            folder = self.checkpoints.begin(resume_from_checkpoint)
-            return super().train(str(folder) if folder is not None else None, *args, **options)
+        with self._owning_output(), interruptible(), closing(self.progress):
+            try:
+                folder = self.checkpoints.begin(resume_from_checkpoint)
+                return super().train(str(folder) if folder is not None else None, *args, **options)
+            except CheckpointError as error:
+                if self.nonfinite.from_recipe:
+                    raise
+                raise python_error(error) from error.__cause__
 
     @contextmanager
     def _owning_output(self) -> Iterator[None]:

@@ -3,6 +3,7 @@ vector or a score."""
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -436,3 +437,45 @@ def test_the_names_of_sentence_transformers_mean_the_same(tiny_qwen3):
     assert torch.equal(documents.pooled, encoder.encode_documents(["a chart", "violin"]).pooled)
     assert torch.equal(encoder.similarity(queries, documents), encoder.score(queries, documents, mode="hybrid"))
     assert encoder.prompts == {"query": tiny.PROMPTS["query"], "document": ""}
+
+
+@pytest.mark.parametrize("method", ["hierarchical", "kmeans"])
+def test_token_vectors_of_documents_are_pooled_as_by_hand_and_those_of_queries_are_not(method, tiny_bert, tmp_path):
+    encoder, texts = SmartEncoder(str(tiny_bert), device="cpu"), [*tiny.TEXTS, "", "chart"]
+    plain, pooled = encoder.encode_documents(texts), encoder.encode_documents(texts, pool_factor=3, pool_method=method)
+    assert torch.equal(plain.pooled, pooled.pooled)
+    for tokens, fewer in zip(plain.tokens.rows(), pooled.tokens.rows(), strict=True):
+        wanted = -(-len(tokens) // 3)
+        assert len(fewer) == wanted if method == "hierarchical" else 1 <= len(fewer) <= wanted
+        groups = by_ward(tokens, wanted) if method == "hierarchical" else [tokens] if wanted == 1 else []
+        means = [group.mean(0) / group.mean(0).norm() for group in groups]
+        assert not means or torch.allclose(torch.stack(means), fewer, atol=1e-5)
+        assert torch.allclose(fewer.norm(dim=1), torch.ones(len(fewer)), atol=1e-5)
+    queries = [encoder.encode_queries(texts, pool_factor=factor) for factor in (1, 3)]
+    assert torch.equal(queries[0].tokens.values, queries[1].tokens.values)
+    score = encoder.score(["chart"], texts, mode="late", pool_factor=3, pool_method=method)
+    assert torch.allclose(score, encoder.score(["chart"], pooled, mode="late"), atol=1e-5)
+    assert "pool_" not in (encoder.save_pretrained(tmp_path / "saved") / "smart_train.json").read_text()
+
+
+def by_ward(tokens: torch.Tensor, wanted: int) -> list[torch.Tensor]:
+    """Merge, again and again, the two clusters that raise the sum of squares within clusters least."""
+    clusters = [[number] for number in range(len(tokens))]
+
+    def rise(a: list[int], b: list[int]) -> float:
+        distance = (tokens[a].double().mean(0) - tokens[b].double().mean(0)).square().sum()
+        return float(distance) * len(a) * len(b) / (len(a) + len(b))
+
+    while len(clusters) > wanted:
+        first, second = min(combinations(clusters, 2), key=lambda pair: rise(*pair))
+        clusters = [one for one in clusters if one not in (first, second)] + [first + second]
+    return [tokens[sorted(one)] for one in sorted(clusters, key=min)]
+
+
+def test_pooling_that_is_not_possible_is_refused_before_anything_is_encoded(tiny_bert):
+    encoder = SmartEncoder(str(tiny_bert), device="cpu")
+    for role in ("query", "document"):
+        with pytest.raises(UsageError, match="cannot be pooled by 0 with 'hierarchical'; give 1 or more"):
+            encoder.encode([], role, pool_factor=0)
+    with pytest.raises(UsageError, match="with 'mean'; give 1 or more, and one of .*kmeans"):
+        encoder.encode_documents(["a"], pool_factor=2, pool_method="mean")

@@ -305,7 +305,7 @@ def test_an_error_while_a_signal_ends_the_run_is_told_and_the_last_checkpoint_ho
         trainer.train()
     told = str(raised.value)
     assert "step 3 could not be written" in told and "the disk is full" in told and "MB are free" in told
-    assert f"{tmp_path}/checkpoints/checkpoint-2 is complete" in told and "resume_from_checkpoint=true" in told
+    assert f"{tmp_path}/checkpoints/checkpoint-2 is complete" in told and "with resume_from_checkpoint=True" in told
     assert files.list_steps(root(trainer)) == [1, 2] and not list(root(trainer).glob("*.part"))
 
 
@@ -416,7 +416,10 @@ def test_what_cannot_be_gone_on_from_is_refused_with_the_reason(tiny_bert, tmp_p
         with pytest.raises(error, match=why):
             trainer_of(tiny_bert, tmp_path, **{**SHORT, **other}).train(resume_from_checkpoint=wanted)
 
-    refused(True, "there is no complete checkpoint in .*; name another in .*, or remove it to start anew")
+    refused(
+        True,
+        "there is no complete checkpoint in .*; name another in resume_from_checkpoint, or remove it to start anew",
+    )
     trainer_of(tiny_bert, tmp_path, **{**SHORT, "max_steps": 2}).train()
     good = tmp_path / "checkpoints" / "checkpoint-2"
     refused(str(tmp_path / "nowhere"), "nowhere is no folder")

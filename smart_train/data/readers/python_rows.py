@@ -303,13 +303,19 @@ class _Transformed(Sequence[Any]):
         return self.dataset[number]
 
 
+PATH_ADVICE = (
+    "give it as a pathlib.Path, which a Dataset cannot hold: pass a list of rows, such as "
+    '[{**row, "image": pathlib.Path(row["image"])} for row in dataset]'
+)
+
+
 def _in_python(message: str) -> str:
     """Name settings of a recipe as a Python program gives them.
 
     >>> _in_python('write data.label: "" to take every row; data.scores')
     'give columns={"label": ""} to take every row; columns["scores"]'
     """
-    message = message.replace("write data.allow_outside: true", "give it as a pathlib.Path")
+    message = message.replace("write data.allow_outside: true", PATH_ADVICE)
     message = re.sub(
         r'write data\.(\w+): ("[^"]*"|\w+)', lambda m: f'give columns={{"{m[1]}": {_quoted(m[2])}}}', message
     )

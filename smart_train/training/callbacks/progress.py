@@ -65,6 +65,10 @@ class ProgressReporter(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it stands: an open one would be drawn again under what the program prints next."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -175,8 +177,12 @@ def test_a_column_of_images_is_read_as_in_files_and_a_text_in_it_leads_nowhere_e
     found, _ = to_collection([{"query": "a", "image": PICTURES[0]}], "rows")
     assert found.count_pages() == 1
     PICTURES[0].save(tmp_path / "secret.png")
-    with pytest.raises(DataError, match=r"row 0.*lies outside.*give it as a pathlib.Path"):
-        to_collection([{"query": "a", "image": str(tmp_path / "secret.png")}], "rows")
+    rows = [{"query": "a", "image": str(tmp_path / "secret.png")}]
+    for given in (rows, dataset := Dataset.from_list(rows)):
+        with pytest.raises(DataError, match=r"lies outside.*give it as a pathlib.Path, which a Dataset cannot hold"):
+            to_collection(given, "rows")
+    found, _ = to_collection([{**row, "image": Path(row["image"])} for row in dataset], "rows")  # as the error says
+    assert found.count_pages() == 1
     with pytest.raises(DataError, match="rows, row 0: positive: no image file .*missing.png"):
         to_collection([{"query": "a", "positive": tmp_path / "missing.png"}], "rows")
 
