@@ -223,9 +223,8 @@ def of_language(folder, language) -> Collection:
     """What ``beir.read_beir`` makes of a folder with one language."""
     corpus, queries = (open_files(sorted((folder / f"{language}-{part}").iterdir())) for part in ("corpus", "queries"))
     judged = [each for file in sorted((folder / f"{language}-qrels").iterdir()) for each in beir.judgements(file)]
-    return beir.judged_collection(
-        language, beir.read_corpus(corpus, Boundary(folder)), beir.read_queries(queries), judged
-    )
+    documents = beir.CorpusRows(corpus, Boundary(folder)).read()
+    return beir.judged_collection(language, documents, beir.QueryRows(queries).read(), judged)
 
 
 @pytest.mark.parametrize("task", [Vidore3FinanceEnRetrieval, Vidore3FinanceEnRetrievalv2])

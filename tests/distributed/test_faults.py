@@ -274,7 +274,8 @@ def test_a_step_that_is_left_out_leaves_no_trace_on_any_rank(kind, two):
 
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(two):
     for message, there in (two[0]["signal"], two[1]["signal"]):
-        assert message.startswith("SIGTERM: stopped after step 2; resume with the same command") and there
+        assert message.startswith("SIGTERM: stopped after step 2, which is saved in ") and there
+        assert message.endswith("checkpoint-2; resume with trainer.train(resume_from_checkpoint=True)")
 
 
 def test_a_full_disk_of_one_rank_is_the_same_to_all_and_nobody_waits(two):

@@ -25,13 +25,13 @@ SMALL = ModelBlock(quantisation="4bit")
 
 
 def test_without_the_package_it_is_told_what_to_install(real_base, monkeypatch):
-    monkeypatch.setattr(quantised, "find_spec", lambda name: None)
-    with pytest.raises(BaseNotFound, match="pip install bitsandbytes, or pass quantisation=.none"):
+    monkeypatch.setattr(quantised, "installed", lambda name: False)
+    with pytest.raises(BaseNotFound, match="pip install 'smart-train.qlora.', or pass quantisation=.none"):
         SmartEncoder(str(real_base), model=SMALL, device="cpu")
 
 
 def test_a_recipe_that_trains_every_weight_of_it_is_refused(monkeypatch):
-    monkeypatch.setattr("smart_train.checks.model.find_spec", lambda name: None)
+    monkeypatch.setattr("smart_train.checks.model.installed", lambda name: False)
     recipe = Recipe(model=SMALL, adapter=AdapterBlock(kind="full"))
     found = [problem.what for problem in check_quantised(recipe)]
     assert "adapter.kind full trains every weight" in found[0] and "bitsandbytes" in found[1]
