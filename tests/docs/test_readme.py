@@ -72,3 +72,10 @@ def test_the_description_of_the_package_is_readme_with_absolute_links(tmp_path, 
     described = (tmp_path / name / "METADATA").read_text(encoding="utf8")
     assert "Description-Content-Type: text/markdown" in described and "Project-URL: Repository, https://" in described
     assert not re.findall(r"\]\((?!https?:|#)[^)]+\)", described)
+
+
+def test_the_table_is_that_of_the_quickstart_page():
+    """Two tables of two runs would contradict each other."""
+    texts = [(ROOT / name).read_text(encoding="utf8") for name in ("README.md", "docs/quickstart.md")]
+    tables = [re.findall(r"```text\n(nDCG@10.*?)```", text, re.S) for text in texts]
+    assert tables[0] == tables[1] and len(tables[0]) == 1
