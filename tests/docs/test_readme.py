@@ -53,7 +53,7 @@ def test_links_and_pictures_hold_on_the_page_of_a_package():
         if link.startswith(repository):
             kind, _, path = link.removeprefix(f"{repository}/").partition("/main/")
             assert kind == ("raw" if path.endswith((".svg", ".png")) else "blob")
-            assert (ROOT / path).is_file()
+            assert (ROOT / path.partition("#")[0]).is_file()
 
 
 def test_the_address_of_the_project_is_written_once():
