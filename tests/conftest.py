@@ -32,14 +32,15 @@ KINDS = ("bert", "modernbert", "qwen3", "qwen3_right", "qwen3vl")
 
 @pytest.fixture(autouse=True)
 def same_process():
-    """A command that ends, in this process, leaves its signals ignored and its log in the terminal; the tests after it
-    must not inherit that."""
+    """A command or a trainer, in this process, leaves its signals ignored and its log in the terminal; the tests after
+    it must not inherit that, nor what a fixture of a module or the session has left."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     log = logging.getLogger("smart_train")
-    level, handlers = log.level, list(log.handlers)
+    log.setLevel(logging.NOTSET)
+    log.handlers.clear()
     yield
-    log.setLevel(level)
-    log.handlers[:] = handlers
+    log.setLevel(logging.NOTSET)
+    log.handlers.clear()
     for number, handler in before.items():
         if signal.getsignal(number) is not handler:
             signal.signal(number, handler)
