@@ -29,6 +29,9 @@ class Story:
         return float(np.abs(one - other).max()) if one.shape == other.shape else float("inf")
 
 
+pytestmark = pytest.mark.slow  # the story takes 100 s; test_upload, test_publish and test_round_trips are quick
+
+
 @pytest.fixture(scope="module")
 def story(tiny_bert, beir_folder, tmp_path_factory) -> Story:
     out = tmp_path_factory.mktemp("published")
