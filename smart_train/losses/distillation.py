@@ -104,9 +104,7 @@ class SelfDistillation(LossTerm):
         students = [getattr(scores, view) for view in self.views]
         temperatures = self.teacher_temperature or self.temperature, self.temperature
         costs = self_distillation(students, teacher, labels, positives, *temperatures)
-        if len(costs) == 1:
-            return costs[0]
-        return torch.stack(costs).mean(), dict(zip(self.views, (cost.detach() for cost in costs), strict=True))
+        return _mean_over(self.views, costs)
 
     def problems(self) -> Iterator[Wrong]:
         yield from super().problems()
@@ -174,9 +172,7 @@ class Teacher(LossTerm):
     def forward(self, scores: Scores, labels: Labels, embeddings: BatchEmbeddings) -> Value:
         options = (self.kind, self.scale, self.teacher_temperature, self.normalise)
         costs = [from_teacher(getattr(scores, view), labels, self.temperature, *options) for view in self.views]
-        if len(costs) == 1:
-            return costs[0]
-        return torch.stack(costs).mean(), dict(zip(self.views, (cost.detach() for cost in costs), strict=True))
+        return _mean_over(self.views, costs)
 
     def problems(self) -> Iterator[Wrong]:
         yield from super().problems()
@@ -206,6 +202,13 @@ LATE_TEACHES = Ensemble({"late": 1.0}, ("pooled",))
 PRESETS = {"bge_m3": Ensemble({"pooled": 1.0, "late": 1.0}, ("pooled", "late"))}
 TRAINED = {"pooled": ("pooled",), "late": ("tokens",), "hybrid": ("pooled", "tokens")}  # score -> views it trains
 NORMALISED = ("none", "minmax", "zscore")
+
+
+def _mean_over(views: Sequence[str], costs: list[Tensor]) -> Value:
+    """Return the mean cost of the views that learn, and each view's as a metric where there are several."""
+    if len(costs) == 1:
+        return costs[0]
+    return torch.stack(costs).mean(), dict(zip(views, (cost.detach() for cost in costs), strict=True))
 
 
 def _temperature_problem(value: float | None) -> Iterator[Wrong]:
