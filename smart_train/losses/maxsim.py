@@ -45,12 +45,9 @@ def maxsim(queries: Tokens, documents: Tokens) -> Tensor:
     >>> maxsim(queries, documents)
     tensor([[1.0000, 0.7000]])
     """
-    if queries.width != documents.width:
-        raise ValueError(f"query tokens are {queries.width} wide, document tokens {documents.width}; scores need one")
-    dtype = torch.promote_types(queries.values.dtype, documents.values.dtype)  # one side may be kept in float16
-    q, x = queries.values.to(dtype), documents.values.to(dtype)
-    if len(queries) == 0 or len(documents) == 0:  # nothing to score, but a part of the graph
-        return q.new_zeros(len(queries), len(documents), dtype=sum_dtype(dtype)) + 0 * (q.sum() + x.sum())
+    q, x = in_one_dtype(queries, documents)
+    if len(queries) == 0 or len(documents) == 0:
+        return no_scores(queries, documents)
     query_rows, rows = checked_rows(queries, documents)
     # Under autocast a float32 product would be taken in bfloat16: scores 1e-3 apart would collapse into one.
     with torch.autocast(q.device.type, enabled=False):
@@ -96,6 +93,23 @@ def maxsim_sizes(queries: Tokens, documents: Tokens) -> tuple[Tensor, Tensor]:
     sizes = torch.empty(len(documents), len(queries), dtype=sum_dtype(q.dtype), device=q.device)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         return tiled_maxsim(q, x, query_rows, rows, keep=False, sizes=sizes)[0], sizes.t()
+
+
+def in_one_dtype(queries: Tokens, documents: Tokens) -> tuple[Tensor, Tensor]:
+    """Return the vectors of both sides in the wider of their dtypes: one side may be kept in float16.
+
+    Raises ValueError where their widths differ.
+    """
+    if queries.width != documents.width:
+        raise ValueError(f"query tokens are {queries.width} wide, document tokens {documents.width}; scores need one")
+    dtype = torch.promote_types(queries.values.dtype, documents.values.dtype)
+    return queries.values.to(dtype), documents.values.to(dtype)
+
+
+def no_scores(queries: Tokens, documents: Tokens) -> Tensor:
+    """Return the scores where a side has no row: [B, N] without an element, and a part of the graph."""
+    q, x = in_one_dtype(queries, documents)
+    return q.new_zeros(len(queries), len(documents), dtype=sum_dtype(q.dtype)) + 0 * (q.sum() + x.sum())
 
 
 def checked_rows(queries: Tokens, documents: Tokens) -> tuple[Rows, Rows]:

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from smart_train.core.embeddings import Tokens
 from smart_train.core.errors import UsageError
-from smart_train.losses.maxsim import checked_rows, tile_dtype
+from smart_train.losses.maxsim import checked_rows, in_one_dtype, no_scores, tile_dtype
 from smart_train.losses.maxsim_torch import FEWEST_ROWS, TILE, Rows, sum_dtype
 
 Reduction = Literal["soft", "topk"]
@@ -60,12 +60,9 @@ def topk_maxsim(queries: Tokens, documents: Tokens, k: int) -> Tensor:
 
 
 def _scores(queries: Tokens, documents: Tokens, reduction: Reduction, value: float) -> Tensor:
-    if queries.width != documents.width:
-        raise ValueError(f"query tokens are {queries.width} wide, document tokens {documents.width}; scores need one")
-    dtype = torch.promote_types(queries.values.dtype, documents.values.dtype)
-    q, x = queries.values.to(dtype), documents.values.to(dtype)
-    if len(queries) == 0 or len(documents) == 0:  # nothing to score, but a part of the graph
-        return q.new_zeros(len(queries), len(documents), dtype=sum_dtype(dtype)) + 0 * (q.sum() + x.sum())
+    q, x = in_one_dtype(queries, documents)
+    if len(queries) == 0 or len(documents) == 0:
+        return no_scores(queries, documents)
     query_rows, rows = checked_rows(queries, documents)
     with torch.autocast(q.device.type, enabled=False):
         q, x = q.to(tile_dtype(q)).contiguous(), x.to(tile_dtype(x)).contiguous()

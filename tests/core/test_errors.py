@@ -45,7 +45,6 @@ def test_plain_errors_are_left_to_wrong_calls_of_functions():
         "losses/false_negatives.py": 2,  # shapes that do not fit
         "losses/labels.py": 1,  # labels that a term reads and did not declare
         "losses/maxsim.py": 3,  # shapes that do not fit
-        "losses/soft_maxsim.py": 1,  # shapes that do not fit
         "models/microbatches.py": 3,  # limits below 1, image features that contradict each other
         "probing/layer_scores.py": 1,  # caught in that file
         "training/callbacks/logging.py": 1,  # caught in that file
