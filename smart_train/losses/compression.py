@@ -9,8 +9,6 @@ its cluster's mean, and rounding passes gradients on unchanged (straight-through
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -18,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from smart_train.config.schema import CompressionBlock
 from smart_train.core.embeddings import Tokens
 from smart_train.core.errors import UsageError
 
@@ -27,33 +26,24 @@ BITS = (4, 8, 32)
 ROUNDS = 8  # of k-means: the assignments of unit vectors hardly move after that
 
 
-@dataclass(frozen=True)
-class Compression:
-    """What a loss does to document tokens, drawn anew for each step.
+def drawn(block: CompressionBlock, progress: float) -> tuple[int, int]:
+    """Return the factor and the bits of the step at the share ``progress`` of training: the same on every rank, and in
+    a resumed run.  A list that is empty stands for 1, and for 32.
 
-    factors: how many tokens become one, on average; 1 = none are pooled. method: how they are clustered
-    bits: of a number, 32 = as it is. seed: of the draws
+    >>> drawn(CompressionBlock(factors=[2], bits=[8]), 0.3)
+    (2, 8)
     """
+    source = random.Random(f"0 {progress!r}")
+    return source.choice(block.factors or [1]), source.choice(block.bits or [32])
 
-    factors: Sequence[int] = (1,)
-    method: Method = "hierarchical"
-    bits: Sequence[int] = (32,)
-    seed: int = 0
 
-    def draw(self, progress: float) -> tuple[int, int]:
-        """Return the factor and the bits of the step at the share ``progress`` of training: the same on every rank, and
-        in a resumed run.
+def compressed(tokens: Tokens, block: CompressionBlock, progress: float) -> Tokens:
+    """Return document tokens as the step at the share ``progress`` of training compares them.
 
-        >>> Compression(factors=[2], bits=[8]).draw(0.3)
-        (2, 8)
-        """
-        source = random.Random(f"{self.seed} {progress!r}")
-        return source.choice(list(self.factors) or [1]), source.choice(list(self.bits) or [32])
-
-    def __call__(self, tokens: Tokens, progress: float) -> Tokens:
-        """Return the tokens as the step at ``progress`` compares them."""
-        factor, bits = self.draw(progress)
-        return rounded(pooled_tokens(tokens, factor, self.method), bits)
+    tokens: N ragged rows of unit vectors [sum T, d]; themselves where the block turns nothing on
+    """
+    factor, bits = drawn(block, progress)
+    return rounded(pooled_tokens(tokens, factor, block.method), bits)
 
 
 def check_pooling(factor: int, method: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from smart_train.config.schema import HybridBlock, ObjectiveBlock
 from smart_train.core.embeddings import Batch, Embeddings
 from smart_train.distributed.gather import Gather
-from smart_train.losses.compression import Compression
+from smart_train.losses.compression import compressed
 from smart_train.losses.false_negatives import grade_matrix, relevance_mask, repeated_documents, share_grades
 from smart_train.losses.joint import Joint, Loss
 from smart_train.losses.labels import Labels
@@ -41,13 +41,9 @@ class LossStep:
     joint: InitVar[Joint | None] = None
     terms: Joint = field(init=False)
     gather: Gather = field(init=False)
-    compression: Compression | None = field(init=False)
 
     def __post_init__(self, joint: Joint | None) -> None:
         self.gather = Gather(self.objective.gather_group, enabled=self.objective.gather)
-        block = self.objective.compression
-        on = block.factors or block.bits
-        self.compression = Compression(block.factors, block.method, block.bits) if on else None
         self.terms = joint if joint is not None else Joint.from_recipe(self.objective)
 
     def loss(self, both: Embeddings, batch: Batch) -> Loss:
@@ -61,8 +57,8 @@ class LossStep:
         if self.dtype is not None:
             both = Embeddings(both.pooled, both.tokens.to(self.dtype))
         queries, own = both.split(len(batch.query_ids))
-        if self.compression is not None and "tokens" in self.terms.views:
-            own = Embeddings(own.pooled, self.compression(own.tokens, self.progress))
+        if "tokens" in self.terms.views:
+            own = Embeddings(own.pooled, compressed(own.tokens, self.objective.compression, self.progress))
         documents, mine = self.gather.documents(own, "pooled" in self.terms.views, "tokens" in self.terms.views)
         labels = self._labels(batch, mine, len(documents), self.terms.reads)
         widths = self.pooled_widths, self.token_widths

@@ -13,7 +13,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from smart_train.config.schema import CompressionBlock, HybridBlock, ObjectiveBlock, TermBlock
 from smart_train.core.embeddings import Batch, Embeddings, KnownPositives, Tokens
 from smart_train.core.errors import UsageError
-from smart_train.losses.compression import Compression, pooled_tokens, rounded
+from smart_train.losses.compression import drawn, pooled_tokens, rounded
 from smart_train.losses.labels import Labels
 from smart_train.training.loss_step import LossStep
 
@@ -115,11 +115,11 @@ def test_vectors_keep_their_dtype_and_length(dtype):
 
 
 def test_draws_depend_on_the_share_of_training_alone_and_reach_every_choice():
-    compression = Compression([1, 2, 4], "kmeans", [32, 8])
-    drawn = [compression.draw(step / 40) for step in range(40)]
-    assert drawn == [Compression([1, 2, 4], "kmeans", [32, 8]).draw(step / 40) for step in range(40)]
-    assert {factor for factor, _ in drawn} == {1, 2, 4} and {bits for _, bits in drawn} == {32, 8}
-    assert Compression([], "kmeans", []).draw(0.5) == (1, 32)
+    block = CompressionBlock([1, 2, 4], "kmeans", [32, 8])
+    draws = [drawn(block, step / 40) for step in range(40)]
+    assert draws == [drawn(CompressionBlock([1, 2, 4], "kmeans", [32, 8]), step / 40) for step in range(40)]
+    assert {factor for factor, _ in draws} == {1, 2, 4} and {bits for _, bits in draws} == {32, 8}
+    assert drawn(CompressionBlock([], "kmeans", []), 0.5) == (1, 32)
 
 
 def test_the_loss_compares_compressed_documents_with_whole_queries():
