@@ -28,7 +28,7 @@ from smart_train.data.load import load, read_all
 from smart_train.data.readers.beir import is_beir
 from smart_train.mining.miner import RERANKED, SAVE_EVERY, Miner, MiningResult, mine
 from smart_train.mining.mining_report import Ratios, draw, write_report
-from smart_train.mining.pair_scores import KeptScores, PairScorer, teacher_scores
+from smart_train.mining.pair_scores import KeptScores, PairScorer, positives_in_corpus, teacher_scores
 from smart_train.mining.selection import ExcludedDocuments, MiningOptions, held_out_documents
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.lora import lora_parameters
@@ -170,7 +170,7 @@ def score_folder(
         result, chosen, filled = ScoringResult(), {}, {}
         excluded, ids = ExcludedDocuments(train), list(train.corpus)
         for query in train.queries:
-            positives = sorted(d for d in train.relevant(query) if d in train.corpus)
+            positives = positives_in_corpus(train, query)
             if not positives:
                 result.unanswered += 1
                 continue
@@ -179,7 +179,7 @@ def score_folder(
             result.cut += max(len(mined) - room, 0)
             kept = mined[:room]
             if sample and len(kept) < room:
-                banned = {*positives, *mined, *excluded.of(query), query}
+                banned = {*mined, *excluded.of(query), query}  # the positives are excluded, too
                 drawn = _random_documents(ids, room - len(kept), banned, held_out, f"{seed}-{query}")
                 if drawn:
                     filled[query] = HardNegatives((*mined, *drawn), miner=f"mined, then {len(drawn)} at random")

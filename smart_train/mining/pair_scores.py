@@ -175,6 +175,11 @@ def _numbers(result: Any, count: int, query: str, what: str) -> list[float]:
     return scores
 
 
+def positives_in_corpus(collection: Collection, query: str) -> list[str]:
+    """Return the ids of a query's positives that the corpus has, sorted."""
+    return sorted(d for d in collection.relevant(query) if d in collection.corpus)
+
+
 def teacher_scores(
     collection: Collection,
     negatives: Mapping[str, Sequence[str]],
@@ -189,7 +194,6 @@ def teacher_scores(
 
     def documents() -> Iterator[tuple[str, list[str]]]:
         for query, ids in negatives.items():
-            positives = sorted(d for d in collection.relevant(query) if d in collection.corpus)
-            yield query, list(dict.fromkeys([*positives, *ids]))
+            yield query, list(dict.fromkeys([*positives_in_corpus(collection, query), *ids]))
 
     return dict(score_pairs(teacher, collection, documents(), "the teacher", len(negatives), kept))

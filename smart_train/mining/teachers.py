@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from smart_train.config.schema import Component
@@ -26,13 +27,14 @@ from smart_train.core.embeddings import Embeddings
 from smart_train.core.errors import ExtensionError
 from smart_train.data.collection import Collection
 from smart_train.evaluation.bm25 import BM25Index
+from smart_train.losses.distillation import NORMALISED, normalised
 from smart_train.mining.extensions import TEACHERS, check_callable, load_callable
 from smart_train.mining.pair_scores import PairScorer, prepare
+from smart_train.mining.selection import MODES
 from smart_train.models.encoder import SmartEncoder
 from smart_train.models.safe_loading import SETTINGS
 
 Pairs = list[tuple[str, Any]]
-MODES = ("pooled", "late", "hybrid")
 KEPT = 4096  # documents whose vectors are kept between calls: neighbouring queries share hard negatives
 
 
@@ -161,7 +163,7 @@ class EnsembleTeacher:
         if not members or len(self.weights) != len(members):
             what = f"an ensemble of {len(members)} teachers has {len(self.weights)} weights"
             raise ExtensionError(what, "give at least one teacher, and one weight for each")
-        if normalise not in ("minmax", "zscore", "none"):
+        if normalise not in NORMALISED:
             raise ExtensionError(f"normalise is {normalise!r}", "write minmax, zscore or none")
         self.normalise = normalise
         self.members = [made_teacher(member) for member in members]
@@ -175,24 +177,14 @@ class EnsembleTeacher:
 
     def __call__(self, pairs: Pairs) -> NDArray[np.floating]:
         """Return the weighted sum of the members' scores."""
-        ends = np.cumsum([len(list(group)) for _, group in groupby(pairs, key=lambda pair: pair[0])])
+        ends = list(accumulate(len(list(group)) for _, group in groupby(pairs, key=lambda pair: pair[0])))
         total = np.zeros(len(pairs))
         for member, weight in zip(self.members, self.weights, strict=True):
-            scores = np.asarray([float(one) for one in member(pairs)])
-            total += weight * np.concatenate([in_one_unit(row, self.normalise) for row in np.split(scores, ends[:-1])])
+            scores = torch.tensor([float(one) for one in member(pairs)], dtype=torch.float64)
+            rows = (row.unsqueeze(0) for row in scores.tensor_split(ends[:-1]))  # one a query
+            alike = [normalised(row, torch.ones_like(row, dtype=torch.bool), self.normalise)[0] for row in rows]
+            total += weight * torch.cat(alike).numpy()
         return total
-
-
-def in_one_unit(scores: NDArray[np.floating], how: str) -> NDArray[np.floating]:
-    """Bring the scores of one query to one unit; equal scores become 0.
-
-    >>> in_one_unit(np.array([2.0, 6.0, 4.0]), "minmax").tolist()
-    [0.0, 1.0, 0.5]
-    """
-    if how == "none":
-        return scores
-    low, spread = (scores.min(), np.ptp(scores)) if how == "minmax" else (scores.mean(), scores.std())
-    return np.zeros_like(scores) if spread == 0 else (scores - low) / spread
 
 
 def made_teacher(teacher: str | dict[str, Any] | PairScorer) -> PairScorer:
