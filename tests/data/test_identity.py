@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny_data
+from on_disk import convert_small_data
 from PIL import Image
 
 from smart_train.config.schema import DataBlock
@@ -15,7 +16,6 @@ from smart_train.data.collection import Collection, Document, RetrievalDataset
 from smart_train.data.document_keys import DocumentKeys
 from smart_train.data.identity import plain, query_copies, shared_documents, shown_hashes
 from smart_train.data.load import load
-from smart_train.data.readers import row_cache
 from smart_train.data.readers.base import find_reader
 from smart_train.data.split import file_groups, halves, split
 from smart_train.data.validate import validate
@@ -125,9 +125,7 @@ def test_copies_of_a_stored_collection_are_those_of_one_in_memory(tmp_path, monk
     tiny_data.write_lines(tmp_path / "rows.jsonl", rows)
     data = DataBlock(path=str(tmp_path / "rows.jsonl"))
     here = find_reader(data).read("train")
-    for name, value in (("SMALL_BYTES", 0), ("SHARD_ROWS", 25)):
-        monkeypatch.setattr(row_cache, name, value)
-    monkeypatch.setattr(row_cache, "cache_folder", lambda: tmp_path / "cache")
+    convert_small_data(monkeypatch, tmp_path, shard_rows=25)
     stored = find_reader(data).read("train")
     assert query_copies(stored) == query_copies(here) != {}
     few = [*here.queries][:20]

@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 import tiny_data
+from on_disk import convert_small_data
 
 import smart_train.data.near_documents as near_documents_module
 from smart_train.config.schema import DataBlock
@@ -19,7 +20,6 @@ from smart_train.data.identity import shared_documents
 from smart_train.data.load import dev_and_test, load
 from smart_train.data.near_documents import mark_near, near_groups
 from smart_train.data.near_duplicates import words
-from smart_train.data.readers import row_cache
 from smart_train.data.readers.base import find_reader
 from smart_train.data.split import halves, split
 from smart_train.data.validate import validate
@@ -178,9 +178,7 @@ def test_a_recipe_asks_for_it(tmp_path, monkeypatch, caplog, stored):
     data = answers()
     tiny_data.write_lines(tmp_path / "rows.jsonl", rows_of(data))
     if stored:
-        for name, value in (("SMALL_BYTES", 0), ("SHARD_ROWS", 25)):
-            monkeypatch.setattr(row_cache, name, value)
-        monkeypatch.setattr(row_cache, "cache_folder", lambda: tmp_path / "cache")
+        convert_small_data(monkeypatch, tmp_path, shard_rows=25)
     block = DataBlock(path=str(tmp_path / "rows.jsonl"), dev=8, test=8)
     number = {text: n // 2 for n, text in enumerate(d.text for d in data.corpus.values())}
 
@@ -220,9 +218,7 @@ def test_a_stored_collection_has_the_groups_of_one_in_memory(tmp_path, monkeypat
     tiny_data.write_lines(tmp_path / "rows.jsonl", rows)
     data = DataBlock(path=str(tmp_path / "rows.jsonl"))
     here = find_reader(data).read("train")
-    for name, value in (("SMALL_BYTES", 0), ("SHARD_ROWS", 25)):
-        monkeypatch.setattr(row_cache, name, value)
-    monkeypatch.setattr(row_cache, "cache_folder", lambda: tmp_path / "cache")
+    convert_small_data(monkeypatch, tmp_path, shard_rows=25)
     stored = find_reader(data).read("train")
     for one in (here, stored):
         mark_near("rows", [one])

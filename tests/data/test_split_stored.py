@@ -7,12 +7,12 @@ import logging
 import random
 
 import pytest
+from on_disk import convert_small_data
 
 from smart_train.config.schema import DataBlock
 from smart_train.core.errors import DataError
 from smart_train.data import store
 from smart_train.data.collection import RetrievalDataset
-from smart_train.data.readers import row_cache
 from smart_train.data.readers.base import find_reader
 from smart_train.data.split import halves, split
 from smart_train.data.validate import validate
@@ -37,9 +37,7 @@ def both(tmp_path, monkeypatch, seed: int, files: int):
     path.write_text("\n".join(json.dumps(row) for row in content), "utf8")
     data = DataBlock(path=str(path))
     plain = find_reader(data).read("train")
-    for name, value in (("SMALL_BYTES", 0), ("SHARD_ROWS", 25), ("BUCKET", 50)):
-        monkeypatch.setattr(row_cache, name, value)
-    monkeypatch.setattr(row_cache, "cache_folder", lambda: tmp_path / "cache")
+    convert_small_data(monkeypatch, tmp_path, shard_rows=25, BUCKET=50)
     return find_reader(data).read("train"), plain
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny_data
+from on_disk import convert_small_data
 
 from smart_train.config.schema import DataBlock
 from smart_train.core.errors import DataError
@@ -32,9 +33,7 @@ SMALL = {"SMALL_BYTES": 1 << 30, "SMALL_ROWS": 1 << 30}
 @pytest.fixture(autouse=True)
 def small_limits(tmp_path, monkeypatch):
     """Everything is large, and takes several shards and buckets."""
-    for name, value in (("SMALL_BYTES", 0), ("SMALL_ROWS", 0), ("SHARD_ROWS", 7), ("BUCKET", 11)):
-        monkeypatch.setattr(row_cache, name, value)
-    monkeypatch.setattr(row_cache, "cache_folder", lambda: tmp_path / "cache")
+    convert_small_data(monkeypatch, tmp_path, shard_rows=7, SMALL_ROWS=0, BUCKET=11)
 
 
 def write_lines(file: Path, rows: list[dict]) -> None:

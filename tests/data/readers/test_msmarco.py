@@ -11,7 +11,6 @@ import pytest
 from smart_train.config.schema import Component, DataBlock
 from smart_train.core.errors import DataError
 from smart_train.data.load import check_data, load
-from smart_train.data.readers import row_cache
 from smart_train.data.readers.base import find_reader
 from smart_train.data.readers.msmarco import MsmarcoReader, MsmarcoTriplesReader
 from smart_train.data.stored_collection import StoredCollection
@@ -36,15 +35,6 @@ def published(folder: Path, without: tuple[str, ...] = ()) -> Path:
         if name not in without:
             (folder / name).write_text(text)
     return folder
-
-
-@pytest.fixture(params=[False, True], ids=["in memory", "on disk"])
-def large(request, tmp_path, monkeypatch) -> bool:
-    if request.param:
-        for name, value in (("SMALL_BYTES", 0), ("SHARD_ROWS", 2)):
-            monkeypatch.setattr(row_cache, name, value)
-        monkeypatch.setattr(row_cache, "cache_folder", lambda: tmp_path / "cache")
-    return request.param
 
 
 def test_passages_queries_qrels_and_triples_are_joined_by_id(tmp_path, caplog, large):

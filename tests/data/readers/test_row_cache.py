@@ -19,6 +19,7 @@ import pytest
 import tiny_data
 import torch
 from alike import assert_equal
+from on_disk import convert_small_data
 
 from smart_train.config.schema import DataBlock
 from smart_train.core.errors import DataError
@@ -33,9 +34,7 @@ from smart_train.data.stored_collection import StoredCollection
 @pytest.fixture(autouse=True)
 def small_limits(tmp_path, monkeypatch):
     """Everything is large, and takes several shards and buckets."""
-    for name, value in (("SMALL_BYTES", 0), ("SMALL_ROWS", 0), ("SHARD_ROWS", 7), ("BUCKET", 11)):
-        monkeypatch.setattr(row_cache, name, value)
-    monkeypatch.setattr(row_cache, "cache_folder", lambda: tmp_path / "cache")
+    convert_small_data(monkeypatch, tmp_path, shard_rows=7, SMALL_ROWS=0, BUCKET=11)
 
 
 def rows(seed: int, count: int = 60, scores: bool = True) -> list[dict]:

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny_data
+from on_disk import convert_small_data
 
 from smart_train.config.schema import DataBlock
 from smart_train.core.errors import DataError
 from smart_train.data.collection import Collection
 from smart_train.data.load import check_data, load
-from smart_train.data.readers import row_cache
 from smart_train.data.readers.base import find_reader
 from smart_train.data.stored_collection import StoredCollection
 
@@ -187,9 +187,7 @@ def test_a_converted_table_has_the_same_grades_and_negatives(tmp_path, monkeypat
     plain = read(path)
     said = [record.getMessage() for record in caplog.records]
     caplog.clear()
-    for name, value in (("SMALL_BYTES", 0), ("SMALL_ROWS", 0), ("SHARD_ROWS", 7), ("BUCKET", 11)):
-        monkeypatch.setattr(row_cache, name, value)
-    monkeypatch.setattr(row_cache, "cache_folder", lambda: tmp_path / "cache")
+    convert_small_data(monkeypatch, tmp_path, shard_rows=7, SMALL_ROWS=0, BUCKET=11)
     stored = read(path)
     assert isinstance(stored, StoredCollection)
     assert judged(stored) == judged(plain) and stored.fingerprint() == plain.fingerprint()

@@ -11,7 +11,6 @@ import tiny_data
 from smart_train.config.schema import Component, DataBlock
 from smart_train.core.errors import DataError
 from smart_train.data.load import check_data, load, read_all
-from smart_train.data.readers import row_cache
 from smart_train.data.readers.base import find_reader
 from smart_train.data.stored_collection import StoredCollection
 
@@ -51,15 +50,6 @@ def in_folders(folder: Path) -> Path:
     tiny_data.write_lines(folder / "train" / "data.jsonl", TRAIN)
     tiny_data.write_lines(folder / "test" / "data.jsonl", TEST)
     return folder
-
-
-@pytest.fixture(params=[False, True], ids=["in memory", "on disk"])
-def large(request, tmp_path, monkeypatch) -> bool:
-    if request.param:
-        for name, value in (("SMALL_BYTES", 0), ("SHARD_ROWS", 2)):
-            monkeypatch.setattr(row_cache, name, value)
-        monkeypatch.setattr(row_cache, "cache_folder", lambda: tmp_path / "cache")
-    return request.param
 
 
 @pytest.mark.parametrize("layout", [side_by_side, called_queries, in_folders], ids=lambda f: f.__name__)
