@@ -39,10 +39,10 @@ from smart_train.data.collate import Collator, EpochRow
 from smart_train.data.collection import Collection, content_id, first_few, hash_id
 from smart_train.data.readers.base import DataProblem, find_reader
 from smart_train.data.readers.row_builder import RowBuilder
+from smart_train.data.readers.row_cache import both_ends
 from smart_train.data.readers.row_parser import ParsedRow, RowParser
 from smart_train.data.tables import IterableTable
 
-EDGE = 1 << 16  # bytes at either end of a file that the fingerprint is made of
 SHOWN = 5  # places of rows left out that a report names
 NOTE = "stream"  # of Batch.notes: (number of the batch, its place, lines to log)
 WITHOUT = (
@@ -142,11 +142,7 @@ class RowStream:
         """
         total = sha256(json.dumps([self.name, asdict(self.columns)]).encode())
         for file in getattr(self.table, "files", ()):
-            size = file.stat().st_size
-            with file.open("rb") as stream:
-                total.update(f"{file.name} {size}".encode() + stream.read(EDGE))
-                stream.seek(max(0, size - EDGE))
-                total.update(stream.read(EDGE))
+            total.update(f"{file.name} {file.stat().st_size}".encode() + both_ends(file))
         return total.hexdigest()
 
     def steps_needed(self, pairs: int) -> tuple[str, str]:

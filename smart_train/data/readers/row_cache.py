@@ -251,13 +251,17 @@ def _one_process(folder: Path, name: str) -> Any:
         return lock.acquire()
 
 
-def signature(file: Path) -> list[Any]:
-    stat = file.stat()
+def both_ends(file: Path) -> bytes:
+    """Return the first and the last EDGE bytes of a file; of a short file they overlap."""
     with file.open("rb") as stream:
         first = stream.read(EDGE)
-        stream.seek(max(0, stat.st_size - EDGE))
-        edges = sha256(first + stream.read(EDGE)).hexdigest()
-    return [file.name, stat.st_size, stat.st_mtime_ns, edges]
+        stream.seek(max(0, file.stat().st_size - EDGE))
+        return first + stream.read(EDGE)
+
+
+def signature(file: Path) -> list[Any]:
+    stat = file.stat()
+    return [file.name, stat.st_size, stat.st_mtime_ns, sha256(both_ends(file)).hexdigest()]
 
 
 def rows_of(table: LargeTable) -> Any:
