@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -33,7 +33,7 @@ from smart_train.data.batch_sampler import PairGroups, pair_groups
 from smart_train.data.collate import Collator, Pairs, TruncatingPreprocess
 from smart_train.data.collection import Collection
 from smart_train.data.readers.python_rows import NamedRows, read_named, read_together
-from smart_train.data.streaming import BatchNumbers, StreamCollator, StreamedBatches, as_stream
+from smart_train.data.streaming import BatchNumbers, RowStream, StreamCollator, StreamedBatches, as_stream
 from smart_train.distributed.process_group import CollectError, ProcessGroup
 from smart_train.distributed.signals import interruptible
 from smart_train.evaluation.retrieval import evaluate
@@ -139,6 +139,61 @@ def _pair_groups(
     return groups
 
 
+@dataclass
+class TrainData:
+    """What a trainer draws its batches of.
+
+    dataset: pairs, batches of a stream, or the items of the caller's own collator
+    collection: of the pairs; None for a stream and for items of the caller's. stream: None for anything else
+    negatives: hard negatives of a row; pair_groups: which pairs may share a batch; None where that is not planned
+    """
+
+    dataset: Any
+    collection: Collection | None = None
+    stream: RowStream | None = None
+    negatives: int = 0
+    pair_groups: PairGroups | None = None
+
+
+def _read_train_data(
+    train_dataset: Any,
+    columns: Mapping[str, str] | None,
+    args: SmartTrainingArguments,
+    objective: ObjectiveBlock,
+    pair_groups: PairGroups | None,
+    *sources: Any,
+) -> TrainData:
+    """Read train data in any form, or open its stream, and check that batches can be made of it.
+
+    sources: how several data sets are drawn, the last arguments of ``_pair_groups``
+    """
+    stream = as_stream(train_dataset, columns)
+    if stream is not None:
+        if pair_groups is not None:
+            raise UsageError("pair_groups needs all pairs, and train_dataset is a stream; leave it out")
+        check_stream(args, stream)
+        check_pages(objective, stream)
+        return TrainData(stream_batches(stream, args), None, stream, stream.data.negatives)
+    rows = read_together(train_dataset, "train_dataset", columns)
+    pairs = Pairs(rows.collection)
+    check_steps(args, len(pairs))
+    check_pages(objective, rows.collection)
+    if pair_groups is None:
+        pair_groups = _pair_groups(rows, pairs, args, *sources)
+    return TrainData(pairs, rows.collection, None, rows.negatives, pair_groups)
+
+
+def _make_collator(
+    data: TrainData, preprocess: TruncatingPreprocess, args: SmartTrainingArguments, **options: Any
+) -> Callable[[Any], Batch]:
+    """Return what makes batches of the items of train data.  options: of ``Collator``"""
+    if data.stream is None:
+        assert data.collection is not None  # only the caller's own items have neither, and a collator
+        return Collator(data.collection, preprocess, seed=args.seed, **options)
+    empty = Collection(data.stream.name, {}, {}, {})  # filled for each batch
+    return StreamCollator(data.stream, args.world_size, Collator(empty, preprocess, seed=args.seed, **options))
+
+
 class SmartTrainer(Trainer):
     """Train a SmartEncoder on pairs of a query and a relevant document.
 
@@ -242,44 +297,26 @@ class SmartTrainer(Trainer):
         self.evaluator = evaluator or self._make_evaluator(eval_k, eval_batch_size)
         check_best_is_measured(args, self.evaluator is not None, patience)
         check_best_is_named(args, self.eval_collections, patience)
-        self.train_collection: Collection | None = None
-        self.stream = as_stream(train_dataset, columns) if data_collator is None else None
-        self.stream_progress: StreamProgress | None = None
-        if data_collator is not None:
-            dataset = Pairs(train_dataset) if isinstance(train_dataset, Collection) else train_dataset
-        else:
-            if self.stream is None:
-                rows = read_together(train_dataset, "train_dataset", columns)
-                self.train_collection = collection = rows.collection
-                in_a_row = rows.negatives
-                dataset = Pairs(rows.collection)
-                check_steps(args, len(dataset))
-                check_pages(objective, rows.collection)
-                if pair_groups is None:
-                    pair_groups = _pair_groups(rows, dataset, args, mix_datasets, source_weights, source_temperature)
-            else:
-                if pair_groups is not None:
-                    raise UsageError("pair_groups needs all pairs, and train_dataset is a stream; leave it out")
-                check_stream(args, self.stream)
-                check_pages(objective, self.stream)
-                in_a_row = self.stream.data.negatives
-                collection = Collection(self.stream.name, {}, {}, {})  # filled for each batch
-                dataset = stream_batches(self.stream, args)
-                self.stream_progress = StreamProgress(dataset, args.process_index == 0)
+        if data_collator is None:
+            groups = (pair_groups, mix_datasets, source_weights, source_temperature)
+            data = _read_train_data(train_dataset, columns, args, objective, *groups)
             _report_limits(model, query_tokens, document_tokens)
-            collate = Collator(
-                collection,
+            per_query = (data.negatives or int(mining.rounds > 0)) if negatives is None else negatives
+            data_collator = _make_collator(
+                data,
                 TruncatingPreprocess(model.preprocess, query_tokens, document_tokens),
-                negatives=(in_a_row or int(mining.rounds > 0)) if negatives is None else negatives,
+                args,
+                negatives=per_query,
                 length_groups=length_groups,
-                seed=args.seed,
                 chunk_rows=chunk_rows(objective),
                 split=splitter(model, objective),
             )
-            data_collator = collate
-            if self.stream is not None:
-                data_collator = StreamCollator(self.stream, args.world_size, collate)
-        self.pair_groups = pair_groups
+        else:
+            own = Pairs(train_dataset) if isinstance(train_dataset, Collection) else train_dataset
+            data = TrainData(own, pair_groups=pair_groups)
+        self.train_collection, self.stream, self.pair_groups = data.collection, data.stream, data.pair_groups
+        dataset = data.dataset
+        self.stream_progress = StreamProgress(dataset, args.process_index == 0) if data.stream else None
 
         self.run_dir = Path(str(run_dir or args.output_dir))
         self.means, self.speed = MetricMeans(), SpeedMeter(model)
